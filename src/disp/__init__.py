@@ -1,0 +1,1 @@
+"""Find and remove backdoors in multimodal diffusion language models."""

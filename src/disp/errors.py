@@ -1,0 +1,18 @@
+"""Errors that are the user's to mend: shown as one message, without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DispError(Exception):
+    """A mistake in input, options or installation. The message names the thing, the place and the remedy."""
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> DispError:
+    """The error for a name that is not among the choices, with the nearest match."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return DispError(f"unknown {kind} {name!r}; choose one of {', '.join(choices)}.{hint}")

@@ -1,0 +1,92 @@
+"""What a multimodal diffusion language model (MDLM) is, to the rest of `disp`.
+
+Letters for tensor dimensions, here and everywhere: B batch, P prefix length, L response length, N visual tokens,
+V vocabulary, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from disp.data.sample import Query
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Everything that stands before the response: embedded prompt and visual tokens, left-padded.
+
+    Attributes:
+        embeds: float ``[B, P, d]``.
+        attention_mask: bool ``[B, P]``, false at padding.
+        visual_mask: bool ``[B, P]``, true at image-patch tokens only: not at separators, newlines or padding.
+        locations: int64 ``[B, P, 4]``: image, tile, row and column of each visual token, -1 elsewhere.
+    """
+
+    embeds: Tensor
+    attention_mask: Tensor
+    visual_mask: Tensor
+    locations: Tensor
+
+    def __len__(self) -> int:
+        return self.embeds.shape[0]
+
+    def select(self, rows: Tensor) -> Prefix:
+        """The given rows; ``rows`` int64 ``[B']`` may repeat a row."""
+        return Prefix(self.embeds[rows], self.attention_mask[rows], self.visual_mask[rows], self.locations[rows])
+
+    def with_masked(self, masked: Tensor, mask_embedding: Tensor) -> Prefix:
+        """The prefix with the visual tokens of ``masked`` (bool ``[B, P]``) replaced by ``mask_embedding`` ``[d]``.
+
+        Raises:
+            ValueError: ``masked`` names a position that holds no visual token.
+        """
+        if (masked & ~self.visual_mask).any():
+            raise ValueError("only visual tokens can be masked; `masked` is true at another position")
+        return replace(self, embeds=torch.where(masked[..., None], mask_embedding.to(self.embeds.dtype), self.embeds))
+
+
+class MDLM(Protocol):
+    """A model that answers by denoising masked text; DiSP asks for nothing else.
+
+    ``denoise`` and ``forward`` return logits at response positions only, aligned so that position j predicts
+    token j. Which response slots are open is the caller's boolean tensor, never read off the embeddings.
+    """
+
+    mask_token_id: int
+    end_token_ids: tuple[int, ...]
+    gen_length: int
+    generation_defaults: dict[str, Any]
+
+    @property
+    def mask_embedding(self) -> Tensor:
+        """float ``[d]``: the embedding of the mask token, which also stands in for masked visual tokens."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs of `denoise` must lie."""
+
+    def prepare(self, queries: Sequence[Query]) -> dict[str, Tensor]:
+        """Tensors for a batch of queries (tokenized prompts, pixels), on the CPU; the arguments of `embed`."""
+
+    def embed(self, **inputs: Tensor) -> Prefix:
+        """Embed prepared inputs; runs the vision tower and the projector."""
+
+    def encode(self, queries: Sequence[Query]) -> Prefix:
+        """`prepare`, move to the model's device, `embed`."""
+
+    def denoise(self, prefix: Prefix, response: Tensor) -> Tensor:
+        """One pass: response ids int64 ``[B, L]`` (mask id at open slots) to logits ``[B, L, V]``."""
+
+    def forward(self, response: Tensor, **inputs: Tensor) -> Tensor:
+        """`denoise` of `embed`, in one call, so that wrappers for distributed training see it."""
+
+    def encode_responses(self, responses: Sequence[str], length: int) -> Tensor:
+        """Texts to int64 ``[B, length]``: the tokens, an end token, end-of-text padding. Too long is an error."""
+
+    def decode_responses(self, ids: Tensor) -> list[str]:
+        """int64 ``[B, L]`` to texts, each cut before its first end token."""

@@ -1,0 +1,238 @@
+"""The LLaDA-V arrangement: vision tower, MLP projector, bidirectional transformer. The built-in model is a small one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from disp.data.sample import Query, open_image
+from disp.errors import DispError
+from disp.models.interface import Prefix
+from disp.models.transformer import Block, RMSNorm, attention_inputs
+from disp.models.vision import VisionTower, normalise_pixels, projector
+
+IMAGE_PLACEHOLDER = "<image>"
+
+
+class LladaVConfig(PreTrainedConfig):
+    """Sizes of a model in the LLaDA-V arrangement.
+
+    ``vision`` holds the arguments of `VisionTower`; ``generation`` the decoding defaults (arguments of
+    `disp.diffusion.decode.DecodeConfig`); the other names are those of Llama's config.
+    """
+
+    model_type = "disp_llada_v"
+
+    def __init__(
+        self,
+        vocab_size: int = 1024,
+        hidden_size: int = 160,
+        intermediate_size: int = 432,
+        num_hidden_layers: int = 4,
+        num_attention_heads: int = 5,
+        num_key_value_heads: int | None = None,
+        attention_bias: bool = False,
+        rope_theta: float = 10_000.0,
+        rms_norm_eps: float = 1e-5,
+        mask_token_id: int = 0,
+        end_token_ids: Sequence[int] = (1, 2),
+        vision: dict[str, Any] | None = None,
+        gen_length: int = 32,
+        generation: dict[str, Any] | None = None,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
+        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
+        self.num_key_value_heads = num_key_value_heads or num_attention_heads
+        self.head_dim = hidden_size // num_attention_heads
+        self.attention_bias, self.rope_theta, self.rms_norm_eps = attention_bias, rope_theta, rms_norm_eps
+        self.mask_token_id, self.end_token_ids = mask_token_id, list(end_token_ids)
+        self.vision = vision or {}
+        self.gen_length, self.generation = gen_length, generation or {}
+        self.initializer_range = initializer_range
+
+
+class Backbone(nn.Module):
+    """The parts under the ``model.`` prefix of a checkpoint."""
+
+    def __init__(self, config: LladaVConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.vision_tower = VisionTower(**config.vision)
+        self.mm_projector = projector(config.vision["hidden_size"], config.hidden_size)
+
+
+class LladaV(PreTrainedModel):
+    """An MDLM in the LLaDA-V arrangement; see `disp.models.interface.MDLM` for what each method promises."""
+
+    config_class = LladaVConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = False
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self, config: LladaVConfig):
+        super().__init__(config)
+        self.model = Backbone(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.mask_token_id = config.mask_token_id
+        self.end_token_ids = tuple(config.end_token_ids)
+        self.gen_length, self.generation_defaults = config.gen_length, dict(config.generation)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.data.normal_(0.0, std)
+            if getattr(module, "bias", None) is not None:
+                module.bias.data.zero_()
+
+    @property
+    def mask_embedding(self) -> Tensor:
+        """float ``[d]``: the embedding of the mask token."""
+        return self.model.embed_tokens.weight[self.mask_token_id]
+
+    # --- text and pixels to tensors -------------------------------------------------------------------------------
+
+    def prepare(self, queries: Sequence[Query]) -> dict[str, Tensor]:
+        """Tokenize and load a batch of queries.
+
+        Returns:
+            ``token_ids`` int64 ``[B, P]``, left-padded with -1, where each visual token stands as ``-2 - index`` of
+            its image among the batch's images; ``pixels`` uint8 ``[images, 3, S, S]``.
+        """
+        pixels = [self._pixels(open_image(source)) for query in queries for source in query.images]
+        size = self.model.vision_tower.image_size
+        stacked = np.stack(pixels) if pixels else np.zeros((0, 3, size, size), np.uint8)
+        return {"token_ids": self.prepare_text(queries), "pixels": torch.from_numpy(stacked)}
+
+    def prepare_text(self, queries: Sequence[Query]) -> Tensor:
+        """The ``token_ids`` of `prepare`; opens no image."""
+        rows: list[list[int]] = []
+        images = 0
+        for query in queries:
+            rows.append(self._token_ids(query, first_image=images))
+            images += len(query.images)
+        longest = max(len(row) for row in rows)
+        token_ids = torch.full((len(rows), longest), -1)
+        for index, row in enumerate(rows):
+            token_ids[index, longest - len(row) :] = torch.tensor(row)
+        return token_ids
+
+    def _token_ids(self, query: Query, first_image: int) -> list[int]:
+        messages = [{"role": "system", "content": query.system}] if query.system else []
+        for turn in query.history:
+            messages.append({"role": "user", "content": turn.prompt})
+            messages.append({"role": "assistant", "content": turn.response})
+        messages.append({"role": "user", "content": query.prompt})
+        user = [message for message in messages if message["role"] == "user"]
+        missing = len(query.images) - sum(message["content"].count(IMAGE_PLACEHOLDER) for message in user)
+        if missing < 0:
+            raise DispError(
+                f"sample {query.sample_id!r}: {len(query.images) - missing} {IMAGE_PLACEHOLDER} placeholders for "
+                f"{len(query.images)} images; remove the surplus placeholders or add the images"
+            )
+        user[0]["content"] = f"{IMAGE_PLACEHOLDER}\n" * missing + user[0]["content"]
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        visual = self.model.vision_tower.grid**2
+        ids: list[int] = []
+        for index, chunk in enumerate(text.split(IMAGE_PLACEHOLDER)):
+            if index:
+                ids += [-2 - (first_image + index - 1)] * visual
+            ids += self.tokenizer(chunk, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _pixels(self, image: Image.Image) -> np.ndarray:
+        size = self.model.vision_tower.image_size
+        if image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
+
+    def encode_responses(self, responses: Sequence[str], length: int) -> Tensor:
+        """Texts to int64 ``[B, length]``: tokens, the end of turn, then end-of-text padding.
+
+        Raises:
+            DispError: a response and its end token do not fit.
+        """
+        end_of_turn, padding = self.end_token_ids
+        ids = torch.full((len(responses), length), padding)
+        for row, text in enumerate(responses):
+            tokens = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], end_of_turn]
+            if len(tokens) > length:
+                raise DispError(
+                    f"response of {len(tokens)} tokens does not fit into {length}: {text[:80]!r}; raise gen_length"
+                )
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        return ids
+
+    def decode_responses(self, ids: Tensor) -> list[str]:
+        """int64 ``[B, L]`` to texts, each cut before its first end token."""
+        texts = []
+        for row in ids.tolist():
+            end = next((index for index, token in enumerate(row) if token in self.end_token_ids), len(row))
+            texts.append(self.tokenizer.decode(row[:end], skip_special_tokens=False))
+        return texts
+
+    # --- tensors to logits ----------------------------------------------------------------------------------------
+
+    def vision_features(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels ``[images, 3, S, S]`` to the tower's features ``[images, N, d_vision]``."""
+        return self.model.vision_tower(normalise_pixels(pixels).to(self.dtype))
+
+    def embed(self, token_ids: Tensor, pixels: Tensor | None = None, features: Tensor | None = None) -> Prefix:
+        """Embed prepared inputs.
+
+        Args:
+            token_ids: int64 ``[B, P]`` as `prepare` lays it out.
+            pixels: uint8 ``[images, 3, S, S]``; not needed where ``features`` is given.
+            features: the tower's output for the same images, to run the tower only once.
+        """
+        visual_mask = token_ids < -1
+        embeds = self.model.embed_tokens(token_ids.clamp(min=0))
+        locations = torch.full((*token_ids.shape, 4), -1, device=token_ids.device)
+        if visual_mask.any():
+            if features is None:
+                features = self.vision_features(pixels)
+            grid = self.model.vision_tower.grid
+            tokens = self.model.mm_projector(features).flatten(0, 1)  # [images * N, d]
+            # Placeholders of one image are consecutive and images are in order of appearance.
+            embeds = embeds.masked_scatter(visual_mask[..., None], tokens.to(embeds.dtype))
+            place = torch.arange(grid * grid, device=token_ids.device).repeat(features.shape[0])
+            image = -2 - token_ids[visual_mask]
+            rows = visual_mask.nonzero()[:, 0]
+            first = torch.full((token_ids.shape[0],), features.shape[0], device=token_ids.device)
+            first.scatter_reduce_(0, rows, image, "amin")
+            locations[visual_mask] = torch.stack(
+                (image - first[rows], torch.zeros_like(place), place // grid, place % grid), dim=-1
+            )
+        return Prefix(embeds, token_ids != -1, visual_mask, locations)
+
+    @torch.no_grad()
+    def encode(self, queries: Sequence[Query]) -> Prefix:
+        """`prepare` and `embed`, without gradients."""
+        return self.embed(**{name: tensor.to(self.device) for name, tensor in self.prepare(queries).items()})
+
+    def denoise(self, prefix: Prefix, response: Tensor) -> Tensor:
+        """One denoising pass: int64 ``[B, L]`` to logits ``[B, L, V]``."""
+        batch, length = response.shape
+        x = torch.cat((prefix.embeds, self.model.embed_tokens(response)), dim=1)
+        mask = torch.cat((prefix.attention_mask, prefix.attention_mask.new_ones(batch, length)), dim=1)
+        table, mask = attention_inputs(mask, self.config.head_dim, self.config.rope_theta)
+        for layer in self.model.layers[:-1]:
+            x = layer(x, table, mask, x.shape[1])
+        # Only the response's rows of the last layer are ever read; leaving out the others is exact.
+        x = self.model.layers[-1](x, table, mask, length)
+        return self.lm_head(self.model.norm(x))
+
+    def forward(self, response: Tensor, **inputs: Tensor) -> Tensor:
+        """Logits ``[B, L, V]`` of response ids ``[B, L]`` given prepared inputs."""
+        return self.denoise(self.embed(**inputs), response)

@@ -1,0 +1,123 @@
+"""A bidirectional transformer with RMSNorm, rotary positions and SwiGLU, under the parameter names of Llama."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the last dimension, computed in float32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return self.weight * F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype)
+
+
+def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for rotary positions in the half-split layout.
+
+    Args:
+        positions: int64 ``[B, T]``.
+        head_dim: width of one head.
+        theta: base of the wavelengths.
+
+    Returns:
+        Two float32 tensors ``[B, 1, T, head_dim]``.
+    """
+    steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
+    angles = positions[..., None].float() * theta ** (-steps / head_dim)
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply rotary positions to ``[B, H, T, head_dim]``."""
+    cos, sin = table
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Bidirectional attention with grouped key and value heads; queries may be fewer than keys."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, qkv_bias: bool):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.q_proj = nn.Linear(width, heads * head_dim, bias=qkv_bias)
+        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=qkv_bias)
+        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=qkv_bias)
+        self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
+
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], mask: Tensor | None, rows: int) -> Tensor:
+        """Attend from the last ``rows`` positions of ``x`` ``[B, T, d]`` to all of them; returns ``[B, rows, d]``."""
+        batch, length, _ = x.shape
+        query = self.q_proj(x[:, length - rows :]).view(batch, rows, self.heads, self.head_dim).transpose(1, 2)
+        key = self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        value = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        query = rotate(query, (table[0][:, :, length - rows :], table[1][:, :, length - rows :]))
+        key = rotate(key, table)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, enable_gqa=self.heads != self.kv_heads
+        )  # [B, H, rows, head_dim]
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """The gated feed-forward layer."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """One pre-norm layer."""
+
+    def __init__(self, config):
+        super().__init__()
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.self_attn = Attention(
+            width, config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.attention_bias
+        )
+        self.mlp = SwiGLU(width, config.intermediate_size)
+        self.input_layernorm = RMSNorm(width, eps)
+        self.post_attention_layernorm = RMSNorm(width, eps)
+
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], mask: Tensor | None, rows: int) -> Tensor:
+        """``[B, T, d]`` to ``[B, rows, d]``: the last ``rows`` positions, which have seen all others."""
+        attended = self.self_attn(self.input_layernorm(x), table, mask, rows)
+        x = x[:, x.shape[1] - rows :] + attended
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def attention_inputs(attention_mask: Tensor, head_dim: int, theta: float) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+    """Rotary table and attention mask of a padded batch.
+
+    Positions count the tokens that are there, so padding on the left changes nothing for the others.
+
+    Args:
+        attention_mask: bool ``[B, T]``, false at padding.
+        head_dim: width of one head.
+        theta: base of the rotary wavelengths.
+
+    Returns:
+        The table of `rotary_table`, and the mask as bool ``[B, 1, 1, T]``, or None where nothing is padded.
+    """
+    if attention_mask.all():
+        positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)[None]
+        return rotary_table(positions, head_dim, theta), None
+    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    return rotary_table(positions, head_dim, theta), attention_mask[:, None, None, :]
