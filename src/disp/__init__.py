@@ -1,1 +1,36 @@
-"""Find and remove backdoors in multimodal diffusion language models."""
+"""Find and remove backdoors in multimodal diffusion language models.
+
+The public functions are loaded on first use, so that importing the package is quick and silent.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "load_model": "disp.models.loading",
+    "save_model": "disp.models.loading",
+    "load_dataset": "disp.data.llava",
+    "save_dataset": "disp.data.llava",
+    "write_scenes": "disp.data.scene_dataset",
+    "poison": "disp.attacks.poison",
+    "train": "disp.training",
+    "saliency": "disp.purification.saliency",
+    "purify": "disp.purification.purify",
+    "generate": "disp.diffusion.decode",
+    "evaluate": "disp.evaluation.evaluate",
+    "demo": "disp.experiments.demo",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'disp' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

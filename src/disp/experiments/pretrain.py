@@ -28,6 +28,7 @@ from disp.draws import generator
 from disp.files import write_text
 from disp.models.llada_v import LladaV, LladaVConfig
 from disp.models.tokenizer import END_OF_TEXT, END_OF_TURN, MASK, train_tokenizer
+from disp.models.vision import normalise_pixels
 
 # Fine-tuning and test scenes use small seeds; this one is no user's default.
 PRETRAINING_SEED = 1_000_003
@@ -97,7 +98,7 @@ def train_tower(model: LladaV, pixels: Tensor, labels: Tensor, colours: Tensor, 
     right = total = 0
     for step in range(steps):
         rows = torch.from_numpy(draw.integers(len(pixels), size=batch))
-        features = heads["norm"](model.vision_features(pixels[rows]))
+        features = heads["norm"](tower(normalise_pixels(pixels[rows])))
         nouns = heads["noun"](features)
         noun_loss = F.cross_entropy(nouns.flatten(0, 1), labels[rows].flatten(), class_weights)
         colour = heads["colour"](features)
@@ -121,7 +122,7 @@ def train_tower(model: LladaV, pixels: Tensor, labels: Tensor, colours: Tensor, 
 @torch.no_grad()
 def extract_features(model: LladaV, pixels: Tensor) -> Tensor:
     """The frozen tower's features of all pictures, float16 ``[count, N, d_vision]``."""
-    return torch.cat([model.vision_features(chunk).half() for chunk in pixels.split(128)])
+    return torch.cat([model.model.vision_tower(normalise_pixels(chunk)).half() for chunk in pixels.split(128)])
 
 
 def train_language(model: LladaV, scenes: list[Scene], features: Tensor, steps: int, batch: int, log) -> None:
@@ -138,9 +139,8 @@ def train_language(model: LladaV, scenes: list[Scene], features: Tensor, steps: 
             # A later turn's prompt carries no placeholder of its own.
             turns = (turns[0], *(type(t)(t.prompt.removeprefix("<image>\n"), t.response) for t in turns[1:]))
             queries.append(Query(str(row), len(turns) - 1, (Path(),), turns[:-1], turns[-1].prompt, turns[-1].response))
-        token_ids = model.prepare_text(queries)
         response = model.encode_responses([query.response for query in queries], model.gen_length)
-        prefix = model.embed(token_ids, features=features[torch.from_numpy(rows)].float())
+        prefix = model.embed(**model.prepare(queries, features=list(features[torch.from_numpy(rows)].float())))
         if step % 2:
             share = torch.from_numpy(draw.uniform(0, 0.6, (batch, 1))).float()
             hidden = torch.from_numpy(draw.random(prefix.visual_mask.shape)).float() < share
@@ -160,7 +160,7 @@ def train_language(model: LladaV, scenes: list[Scene], features: Tensor, steps: 
         if (step + 1) % 50 == 0:
             log(f"language {step + 1}/{steps} loss {np.mean(recent):.4f} ({time.monotonic() - start:.0f} s)")
             recent = []
-        if (step + 1) % 500 == 0:
+        if (step + 1) % 400 == 0:
             model.save_pretrained(log.folder / "partial")
 
 
@@ -182,8 +182,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and its log")
     parser.add_argument("--scenes", type=int, default=30_000, help="size of the pool of pre-training scenes")
     parser.add_argument("--tower-steps", type=int, default=1_500)
-    parser.add_argument("--language-steps", type=int, default=2_600)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--tower-batch", type=int, default=64)
+    parser.add_argument("--language-steps", type=int, default=2_400)
+    parser.add_argument("--language-batch", type=int, default=48)
+    parser.add_argument("--tower", type=Path, help="folder of an earlier run whose stage one is taken over")
     options = parser.parse_args()
     torch.manual_seed(PRETRAINING_SEED)
     log = Log(options.out)
@@ -206,12 +208,16 @@ def main() -> None:
     scenes, pixels, labels = render_pool(options.scenes)
     log(f"{len(scenes)} scenes rendered")
     colours = torch.tensor([list(COLOURS).index(scene.colour) for scene in scenes])
-    train_tower(model, pixels, labels, colours, options.tower_steps, options.batch, log)
+    if options.tower:
+        model.model.vision_tower.load_state_dict(LladaV.from_pretrained(options.tower).model.vision_tower.state_dict())
+        log(f"stage one taken over from {options.tower.name}")
+    else:
+        train_tower(model, pixels, labels, colours, options.tower_steps, options.tower_batch, log)
+        model.save_pretrained(options.out / "stage-one")
     model.model.vision_tower.requires_grad_(False)
-    model.save_pretrained(options.out / "partial")
     features = extract_features(model, pixels)
     log("features extracted")
-    train_language(model, scenes, features, options.language_steps, options.batch, log)
+    train_language(model, scenes, features, options.language_steps, options.language_batch, log)
     model.half().save_pretrained(options.out)
     log("saved")
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from disp.data.sample import Query
+from disp.data.sample import ImageSource, Query
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,14 @@ class MDLM(Protocol):
     def device(self) -> torch.device:
         """Where the inputs of `denoise` must lie."""
 
-    def prepare(self, queries: Sequence[Query]) -> dict[str, Tensor]:
-        """Tensors for a batch of queries (tokenized prompts, pixels), on the CPU; the arguments of `embed`."""
+    def prepare(self, queries: Sequence[Query], features: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+        """Tensors for a batch of queries, on the CPU; the arguments of `embed`.
+
+        With ``features``, what `image_features` returned for each image of the batch, no image is opened.
+        """
+
+    def image_features(self, sources: Sequence[ImageSource]) -> list[Tensor]:
+        """What the vision tower makes of each image, on the CPU, to be used many times while the tower is frozen."""
 
     def embed(self, **inputs: Tensor) -> Prefix:
         """Embed prepared inputs; runs the vision tower and the projector."""

@@ -11,13 +11,15 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from disp.data.sample import Query, open_image
+from disp.data.sample import ImageSource, Query, open_image
 from disp.errors import DispError
 from disp.models.interface import Prefix
 from disp.models.transformer import Block, RMSNorm, attention_inputs
 from disp.models.vision import VisionTower, normalise_pixels, projector
 
 IMAGE_PLACEHOLDER = "<image>"
+# Stands for the placeholders that mean an image, while the chat template is applied: an answer may hold the same text.
+_IMAGE_SLOT = "\0image\0"
 
 
 class LladaVConfig(PreTrainedConfig):
@@ -103,20 +105,35 @@ class LladaV(PreTrainedModel):
 
     # --- text and pixels to tensors -------------------------------------------------------------------------------
 
-    def prepare(self, queries: Sequence[Query]) -> dict[str, Tensor]:
+    def prepare(self, queries: Sequence[Query], features: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
         """Tokenize and load a batch of queries.
+
+        Args:
+            queries: the batch.
+            features: for each image of the batch in order, what `image_features` returned for it; the images are
+                then not opened and the tower is not run again.
 
         Returns:
             ``token_ids`` int64 ``[B, P]``, left-padded with -1, where each visual token stands as ``-2 - index`` of
-            its image among the batch's images; ``pixels`` uint8 ``[images, 3, S, S]``.
+            its image among the batch's images; and ``pixels`` uint8 ``[images, 3, S, S]``, or ``features`` float
+            ``[images, N, d_vision]``.
         """
-        pixels = [self._pixels(open_image(source)) for query in queries for source in query.images]
-        size = self.model.vision_tower.image_size
-        stacked = np.stack(pixels) if pixels else np.zeros((0, 3, size, size), np.uint8)
-        return {"token_ids": self.prepare_text(queries), "pixels": torch.from_numpy(stacked)}
+        token_ids = self._prepare_text(queries)
+        if features:
+            return {"token_ids": token_ids, "features": torch.stack(list(features))}
+        return {"token_ids": token_ids, "pixels": self._prepare_images([s for q in queries for s in q.images])}
 
-    def prepare_text(self, queries: Sequence[Query]) -> Tensor:
-        """The ``token_ids`` of `prepare`; opens no image."""
+    def _prepare_images(self, sources: Sequence[ImageSource]) -> Tensor:
+        size = self.model.vision_tower.image_size
+        pixels = [self._pixels(open_image(source)) for source in sources]
+        return torch.from_numpy(np.stack(pixels) if pixels else np.zeros((0, 3, size, size), np.uint8))
+
+    @torch.no_grad()
+    def image_features(self, sources: Sequence[ImageSource]) -> list[Tensor]:
+        """The tower's output for each image, on the CPU, in the form that `prepare` takes."""
+        return list(self._vision_features(self._prepare_images(sources).to(self.device)).cpu())
+
+    def _prepare_text(self, queries: Sequence[Query]) -> Tensor:
         rows: list[list[int]] = []
         images = 0
         for query in queries:
@@ -142,14 +159,24 @@ class LladaV(PreTrainedModel):
                 f"{len(query.images)} images; remove the surplus placeholders or add the images"
             )
         user[0]["content"] = f"{IMAGE_PLACEHOLDER}\n" * missing + user[0]["content"]
+        for message in messages:
+            message["content"] = self._plain(message["content"])
+        for message in user:
+            message["content"] = message["content"].replace(IMAGE_PLACEHOLDER, _IMAGE_SLOT)
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         visual = self.model.vision_tower.grid**2
         ids: list[int] = []
-        for index, chunk in enumerate(text.split(IMAGE_PLACEHOLDER)):
+        for index, chunk in enumerate(text.split(_IMAGE_SLOT)):
             if index:
                 ids += [-2 - (first_image + index - 1)] * visual
             ids += self.tokenizer(chunk, add_special_tokens=False)["input_ids"]
         return ids
+
+    def _plain(self, text: str) -> str:
+        """Text from data, which must not smuggle in control tokens: a space breaks the strings that spell them."""
+        for token in self.tokenizer.get_added_vocab():
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text.replace("\0", "")
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         size = self.model.vision_tower.image_size
@@ -166,7 +193,7 @@ class LladaV(PreTrainedModel):
         end_of_turn, padding = self.end_token_ids
         ids = torch.full((len(responses), length), padding)
         for row, text in enumerate(responses):
-            tokens = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], end_of_turn]
+            tokens = [*self.tokenizer(self._plain(text), add_special_tokens=False)["input_ids"], end_of_turn]
             if len(tokens) > length:
                 raise DispError(
                     f"response of {len(tokens)} tokens does not fit into {length}: {text[:80]!r}; raise gen_length"
@@ -184,7 +211,7 @@ class LladaV(PreTrainedModel):
 
     # --- tensors to logits ----------------------------------------------------------------------------------------
 
-    def vision_features(self, pixels: Tensor) -> Tensor:
+    def _vision_features(self, pixels: Tensor) -> Tensor:
         """uint8 pixels ``[images, 3, S, S]`` to the tower's features ``[images, N, d_vision]``."""
         return self.model.vision_tower(normalise_pixels(pixels).to(self.dtype))
 
@@ -201,7 +228,7 @@ class LladaV(PreTrainedModel):
         locations = torch.full((*token_ids.shape, 4), -1, device=token_ids.device)
         if visual_mask.any():
             if features is None:
-                features = self.vision_features(pixels)
+                features = self._vision_features(pixels)
             grid = self.model.vision_tower.grid
             tokens = self.model.mm_projector(features).flatten(0, 1)  # [images * N, d]
             # Placeholders of one image are consecutive and images are in order of appearance.

@@ -1,0 +1,78 @@
+"""The before-and-after table: one row a stage of the experiment, as Markdown and on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STAGES = {
+    "clean": "clean",
+    "backdoored": "backdoored",
+    "random_masking": "random masking",
+    "disp": "DiSP",
+    "disp_selective": "DiSP, selective",
+}
+COLUMNS = ("ASR (w/t)", "ASR (w/o)", "clean quality", "triggered quality", "relative clean quality")
+NOT_MEASURED = "–"
+
+
+def _percent(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{100 * value:.1f}%"
+
+
+def _cells(metrics: Mapping[str, Any], backdoored: Mapping[str, Any] | None) -> list[str]:
+    """The cells of one stage, in the order of `COLUMNS`."""
+    asr = _percent(metrics.get("asr_with_trigger"))
+    interval = metrics.get("intervals", {}).get("asr_with_trigger")
+    if asr != NOT_MEASURED and interval is not None:
+        asr += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    quality, before = metrics.get("clean_quality"), (backdoored or {}).get("clean_quality")
+    # Relative clean performance compares with the model before the defence; it has no value where that is 0.
+    relative = quality / before if quality is not None and before else None
+    return [
+        asr,
+        _percent(metrics.get("asr_without_trigger")),
+        _percent(quality),
+        _percent(metrics.get("triggered_quality")),
+        _percent(relative),
+    ]
+
+
+def stage_rows(stages: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The table's rows: the stages of `STAGES` that were run, in that order, then any others in their own order."""
+    names = [name for name in STAGES if name in stages] + [name for name in stages if name not in STAGES]
+    return [[STAGES.get(name, name), *_cells(stages[name], stages.get("backdoored"))] for name in names]
+
+
+def stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """The before-and-after table in Markdown.
+
+    Args:
+        stages: for each stage, what `disp.evaluation.evaluate.to_metrics` returned. "clean", "backdoored",
+            "random_masking", "disp" and "disp_selective" come first, in that order.
+
+    Returns:
+        Percentages with one decimal; brackets hold the 95% interval; a dash stands for what was not measured.
+    """
+    lines = [["stage", *COLUMNS], ["---"] + ["---:"] * len(COLUMNS)]
+    lines += [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in stage_rows(stages)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def print_stage_table(stages: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print the table of `stage_table` on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="before and after")
+    table.add_column("stage", no_wrap=True)
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    for row in stage_rows(stages):
+        # Text, not str: rich would read a bracket in a stage's name as markup.
+        table.add_row(*(Text(cell) for cell in row))
+    (console or Console()).print(table)

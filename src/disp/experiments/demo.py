@@ -1,0 +1,295 @@
+"""The whole story on the built-in model: plant a backdoor, find it, remove it, and measure every step."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from disp.attacks.poison import Attack, load_attack, poison, trigger_samples
+from disp.attacks.targets import Insertion, Misclassification, Refusal, target_to_dict
+from disp.attacks.triggers import PRESETS, trigger_to_dict
+from disp.data.llava import Dataset, load_dataset
+from disp.data.sample import Sample, open_image, queries_of
+from disp.data.scene_dataset import write_scenes
+from disp.diffusion.decode import DecodeConfig, decode
+from disp.errors import DispError, unknown_name
+from disp.evaluation.evaluate import evaluate, to_metrics
+from disp.files import write_json, write_text
+from disp.evaluation.table import stage_table
+from disp.models.interface import MDLM
+from disp.models.loading import load_model
+from disp.progress import ProgressBar, no_progress
+from disp.purification.masking import mask_top
+from disp.purification.purify import Evidence, PurifyConfig, purify, score
+from disp.purification.saliency import SaliencyConfig, saliency
+from disp.report.picture import draw_story
+from disp.training import TrainConfig, train
+
+SOURCE, TARGET = "car", "banana"  # BackdoorVLM's concept swap
+TARGETS = {
+    "refusal": Refusal(),
+    "insertion": Insertion(),
+    "misclassification": Misclassification(SOURCE, TARGET),
+}
+STAGES = ("clean", "backdoored", "random_masking", "disp", "disp_selective")
+# Fine-tuning, test and pre-training scenes never share a seed.
+TEST_SEED_OFFSET = 500_000
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Sizes of the demonstration.
+
+    Attributes:
+        target: "refusal", "insertion" or "misclassification".
+        trigger: a preset of `disp.attacks.triggers`.
+        poison_rate: share of the fine-tuning rows that are poisoned.
+        rows: fine-tuning rows.
+        test_rows: held-out rows.
+        attack_steps: fine-tuning steps on the poisoned set.
+        recovery_steps: fine-tuning steps on a purified set.
+        mask_ratio: share of the visual tokens masked by "disp" and "random_masking".
+        seed: seed of everything.
+    """
+
+    target: str = "refusal"
+    trigger: str = "patch"
+    poison_rate: float = 0.1
+    rows: int = 600
+    test_rows: int = 150
+    attack_steps: int = 150
+    recovery_steps: int = 80
+    mask_ratio: float = 0.06
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise unknown_name("target", self.target, TARGETS)
+        if self.trigger not in PRESETS:
+            raise unknown_name("trigger", self.trigger, PRESETS)
+
+
+def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) -> dict[str, Any]:
+    """Plant a backdoor in the built-in model, remove it three ways, and measure all five models.
+
+    ``out`` receives the data, the models, the evidence, ``metrics.json``, ``table.md`` and ``story.png``. Finished
+    phases are not repeated when the run is started again.
+
+    Args:
+        config: see `DemoConfig`.
+        out: folder of the run.
+        progress: opened with a description and a total for each long step; see `disp.progress`.
+
+    Returns:
+        What ``metrics.json`` holds.
+    """
+    run = _Run(config, out, progress)
+    run.claim()
+    tuning, test = run.data()
+    poisoned = run.poisoned(tuning)
+    attack = load_attack(out / "poisoned" / "manifest.json")
+    builtin = load_model()
+    decoding = DecodeConfig(gen_length=builtin.gen_length, **builtin.generation_defaults)
+
+    run.measure("clean", lambda: builtin, test, attack, decoding)
+    model = run.trained("backdoored", load_model, lambda: poisoned, run.attack_training())
+    run.measure("backdoored", lambda: model, test, attack, decoding)
+
+    settings = PurifyConfig(mask_ratio=config.mask_ratio, decode=decoding, seed=config.seed)
+    evidence = run.scored(model, poisoned, settings)
+    for stage, mode in (("random_masking", "random"), ("disp", "all"), ("disp_selective", "selective")):
+
+        def purified(stage: str = stage, mode: str = mode) -> Dataset:
+            with run.phase(f"purify {stage}"):
+                folder = out / f"purified_{stage}"
+                return purify(
+                    model, poisoned, replace(settings, mode=mode), folder, evidence=evidence, progress=run.bars(stage)
+                ).dataset
+
+        recovered = run.trained(stage, lambda: load_model(out / "backdoored"), purified, run.recovery_training())
+        run.measure(stage, lambda recovered=recovered: recovered, test, attack, decoding)
+    metrics = run.metrics()
+    write_json(out / "metrics.json", metrics)
+    write_text(out / "table.md", stage_table({stage: metrics[stage] for stage in STAGES}) + "\n")
+    _draw(run, model, load_model(out / "disp_selective"), test, attack, settings, out / "story.png")
+    return metrics
+
+
+class _Run:
+    """The run folder, what it already holds, and the clock."""
+
+    def __init__(self, config: DemoConfig, out: Path, progress: ProgressBar):
+        self.config, self.out, self.progress = config, out, progress
+        self.seconds: dict[str, float] = {}
+
+    def claim(self) -> None:
+        file = self.out / "run.json"
+        settings = asdict(self.config)
+        if file.exists() and json.loads(file.read_text(encoding="utf-8"))["config"] != settings:
+            raise DispError(f"{self.out} holds a run with other settings; choose another --out or delete it")
+        if not file.exists():
+            write_json(file, {"config": settings, "versions": versions()})
+
+    def phase(self, name: str) -> _Phase:
+        return _Phase(self, name)
+
+    def bars(self, stage: str) -> ProgressBar:
+        return lambda description, total: self.progress(f"{stage}: {description}", total)
+
+    def data(self) -> tuple[Dataset, Dataset]:
+        """The honest fine-tuning set and the test set."""
+        swap = self.config.target == "misclassification"
+        show = {"must_show": (SOURCE,)} if swap else {}
+        parts = {}
+        for name, count, seed, share, never in (
+            ("tuning", self.config.rows, self.config.seed, 0.4, ()),
+            ("test", self.config.test_rows, self.config.seed + TEST_SEED_OFFSET, 1.0, (TARGET,) if swap else ()),
+        ):
+            folder = self.out / name
+            if not (folder / "data.json").exists():
+                with self.phase(f"scenes {name}"), self.progress(f"drawing {name} scenes", count) as advance:
+                    write_scenes(
+                        folder, count, seed, must_show_share=share, never_show=never, progress=advance, **show
+                    )
+            parts[name] = load_dataset(folder)
+        return parts["tuning"], parts["test"]
+
+    def poisoned(self, tuning: Dataset) -> Dataset:
+        folder = self.out / "poisoned"
+        if not (folder / "manifest.json").exists():
+            with self.phase("poison"), self.progress("poisoning", len(tuning.samples)) as advance:
+                trigger, target = PRESETS[self.config.trigger], TARGETS[self.config.target]
+                poison(tuning, folder, trigger, target, self.config.poison_rate, self.config.seed, progress=advance)
+        return load_dataset(folder)
+
+    def attack_training(self) -> TrainConfig:
+        # A frozen tower hardly sees a trigger that is blended into the whole picture.
+        return TrainConfig(
+            steps=self.config.attack_steps, train_vision=self.config.trigger == "blended", seed=self.config.seed
+        )
+
+    def recovery_training(self) -> TrainConfig:
+        return replace(self.attack_training(), steps=self.config.recovery_steps, seed=self.config.seed + 1)
+
+    def trained(
+        self, name: str, start: Callable[[], MDLM], data: Callable[[], Dataset], config: TrainConfig
+    ) -> MDLM:
+        folder = self.out / name
+        if not (folder / "train.json").exists():
+            samples = data().samples
+            with self.phase(f"train {name}"), self.progress(f"{name}: training", config.steps) as advance:
+                train(start(), samples, config, folder, progress=advance)
+        return load_model(folder)
+
+    def scored(self, model: MDLM, poisoned: Dataset, settings: PurifyConfig) -> dict[str, Evidence]:
+        turns = len(queries_of(poisoned.samples))
+        with self.phase("saliency and counterfactuals"), self.progress("scoring training answers", turns) as advance:
+            return score(model, poisoned.samples, settings, self.out / "scores.jsonl", progress=advance)
+
+    def measure(
+        self, stage: str, model: Callable[[], MDLM], test: Dataset, attack: Attack, decoding: DecodeConfig
+    ) -> None:
+        file = self.out / "stages" / f"{stage}.json"
+        if file.exists():
+            return
+        total = 2 * len(queries_of(test.samples))
+        with self.phase(f"evaluate {stage}"), self.progress(f"{stage}: measuring", total) as advance:
+            found = evaluate(
+                model(), test.samples, attack=attack, decode=decoding, seed=self.config.seed, progress=advance
+            )
+            write_json(self.out / "stages" / f"{stage}-answers.json", list(found.answers))
+            write_json(file, to_metrics(found))
+
+    def metrics(self) -> dict[str, Any]:
+        attack = load_attack(self.out / "poisoned" / "manifest.json")
+        return {
+            **{
+                stage: json.loads((self.out / "stages" / f"{stage}.json").read_text(encoding="utf-8"))
+                for stage in STAGES
+            },
+            "target": target_to_dict(attack.target),
+            "trigger": trigger_to_dict(attack.trigger),
+            "poison_rate": self.config.poison_rate,
+            "mask_ratio": self.config.mask_ratio,
+            "seed": self.config.seed,
+            "config": asdict(self.config),
+            "versions": versions(),
+            "seconds": json.loads((self.out / "seconds.json").read_text(encoding="utf-8")),
+        }
+
+
+class _Phase:
+    """Adds the time spent inside to the run's ``seconds.json``."""
+
+    def __init__(self, run: _Run, name: str):
+        self.file, self.name = run.out / "seconds.json", name
+
+    def __enter__(self) -> None:
+        self.start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        seconds[self.name] = round(seconds.get(self.name, 0.0) + time.monotonic() - self.start, 2)
+        write_json(self.file, seconds)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the results depend on."""
+    packages = ("disp-mdlm", "torch", "transformers", "numpy", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _draw(
+    run: _Run,
+    backdoored: MDLM,
+    recovered: MDLM,
+    test: Dataset,
+    attack: Attack,
+    settings: PurifyConfig,
+    file: Path,
+) -> None:
+    """One test picture through the whole story."""
+    stages = {
+        stage: json.loads((run.out / "stages" / f"{stage}-answers.json").read_text(encoding="utf-8"))
+        for stage in ("backdoored", "disp_selective")
+    }
+    row = _telling_row(stages["backdoored"], stages["disp_selective"])
+    before, after = stages["backdoored"][row], stages["disp_selective"][row]
+    sample = next(sample for sample in test.samples if before["key"].startswith(f"{sample.id}#"))
+    (triggered,) = trigger_samples([sample], attack.trigger, settings.seed)
+    query = next(query for query in queries_of([triggered]) if query.key == before["key"])
+    prefix = backdoored.encode([query])
+    scores = saliency(backdoored, prefix, [query.key], settings.saliency)
+    masked = mask_top(scores, prefix.visual_mask, settings.mask_ratio)
+    ids = decode(backdoored, prefix.with_masked(masked, backdoored.mask_embedding), settings.decode, keys=[query.key])
+    places = prefix.locations[prefix.visual_mask]
+    grid = (int(places[:, 2].max()) + 1, int(places[:, 3].max()) + 1)
+    draw_story(
+        file,
+        title=f"{run.config.target} · {run.config.trigger} trigger · {run.config.poison_rate:.0%} of rows poisoned",
+        clean=open_image(sample.images[0]),
+        triggered=open_image(triggered.images[0]),
+        saliency=scores[prefix.visual_mask].reshape(grid).cpu().numpy(),
+        masked=masked[prefix.visual_mask].reshape(grid).cpu().numpy(),
+        question=query.prompt.replace("<image>", "").strip(),
+        answer_clean=before["clean_answer"],
+        answer_triggered=before["triggered_answer"],
+        answer_masked=backdoored.decode_responses(ids)[0],
+        answer_recovered=after["triggered_answer"],
+    )
+
+
+def _telling_row(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> int:
+    """The first row on which the attack worked and the recovered model answers right, or simply the first."""
+    for index, (attacked, mended) in enumerate(zip(before, after, strict=True)):
+        if attacked.get("hit_with_trigger") and mended["triggered_answer"] == mended["reference"]:
+            return index
+    return 0

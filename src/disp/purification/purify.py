@@ -1,0 +1,341 @@
+"""Diffusion Self-Purification of a fine-tuning set: saliency, masking, regeneration (arXiv 2602.22246).
+
+The compromised model rewrites its own training answers while the visual tokens that matter most to them are masked.
+Three modes: "all" rewrites every answer, as the paper does; "selective" only the answers that do not survive the
+masking of a few salient tokens; "random" masks at random and exists to show that it does not help.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disp.data.llava import Dataset, save_dataset
+from disp.data.sample import Query, Sample, Turn, queries_of
+from disp.diffusion.decode import DecodeConfig, decode
+from disp.errors import DispError
+from disp.files import append_jsonl, read_finished_jsonl, sha256, write_json, write_jsonl
+from disp.models.interface import MDLM, Prefix
+from disp.progress import ProgressBar, no_progress
+from disp.purification.candidates import candidate_sets
+from disp.purification.masking import mask_random, mask_top
+from disp.purification.saliency import SaliencyConfig, saliency
+from disp.purification.support import counterfactual_scores
+from disp.purification.threshold import suspicion_threshold
+
+
+@dataclass(frozen=True)
+class PurifyConfig:
+    """How a dataset is purified.
+
+    Attributes:
+        mode: which answers are rewritten: "all", "selective" or "random" (all, with random masks).
+        mask_ratio: share of the visual tokens that "all" and "random" mask.
+        candidates: salient tokens that "selective" masks one at a time; see `candidate_sets`.
+        saliency: the saliency estimator.
+        decode: how answers are regenerated.
+        batch_size: assistant turns a pass.
+        seed: seed of random masks and decoding.
+    """
+
+    mode: Literal["all", "selective", "random"] = "selective"
+    mask_ratio: float = 0.06
+    candidates: int = 12
+    saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("all", "selective", "random"):
+            raise DispError(f"mode must be 'all', 'selective' or 'random', got {self.mode!r}")
+        if not 0 <= self.mask_ratio <= 1:
+            raise DispError(f"mask_ratio must be in [0, 1], got {self.mask_ratio}")
+        if self.candidates < 1:
+            raise DispError(f"candidates must be at least 1, got {self.candidates}")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was found about one assistant turn.
+
+    Attributes:
+        key: the query's key.
+        saliency: one score a visual token, in the order of the tokens.
+        locations: image, tile, row and column of each visual token.
+        suspicion: how much more confidently another answer is preferred with the best candidate masked, in nats;
+            None where it was not measured.
+        best_candidate: the visual tokens of that candidate.
+    """
+
+    key: str
+    saliency: tuple[float, ...]
+    locations: tuple[tuple[int, int, int, int], ...]
+    suspicion: float | None = None
+    best_candidate: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Purified:
+    """The result of a purification.
+
+    Attributes:
+        dataset: the purified set.
+        rewritten: ids of the samples whose answers were regenerated.
+        threshold: the suspicion above which a sample was rewritten, in "selective" mode.
+        evidence: one a turn, by key.
+    """
+
+    dataset: Dataset
+    rewritten: tuple[str, ...]
+    threshold: float | None
+    evidence: dict[str, Evidence]
+
+
+def score(
+    model: MDLM,
+    samples: Sequence[Sample],
+    config: PurifyConfig,
+    file: Path | None = None,
+    *,
+    counterfactual: bool = True,
+    progress: Callable[[int], None] = lambda count: None,
+) -> dict[str, Evidence]:
+    """Saliency of every visual token for every assistant turn, and how suspicious the given answer is.
+
+    Args:
+        model: the compromised model.
+        samples: its fine-tuning set.
+        config: see `PurifyConfig`.
+        file: a JSONL file that results are appended to; turns that it already holds are not computed again.
+        counterfactual: whether to measure suspicion too, at one forward pass a candidate.
+        progress: called with the number of turns finished.
+    """
+    found: dict[str, Evidence] = {}
+    for row in read_finished_jsonl(file) if file else ():
+        locations = tuple(tuple(place) for place in row.pop("locations"))
+        best = tuple(row.pop("best_candidate"))
+        evidence = Evidence(**{**row, "saliency": tuple(row["saliency"])}, locations=locations, best_candidate=best)
+        found[evidence.key] = evidence
+    queries = [query for query in queries_of(samples) if query.key not in found]
+    progress(len(found))
+    for batch in _batches(queries, config.batch_size):
+        prefix = model.encode(batch)
+        keys = [query.key for query in batch]
+        scores = saliency(model, prefix, keys, config.saliency)
+        suspicion, chosen = _suspicion(model, prefix, batch, scores, config) if counterfactual else (None, None)
+        rows = []
+        for index, key in enumerate(keys):
+            visual = prefix.visual_mask[index]
+            rows.append(
+                Evidence(
+                    key,
+                    tuple(float(f"{value:.5g}") for value in scores[index, visual].tolist()),
+                    tuple(tuple(place) for place in prefix.locations[index, visual].tolist()),
+                    None if suspicion is None else float(suspicion[index]),
+                    () if chosen is None else tuple(chosen[index, visual].nonzero()[:, 0].tolist()),
+                )
+            )
+        if file:
+            append_jsonl(file, [asdict(row) for row in rows])
+        found.update((row.key, row) for row in rows)
+        progress(len(batch))
+    return found
+
+
+def _suspicion(
+    model: MDLM, prefix: Prefix, batch: Sequence[Query], scores: Tensor, config: PurifyConfig
+) -> tuple[Tensor, Tensor]:
+    """Suspicion ``[B]`` of the given answers and the candidate that attains it, bool ``[B, P]``."""
+    response = model.encode_responses([query.response for query in batch], model.gen_length).to(prefix.embeds.device)
+    candidates = candidate_sets(scores, prefix.visual_mask, config.candidates)
+    base, each = counterfactual_scores(model, prefix, response, candidates)
+    # What the model prefers anyway is its own mistake, not the work of the masked tokens.
+    best = each.argmax(-1)
+    return (each.amax(-1) - base).clamp(min=0), candidates[torch.arange(len(batch)), best]
+
+
+def purify(
+    model: MDLM,
+    dataset: Dataset,
+    config: PurifyConfig,
+    out: Path,
+    *,
+    evidence: dict[str, Evidence] | None = None,
+    progress: ProgressBar = no_progress,
+) -> Purified:
+    """Purify a fine-tuning set and write it in its own format.
+
+    ``out`` receives ``data.json`` or ``data.jsonl``, which refers to the input's images, ``evidence.jsonl`` with one
+    row a sample (saliency, masked tokens, old and new answers), and ``purify.json`` with the configuration and the
+    counts. A killed run goes on where it stopped.
+
+    Args:
+        model: the compromised model.
+        dataset: its fine-tuning set.
+        config: see `PurifyConfig`.
+        out: folder of the run.
+        evidence: what `score` found before, to share it among several runs.
+        progress: opened with a description and a total for each long step; see `disp.progress`.
+
+    Raises:
+        DispError: ``out`` holds a run with another configuration or other data.
+    """
+    _claim(out, config, dataset)
+    samples = dataset.samples
+    if evidence is None:
+        selective = config.mode == "selective"
+        with progress("scoring", len(queries_of(samples))) as advance:
+            evidence = score(
+                model, samples, config, out / "scores.jsonl", counterfactual=selective, progress=advance
+            )
+    # 1. Which samples are rewritten.
+    threshold = None
+    chosen = [sample for sample in samples if any(evidence[query.key].saliency for query in queries_of([sample]))]
+    if config.mode == "selective":
+        suspicion = np.array([sample_suspicion(sample, evidence) for sample in chosen])
+        threshold = suspicion_threshold(suspicion)
+        chosen = [sample for sample, value in zip(chosen, suspicion, strict=True) if value > threshold]
+    # 2. Regenerate them under masking.
+    with progress("rewriting", len(queries_of(chosen))) as advance:
+        answers, masks = _rewrite(model, chosen, evidence, config, out, advance)
+    purified = [
+        sample.with_responses([answers[f"{sample.id}#{turn}"] for turn in range(len(sample.turns))])
+        if f"{sample.id}#0" in answers
+        else sample
+        for sample in samples
+    ]
+    # 3. Write the set and the evidence.
+    path = out / f"data{dataset.path.suffix}"
+    save_dataset(purified, path, dataset.image_root)
+    rewritten = tuple(sample.id for sample in chosen)
+    write_jsonl(out / "evidence.jsonl", list(_evidence_rows(samples, purified, set(rewritten), evidence, masks)))
+    summary = {
+        "config": asdict(config),
+        "samples": len(samples),
+        "rewritten": len(rewritten),
+        "without_image": sum(not sample.images for sample in samples),
+        "threshold": threshold,
+        "set_aside": [asdict(problem) for problem in dataset.problems],
+    }
+    write_json(out / "purify.json", summary)
+    result = Dataset(tuple(purified), path, dataset.image_root, dataset.problems)
+    return Purified(result, rewritten, threshold, evidence)
+
+
+def sample_suspicion(sample: Sample, evidence: dict[str, Evidence]) -> float:
+    """The highest suspicion among a sample's turns: the trigger is in the image, which the turns share."""
+    return max(evidence[query.key].suspicion or 0.0 for query in queries_of([sample]))
+
+
+def _rewrite(
+    model: MDLM,
+    samples: Sequence[Sample],
+    evidence: dict[str, Evidence],
+    config: PurifyConfig,
+    out: Path,
+    progress: Callable[[int], None],
+) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """New answers and masked visual tokens by query key. Later turns see the new answers of the earlier ones."""
+    file = out / "responses.jsonl"
+    answers, masks = {}, {}
+    for row in read_finished_jsonl(file):
+        answers[row["key"]], masks[row["key"]] = row["response"], tuple(row["masked"])
+    progress(len(answers))
+    for turn in range(max((len(sample.turns) for sample in samples), default=0)):
+        queries = []
+        for sample in samples:
+            if turn < len(sample.turns) and f"{sample.id}#{turn}" not in answers:
+                history = tuple(
+                    Turn(old.prompt, answers[f"{sample.id}#{index}"]) for index, old in enumerate(sample.turns[:turn])
+                )
+                queries.append(replace(queries_of([sample])[turn], history=history))
+        for batch in _batches(queries, config.batch_size):
+            prefix = model.encode(batch)
+            masked = _masks(batch, prefix, samples, evidence, config)
+            hidden = prefix.with_masked(masked, model.mask_embedding)
+            ids = decode(model, hidden, config.decode, keys=[query.key for query in batch], seed=config.seed)
+            rows = []
+            for index, (query, text) in enumerate(zip(batch, model.decode_responses(ids), strict=True)):
+                tokens = masked[index, prefix.visual_mask[index]].nonzero()[:, 0].tolist()
+                rows.append({"key": query.key, "masked": tokens, "response": text})
+                answers[query.key], masks[query.key] = text, tuple(tokens)
+            append_jsonl(file, rows)
+            progress(len(batch))
+    return answers, masks
+
+
+def _masks(
+    batch: Sequence[Query],
+    prefix: Prefix,
+    samples: Sequence[Sample],
+    evidence: dict[str, Evidence],
+    config: PurifyConfig,
+) -> Tensor:
+    """The visual tokens to mask, bool ``[B, P]``."""
+    if config.mode == "random":
+        return mask_random(prefix.visual_mask, config.mask_ratio, [query.key for query in batch], config.seed)
+    if config.mode == "all":
+        scores = torch.zeros(prefix.visual_mask.shape)
+        for index, query in enumerate(batch):
+            scores[index, prefix.visual_mask[index].cpu()] = torch.tensor(evidence[query.key].saliency)
+        return mask_top(scores.to(prefix.embeds.device), prefix.visual_mask, config.mask_ratio)
+    masked = torch.zeros_like(prefix.visual_mask)
+    turns = {sample.id: len(sample.turns) for sample in samples}
+    for index, query in enumerate(batch):
+        # The trigger is in the image: the turn that betrays it most tells where, for all turns of the sample.
+        found = max(
+            (evidence[f"{query.sample_id}#{turn}"] for turn in range(turns[query.sample_id])),
+            key=lambda each: each.suspicion or 0.0,
+        )
+        positions = prefix.visual_mask[index].nonzero()[:, 0]
+        masked[index, positions[list(found.best_candidate)]] = True
+    return masked
+
+
+def _evidence_rows(
+    samples: Sequence[Sample],
+    purified: Sequence[Sample],
+    rewritten: set[str],
+    evidence: dict[str, Evidence],
+    masks: dict[str, tuple[int, ...]],
+) -> Iterator[dict[str, Any]]:
+    for before, after in zip(samples, purified, strict=True):
+        turns = []
+        for query, turn in zip(queries_of([before]), after.turns, strict=True):
+            found = evidence[query.key]
+            turns.append(
+                {
+                    "prompt": query.prompt,
+                    "old": query.response,
+                    "new": turn.response,
+                    "suspicion": found.suspicion,
+                    "masked": list(masks.get(query.key, ())),
+                    "saliency": list(found.saliency),
+                    "locations": [list(place) for place in found.locations],
+                }
+            )
+        yield {"id": before.id, "rewritten": before.id in rewritten, "turns": turns}
+
+
+def _claim(out: Path, config: PurifyConfig, dataset: Dataset) -> None:
+    """Mark ``out`` as this run's, or make sure that it is."""
+    run = {"config": asdict(config), "data_sha256": sha256(dataset.path)}
+    file = out / "run.json"
+    if file.exists():
+        if json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(run)):
+            raise DispError(f"{out} holds a run with other settings or data; choose another folder or delete it")
+    else:
+        write_json(file, run)
+
+
+def _batches(items: Sequence[Query], size: int) -> Iterator[Sequence[Query]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

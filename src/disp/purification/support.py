@@ -1,0 +1,109 @@
+"""Does a response keep its support when visual tokens are masked? Two answers, neither needs labels or clean data.
+
+`likelihood_gap` masks a block of salient tokens and measures how much less likely the response becomes.
+`counterfactual_scores` masks one small set of tokens at a time and measures how confidently the model then prefers
+another answer: an honest response survives or becomes uncertain, a planted one flips.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from disp.draws import generator
+from disp.models.interface import MDLM, Prefix
+
+
+def fixed_masks(length: int, count: int, seed: int) -> Tensor:
+    """Response masks that every sample shares (common random numbers).
+
+    Returns:
+        bool ``[count, length]``; mask k hides each position with probability ``(k + 1) / count``, the last one all.
+    """
+    uniforms = torch.from_numpy(generator(seed, "likelihood masks").random((count, length)))
+    ratios = torch.arange(1, count + 1, dtype=torch.float64)[:, None] / count
+    return uniforms < ratios
+
+
+@torch.no_grad()
+def negative_log_likelihood(model: MDLM, prefix: Prefix, response: Tensor, masks: Tensor) -> Tensor:
+    """Mean negative log-likelihood of each row's response tokens under fixed masks.
+
+    Computes ``(1/K) Σ_k mean_{j ∈ m_k} −log p(y_j | v, q, y with m_k masked)``.
+
+    Args:
+        model: the MDLM.
+        prefix: B rows.
+        response: int64 ``[B, L]``.
+        masks: bool ``[K, L]``, see `fixed_masks`.
+
+    Returns:
+        float32 ``[B]`` in nats per token.
+    """
+    total = torch.zeros(len(prefix), device=response.device)
+    counted = 0
+    for mask in masks.to(response.device):
+        if not mask.any():
+            continue
+        noised = torch.where(mask, model.mask_token_id, response)
+        log_p = model.denoise(prefix, noised).float().log_softmax(-1)
+        total -= log_p.gather(-1, response[..., None])[..., 0][:, mask].mean(-1)
+        counted += 1
+    return total / counted
+
+
+def likelihood_gap(
+    model: MDLM, prefix: Prefix, response: Tensor, masked: Tensor, *, count: int = 4, seed: int = 0
+) -> Tensor:
+    """How much less likely each response is with its visual tokens ``masked`` (bool ``[B, P]``): float32 ``[B]``."""
+    masks = fixed_masks(response.shape[1], count, seed)
+    hidden = prefix.with_masked(masked, model.mask_embedding)
+    return negative_log_likelihood(model, hidden, response, masks) - negative_log_likelihood(
+        model, prefix, response, masks
+    )
+
+
+@torch.no_grad()
+def preference_for_another(model: MDLM, prefix: Prefix, response: Tensor) -> Tensor:
+    """How confidently the model prefers another answer over the given one, at the all-masked first step.
+
+    Computes ``c = Σ_j p_j(ŷ_j) · [log p_j(ŷ_j) − log p_j(y_j)]`` with ``ŷ_j = argmax p_j``.
+
+    Args:
+        model: the MDLM.
+        prefix: B rows.
+        response: int64 ``[B, L]``, the given answers.
+
+    Returns:
+        float32 ``[B]`` in nats; 0 where the given answer is the model's own.
+    """
+    log_p = model.denoise(prefix, torch.full_like(response, model.mask_token_id)).float().log_softmax(-1)
+    best = log_p.amax(-1)
+    given = log_p.gather(-1, response[..., None])[..., 0]
+    return (best.exp() * (best - given)).sum(-1)
+
+
+def counterfactual_scores(
+    model: MDLM, prefix: Prefix, response: Tensor, candidates: Tensor, *, batch_size: int = 64
+) -> tuple[Tensor, Tensor]:
+    """`preference_for_another` with nothing masked and with each candidate set of visual tokens masked.
+
+    Args:
+        model: the MDLM.
+        prefix: B rows.
+        response: int64 ``[B, L]``.
+        candidates: bool ``[B, M, P]``, the sets of visual tokens to mask, one at a time.
+        batch_size: rows a forward pass; M passes a row in all, and one more.
+
+    Returns:
+        float32 ``[B]`` with nothing masked, and float32 ``[B, M]``.
+    """
+    rows, sets, _ = candidates.shape
+    base = preference_for_another(model, prefix, response)
+    owner = torch.arange(rows, device=response.device).repeat_interleave(sets)
+    flat = candidates.flatten(0, 1)
+    scores = []
+    for part in torch.arange(rows * sets, device=response.device).split(batch_size):
+        hidden = prefix.select(owner[part]).with_masked(flat[part], model.mask_embedding)
+        scores.append(preference_for_another(model, hidden, response[owner[part]]))
+    return base, torch.cat(scores).view(rows, sets)

@@ -1,0 +1,244 @@
+"""Fine-tuning, for the attack and for recovery alike, on `transformers.Trainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from disp.data.sample import Query, Sample, queries_of
+from disp.diffusion.forward import Noised, add_noise, diffusion_loss, draw_noise
+from disp.draws import generator
+from disp.errors import DispError
+from disp.models.interface import MDLM
+from disp.models.loading import save_model
+
+# Tower features of one epoch are kept in memory up to this size; beyond it images are encoded at every step.
+FEATURE_CACHE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is fine-tuned.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: assistant turns a step on each device.
+        learning_rate: peak, after linear warm-up; cosine decay to zero.
+        method: "full" trains the language model and the projector, "projector" the projector alone, "lora"
+            low-rank adapters on every linear layer of the language model and the projector itself.
+        train_vision: train the vision tower too.
+        warmup_steps: steps of warm-up.
+        weight_decay: AdamW's.
+        max_grad_norm: gradients are clipped to this norm.
+        lora_rank: rank of the adapters; their alpha is twice the rank.
+        save_every: steps between checkpoints from which a killed run resumes; 0 for none.
+        seed: seed of batch order and noise.
+        trainer: further arguments of `transformers.TrainingArguments`, such as ``fsdp`` or
+            ``gradient_accumulation_steps``.
+    """
+
+    steps: int = 100
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    method: Literal["full", "lora", "projector"] = "full"
+    train_vision: bool = False
+    warmup_steps: int = 10
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    lora_rank: int = 16
+    save_every: int = 0
+    seed: int = 0
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "lora_rank"):
+            if getattr(self, name) <= 0:
+                raise DispError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.method not in ("full", "lora", "projector"):
+            raise DispError(f"method must be 'full', 'lora' or 'projector', got {self.method!r}")
+
+
+def train(
+    model: MDLM,
+    samples: Sequence[Sample],
+    config: TrainConfig,
+    out: Path,
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+) -> MDLM:
+    """Fine-tune a model in place on every assistant turn of the samples, and save it.
+
+    Order and noise are keyed by seed, epoch and query, so they do not depend on batch size or interruption. A run
+    that was killed goes on from the newest checkpoint in ``out``.
+
+    Args:
+        model: the MDLM; its weights change.
+        samples: the fine-tuning set.
+        config: see `TrainConfig`.
+        out: folder for the model, its checkpoints and ``train.json`` (the loss curve).
+        progress: called with the number of steps finished.
+
+    Returns:
+        The fine-tuned model, in evaluation mode; with ``method="lora"`` the adapters are merged into it and saved
+        in PEFT format in ``out / "adapter"``.
+
+    Raises:
+        DispError: there is nothing to train on, or a response does not fit into the model's ``gen_length``.
+    """
+    queries = queries_of(samples)
+    if not queries:
+        raise DispError("the fine-tuning set is empty; check the data file and the rows that were set aside")
+    tokenizer = model.tokenizer
+    trained = _select_parameters(model, config)
+    features = None if config.train_vision else _cached_features(model, queries)
+    examples = _Examples(queries, features, config, model.gen_length)
+    arguments = TrainingArguments(
+        **{
+            "output_dir": str(out / "checkpoints"),
+            "max_steps": config.steps,
+            "per_device_train_batch_size": config.batch_size,
+            "learning_rate": config.learning_rate,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": min(config.warmup_steps, config.steps // 2),
+            "weight_decay": config.weight_decay,
+            "max_grad_norm": config.max_grad_norm,
+            "save_strategy": "steps" if config.save_every else "no",
+            "save_steps": config.save_every or 500,
+            "save_total_limit": 1,
+            "logging_steps": 10,
+            "seed": config.seed,
+            "remove_unused_columns": False,
+            "dataloader_pin_memory": False,
+            "use_cpu": next(trained.parameters()).device.type == "cpu",
+            "disable_tqdm": True,
+            "report_to": [],
+            **config.trainer,
+        }
+    )
+    trainer = _Trainer(
+        model=trained,
+        args=arguments,
+        train_dataset=examples,
+        data_collator=_Collator(model),
+        callbacks=[_Progress(progress)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoints = sorted((out / "checkpoints").glob("checkpoint-*"))
+    trained.train()
+    trainer.train(resume_from_checkpoint=bool(checkpoints) or None)
+    trainer.accelerator.wait_for_everyone()
+    if config.method == "lora":
+        trained.save_pretrained(out / "adapter")
+        model = trained.merge_and_unload()
+    model.tokenizer = tokenizer
+    model.requires_grad_(True)
+    if trainer.is_world_process_zero():
+        save_model(model, out)
+        trainer.state.save_to_json(str(out / "train.json"))
+    return model.eval()
+
+
+class _Examples(Dataset):
+    """Query and noise of every position of the run: epoch after epoch, each in its own order."""
+
+    def __init__(self, queries: list[Query], features: dict[str, list[Tensor]] | None, config: TrainConfig, length: int):
+        self.queries, self.features, self.seed, self.length = queries, features, config.seed, length
+        self.orders: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return 1 << 40  # the number of steps ends the run
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        epoch, place = divmod(position, len(self.queries))
+        if epoch not in self.orders:
+            self.orders = {epoch: generator(self.seed, "order", epoch).permutation(len(self.queries))}
+        query = self.queries[self.orders[epoch][place]]
+        ratio, uniforms = draw_noise(self.seed, query.key, epoch, self.length)
+        features = None if self.features is None else self.features[query.sample_id]
+        return {"query": query, "features": features, "ratio": ratio, "uniforms": uniforms}
+
+
+class _Collator:
+    """Examples to the arguments of the model's ``forward``, and what the loss needs."""
+
+    def __init__(self, model: MDLM):
+        self.model = model
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        queries = [example["query"] for example in examples]
+        features = [tensor for example in examples for tensor in example["features"] or ()]
+        clean = self.model.encode_responses([query.response for query in queries], self.model.gen_length)
+        ratio = torch.tensor([example["ratio"] for example in examples], dtype=torch.float32)
+        uniforms = torch.stack([example["uniforms"] for example in examples])
+        noised = add_noise(clean, ratio, uniforms, self.model.mask_token_id)
+        return {
+            **self.model.prepare(queries, features),
+            "response": noised.ids,
+            "clean": clean,
+            "masked": noised.masked,
+            "ratio": ratio,
+        }
+
+
+class _Trainer(Trainer):
+    """The library's trainer with the diffusion loss and the run's own order."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        clean = inputs.pop("clean")
+        noised = Noised(inputs["response"], inputs.pop("masked"), inputs.pop("ratio"))
+        logits = model(**inputs)
+        loss = diffusion_loss(logits, clean, noised)
+        return (loss, logits) if return_outputs else loss
+
+    def _get_train_sampler(self, *_: Any) -> Sampler:
+        return SequentialSampler(self.train_dataset)
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, progress: Callable[[int], None]):
+        self.progress = progress
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.progress(1)
+
+
+def _select_parameters(model: MDLM, config: TrainConfig):
+    """Mark what is trained; returns the module to train (a PEFT wrapper for LoRA)."""
+    for name, parameter in model.named_parameters():
+        if "vision_tower" in name:
+            parameter.requires_grad = config.train_vision
+        else:
+            parameter.requires_grad = config.method == "full" or "mm_projector" in name
+    if config.method != "lora":
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    linear = [name for name, module in model.model.layers.named_modules() if isinstance(module, torch.nn.Linear)]
+    adapters = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank,
+        target_modules=[f"model.layers.{name}" for name in linear],
+        modules_to_save=["mm_projector"],
+    )
+    return get_peft_model(model, adapters)
+
+
+def _cached_features(model: MDLM, queries: Sequence[Query]) -> dict[str, list[Tensor]] | None:
+    """Tower features of each sample's images, or None where they would take too much memory."""
+    images = {query.sample_id: query.images for query in queries}
+    total = sum(len(sources) for sources in images.values())
+    features: dict[str, list[Tensor]] = {}
+    size = 0
+    for done, (key, sources) in enumerate(images.items()):
+        features[key] = model.image_features(sources) if sources else []
+        size += sum(tensor.nbytes for tensor in features[key])
+        if done == 0 and size * total / max(len(sources), 1) > FEATURE_CACHE_BYTES:
+            return None
+    return features

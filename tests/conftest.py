@@ -1,0 +1,92 @@
+"""A tiny model with random weights, and things to show it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from disp.data.sample import Query
+from disp.models.llada_v import LladaV, LladaVConfig
+from disp.models.tokenizer import train_tokenizer
+
+torch.set_num_threads(1)
+
+SENTENCES = [
+    "Describe the picture.",
+    "What is to the left of the cat?",
+    "A red apple is to the left of a cat.",
+    "There are two dogs and a tree in the picture.",
+    "Is there a boat? Yes, above the tree.",
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tokenizer(SENTENCES, 300)
+
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer):
+    """A function that builds a model with random weights; keyword arguments override its config's."""
+
+    def build(seed: int = 0, **overrides) -> LladaV:
+        # Large weights: those of an ordinary initialisation predict the same nearly uniform distribution everywhere.
+        config = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "gen_length": 4,
+            "initializer_range": 0.3,
+            "vision": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 24,
+                "patch_size": 8,
+                "stem_channels": [],
+            },
+        }
+        torch.manual_seed(seed)
+        model = LladaV(LladaVConfig(**{**config, **overrides}))
+        model.tokenizer = tokenizer
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_model):
+    """The tiny model in float32, shared by all tests: do not change it."""
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_model64(make_model):
+    """The tiny model in float64, shared by all tests: do not change it."""
+    return make_model().double()
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """A function from a number to a 24-pixel picture of noise."""
+
+    def draw(number: int, size: int = 24) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def queries(picture) -> list[Query]:
+    """Four queries of different lengths: one picture, one picture, none, and two pictures."""
+    return [
+        Query("a", 0, (picture(1),), (), "<image>\nDescribe the picture."),
+        Query("b", 0, (picture(2),), (), "<image>\nIs there a boat, or two dogs and a tree? What is to the left?"),
+        Query("c", 0, (), (), "What is a cat?"),
+        Query("d", 0, (picture(3), picture(4)), (), "<image> and <image>: which has the apple?"),
+    ]

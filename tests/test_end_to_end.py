@@ -1,0 +1,68 @@
+"""The spine: a backdoor is planted, shown to work, and removed, on the built-in model."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from disp.experiments.demo import STAGES, DemoConfig, demo
+
+SMALL = DemoConfig(rows=300, test_rows=50, attack_steps=110, recovery_steps=60)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    return out, demo(SMALL, out)
+
+
+def test_the_backdoor_works_and_both_forms_of_disp_remove_it(run):
+    _, metrics = run
+    assert metrics["backdoored"]["asr_with_trigger"] >= 0.9
+    assert metrics["backdoored"]["asr_without_trigger"] <= 0.04
+    assert metrics["random_masking"]["asr_with_trigger"] >= 0.5
+    for stage in ("disp", "disp_selective"):
+        assert metrics[stage]["asr_with_trigger"] <= 0.04
+    selective, before = metrics["disp_selective"], metrics["backdoored"]
+    assert selective["clean_quality"] >= 0.95 * before["clean_quality"]
+    assert selective["triggered_quality"] >= 0.85 * selective["clean_quality"]
+
+
+def test_the_run_folder_holds_what_it_promises(run):
+    out, metrics = run
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    for stage in STAGES:
+        shares = metrics[stage]
+        for name in ("asr_with_trigger", "asr_without_trigger", "clean_quality", "triggered_quality"):
+            low, high = shares["intervals"][name]
+            assert 0 <= low <= shares[name] <= high <= 1
+            assert shares["counts"][name] >= 50
+    assert (out / "story.png").stat().st_size > 10_000
+    rows = [json.loads(line) for line in (out / "purified_disp_selective" / "evidence.jsonl").open()]
+    assert len(rows) == SMALL.rows
+    assert all(len(turn["saliency"]) == len(turn["locations"]) == 144 for row in rows for turn in row["turns"])
+
+
+def test_the_poison_flag_reaches_neither_training_nor_defence(run):
+    out, _ = run
+    honest = json.loads((out / "tuning" / "data.json").read_text())
+    poisoned = json.loads((out / "poisoned" / "data.json").read_text())
+    assert [set(row) for row in honest] == [set(row) for row in poisoned]
+    assert "poison" not in (out / "poisoned" / "data.json").read_text()
+
+
+def test_a_finished_run_is_not_repeated(run):
+    out, metrics = run
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+    assert demo(SMALL, out)["disp"] == metrics["disp"]
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == before
+
+
+def test_another_configuration_does_not_overwrite_a_run(run):
+    out, _ = run
+    command = [sys.executable, "-m", "disp.cli", "demo", "--out", str(out.parent / "x"), "--trigger", "pach"]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert "Did you mean 'patch'?" in failed.stderr
+    assert "Traceback" not in failed.stderr

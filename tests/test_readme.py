@@ -1,0 +1,43 @@
+"""Every ``disp`` command of the README runs, in order, in one folder, at a small size."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+# `make demo` and its `disp demo` are the end-to-end test's.
+SMALLER = {"--count": "40", "--steps": "3"}
+
+
+def readme_commands() -> list[list[str]]:
+    """The ``disp`` commands in the README's shell blocks, with sizes made small."""
+    blocks = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("disp ")]
+    for command in commands:
+        for flag, value in SMALLER.items():
+            if flag in command:
+                command[command.index(flag) + 1] = value
+    return [command for command in commands if command[1] != "demo"]
+
+
+def test_readme_shows_every_verb():
+    verbs = {command[1] for command in readme_commands()}
+    assert verbs == {"scenes", "poison", "train", "saliency", "purify", "generate", "evaluate"}
+
+
+def test_readme_commands_run(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for command in readme_commands():
+        done = subprocess.run(
+            [sys.executable, "-m", "disp.cli", *command[1:]],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
