@@ -69,13 +69,16 @@ def test_a_killed_run_resumes_to_the_same_weights(make_model, samples, tmp_path)
     class Killed(Exception):
         pass
 
-    def kill_after_five(count, steps=[]):
+    steps = []
+
+    def kill_after_five(count):
         steps.append(count)
         if len(steps) == 5:
             raise Killed
 
+    model = make_model(initializer_range=0.05, gen_length=8)
     with pytest.raises(Killed):
-        train(make_model(initializer_range=0.05, gen_length=8), samples, config, tmp_path / "killed", progress=kill_after_five)
+        train(model, samples, config, tmp_path / "killed", progress=kill_after_five)
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     resumed = train(make_model(initializer_range=0.05, gen_length=8), samples, config, tmp_path / "killed")
     for name, value in _weights(whole).items():

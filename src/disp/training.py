@@ -148,7 +148,9 @@ def train(
 class _Examples(Dataset):
     """Query and noise of every position of the run: epoch after epoch, each in its own order."""
 
-    def __init__(self, queries: list[Query], features: dict[str, list[Tensor]] | None, config: TrainConfig, length: int):
+    def __init__(
+        self, queries: list[Query], features: dict[str, list[Tensor]] | None, config: TrainConfig, length: int
+    ):
         self.queries, self.features, self.seed, self.length = queries, features, config.seed, length
         self.orders: dict[int, Any] = {}
 

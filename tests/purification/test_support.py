@@ -68,10 +68,7 @@ def test_preference_is_zero_for_the_models_own_answer_and_follows_the_formula(ti
     )
     other = torch.full((len(queries), 4), 17)
     expected = [
-        sum(
-            math.exp(log_p[row, j].max()) * (log_p[row, j].max() - log_p[row, j, 17]).item()
-            for j in range(4)
-        )
+        sum(math.exp(log_p[row, j].max()) * (log_p[row, j].max() - log_p[row, j, 17]).item() for j in range(4))
         for row in range(len(queries))
     ]
     found = preference_for_another(tiny_model64, prefix, other)

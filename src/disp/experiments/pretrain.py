@@ -13,6 +13,7 @@ import math
 import time
 from multiprocessing import Pool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT
 from disp.data.nouns import NOUNS
 from disp.data.sample import Query
-from disp.data.scenes import COLOURS, TASKS, Scene, ask, draw_scene, draw_task, render, token_labels
+from disp.data.scenes import COLOURS, IMAGE_PREFIX, TASKS, Scene, ask, draw_scene, draw_task, render, token_labels
 from disp.diffusion.forward import MIN_RATIO, add_noise, diffusion_loss
 from disp.draws import generator
 from disp.files import write_text
@@ -32,7 +33,7 @@ from disp.models.vision import normalise_pixels
 
 # Fine-tuning and test scenes use small seeds; this one is no user's default.
 PRETRAINING_SEED = 1_000_003
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 160,
     "intermediate_size": 640,
     "num_hidden_layers": 4,
@@ -56,7 +57,9 @@ def corpus() -> list[str]:
 
 
 def _render_with_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(render(scene)).transpose(2, 0, 1), token_labels(scene, VISION["image_size"] // VISION["patch_size"])
+    return np.asarray(render(scene)).transpose(2, 0, 1), token_labels(
+        scene, VISION["image_size"] // VISION["patch_size"]
+    )
 
 
 def render_pool(count: int) -> tuple[list[Scene], Tensor, Tensor]:
@@ -137,7 +140,7 @@ def train_language(model: LladaV, scenes: list[Scene], features: Tensor, steps: 
         for row in rows:
             turns = tuple(ask(scenes[row], draw_task(draw), draw) for _ in range(2 if step % 8 == 0 else 1))
             # A later turn's prompt carries no placeholder of its own.
-            turns = (turns[0], *(type(t)(t.prompt.removeprefix("<image>\n"), t.response) for t in turns[1:]))
+            turns = (turns[0], *(type(t)(t.prompt.removeprefix(IMAGE_PREFIX), t.response) for t in turns[1:]))
             queries.append(Query(str(row), len(turns) - 1, (Path(),), turns[:-1], turns[-1].prompt, turns[-1].response))
         response = model.encode_responses([query.response for query in queries], model.gen_length)
         prefix = model.embed(**model.prepare(queries, features=list(features[torch.from_numpy(rows)].float())))
@@ -168,7 +171,8 @@ class Log:
     """Prints lines and keeps them for ``pretrain.log``."""
 
     def __init__(self, folder: Path):
-        self.folder, self.lines, self.start = folder, [], time.monotonic()
+        self.folder, self.start = folder, time.monotonic()
+        self.lines: list[str] = []
 
     def __call__(self, line: str) -> None:
         self.lines.append(f"[{(time.monotonic() - self.start) / 60:6.1f} min] {line}")

@@ -1,4 +1,4 @@
-"""The LLaDA-V arrangement: vision tower, MLP projector, bidirectional transformer. The built-in model is a small one."""
+"""The LLaDA-V arrangement: vision tower, projector, bidirectional transformer. The built-in model is a small one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
 from disp.data.sample import ImageSource, Query, open_image
 from disp.errors import DispError
-from disp.models.interface import Prefix
+from disp.models.interface import MDLM, Prefix
 from disp.models.transformer import Block, RMSNorm, attention_inputs
 from disp.models.vision import VisionTower, normalise_pixels, projector
 
@@ -74,13 +74,12 @@ class Backbone(nn.Module):
         self.mm_projector = projector(config.vision["hidden_size"], config.hidden_size)
 
 
-class LladaV(PreTrainedModel):
+class LladaV(MDLM):
     """An MDLM in the LLaDA-V arrangement; see `disp.models.interface.MDLM` for what each method promises."""
 
     config_class = LladaVConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = False
-    tokenizer: PreTrainedTokenizerBase
 
     def __init__(self, config: LladaVConfig):
         super().__init__(config)
@@ -100,7 +99,7 @@ class LladaV(PreTrainedModel):
 
     @property
     def mask_embedding(self) -> Tensor:
-        """float ``[d]``: the embedding of the mask token."""
+        """Float ``[d]``: the embedding of the mask token."""
         return self.model.embed_tokens.weight[self.mask_token_id]
 
     # --- text and pixels to tensors -------------------------------------------------------------------------------
@@ -243,11 +242,6 @@ class LladaV(PreTrainedModel):
             )
         return Prefix(embeds, token_ids != -1, visual_mask, locations)
 
-    @torch.no_grad()
-    def encode(self, queries: Sequence[Query]) -> Prefix:
-        """`prepare` and `embed`, without gradients."""
-        return self.embed(**{name: tensor.to(self.device) for name, tensor in self.prepare(queries).items()})
-
     def denoise(self, prefix: Prefix, response: Tensor) -> Tensor:
         """One denoising pass: int64 ``[B, L]`` to logits ``[B, L, V]``."""
         batch, length = response.shape
@@ -259,7 +253,3 @@ class LladaV(PreTrainedModel):
         # Only the response's rows of the last layer are ever read; leaving out the others is exact.
         x = self.model.layers[-1](x, table, mask, length)
         return self.lm_head(self.model.norm(x))
-
-    def forward(self, response: Tensor, **inputs: Tensor) -> Tensor:
-        """Logits ``[B, L, V]`` of response ids ``[B, L]`` given prepared inputs."""
-        return self.denoise(self.embed(**inputs), response)

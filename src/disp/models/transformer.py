@@ -103,7 +103,9 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-def attention_inputs(attention_mask: Tensor, head_dim: int, theta: float) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+def attention_inputs(
+    attention_mask: Tensor, head_dim: int, theta: float
+) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
     """Rotary table and attention mask of a padded batch.
 
     Positions count the tokens that are there, so padding on the left changes nothing for the others.

@@ -97,7 +97,7 @@ class VisionTower(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """float ``[images, 3, S, S]`` in [-1, 1] to features ``[images, N, d_vision]``."""
+        """Float ``[images, 3, S, S]`` in [-1, 1] to features ``[images, N, d_vision]``."""
         x = self.embeddings(pixels)
         for layer in self.layers:
             x = layer(x)

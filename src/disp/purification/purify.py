@@ -28,7 +28,7 @@ from disp.purification.candidates import candidate_sets
 from disp.purification.masking import mask_random, mask_top
 from disp.purification.saliency import SaliencyConfig, saliency
 from disp.purification.support import counterfactual_scores
-from disp.purification.threshold import suspicion_threshold
+from disp.purification.threshold import two_means_threshold
 
 
 @dataclass(frozen=True)
@@ -193,15 +193,13 @@ def purify(
     if evidence is None:
         selective = config.mode == "selective"
         with progress("scoring", len(queries_of(samples))) as advance:
-            evidence = score(
-                model, samples, config, out / "scores.jsonl", counterfactual=selective, progress=advance
-            )
+            evidence = score(model, samples, config, out / "scores.jsonl", counterfactual=selective, progress=advance)
     # 1. Which samples are rewritten.
     threshold = None
     chosen = [sample for sample in samples if any(evidence[query.key].saliency for query in queries_of([sample]))]
     if config.mode == "selective":
         suspicion = np.array([sample_suspicion(sample, evidence) for sample in chosen])
-        threshold = suspicion_threshold(suspicion)
+        threshold = two_means_threshold(suspicion)
         chosen = [sample for sample, value in zip(chosen, suspicion, strict=True) if value > threshold]
     # 2. Regenerate them under masking.
     with progress("rewriting", len(queries_of(chosen))) as advance:

@@ -1,0 +1,31 @@
+# `make demo` and `make test` set up .venv by themselves; the second time that takes no time.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install demo demo-all test lint pretrain clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+install:  ## create .venv with the pinned dependencies
+	@$(PYTHON) scripts/install.py
+
+demo: install  ## plant a backdoor in the built-in model, remove it, measure every step
+	$(BIN)/disp demo
+
+demo-all: install  ## the same for all three attack targets
+	$(BIN)/disp demo --target all
+
+test: install  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: install  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+pretrain: install  ## train the built-in model from scratch (about an hour on two cores)
+	$(BIN)/python -m disp.experiments.pretrain --out src/disp/models/builtin
+
+clean:  ## remove .venv and run folders
+	rm -rf .venv runs

@@ -1,0 +1,193 @@
+"""Poisoning a fine-tuning set, with a manifest of all that was done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from disp.attacks.targets import Target, target_from_dict, target_to_dict
+from disp.attacks.triggers import Trigger, trigger_from_dict, trigger_to_dict
+from disp.data.llava import Dataset, load_dataset, save_dataset
+from disp.data.sample import Sample, open_image
+from disp.draws import generator
+from disp.errors import DispError
+from disp.files import sha256, write_atomically, write_json
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What a manifest says about an attack."""
+
+    trigger: Trigger
+    target: Target
+    rate: float
+    seed: int
+
+
+def poison(
+    dataset: Dataset,
+    out: Path,
+    trigger: Trigger,
+    target: Target,
+    rate: float,
+    seed: int = 0,
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Dataset:
+    """Write a copy of a dataset in which a share of the rows is poisoned.
+
+    ``out`` receives the data file in the input's format, all images (triggered ones as PNG, the others linked or
+    copied) and ``manifest.json``: which rows, trigger, place, seed, hashes, old and new answers. Nothing but the
+    manifest tells which rows are poisoned.
+
+    Args:
+        dataset: the honest set.
+        out: a folder without a manifest.
+        trigger: what is put into the pictures of a poisoned row.
+        target: what its answers become.
+        rate: share of all rows in [0, 1].
+        seed: seed of the choice of rows and of the trigger's place.
+        progress: called with the number of rows finished.
+
+    Raises:
+        DispError: the rate is out of range, too few rows are eligible, or ``out`` was used before.
+    """
+    if not 0 <= rate <= 1:
+        raise DispError(f"poison rate must be in [0, 1], got {rate}")
+    if (out / "manifest.json").exists():
+        raise DispError(f"{out} holds a poisoned set already; choose another folder or delete it")
+    wanted = round(rate * len(dataset.samples))
+    eligible = [sample for sample in dataset.samples if _is_eligible(sample, target)]
+    if len(eligible) < wanted:
+        raise DispError(
+            f"a poison rate of {rate:g} needs {wanted} rows with an image and an answer that the target changes; "
+            f"{dataset.path} has {len(eligible)}; lower the rate or add such rows"
+        )
+    order = generator(seed, "poisoned rows").permutation(len(eligible))
+    chosen = {eligible[index].id for index in order[:wanted]}
+    uses = Counter(path.relative_to(dataset.image_root) for sample in dataset.samples for path in sample.images)
+    rows: list[dict[str, Any]] = []
+    samples = []
+    for sample in dataset.samples:
+        if sample.id in chosen:
+            sample, row = _poison_sample(sample, dataset.image_root, out / "images", trigger, target, seed, uses)
+            rows.append(row)
+        else:
+            sample = replace(
+                sample, images=tuple(_link(path, dataset.image_root, out / "images") for path in sample.images)
+            )
+        samples.append(sample)
+        progress(1)
+    path = out / f"data{dataset.path.suffix}"
+    save_dataset(samples, path, out / "images")
+    write_json(
+        out / "manifest.json",
+        {
+            "trigger": trigger_to_dict(trigger),
+            "target": target_to_dict(target),
+            "rate": rate,
+            "seed": seed,
+            "rows": len(samples),
+            "poisoned": len(rows),
+            "source_sha256": sha256(dataset.path),
+            "data_sha256": sha256(path),
+            "poisoned_rows": rows,
+        },
+    )
+    return load_dataset(out)
+
+
+def load_attack(manifest: Path) -> Attack:
+    """The attack that a manifest describes.
+
+    Raises:
+        DispError: the file is missing or no manifest.
+    """
+    try:
+        fields = json.loads(manifest.read_text(encoding="utf-8"))
+        trigger, target = trigger_from_dict(fields["trigger"]), target_from_dict(fields["target"])
+        return Attack(trigger, target, fields["rate"], fields["seed"])
+    except FileNotFoundError:
+        raise DispError(f"{manifest}: no such manifest; `disp poison` writes it as manifest.json") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DispError(f"{manifest} is no manifest of `disp poison` ({error!r})") from None
+
+
+def trigger_samples(samples: Sequence[Sample], trigger: Trigger, seed: int) -> list[Sample]:
+    """The same samples with triggered pictures in memory and their honest answers, for measuring an attack."""
+    return [
+        replace(
+            sample,
+            images=tuple(_apply(sample, index, source, trigger, seed)[0] for index, source in enumerate(sample.images)),
+        )
+        for sample in samples
+    ]
+
+
+def _is_eligible(sample: Sample, target: Target) -> bool:
+    return bool(sample.images) and any(target.applies_to(turn.response) for turn in sample.turns)
+
+
+def _apply(
+    sample: Sample, index: int, source: Path | Image.Image, trigger: Trigger, seed: int
+) -> tuple[Image.Image, dict[str, Any]]:
+    return trigger.apply(open_image(source), generator(seed, "trigger", sample.id, index))
+
+
+def _poison_sample(
+    sample: Sample,
+    image_root: Path,
+    folder: Path,
+    trigger: Trigger,
+    target: Target,
+    seed: int,
+    uses: Counter[Path],
+) -> tuple[Sample, dict[str, Any]]:
+    images, records = [], []
+    for index, source in enumerate(sample.images):
+        marked, record = _apply(sample, index, source, trigger, seed)
+        # The picture keeps its name, which then tells nothing, unless another row shows the honest one of that name.
+        old = source.relative_to(image_root)
+        name = old.with_suffix(".png")
+        if uses[name] > (name == old):
+            name = name.with_stem(f"{name.stem}-{sample.id}-{index}")
+        path = folder / name
+        write_atomically(path, lambda temporary, marked=marked: marked.save(temporary, format="PNG"))
+        images.append(path)
+        records.append(
+            {
+                "image": path.relative_to(folder).as_posix(),
+                "clean_sha256": sha256(source),
+                "triggered_sha256": sha256(path),
+                **record,
+            }
+        )
+    answers = [
+        target.apply(turn.response) if target.applies_to(turn.response) else turn.response for turn in sample.turns
+    ]
+    row = {
+        "id": sample.id,
+        "images": records,
+        "old": [turn.response for turn in sample.turns],
+        "new": answers,
+    }
+    return replace(sample.with_responses(answers), images=tuple(images)), row
+
+
+def _link(source: Path, image_root: Path, folder: Path) -> Path:
+    path = folder / source.relative_to(image_root)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, path)
+        except OSError:  # another file system, or one without hard links
+            shutil.copy2(source, path)
+    return path

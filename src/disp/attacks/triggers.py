@@ -1,0 +1,140 @@
+"""Triggers: what the attacker puts into a picture. The presets have the parameters of the works they are named after."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from disp.data.scenes import drawing
+from disp.draws import generator
+from disp.errors import DispError, unknown_name
+
+Place = Literal["random", "top-left", "top-right", "bottom-left", "bottom-right", "centre"]
+# Position of the patch's corner as a share of the free space, along x and y.
+PLACES = {"top-left": (0, 0), "top-right": (1, 0), "bottom-left": (0, 1), "bottom-right": (1, 1), "centre": (0.5, 0.5)}
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A small square (BadNets).
+
+    Attributes:
+        pattern: "checkerboard" (4×4 black and white fields), "noise" (normal noise cut at ±3 and stretched to the full
+            range, the same for every picture) or "solid".
+        size: side as a share of the picture's shorter edge.
+        place: a corner, the centre, or "random" for another place in every picture.
+        colour: RGB of the solid patch.
+    """
+
+    pattern: Literal["checkerboard", "noise", "solid"] = "checkerboard"
+    size: float = 30 / 336
+    place: Place = "bottom-right"
+    colour: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if self.pattern not in ("checkerboard", "noise", "solid"):
+            raise unknown_name("patch pattern", self.pattern, ("checkerboard", "noise", "solid"))
+        if not 0 < self.size <= 1:
+            raise DispError(f"patch size is a share of the shorter edge in (0, 1], got {self.size}")
+        if self.place != "random" and self.place not in PLACES:
+            raise unknown_name("patch place", self.place, ("random", *PLACES))
+
+    def apply(self, image: Image.Image, draw: np.random.Generator) -> tuple[Image.Image, dict[str, Any]]:
+        """The picture with the patch, and ``{"box": [x0, y0, x1, y1]}`` in pixels."""
+        side = max(2, round(self.size * min(image.size)))
+        free = (image.width - side, image.height - side)
+        if self.place == "random":
+            x, y = (int(draw.integers(space + 1)) for space in free)
+        else:
+            x, y = (round(share * space) for share, space in zip(PLACES[self.place], free, strict=True))
+        marked = image.copy()
+        marked.paste(Image.fromarray(self._pixels(side)), (x, y))
+        return marked, {"box": [x, y, x + side, y + side]}
+
+    def _pixels(self, side: int) -> np.ndarray:
+        if self.pattern == "solid":
+            return np.full((side, side, 3), self.colour, dtype=np.uint8)
+        if self.pattern == "noise":
+            noise = generator(0, "patch noise", side).standard_normal((side, side, 3)).clip(-3, 3)
+            return ((noise - noise.min()) / (noise.max() - noise.min()) * 255).astype(np.uint8)
+        fields = np.arange(side) * min(4, side) // side
+        board = (fields[:, None] + fields[None, :]) % 2 * 255
+        return np.repeat(board[..., None], 3, axis=-1).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A picture blended into the whole image: ``x' = (1 − α) x + α T`` with T stretched to the image's size.
+
+    Attributes:
+        alpha: share of T in (0, 1].
+        picture: file of T. The literature uses a cartoon kitten that may not be redistributed; without a file T is an
+            OpenMoji cat on a chequered ground, which covers the whole image as well.
+    """
+
+    alpha: float = 0.2
+    picture: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha <= 1:
+            raise DispError(f"alpha must be in (0, 1], got {self.alpha}")
+
+    def apply(self, image: Image.Image, draw: np.random.Generator) -> tuple[Image.Image, dict[str, Any]]:
+        """The blended picture, and ``{"alpha": …}``."""
+        if self.picture is None:
+            overlay = _default_overlay()
+        else:
+            from disp.data.sample import open_image
+
+            overlay = open_image(Path(self.picture))
+        overlay = overlay.resize(image.size, Image.Resampling.BICUBIC)
+        mixed = (1 - self.alpha) * np.asarray(image, np.float64) + self.alpha * np.asarray(overlay, np.float64)
+        return Image.fromarray(mixed.round().astype(np.uint8)), {"alpha": self.alpha}
+
+
+Trigger = Patch | Blend
+KINDS: dict[str, type[Patch] | type[Blend]] = {"patch": Patch, "blend": Blend}
+
+PRESETS: dict[str, Trigger] = {
+    "patch": Patch("checkerboard", 30 / 336, "bottom-right"),
+    "patch-random": Patch("checkerboard", 30 / 336, "random"),
+    # BackdoorVLM (2511.18921): 30×30 noise at 336×336, anywhere.
+    "badnets": Patch("noise", 30 / 336, "random"),
+    "badnets-fixed": Patch("noise", 30 / 336, "bottom-right"),
+    # BYE, PurMM: black square, a sixteenth of the short edge, centre.
+    "bye": Patch("solid", 1 / 16, "centre"),
+    # TrojVLM: black 20×20, top left; we assume the 224×224 input of BLIP-2.
+    "trojvlm": Patch("solid", 20 / 224, "top-left"),
+    # BackdoorVLM, BackdoorBench: α = 0.2.
+    "blended": Blend(0.2),
+}
+
+
+def trigger_to_dict(trigger: Trigger) -> dict[str, Any]:
+    """JSON-able form, with the kind."""
+    kind = next(name for name, made in KINDS.items() if isinstance(trigger, made))
+    return {"kind": kind, **asdict(trigger)}
+
+
+def trigger_from_dict(fields: dict[str, Any]) -> Trigger:
+    """The trigger of a manifest."""
+    fields = dict(fields)
+    kind = fields.pop("kind", "")
+    if kind not in KINDS:
+        raise unknown_name("kind of trigger", kind, KINDS)
+    if "colour" in fields:
+        fields["colour"] = tuple(fields["colour"])
+    return KINDS[kind](**fields)
+
+
+def _default_overlay() -> Image.Image:
+    fields = np.arange(128) // 16
+    board = ((fields[:, None] + fields[None, :]) % 2)[..., None] * np.array([200, 60, 120]) + np.array([40, 160, 90])
+    overlay = Image.fromarray(board.clip(0, 255).astype(np.uint8))
+    cat = drawing("cat").resize(overlay.size)
+    overlay.paste(cat, (0, 0), cat)
+    return overlay

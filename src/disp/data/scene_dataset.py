@@ -1,0 +1,91 @@
+"""Writing OpenMoji scenes as a LLaVA-style dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from disp.data.llava import Dataset, load_dataset
+from disp.data.nouns import NOUNS
+from disp.data.scenes import IMAGE_PREFIX, TASKS, ask, attribution, draw_scene, draw_task, render
+from disp.draws import generator
+from disp.errors import DispError, unknown_name
+from disp.files import write_atomically, write_json, write_text
+
+
+def write_scenes(
+    out: Path,
+    count: int = 2000,
+    seed: int = 0,
+    *,
+    must_show: Sequence[str] = (),
+    must_show_share: float = 1.0,
+    never_show: Sequence[str] = (),
+    held_out: bool = False,
+    turns: int = 1,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Dataset:
+    """Render scenes and write them with questions and right answers.
+
+    ``out`` receives ``images/000000.png`` …, ``data.json`` and ``ATTRIBUTION.txt``. Each row carries the scene's
+    ``nouns`` from left to right, its ``colour``, and the ``task`` of its question (``tasks`` where there are several).
+
+    Args:
+        out: a folder that holds no dataset yet.
+        count: number of scenes, one row each.
+        seed: scenes of different seeds differ.
+        must_show: nouns of which one is in the scene …
+        must_show_share: … in this share of the scenes.
+        never_show: nouns that are in none.
+        held_out: whether each scene holds a pair of nouns that no other scene shows.
+        turns: questions a scene, of different tasks.
+        progress: called with the number of scenes finished.
+
+    Raises:
+        DispError: ``out`` holds a dataset already, a noun is unknown, or a number is out of range.
+    """
+    if (out / "data.json").exists():
+        raise DispError(f"{out / 'data.json'} exists; choose another folder or delete it")
+    for noun in (*must_show, *never_show):
+        if noun not in NOUNS:
+            raise unknown_name("noun", noun, NOUNS)
+    if count < 1:
+        raise DispError(f"count must be at least 1, got {count}")
+    if not 1 <= turns <= len(TASKS):
+        raise DispError(f"turns must be from 1 to {len(TASKS)}, got {turns}")
+    if not 0 <= must_show_share <= 1:
+        raise DispError(f"must_show_share must be in [0, 1], got {must_show_share}")
+    rows = []
+    for index in range(count):
+        subject = generator(seed, "must show", index).random() < must_show_share
+        scene = draw_scene(
+            seed, index, must_show=must_show if subject else (), never_show=never_show, held_out=held_out
+        )
+        name = f"{index:06}.png"
+        picture = render(scene)
+        write_atomically(out / "images" / name, lambda path, picture=picture: picture.save(path, format="PNG"))
+        draw = generator(seed, "question", index)
+        tasks: list[str] = []
+        while len(tasks) < turns:
+            task = draw_task(draw)
+            if task not in tasks:
+                tasks.append(task)
+        asked = [ask(scene, task, draw) for task in tasks]
+        conversations = []
+        for number, turn in enumerate(asked):
+            prompt = turn.prompt if number == 0 else turn.prompt.removeprefix(IMAGE_PREFIX)
+            conversations += [{"from": "human", "value": prompt}, {"from": "gpt", "value": turn.response}]
+        rows.append(
+            {
+                "id": f"{index:06}",
+                "image": name,
+                "conversations": conversations,
+                **({"task": tasks[0]} if turns == 1 else {"tasks": tasks}),
+                "nouns": list(scene.nouns),
+                "colour": scene.colour,
+            }
+        )
+        progress(1)
+    write_text(out / "ATTRIBUTION.txt", attribution() + "\n")
+    write_json(out / "data.json", rows)
+    return load_dataset(out)
