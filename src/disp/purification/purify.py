@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -173,9 +174,9 @@ def purify(
 ) -> Purified:
     """Purify a fine-tuning set and write it in its own format.
 
-    ``out`` receives ``data.json`` or ``data.jsonl``, which refers to the input's images, ``evidence.jsonl`` with one
-    row a sample (saliency, masked tokens, old and new answers), and ``purify.json`` with the configuration and the
-    counts. A killed run goes on where it stopped.
+    ``out`` receives ``data.json`` or ``data.jsonl`` and a link ``images`` to the input's images, ``evidence.jsonl`` with
+    one row a sample (saliency, masked tokens, old and new answers), and ``purify.json`` with the configuration and
+    the counts. A killed run goes on where it stopped.
 
     Args:
         model: the compromised model.
@@ -213,6 +214,7 @@ def purify(
     # 3. Write the set and the evidence.
     path = out / f"data{dataset.path.suffix}"
     save_dataset(purified, path, dataset.image_root)
+    _link_images(out, dataset.image_root)
     rewritten = tuple(sample.id for sample in chosen)
     write_jsonl(out / "evidence.jsonl", list(_evidence_rows(samples, purified, set(rewritten), evidence, masks)))
     summary = {
@@ -321,6 +323,13 @@ def _evidence_rows(
                 }
             )
         yield {"id": before.id, "rewritten": before.id in rewritten, "turns": turns}
+
+
+def _link_images(out: Path, image_root: Path) -> None:
+    """Let the purified set find the input's images; where links are not to be had, readers name the folder."""
+    if not (out / "images").exists():
+        with suppress(OSError):
+            (out / "images").symlink_to(image_root.resolve(), target_is_directory=True)
 
 
 def _claim(out: Path, config: PurifyConfig, dataset: Dataset) -> None:

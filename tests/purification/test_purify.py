@@ -1,0 +1,143 @@
+"""Purification: what is rewritten, in which form, and that neither batches nor a kill change it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from disp.data.llava import load_dataset
+from disp.diffusion.decode import DecodeConfig
+from disp.errors import DispError
+from disp.purification import purify as module
+from disp.purification.purify import PurifyConfig, purify, score
+from disp.purification.saliency import SaliencyConfig
+
+ANSWERS = ["a cat", "a dog", "two", "a tree", "yes", "no", "a boat"]
+
+
+@pytest.fixture
+def dataset(tmp_path, picture):
+    """Seven rows, one of two turns and one without a picture."""
+    rows = []
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    for index, answer in enumerate(ANSWERS):
+        turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": answer}]
+        if index == 2:
+            turns += [{"from": "human", "value": "Is there a boat?"}, {"from": "gpt", "value": "no"}]
+        row = {"id": f"r{index}", "image": f"{index}.png", "conversations": turns, "source": "test"}
+        picture(index).save(tmp_path / "data" / "images" / f"{index}.png")
+        if index == 5:
+            del row["image"]
+            turns[0]["value"] = "What is it?"
+        rows.append(row)
+    (tmp_path / "data" / "data.json").write_text(json.dumps(rows))
+    return load_dataset(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def model(make_model):
+    return make_model(gen_length=8)
+
+
+def config(**changes):
+    settings = {
+        "mode": "all",
+        "mask_ratio": 0.3,
+        "candidates": 3,
+        "saliency": SaliencyConfig(probes=2),
+        "decode": DecodeConfig(gen_length=8, steps=4),
+        "batch_size": 4,
+    }
+    return PurifyConfig(**{**settings, **changes})
+
+
+def responses(dataset):
+    return {sample.id: [turn.response for turn in sample.turns] for sample in dataset.samples}
+
+
+def test_all_answers_with_a_picture_are_rewritten_in_the_inputs_format(model, dataset, tmp_path):
+    result = purify(model, dataset, config(), tmp_path / "out")
+    assert set(result.rewritten) == {"r0", "r1", "r2", "r3", "r4", "r6"}
+    before = json.loads((tmp_path / "data" / "data.json").read_text())
+    after = json.loads((tmp_path / "out" / "data.json").read_text())
+    for old, new in zip(before, after, strict=True):
+        assert {**old, "conversations": None} == {**new, "conversations": None}
+        for said, says in zip(old["conversations"], new["conversations"], strict=True):
+            assert said["from"] == says["from"]
+            if said["from"] == "human" or old["id"] == "r5":
+                assert said == says
+    assert responses(load_dataset(tmp_path / "out")) == responses(result.dataset)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "evidence.jsonl").open()]
+    assert [len(row["turns"]) for row in rows] == [1, 1, 2, 1, 1, 1, 1]
+    assert [len(turn["masked"]) for row in rows for turn in row["turns"]] == [3, 3, 3, 3, 3, 3, 0, 3]
+    for row in rows:
+        for turn in row["turns"]:
+            if turn["masked"]:
+                least = min(turn["saliency"][token] for token in turn["masked"])
+                rest = [value for token, value in enumerate(turn["saliency"]) if token not in turn["masked"]]
+                assert least >= max(rest)
+
+
+def test_neither_batch_size_nor_order_changes_an_answer(model, dataset, tmp_path):
+    whole = responses(purify(model, dataset, config(mode="random"), tmp_path / "a").dataset)
+    singly = responses(purify(model, dataset, config(mode="random", batch_size=1), tmp_path / "b").dataset)
+    assert singly == whole
+    reversed_rows = json.loads((tmp_path / "data" / "data.json").read_text())[::-1]
+    (tmp_path / "data" / "data.json").write_text(json.dumps(reversed_rows))
+    backwards = purify(model, load_dataset(tmp_path / "data"), config(mode="random"), tmp_path / "c").dataset
+    assert responses(backwards) == whole
+
+
+@pytest.mark.parametrize("step", ["saliency", "decode"])
+def test_a_killed_run_goes_on_and_repeats_nothing(model, dataset, tmp_path, monkeypatch, step):
+    expected = responses(purify(model, dataset, config(batch_size=2), tmp_path / "whole").dataset)
+    real, calls = getattr(module, step), []
+
+    def killed_at_the_third(model, prefix, *rest, **options):
+        calls.append(len(prefix))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(model, prefix, *rest, **options)
+
+    monkeypatch.setattr(module, step, killed_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        purify(model, dataset, config(batch_size=2), tmp_path / "killed")
+    done = sum(calls[:2])
+    assert responses(purify(model, dataset, config(batch_size=2), tmp_path / "killed").dataset) == expected
+    total = sum(len(sample.turns) for sample in dataset.samples) - (step == "decode")
+    assert sum(calls[3:]) == total - done
+
+
+def test_selective_rewrites_exactly_what_is_above_the_threshold(model, dataset, tmp_path):
+    settings = config(mode="selective")
+    evidence = score(model, dataset.samples, settings)
+    result = purify(model, dataset, settings, tmp_path / "out", evidence=evidence)
+    suspicion = {sample.id: module.sample_suspicion(sample, evidence) for sample in dataset.samples if sample.images}
+    assert set(result.rewritten) == {name for name, value in suspicion.items() if value > result.threshold}
+    assert 0 < len(result.rewritten) < len(suspicion)
+    before, after = responses(dataset), responses(result.dataset)
+    assert all(before[name] == after[name] for name in before if name not in result.rewritten)
+
+
+def test_another_configuration_is_refused_in_the_same_folder(model, dataset, tmp_path):
+    purify(model, dataset, config(), tmp_path / "out")
+    with pytest.raises(DispError, match="other settings"):
+        purify(model, dataset, config(mask_ratio=0.5), tmp_path / "out")
+
+
+def test_later_turns_see_the_new_answers_to_the_earlier_ones(model, dataset, tmp_path, monkeypatch):
+    seen = []
+    real = model.encode
+    monkeypatch.setattr(model, "encode", lambda queries: seen.extend(queries) or real(queries))
+    evidence = score(model, dataset.samples, config(), counterfactual=False)
+    seen.clear()
+    result = purify(model, dataset, config(), tmp_path / "out", evidence=evidence)
+    (second,) = [query for query in seen if query.turn == 1]
+    assert second.history[0].response == responses(result.dataset)["r2"][0]
+
+
+def test_evidence_read_back_equals_evidence_computed(model, dataset, tmp_path):
+    settings = config(mode="selective")
+    computed = score(model, dataset.samples, settings, tmp_path / "scores.jsonl")
+    assert score(model, dataset.samples, settings, tmp_path / "scores.jsonl") == computed
+    assert np.isfinite([evidence.suspicion for evidence in computed.values()]).all()
