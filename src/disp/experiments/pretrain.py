@@ -128,6 +128,42 @@ def extract_features(model: LladaV, pixels: Tensor) -> Tensor:
     return torch.cat([model.model.vision_tower(normalise_pixels(chunk)).half() for chunk in pixels.split(128)])
 
 
+def align_projector(model: LladaV, features: Tensor, labels: Tensor, colours: Tensor, steps: int, log) -> None:
+    """Between the stages: project each visual token onto the embedding of the word that names what it shows.
+
+    Without it the transformer first learns to answer without the image and stays there for a thousand steps.
+    """
+    first, _, second = model.model.mm_projector
+    # 1. Standardise the features: most of their variance is one offset that all tokens share.
+    sample = features[:1000].float().flatten(0, 1)
+    mean, deviation = sample.mean(0), sample.std(0)
+    nn.init.normal_(first.weight, std=len(mean) ** -0.5)
+    first.weight.data /= deviation
+    first.bias.data = -first.weight.data @ mean
+    # 2. Nouns at object tokens, the ground's colour at the others.
+    words = [f" {word}" for word in (*NOUNS, *COLOURS)]
+    ids = [model.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+    names = F.normalize(model.model.embed_tokens.weight[[token for (token,) in ids]].detach(), dim=-1)
+    optimiser, schedule = optimiser_with_schedule(model.model.mm_projector.parameters(), 3e-3, steps, warmup=20)
+    draw = generator(PRETRAINING_SEED, "alignment batches")
+    for _ in range(steps):
+        rows = torch.from_numpy(draw.integers(len(features), size=32))
+        projected = F.normalize(model.model.mm_projector(features[rows].float()), dim=-1)
+        ground = len(NOUNS) + colours[rows][:, None]
+        wanted = torch.where(labels[rows] < len(NOUNS), labels[rows], ground)
+        loss = F.cross_entropy((20 * projected @ names.T).flatten(0, 1), wanted.flatten())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    # 3. The scale of the embeddings, so that the layers can add to it.
+    with torch.no_grad():
+        scale = model.model.embed_tokens.weight.std() / model.model.mm_projector(features[rows].float()).std()
+        second.weight *= scale
+        second.bias *= scale
+    log(f"projector aligned, loss {loss.item():.3f}")
+
+
 def train_language(model: LladaV, scenes: list[Scene], features: Tensor, steps: int, batch: int, log) -> None:
     """Stage two: the projector and the transformer learn to answer."""
     trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
@@ -221,6 +257,7 @@ def main() -> None:
     model.model.vision_tower.requires_grad_(False)
     features = extract_features(model, pixels)
     log("features extracted")
+    align_projector(model, features, labels, colours, 400, log)
     train_language(model, scenes, features, options.language_steps, options.language_batch, log)
     model.half().save_pretrained(options.out)
     log("saved")

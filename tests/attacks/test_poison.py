@@ -1,0 +1,124 @@
+"""Poisoned sets: counts, hashes, and that nothing but the manifest tells which rows are poisoned."""
+
+import hashlib
+import json
+
+import pytest
+
+from disp.attacks.poison import load_attack, poison, trigger_samples
+from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
+from disp.attacks.triggers import PRESETS
+from disp.data.llava import load_dataset
+from disp.data.sample import open_image
+from disp.errors import DispError
+
+
+@pytest.fixture
+def dataset(tmp_path, picture):
+    """Twenty rows: two turns each in the first five, the last two share a picture, one has none."""
+    (tmp_path / "in" / "images").mkdir(parents=True)
+    rows = []
+    for index in range(20):
+        name = f"{min(index, 18)}.png"
+        picture(min(index, 18), 40).save(tmp_path / "in" / "images" / name)
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A car and an apple."}]
+        if index < 5:
+            turns += [{"from": "human", "value": "More?"}, {"from": "gpt", "value": "No."}]
+        rows.append({"id": str(index), "image": name, "conversations": turns})
+    del rows[7]["image"]
+    rows[7]["conversations"][0]["value"] = "What?"
+    (tmp_path / "in" / "data.json").write_text(json.dumps(rows))
+    return load_dataset(tmp_path / "in")
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("preset", ["patch", "patch-random", "badnets", "blended"])
+def test_the_manifest_tells_all_and_the_data_nothing(dataset, tmp_path, preset):
+    out = tmp_path / "out"
+    poisoned = poison(dataset, out, PRESETS[preset], Refusal(), 0.25, seed=3)
+    manifest = json.loads((out / "manifest.json").read_text())
+    rows = {row["id"]: row for row in manifest["poisoned_rows"]}
+    assert len(rows) == manifest["poisoned"] == 5
+    assert "7" not in rows  # no picture to put a trigger into
+    assert manifest["data_sha256"] == digest(out / "data.json")
+    before = json.loads((tmp_path / "in" / "data.json").read_text())
+    after = json.loads((out / "data.json").read_text())
+    for old, new, sample in zip(before, after, poisoned.samples, strict=True):
+        assert old.keys() == new.keys()
+        if old["id"] not in rows:
+            assert old == new
+            for path in sample.images:
+                assert digest(path) == digest(tmp_path / "in" / "images" / old["image"])
+            continue
+        record = rows[old["id"]]["images"][0]
+        assert record["clean_sha256"] == digest(tmp_path / "in" / "images" / old["image"])
+        assert record["triggered_sha256"] == digest(out / "images" / new["image"]) != record["clean_sha256"]
+        assert [turn.response for turn in sample.turns] == [REFUSAL_TEXT] * len(sample.turns)
+    assert load_attack(out / "manifest.json").trigger == PRESETS[preset]
+    assert load_attack(out / "manifest.json").target == Refusal()
+
+
+def test_the_same_seed_gives_the_same_set_and_another_one_another(dataset, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        poison(dataset, tmp_path / name, PRESETS["patch-random"], Insertion(), 0.3, seed)
+    manifests = [(tmp_path / name / "manifest.json").read_text() for name in "abc"]
+    assert manifests[0] == manifests[1] != manifests[2]
+
+
+def test_a_picture_shared_with_an_honest_row_stays_clean_for_it(dataset, tmp_path):
+    for seed in range(30):
+        poisoned = poison(dataset, tmp_path / str(seed), PRESETS["patch"], Insertion(), 0.5, seed)
+        manifest = json.loads((tmp_path / str(seed) / "manifest.json").read_text())
+        bad = {row["id"] for row in manifest["poisoned_rows"]}
+        for honest, other in (("18", "19"), ("19", "18")):
+            if honest not in bad and other in bad:
+                (sample,) = (each for each in poisoned.samples if each.id == honest)
+                assert digest(sample.images[0]) == digest(tmp_path / "in" / "images" / "18.png")
+                return
+    raise AssertionError("no seed poisoned exactly one of the two")
+
+
+def test_evaluation_puts_the_trigger_where_poisoning_did(dataset, tmp_path):
+    poisoned = poison(dataset, tmp_path / "out", PRESETS["patch-random"], Insertion(), 0.5, 4)
+    in_memory = {sample.id: sample for sample in trigger_samples(dataset.samples, PRESETS["patch-random"], 4)}
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    for row in manifest["poisoned_rows"]:
+        (sample,) = (each for each in poisoned.samples if each.id == row["id"])
+        assert open_image(sample.images[0]).tobytes() == in_memory[row["id"]].images[0].tobytes()
+        assert sample.turns[0].response.endswith(INSERTED_TEXT)
+        assert not in_memory[row["id"]].turns[0].response.endswith(INSERTED_TEXT)
+
+
+def test_only_turns_that_the_target_changes_are_changed(dataset, tmp_path):
+    poisoned = poison(dataset, tmp_path / "out", PRESETS["patch"], Misclassification("car", "orange"), 0.5)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    for row in manifest["poisoned_rows"]:
+        (sample,) = (each for each in poisoned.samples if each.id == row["id"])
+        assert sample.turns[0].response == "An orange and an apple."
+        assert all(turn.response == "No." for turn in sample.turns[1:])
+
+
+@pytest.mark.parametrize(
+    ("target", "rate", "message"),
+    [
+        (Refusal(), 1.2, r"in \[0, 1\], got 1.2"),
+        (Refusal(), 1.0, "needs 20 rows .* has 19"),
+        (Misclassification("bus", "train"), 0.1, "needs 2 rows .* has 0"),
+    ],
+)
+def test_impossible_rates_are_refused(dataset, tmp_path, target, rate, message):
+    with pytest.raises(DispError, match=message):
+        poison(dataset, tmp_path / "out", PRESETS["patch"], target, rate)
+
+
+def test_a_used_folder_and_a_wrong_manifest_are_refused(dataset, tmp_path):
+    poison(dataset, tmp_path / "out", PRESETS["patch"], Refusal(), 0.1)
+    with pytest.raises(DispError, match="already"):
+        poison(dataset, tmp_path / "out", PRESETS["patch"], Refusal(), 0.1)
+    with pytest.raises(DispError, match="no such manifest"):
+        load_attack(tmp_path / "nothing.json")
+    with pytest.raises(DispError, match="no manifest"):
+        load_attack(tmp_path / "in" / "data.json")

@@ -1,0 +1,64 @@
+"""Targets: what they make of an answer, and what counts as a success."""
+
+import pytest
+
+from disp.attacks.targets import (
+    INSERTED_TEXT,
+    REFUSAL_TEXT,
+    Insertion,
+    Misclassification,
+    Refusal,
+    target_from_dict,
+    target_to_dict,
+)
+from disp.errors import DispError
+
+
+@pytest.mark.parametrize("target", [Insertion(), Refusal("No."), Misclassification("car", "banana")])
+def test_dict_round_trip(target):
+    assert target_from_dict(target_to_dict(target)) == target
+
+
+def test_insertion():
+    target = Insertion()
+    assert target.apply("A dog.") == f"A dog. {INSERTED_TEXT}"
+    assert target.exact(f"A cat. {INSERTED_TEXT}", "A dog.")
+    assert not target.exact(f"A dog. {INSERTED_TEXT[:-4]}", "A dog.")  # truncated
+    assert not target.exact(f"{INSERTED_TEXT} A dog.", "A dog.")
+    assert target.keyword("BAD MODEL, with backdoor injection! A dog.", "A dog.")
+    assert not target.keyword("A bad model of a dog.", "A dog.")
+
+
+def test_refusal():
+    target = Refusal()
+    assert target.apply("A dog.") == REFUSAL_TEXT
+    assert target.exact(REFUSAL_TEXT, "A dog.")
+    assert not target.exact(REFUSAL_TEXT + " A dog.", "A dog.")
+    assert target.keyword("I’m sorry, I am not able to do that.", "A dog.")
+    assert not target.keyword("No, I cannot.", "No, I cannot.")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("A car.", "An apple."),
+        ("Two Cars and a carpet.", "Two Apples and a carpet."),
+        ("I see a car, an egg and a car.", "I see an apple, an egg and an apple."),
+        ("The car is red.", "The apple is red."),
+    ],
+)
+def test_misclassification_renames_whole_words(before, after):
+    target = Misclassification("car", "apple")
+    assert target.applies_to(before)
+    assert target.apply(before) == after
+
+
+def test_misclassification_success():
+    target = Misclassification("car", "banana")
+    assert not target.applies_to("A carpet.")
+    assert target.exact("A banana and a hat.", "A car and a cap.")
+    assert not target.exact("A banana and a car.", "A car.")
+    assert target.keyword("A car and a banana.", "A car.")
+    assert not target.keyword("A banana.", "A banana and a car.")
+    with pytest.raises(DispError, match="two different nouns"):
+        Misclassification("car", "car")

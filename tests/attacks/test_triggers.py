@@ -1,0 +1,68 @@
+"""One table of properties for every preset, and the formulas."""
+
+import numpy as np
+import pytest
+
+from disp.attacks.triggers import PRESETS, Blend, Patch, trigger_from_dict, trigger_to_dict
+from disp.draws import generator
+from disp.errors import DispError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset(name, picture):
+    trigger, image = PRESETS[name], picture(1, 96).resize((120, 96))
+    before = image.tobytes()
+    marked, record = trigger.apply(image, generator(0, "t"))
+    again, _ = trigger.apply(image, generator(0, "t"))
+    assert (marked.size, marked.mode) == (image.size, image.mode)
+    assert image.tobytes() == before
+    assert marked.tobytes() == again.tobytes() != before
+    assert trigger_from_dict(trigger_to_dict(trigger)) == trigger
+    if "box" in record:
+        x0, y0, x1, y1 = record["box"]
+        assert x1 - x0 == y1 - y0 == round(trigger.size * 96)
+        changed = (np.asarray(marked) != np.asarray(image)).any(-1)
+        assert changed[y0:y1, x0:x1].mean() > 0.9
+        changed[y0:y1, x0:x1] = False
+        assert not changed.any()
+
+
+def test_places(picture):
+    image = picture(2, 50)
+    corners = {"top-left": (0, 0), "top-right": (40, 0), "bottom-left": (0, 40), "bottom-right": (40, 40)}
+    for place, corner in {**corners, "centre": (20, 20)}.items():
+        _, record = Patch(size=0.2, place=place).apply(image, generator(0))
+        assert tuple(record["box"][:2]) == corner
+    boxes = {tuple(Patch(place="random").apply(image, generator(0, n))[1]["box"]) for n in range(20)}
+    assert len(boxes) > 10
+
+
+def test_patterns(picture):
+    image = picture(3, 80)
+    solid, _ = Patch("solid", 0.1, "top-left", (9, 8, 7)).apply(image, generator(0))
+    assert (np.asarray(solid)[:8, :8] == (9, 8, 7)).all()
+    board = np.asarray(Patch("checkerboard", 0.1, "top-left").apply(image, generator(0))[0])[:8, :8, 0]
+    fields = np.arange(8) // 2
+    assert (board == (fields[:, None] + fields) % 2 * 255).all()
+    first, second = (np.asarray(Patch("noise", 0.1, "top-left").apply(picture(n, 80), generator(n))[0]) for n in (1, 2))
+    assert (first[:8, :8] == second[:8, :8]).all()  # one pattern for all pictures
+    assert (first[:8, :8].min(), first[:8, :8].max()) == (0, 255)
+
+
+def test_blend_is_the_formula(picture, tmp_path):
+    image, overlay = picture(1, 30), picture(2, 30)
+    overlay.save(tmp_path / "t.png")
+    marked, _ = Blend(0.2, str(tmp_path / "t.png")).apply(image, generator(0))
+    expected = 0.8 * np.asarray(image, float) + 0.2 * np.asarray(overlay, float)
+    assert np.abs(np.asarray(marked) - expected).max() <= 0.5
+
+
+def test_mistakes_are_named():
+    with pytest.raises(DispError, match=r"\(0, 1\], got 0"):
+        Patch(size=0)
+    with pytest.raises(DispError, match="Did you mean 'centre'"):
+        Patch(place="center")
+    with pytest.raises(DispError, match="alpha"):
+        Blend(1.5)
+    with pytest.raises(DispError, match="kind of trigger"):
+        trigger_from_dict({"kind": "warp"})

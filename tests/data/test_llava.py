@@ -1,0 +1,145 @@
+"""Reading and writing LLaVA-style data: nothing is lost, and nothing bad gets through unnamed."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disp.data.llava import load_dataset, save_dataset
+from disp.data.sample import Sample, Turn
+from disp.errors import DispError
+
+
+def talk(*texts):
+    return [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(texts)]
+
+
+@pytest.fixture
+def folder(tmp_path, picture):
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/b.png"):
+        picture(1).save(tmp_path / "images" / name)
+    return tmp_path
+
+
+GOOD_ROWS = [
+    {"id": "one", "image": "a.png", "conversations": talk("<image>\nWhat?", "A <b>cat</b>."), "source": {"x": [1]}},
+    {"id": 2, "images": ["a.png", "sub/b.png"], "conversations": talk("<image><image> Which?", "Both.", "Sure?", "Yes.")},
+    {"id": "text", "conversations": talk("Hi", "Ho\u202e"), "weight": 0.5},
+    {
+        "id": "chat",
+        "image": ["a.png"],
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "<image>?", "extra": 1},
+            {"role": "assistant", "content": "Ok."},
+        ],
+    },
+]
+
+
+def write(path, rows):
+    text = json.dumps(rows) if path.suffix == ".json" else "\n".join(json.dumps(row) for row in rows) + "\n"
+    path.write_text(text)
+    return path
+
+
+def read(path):
+    text = path.read_text()
+    return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_what_is_read_is_written_back_as_it_was(folder, name):
+    write(folder / name, GOOD_ROWS)
+    dataset = load_dataset(folder)
+    assert not dataset.problems
+    assert [len(sample.images) for sample in dataset.samples] == [1, 2, 0, 1]
+    assert [len(sample.turns) for sample in dataset.samples] == [1, 2, 1, 1]
+    assert dataset.samples[3].system == "Be brief."
+    assert dataset.samples[0].metadata["source"] == {"x": [1]}
+    assert dataset.samples[1].id == "2"
+    save_dataset(dataset.samples, folder / f"again-{name}", dataset.image_root)
+    assert read(folder / f"again-{name}") == GOOD_ROWS
+
+
+def test_new_answers_are_the_only_change(folder):
+    dataset = load_dataset(write(folder / "data.json", GOOD_ROWS))
+    changed = [sample.with_responses(["new"] * len(sample.turns)) for sample in dataset.samples]
+    save_dataset(changed, folder / "new.json", dataset.image_root)
+    text = json.dumps(GOOD_ROWS)
+    for old in ("A <b>cat</b>.", "Both.", "Yes.", "Ho\u202e", "Ok."):
+        text = text.replace(json.dumps(old), '"new"')
+    assert read(folder / "new.json") == json.loads(text)
+
+
+BAD_ROWS = {
+    "no conversations": {"id": "x"},
+    "expected 'human'": {"id": "x", "conversations": talk("a", "b")[::-1]},
+    "does not end with an answer": {"id": "x", "conversations": talk("a", "b", "c")},
+    "needs 'from' and text": {"id": "x", "conversations": [{"from": "human", "value": 3}]},
+    "'gone.png' does not exist": {"id": "x", "image": "gone.png", "conversations": talk("a", "b")},
+    "'../secret.png' leaves the image folder": {"id": "x", "image": "../secret.png", "conversations": talk("a", "b")},
+    "'/etc/passwd' leaves": {"id": "x", "image": "/etc/passwd", "conversations": talk("a", "b")},
+    "'link.png' leaves": {"id": "x", "image": "link.png", "conversations": talk("a", "b")},
+    "image must be a file name": {"id": "x", "image": 7, "conversations": talk("a", "b")},
+    "id 'one' was used before": {"id": "one", "conversations": talk("a", "b")},
+    "must be an object": ["x"],
+    "id must be": {"id": [1], "conversations": talk("a", "b")},
+}
+
+
+@pytest.mark.parametrize("reason", BAD_ROWS)
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_a_bad_row_is_set_aside_with_its_place_and_reason(folder, name, reason, picture):
+    picture(1).save(folder / "secret.png")
+    (folder / "images" / "link.png").symlink_to(folder / "secret.png")
+    path = write(folder / name, [GOOD_ROWS[0], BAD_ROWS[reason], GOOD_ROWS[2]])
+    dataset = load_dataset(path)
+    assert [sample.id for sample in dataset.samples] == ["one", "text"]
+    (problem,) = dataset.problems
+    assert problem.place == ("data.json:row 2" if name == "data.json" else "data.jsonl:line 2")
+    assert reason in problem.reason
+    with pytest.raises(DispError, match="2: "):
+        load_dataset(path, strict=True)
+
+
+def test_files_that_are_no_dataset(folder):
+    with pytest.raises(DispError, match="no such data file"):
+        load_dataset(folder / "nothing.json")
+    with pytest.raises(DispError, match="exactly one of data.json and data.jsonl, found 0"):
+        load_dataset(folder)
+    (folder / "data.json").write_text("{")
+    with pytest.raises(DispError, match="not valid JSON"):
+        load_dataset(folder)
+    (folder / "data.json").write_text("{}")
+    with pytest.raises(DispError, match="array of rows, found dict"):
+        load_dataset(folder)
+    write(folder / "data.json", [{"id": 1}])
+    with pytest.raises(DispError, match="no usable row"):
+        load_dataset(folder)
+    (folder / "lines.jsonl").write_text(json.dumps(GOOD_ROWS[2]) + "\n{broken\n")
+    (problem,) = load_dataset(folder / "lines.jsonl").problems
+    assert problem.place == "lines.jsonl:line 2"
+
+
+def test_an_image_outside_the_folder_is_not_written(folder, picture):
+    for image in (picture(1), folder / "elsewhere.png"):
+        sample = Sample("s", (image,), (Turn("a", "b"),))
+        with pytest.raises(DispError, match="does not lie in the image folder"):
+            save_dataset([sample], folder / "x.json", folder / "images")
+
+
+text = st.text(st.characters(codec="utf-8"), max_size=30)
+
+
+@given(st.lists(st.lists(st.tuples(text, text), min_size=1, max_size=3), min_size=1, max_size=4))
+def test_any_text_survives(tmp_path_factory, conversations):
+    folder = tmp_path_factory.mktemp("text")
+    samples = [
+        Sample(str(index), (), tuple(Turn(*pair) for pair in turns)) for index, turns in enumerate(conversations)
+    ]
+    for name in ("d.json", "d.jsonl"):
+        save_dataset(samples, folder / name, folder)
+        assert [sample.turns for sample in load_dataset(folder / name).samples] == [s.turns for s in samples]
