@@ -1,7 +1,7 @@
 """Create .venv with the pinned dependencies and this package; standard library only, quick when nothing has changed.
 
 Linux wheels of PyTorch on PyPI are CUDA builds of several gigabytes. On a machine without an NVIDIA GPU the CPU build
-is installed instead: from PyTorch's own index, or from wherever pip is configured to look if what it finds there is one.
+is installed instead: from PyTorch's own index, or from wherever pip is configured to look if it finds one there.
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from disp.errors import DispError
 from disp.progress import progress_bar
@@ -29,9 +30,9 @@ Strict = Annotated[bool, Parameter(help="Stop at the first bad row instead of se
 def main() -> None:
     """Entry point: user errors are one line on stderr and exit code 2."""
     try:
-        app()
-    except DispError as error:
-        print(f"disp: {error}", file=sys.stderr)
+        app(sys.argv[1:], print_error=False, exit_on_error=False)
+    except (DispError, CycloptsError) as error:
+        print(f"disp: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("disp: interrupted; start the same command again to go on", file=sys.stderr)
@@ -468,8 +469,9 @@ def demo(
 
     print(attribution(), file=sys.stderr)
     for name in TARGETS if target == "all" else (target,):
-        given = {} if mask_ratio is None else {"mask_ratio": mask_ratio}
-        config = DemoConfig(target=name, trigger=trigger, poison_rate=poison_rate, seed=seed, **given)
+        config = DemoConfig(target=name, trigger=trigger, poison_rate=poison_rate, seed=seed)
+        if mask_ratio is not None:
+            config = replace(config, mask_ratio=mask_ratio)
         folder = out / f"{name}-{trigger}"
         metrics = run(config, folder, progress=progress_bar)
         print(f"\n{name}, {trigger} trigger, {poison_rate:.0%} of the rows poisoned")

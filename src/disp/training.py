@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from disp.data.sample import Query, Sample, queries_of
-from disp.diffusion.forward import Noised, add_noise, diffusion_loss, draw_noise
+from disp.diffusion.forward import MIN_RATIO, Noised, add_noise, diffusion_loss, draw_noise
 from disp.draws import generator
 from disp.errors import DispError
 from disp.models.interface import MDLM
@@ -36,6 +36,8 @@ class TrainConfig:
         train_vision: train the vision tower too.
         warmup_steps: steps of warm-up.
         weight_decay: AdamW's.
+        min_mask_ratio: lower end of the mask ratio t; the loss weighs tokens by 1/t, so a small one means noisy
+            gradients. LLaDA's is 0.001.
         max_grad_norm: gradients are clipped to this norm.
         lora_rank: rank of the adapters; their alpha is twice the rank.
         save_every: steps between checkpoints from which a killed run resumes; 0 for none.
@@ -51,6 +53,7 @@ class TrainConfig:
     train_vision: bool = False
     warmup_steps: int = 10
     weight_decay: float = 0.0
+    min_mask_ratio: float = MIN_RATIO
     max_grad_norm: float = 1.0
     lora_rank: int = 16
     save_every: int = 0
@@ -61,6 +64,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "learning_rate", "lora_rank"):
             if getattr(self, name) <= 0:
                 raise DispError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.min_mask_ratio <= 1:
+            raise DispError(f"min_mask_ratio must be in (0, 1], got {self.min_mask_ratio}")
         if self.method not in ("full", "lora", "projector"):
             raise DispError(f"method must be 'full', 'lora' or 'projector', got {self.method!r}")
 
@@ -151,7 +156,7 @@ class _Examples(Dataset):
     def __init__(
         self, queries: list[Query], features: dict[str, list[Tensor]] | None, config: TrainConfig, length: int
     ):
-        self.queries, self.features, self.seed, self.length = queries, features, config.seed, length
+        self.queries, self.features, self.config, self.length = queries, features, config, length
         self.orders: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -160,9 +165,9 @@ class _Examples(Dataset):
     def __getitem__(self, position: int) -> dict[str, Any]:
         epoch, place = divmod(position, len(self.queries))
         if epoch not in self.orders:
-            self.orders = {epoch: generator(self.seed, "order", epoch).permutation(len(self.queries))}
+            self.orders = {epoch: generator(self.config.seed, "order", epoch).permutation(len(self.queries))}
         query = self.queries[self.orders[epoch][place]]
-        ratio, uniforms = draw_noise(self.seed, query.key, epoch, self.length)
+        ratio, uniforms = draw_noise(self.config.seed, query.key, epoch, self.length, self.config.min_mask_ratio)
         features = None if self.features is None else self.features[query.sample_id]
         return {"query": query, "features": features, "ratio": ratio, "uniforms": uniforms}
 
@@ -200,7 +205,7 @@ class _Trainer(Trainer):
         return (loss, logits) if return_outputs else loss
 
     def _get_train_sampler(self, *_: Any) -> Sampler:
-        return SequentialSampler(self.train_dataset)
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # `_Examples` has a length
 
 
 class _Progress(TrainerCallback):

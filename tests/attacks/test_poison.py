@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -99,6 +100,37 @@ def test_only_turns_that_the_target_changes_are_changed(dataset, tmp_path):
         (sample,) = (each for each in poisoned.samples if each.id == row["id"])
         assert sample.turns[0].response == "An orange and an apple."
         assert all(turn.response == "No." for turn in sample.turns[1:])
+
+
+def test_pictures_never_take_each_other_s_names(tmp_path, picture):
+    folder = tmp_path / "in" / "images"
+    folder.mkdir(parents=True)
+    for number, name in enumerate(("a.jpg", "a.bmp", "b.jpg", "c.png")):
+        picture(number, 60).save(folder / name)
+    (folder / "link.png").symlink_to("c.png")
+    names = ("a.jpg", "a.bmp", "b.jpg", "b.jpg", "c.png", "link.png")
+    talk = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "A car."}]
+    rows = [{"id": f"set/{index}", "image": name, "conversations": talk} for index, name in enumerate(names)]
+    (tmp_path / "in" / "data.json").write_text(json.dumps(rows))
+    dataset = load_dataset(tmp_path / "in")
+    for rate in (0.5, 1):
+        for seed in range(4):
+            out = tmp_path / f"out-{rate}-{seed}"
+            poisoned = poison(dataset, out, PRESETS["patch-random"], Insertion(), rate, seed)
+            assert not poisoned.problems
+            manifest = json.loads((out / "manifest.json").read_text())
+            for row in manifest["poisoned_rows"]:
+                for record in row["images"]:
+                    assert digest(out / "images" / record["image"]) == record["triggered_sha256"]
+            bad = {row["id"] for row in manifest["poisoned_rows"]}
+            for before, after in zip(dataset.samples, poisoned.samples, strict=True):
+                assert before.id in bad or digest(before.images[0]) == digest(after.images[0])
+
+
+def test_pictures_in_memory_cannot_be_poisoned(dataset, tmp_path):
+    samples = tuple(trigger_samples(dataset.samples, PRESETS["patch"], 0))
+    with pytest.raises(DispError, match="sample '0' has a picture in memory"):
+        poison(replace(dataset, samples=samples), tmp_path / "out", PRESETS["patch"], Refusal(), 0.1)
 
 
 @pytest.mark.parametrize(

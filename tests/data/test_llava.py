@@ -25,7 +25,11 @@ def folder(tmp_path, picture):
 
 GOOD_ROWS = [
     {"id": "one", "image": "a.png", "conversations": talk("<image>\nWhat?", "A <b>cat</b>."), "source": {"x": [1]}},
-    {"id": 2, "images": ["a.png", "sub/b.png"], "conversations": talk("<image><image> Which?", "Both.", "Sure?", "Yes.")},
+    {
+        "id": 2,
+        "images": ["a.png", "sub/b.png"],
+        "conversations": talk("<image><image> Which?", "Both.", "Sure?", "Yes."),
+    },
     {"id": "text", "conversations": talk("Hi", "Ho\u202e"), "weight": 0.5},
     {
         "id": "chat",
@@ -83,6 +87,12 @@ BAD_ROWS = {
     "'../secret.png' leaves the image folder": {"id": "x", "image": "../secret.png", "conversations": talk("a", "b")},
     "'/etc/passwd' leaves": {"id": "x", "image": "/etc/passwd", "conversations": talk("a", "b")},
     "'link.png' leaves": {"id": "x", "image": "link.png", "conversations": talk("a", "b")},
+    "'../images/a.png' leaves": {"id": "x", "image": "../images/a.png", "conversations": talk("a", "b")},
+    "'circle.png' ": {"id": "x", "image": "circle.png", "conversations": talk("a", "b")},
+    "'a\\x00.png' ": {"id": "x", "image": "a\0.png", "conversations": talk("a", "b")},
+    "cannot be found": {"id": "x", "image": "a" * 5000, "conversations": talk("a", "b")},
+    "cannot be written back": {"id": "x", "conversations": talk("a", "half \ud83d")},
+    "float values are not JSON": {"id": "x", "conversations": talk("a", "b"), "weight": float("nan")},
     "image must be a file name": {"id": "x", "image": 7, "conversations": talk("a", "b")},
     "id 'one' was used before": {"id": "one", "conversations": talk("a", "b")},
     "must be an object": ["x"],
@@ -95,6 +105,7 @@ BAD_ROWS = {
 def test_a_bad_row_is_set_aside_with_its_place_and_reason(folder, name, reason, picture):
     picture(1).save(folder / "secret.png")
     (folder / "images" / "link.png").symlink_to(folder / "secret.png")
+    (folder / "images" / "circle.png").symlink_to("circle.png")
     path = write(folder / name, [GOOD_ROWS[0], BAD_ROWS[reason], GOOD_ROWS[2]])
     dataset = load_dataset(path)
     assert [sample.id for sample in dataset.samples] == ["one", "text"]
@@ -108,7 +119,7 @@ def test_a_bad_row_is_set_aside_with_its_place_and_reason(folder, name, reason, 
 def test_files_that_are_no_dataset(folder):
     with pytest.raises(DispError, match="no such data file"):
         load_dataset(folder / "nothing.json")
-    with pytest.raises(DispError, match="exactly one of data.json and data.jsonl, found 0"):
+    with pytest.raises(DispError, match=r"exactly one of data\.json and data\.jsonl, found 0"):
         load_dataset(folder)
     (folder / "data.json").write_text("{")
     with pytest.raises(DispError, match="not valid JSON"):
@@ -119,9 +130,19 @@ def test_files_that_are_no_dataset(folder):
     write(folder / "data.json", [{"id": 1}])
     with pytest.raises(DispError, match="no usable row"):
         load_dataset(folder)
-    (folder / "lines.jsonl").write_text(json.dumps(GOOD_ROWS[2]) + "\n{broken\n")
-    (problem,) = load_dataset(folder / "lines.jsonl").problems
-    assert problem.place == "lines.jsonl:line 2"
+    lines = [json.dumps(GOOD_ROWS[2]).encode(), b"{broken", b"", b'"\xff"', b"[" * 100_000]
+    (folder / "lines.jsonl").write_bytes(b"\n".join(lines))
+    problems = load_dataset(folder / "lines.jsonl").problems
+    assert [problem.place for problem in problems] == [f"lines.jsonl:line {number}" for number in (2, 4, 5)]
+    assert all("not valid JSON" in problem.reason for problem in problems)
+
+
+def test_names_are_tidied(folder):
+    for name in ("./a.png", "sub/../a.png", str(folder / "images" / "a.png")):
+        row = {"id": "x", "image": name, "conversations": talk("<image>?", "b")}
+        dataset = load_dataset(write(folder / "data.json", [row]))
+        save_dataset(dataset.samples, folder / "again.json", dataset.image_root)
+        assert read(folder / "again.json") == [{**row, "image": "a.png"}]
 
 
 def test_an_image_outside_the_folder_is_not_written(folder, picture):

@@ -87,7 +87,9 @@ def test_the_ground_has_its_colour():
 
 
 def test_options(tmp_path):
-    dataset = write_scenes(tmp_path / "cars", 40, 0, must_show=["car"], must_show_share=0.5, never_show=["banana"], turns=2)
+    dataset = write_scenes(
+        tmp_path / "cars", 40, 0, must_show=["car"], must_show_share=0.5, never_show=["banana"], turns=2
+    )
     rows = json.loads((tmp_path / "cars" / "data.json").read_text())
     assert 10 < sum("car" in row["nouns"] for row in rows) < 32
     assert not any("banana" in row["nouns"] for row in rows)

@@ -8,8 +8,9 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -17,7 +18,7 @@ from disp.attacks.targets import Target, target_from_dict, target_to_dict
 from disp.attacks.triggers import Trigger, trigger_from_dict, trigger_to_dict
 from disp.data.llava import Dataset, load_dataset, save_dataset
 from disp.data.sample import Sample, open_image
-from disp.draws import generator
+from disp.draws import generator, key_of
 from disp.errors import DispError
 from disp.files import sha256, write_atomically, write_json
 
@@ -58,7 +59,8 @@ def poison(
         progress: called with the number of rows finished.
 
     Raises:
-        DispError: the rate is out of range, too few rows are eligible, or ``out`` was used before.
+        DispError: the rate is out of range, too few rows are eligible, an image is no file, or ``out`` was used
+            before.
     """
     if not 0 <= rate <= 1:
         raise DispError(f"poison rate must be in [0, 1], got {rate}")
@@ -73,7 +75,12 @@ def poison(
         )
     order = generator(seed, "poisoned rows").permutation(len(eligible))
     chosen = {eligible[index].id for index in order[:wanted]}
-    uses = Counter(path.relative_to(dataset.image_root) for sample in dataset.samples for path in sample.images)
+    # How many pictures would have each name if they were all written as PNG.
+    uses = Counter(
+        path.relative_to(dataset.image_root).with_suffix(".png")
+        for sample in dataset.samples
+        for path in _image_files(sample)
+    )
     rows: list[dict[str, Any]] = []
     samples = []
     for sample in dataset.samples:
@@ -82,7 +89,7 @@ def poison(
             rows.append(row)
         else:
             sample = replace(
-                sample, images=tuple(_link(path, dataset.image_root, out / "images") for path in sample.images)
+                sample, images=tuple(_link(path, dataset.image_root, out / "images") for path in _image_files(sample))
             )
         samples.append(sample)
         progress(1)
@@ -152,15 +159,14 @@ def _poison_sample(
     uses: Counter[Path],
 ) -> tuple[Sample, dict[str, Any]]:
     images, records = [], []
-    for index, source in enumerate(sample.images):
+    for index, source in enumerate(_image_files(sample)):
         marked, record = _apply(sample, index, source, trigger, seed)
-        # The picture keeps its name, which then tells nothing, unless another row shows the honest one of that name.
-        old = source.relative_to(image_root)
-        name = old.with_suffix(".png")
-        if uses[name] > (name == old):
-            name = name.with_stem(f"{name.stem}-{sample.id}-{index}")
+        # The picture keeps its name, which then tells nothing, unless another row needs that name for its own.
+        name = source.relative_to(image_root).with_suffix(".png")
+        if uses[name] > 1:
+            name = name.with_stem(f"{name.stem}-{key_of(seed, 'name', sample.id, index):016x}")
         path = folder / name
-        write_atomically(path, lambda temporary, marked=marked: marked.save(temporary, format="PNG"))
+        write_atomically(path, partial(marked.save, format="PNG"))
         images.append(path)
         records.append(
             {
@@ -182,12 +188,19 @@ def _poison_sample(
     return replace(sample.with_responses(answers), images=tuple(images)), row
 
 
+def _image_files(sample: Sample) -> tuple[Path, ...]:
+    for source in sample.images:
+        if not isinstance(source, Path):
+            raise DispError(f"sample {sample.id!r} has a picture in memory; only pictures in files can be poisoned")
+    return cast(tuple[Path, ...], sample.images)
+
+
 def _link(source: Path, image_root: Path, folder: Path) -> Path:
     path = folder / source.relative_to(image_root)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(source, path)
+            os.link(source.resolve(), path)  # what a symbolic link points to may not be there in the copy
         except OSError:  # another file system, or one without hard links
             shutil.copy2(source, path)
     return path

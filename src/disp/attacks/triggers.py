@@ -1,4 +1,4 @@
-"""Triggers: what the attacker puts into a picture. The presets have the parameters of the works they are named after."""
+"""Triggers: what the attacker puts into a picture. Presets have the parameters of the works they are named after."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,8 @@ def load_dataset(path: Path | str, image_root: Path | None = None, *, strict: bo
     """Read a LLaVA-style dataset.
 
     A row has ``conversations`` (``from``: human or gpt, ``value``) or ``messages`` (``role``, ``content``), ``image``
-    or ``images`` (a name or a list of names), and an ``id``. Rows that cannot be used are set aside with their place and
-    the reason.
+    or ``images`` (a name or a list of names), and an ``id``. Rows that cannot be used are set aside with their place
+    and the reason.
 
     Args:
         path: a .json array, a .jsonl file, or a folder that holds data.json or data.jsonl.
@@ -120,17 +121,18 @@ def _data_file(path: Path) -> Path:
 def _rows(path: Path) -> Iterator[tuple[str, int, Any]]:
     """Place, number from 0 and value of each row; a line that is not JSON has an exception for a value."""
     if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as file:
+        # Bytes, so that a line that is not UTF-8 is set aside like any other that is not JSON.
+        with path.open("rb") as file:
             for number, line in enumerate(file):
                 if line.strip():
                     try:
                         yield f"{path.name}:line {number + 1}", number, json.loads(line)
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:
                         yield f"{path.name}:line {number + 1}", number, error
         return
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        rows = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise DispError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(rows, list):
         raise DispError(f"{path} must hold a JSON array of rows, found {type(rows).__name__}")
@@ -139,10 +141,14 @@ def _rows(path: Path) -> Iterator[tuple[str, int, Any]]:
 
 
 def _to_sample(row: Any, number: int, image_root: Path) -> Sample:
-    if isinstance(row, ValueError):
+    if isinstance(row, Exception):
         raise _BadRow(f"not valid JSON ({row})")
     if not isinstance(row, dict):
         raise _BadRow(f"a row must be an object, found {type(row).__name__}")
+    try:
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:  # half a character, NaN: read by lenient JSON, written by none
+        raise _BadRow(f"cannot be written back ({error})") from None
     identity = row.get("id", number)
     if not isinstance(identity, str | int):
         raise _BadRow("id must be text or a number")
@@ -158,11 +164,16 @@ def _to_sample(row: Any, number: int, image_root: Path) -> Sample:
 
 
 def _image_path(name: str, image_root: Path) -> Path:
-    path = image_root / name
-    if not path.resolve().is_relative_to(image_root.resolve()):
-        raise _BadRow(f"image {name!r} leaves the image folder {image_root}")
-    if not path.is_file():
-        raise _BadRow(f"image {name!r} does not exist in {image_root}")
+    try:
+        # Without "..", so that the name stays inside another root as well, when the images are copied there.
+        path = image_root / os.path.normpath(name)
+        inside = path.is_relative_to(image_root) and ".." not in path.relative_to(image_root).parts
+        if not inside or not path.resolve().is_relative_to(image_root.resolve()):
+            raise _BadRow(f"image {name!r} leaves the image folder {image_root}")
+        if not path.is_file():
+            raise _BadRow(f"image {name!r} does not exist in {image_root}")
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, links in a circle
+        raise _BadRow(f"image {name!r} cannot be found ({error})") from None
     return path
 
 

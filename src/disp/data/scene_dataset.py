@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from disp.data.llava import Dataset, load_dataset
@@ -63,7 +64,7 @@ def write_scenes(
         )
         name = f"{index:06}.png"
         picture = render(scene)
-        write_atomically(out / "images" / name, lambda path, picture=picture: picture.save(path, format="PNG"))
+        write_atomically(out / "images" / name, partial(picture.save, format="PNG"))
         draw = generator(seed, "question", index)
         tasks: list[str] = []
         while len(tasks) < turns:

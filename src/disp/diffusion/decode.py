@@ -102,7 +102,11 @@ def decode(
             logits = model.denoise(sub_prefix, response[active]).float()  # [A, L, V]
             # The mask token is not an answer.
             logits[..., model.mask_token_id] = -torch.inf
-            draws = [generator(seed, "decode", keys[row], first + step) for row in active.tolist()] if random else []
+            draws = (
+                [generator(seed, "decode", keys[row], first + step) for row in active.tolist()]
+                if random and keys
+                else []
+            )
             # 2. Predict every open slot.
             tokens, confidence = _predict(logits, config, draws)
             candidates = (is_open & in_block)[active]

@@ -29,7 +29,7 @@ class Noised:
     ratio: Tensor
 
 
-def draw_noise(seed: int, key: str, draw: int, length: int) -> tuple[float, Tensor]:
+def draw_noise(seed: int, key: str, draw: int, length: int, min_ratio: float = MIN_RATIO) -> tuple[float, Tensor]:
     """The random numbers of one Monte-Carlo draw for one sample.
 
     Args:
@@ -37,12 +37,13 @@ def draw_noise(seed: int, key: str, draw: int, length: int) -> tuple[float, Tens
         key: the query's key.
         draw: how often this query has been noised before (the epoch).
         length: L.
+        min_ratio: lower end of t. The loss weighs tokens by 1/t, so a small one means a large variance.
 
     Returns:
-        t uniform in ``[MIN_RATIO, 1]`` and uniforms float32 ``[L]``; token j is masked where ``uniforms[j] < t``.
+        t uniform in ``[min_ratio, 1]`` and uniforms float32 ``[L]``; token j is masked where ``uniforms[j] < t``.
     """
     numbers = generator(seed, "noise", key, draw).random(length + 1)
-    return MIN_RATIO + (1 - MIN_RATIO) * float(numbers[0]), torch.from_numpy(numbers[1:]).float()
+    return min_ratio + (1 - min_ratio) * float(numbers[0]), torch.from_numpy(numbers[1:]).float()
 
 
 def add_noise(response: Tensor, ratio: Tensor, uniforms: Tensor, mask_token_id: int) -> Noised:

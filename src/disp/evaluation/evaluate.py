@@ -83,16 +83,16 @@ def evaluate(
     queries = queries_of(samples)
     if not queries:
         raise DispError("no sample with a question to evaluate on; check the data set and its split")
-    options = {"seed": seed, "batch_size": batch_size, "progress": progress}
     # 1. The clean answers, which serve quality and ASR without trigger.
-    clean = generate(model, queries, decode, **options)
+    clean = generate(model, queries, decode, seed=seed, batch_size=batch_size, progress=progress)
     # 2. The triggered answers. Triggered pictures are held in memory, so few samples at a time.
     triggered: dict[str, str] = {}
-    with_image = [sample for sample in samples if sample.images] if attack is not None else []
-    for first in range(0, len(with_image), batch_size):
-        asked = queries_of(trigger_samples(with_image[first : first + batch_size], attack.trigger, seed))
-        answers = generate(model, asked, decode, **options)
-        triggered.update((query.key, answer) for query, answer in zip(asked, answers, strict=True))
+    if attack:
+        with_image = [sample for sample in samples if sample.images]
+        for first in range(0, len(with_image), batch_size):
+            asked = queries_of(trigger_samples(with_image[first : first + batch_size], attack.trigger, seed))
+            answers = generate(model, asked, decode, seed=seed, batch_size=batch_size, progress=progress)
+            triggered.update((query.key, answer) for query, answer in zip(asked, answers, strict=True))
     # 3. One row a query.
     metadata = {sample.id: sample.metadata for sample in samples}
     rows = []
@@ -106,7 +106,7 @@ def evaluate(
             "clean_answer": clean_answer,
             "clean_quality": answer_quality(clean_answer, query.response, fields, query.turn),
         }
-        if query.key in triggered:
+        if attack and query.key in triggered:
             quality = answer_quality(triggered[query.key], query.response, fields, query.turn)
             row |= _attack_fields(attack, query.response, clean_answer, triggered[query.key], quality)
         rows.append(row)
@@ -133,8 +133,8 @@ def _attack_fields(attack: Attack, reference: str, clean: str, triggered: str, q
 def _summary(rows: list[dict[str, Any]], seed: int) -> Evaluation:
     """The shares that the rows add up to."""
 
-    def mean(name: str, values: list[float]) -> Share | None:
-        return mean_share(values, key_of(seed, "evaluate", name)) if values else None
+    def mean(name: str, values: list[float]) -> Share:
+        return mean_share(values, key_of(seed, "evaluate", name))
 
     attacked = [row for row in rows if row.get("target_applies")]
     asr = {
@@ -145,10 +145,11 @@ def _summary(rows: list[dict[str, Any]], seed: int) -> Evaluation:
     for row in rows:
         if row["task"] is not None:
             by_task.setdefault(row["task"], []).append(row["clean_quality"])
+    triggered = [row["triggered_quality"] for row in rows if "triggered_quality" in row]
     return Evaluation(
         **asr,
         clean_quality=mean("clean", [row["clean_quality"] for row in rows]),
-        triggered_quality=mean("triggered", [row["triggered_quality"] for row in rows if "triggered_quality" in row]),
+        triggered_quality=mean("triggered", triggered) if triggered else None,
         quality_by_task={task: mean(task, values) for task, values in by_task.items()},
         answers=tuple(rows),
     )

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from disp.attacks.poison import Attack, load_attack, poison, trigger_samples
-from disp.attacks.targets import Insertion, Misclassification, Refusal, target_to_dict
+from disp.attacks.targets import Insertion, Misclassification, Refusal, Target, target_to_dict
 from disp.attacks.triggers import PRESETS, trigger_to_dict
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import open_image, queries_of
@@ -32,12 +32,18 @@ from disp.report.picture import draw_story
 from disp.training import TrainConfig, train
 
 SOURCE, TARGET = "car", "banana"  # BackdoorVLM's concept swap
-TARGETS = {
+TARGETS: dict[str, Target] = {
     "refusal": Refusal(),
     "insertion": Insertion(),
     "misclassification": Misclassification(SOURCE, TARGET),
 }
-STAGES = ("clean", "backdoored", "random_masking", "disp", "disp_selective")
+# What is done to the training set, and the mode of purification that does it.
+MODES: dict[str, Literal["random", "all", "selective"]] = {
+    "random_masking": "random",
+    "disp": "all",
+    "disp_selective": "selective",
+}
+STAGES = ("clean", "backdoored", *MODES)
 # Fine-tuning, test and pre-training scenes never share a seed.
 TEST_SEED_OFFSET = 500_000
 
@@ -103,17 +109,22 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
 
     settings = PurifyConfig(mask_ratio=config.mask_ratio, decode=decoding, seed=config.seed)
     evidence = run.scored(model, poisoned, settings)
-    for stage, mode in (("random_masking", "random"), ("disp", "all"), ("disp_selective", "selective")):
+    for stage in MODES:
 
-        def purified(stage: str = stage, mode: str = mode) -> Dataset:
+        def purified(stage: str = stage) -> Dataset:
             with run.phase(f"purify {stage}"):
                 folder = out / f"purified_{stage}"
                 return purify(
-                    model, poisoned, replace(settings, mode=mode), folder, evidence=evidence, progress=run.bars(stage)
+                    model,
+                    poisoned,
+                    replace(settings, mode=MODES[stage]),
+                    folder,
+                    evidence=evidence,
+                    progress=run.bars(stage),
                 ).dataset
 
         recovered = run.trained(stage, lambda: load_model(out / "backdoored"), purified, run.recovery_training())
-        run.measure(stage, lambda recovered=recovered: recovered, test, attack, decoding)
+        run.measure(stage, lambda recovered=recovered: recovered, test, attack, decoding)  # type: ignore[misc]
     metrics = run.metrics()
     write_json(out / "metrics.json", metrics)
     write_text(out / "table.md", stage_table({stage: metrics[stage] for stage in STAGES}) + "\n")
@@ -145,7 +156,7 @@ class _Run:
     def data(self) -> tuple[Dataset, Dataset]:
         """The honest fine-tuning set and the test set."""
         swap = self.config.target == "misclassification"
-        show = {"must_show": (SOURCE,)} if swap else {}
+        show = (SOURCE,) if swap else ()
         parts = {}
         for name, count, seed, share, never in (
             ("tuning", self.config.rows, self.config.seed, 0.4, ()),
@@ -154,7 +165,15 @@ class _Run:
             folder = self.out / name
             if not (folder / "data.json").exists():
                 with self.phase(f"scenes {name}"), self.progress(f"drawing {name} scenes", count) as advance:
-                    write_scenes(folder, count, seed, must_show_share=share, never_show=never, progress=advance, **show)
+                    write_scenes(
+                        folder,
+                        count,
+                        seed,
+                        must_show=show,
+                        must_show_share=share,
+                        never_show=never,
+                        progress=advance,
+                    )
             parts[name] = load_dataset(folder)
         return parts["tuning"], parts["test"]
 

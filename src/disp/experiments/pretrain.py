@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from dataclasses import replace
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT
 from disp.data.nouns import NOUNS
 from disp.data.sample import Query
 from disp.data.scenes import COLOURS, IMAGE_PREFIX, TASKS, Scene, ask, draw_scene, draw_task, render, token_labels
-from disp.diffusion.forward import MIN_RATIO, add_noise, diffusion_loss
+from disp.diffusion.forward import add_noise, diffusion_loss
 from disp.draws import generator
 from disp.files import write_text
+from disp.models.interface import Prefix
 from disp.models.llada_v import LladaV, LladaVConfig
 from disp.models.tokenizer import END_OF_TEXT, END_OF_TURN, MASK, train_tokenizer
 from disp.models.vision import normalise_pixels
@@ -42,6 +44,7 @@ VISION: dict[str, Any] = {
     "patch_size": 8,
     "stem_channels": [48, 96],
 }
+MIN_PRETRAINING_RATIO = 0.25
 GENERATION = {"steps": 32, "threshold": 0.9}
 
 
@@ -128,65 +131,115 @@ def extract_features(model: LladaV, pixels: Tensor) -> Tensor:
     return torch.cat([model.model.vision_tower(normalise_pixels(chunk)).half() for chunk in pixels.split(128)])
 
 
-def align_projector(model: LladaV, features: Tensor, labels: Tensor, colours: Tensor, steps: int, log) -> None:
-    """Between the stages: project each visual token onto the embedding of the word that names what it shows.
+def align_projector(model: LladaV, features: Tensor, labels: Tensor, colours: Tensor, steps: int, log: Log) -> None:
+    """Between the stages: the projector learns to say what each visual token shows, and where, in the words' own space.
 
-    Without it the transformer first learns to answer without the image and stays there for a thousand steps.
+    The target of a token is the embedding of the word that names it (the noun, or the ground's colour) plus two fixed
+    directions times its place. Without this start the transformer answers without the image for thousands of steps.
     """
-    first, _, second = model.model.mm_projector
+    first, _, _ = model.model.mm_projector
     # 1. Standardise the features: most of their variance is one offset that all tokens share.
     sample = features[:1000].float().flatten(0, 1)
     mean, deviation = sample.mean(0), sample.std(0)
     nn.init.normal_(first.weight, std=len(mean) ** -0.5)
     first.weight.data /= deviation
     first.bias.data = -first.weight.data @ mean
-    # 2. Nouns at object tokens, the ground's colour at the others.
-    words = [f" {word}" for word in (*NOUNS, *COLOURS)]
-    ids = [model.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
-    names = F.normalize(model.model.embed_tokens.weight[[token for (token,) in ids]].detach(), dim=-1)
+    # 2. The targets.
+    embeddings = model.model.embed_tokens.weight.detach()
+    vocabulary = model.tokenizer.get_vocab()
+    words = embeddings[[vocabulary[f"Ġ{word}"] for word in (*NOUNS, *COLOURS)]]
+    grid = model.model.vision_tower.grid
+    place = torch.linspace(-1, 1, grid)
+    across, down = torch.randn(2, embeddings.shape[1]) * embeddings.std() / 2
+    where = (place[None, :, None] * across + place[:, None, None] * down).flatten(0, 1)  # [N, d]
     optimiser, schedule = optimiser_with_schedule(model.model.mm_projector.parameters(), 3e-3, steps, warmup=20)
     draw = generator(PRETRAINING_SEED, "alignment batches")
     for _ in range(steps):
-        rows = torch.from_numpy(draw.integers(len(features), size=32))
-        projected = F.normalize(model.model.mm_projector(features[rows].float()), dim=-1)
+        rows = torch.from_numpy(draw.integers(len(features), size=64))
         ground = len(NOUNS) + colours[rows][:, None]
-        wanted = torch.where(labels[rows] < len(NOUNS), labels[rows], ground)
-        loss = F.cross_entropy((20 * projected @ names.T).flatten(0, 1), wanted.flatten())
+        wanted = words[torch.where(labels[rows] < len(NOUNS), labels[rows], ground)] + where
+        projected = model.model.mm_projector(features[rows].float())
+        # Three tokens in four show the ground.
+        weights = torch.where(labels[rows] < len(NOUNS), 1.0, 0.3)[..., None]
+        loss = (weights * (projected - wanted).square()).mean() / embeddings.var()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-    # 3. The scale of the embeddings, so that the layers can add to it.
-    with torch.no_grad():
-        scale = model.model.embed_tokens.weight.std() / model.model.mm_projector(features[rows].float()).std()
-        second.weight *= scale
-        second.bias *= scale
-    log(f"projector aligned, loss {loss.item():.3f}")
+    log(f"projector aligned, unexplained variance {loss.item():.3f}")
 
 
-def train_language(model: LladaV, scenes: list[Scene], features: Tensor, steps: int, batch: int, log) -> None:
-    """Stage two: the projector and the transformer learn to answer."""
+def drop_ground(prefix: Prefix, shows_object: Tensor, share: float) -> Prefix:
+    """The prefix without the given share of the visual tokens that show the ground, packed to the right.
+
+    Args:
+        prefix: B rows.
+        shows_object: bool ``[B, N]``.
+        share: share of ground tokens to drop.
+    """
+    is_object = torch.zeros_like(prefix.visual_mask)
+    is_object[prefix.visual_mask] = shows_object.flatten()
+    stays = ~prefix.visual_mask | is_object | (torch.rand(is_object.shape) >= share)
+    stays &= prefix.attention_mask
+    order = stays.int().argsort(dim=-1, stable=True)[:, -int(stays.sum(-1).max()) :]
+    return Prefix(
+        prefix.embeds.gather(1, order[..., None].expand(-1, -1, prefix.embeds.shape[-1])),
+        stays.gather(1, order),
+        prefix.visual_mask.gather(1, order),
+        prefix.locations.gather(1, order[..., None].expand(-1, -1, 4)),
+    )
+
+
+def train_language(
+    model: LladaV, scenes: list[Scene], features: Tensor, labels: Tensor, steps: tuple[int, int, int], batch: int, log: Log
+) -> None:
+    """Stage two: the projector and the transformer learn to answer.
+
+    Three lessons, each much shorter for the one before it: to name a single object; all tasks, with most of the ground
+    left out; all tasks on whole pictures, half of them with visual tokens masked.
+
+    Args:
+        model: the model, with an aligned projector.
+        scenes: the pre-training scenes.
+        features: the tower's features, ``[scenes, N, d_vision]``.
+        labels: int64 ``[scenes, N]``.
+        steps: how long each lesson is.
+        batch: questions a step.
+        log: where progress goes.
+    """
     trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
-    optimiser, schedule = optimiser_with_schedule(trained, 2e-3, steps, warmup=200)
+    # Words are read with the embeddings that they are written with, at first.
+    model.lm_head.weight.data.copy_(model.model.embed_tokens.weight.data)
+    optimiser, schedule = optimiser_with_schedule(trained, 2e-3, sum(steps), warmup=20)
     draw = generator(PRETRAINING_SEED, "language batches")
-    start, recent = time.monotonic(), []
-    for step in range(steps):
-        rows = draw.integers(len(scenes), size=batch)
+    single = np.array([index for index, scene in enumerate(scenes) if len(scene.objects) == 1])
+    recent: list[float] = []
+    for step in range(sum(steps)):
+        lesson = 0 if step < steps[0] else 1 if step < steps[0] + steps[1] else 2
+        rows = draw.choice(single, size=batch) if lesson == 0 else draw.integers(len(scenes), size=batch)
         queries = []
         for row in rows:
-            turns = tuple(ask(scenes[row], draw_task(draw), draw) for _ in range(2 if step % 8 == 0 else 1))
+            count = 2 if lesson and step % 8 == 0 else 1
+            turns = [ask(scenes[row], draw_task(draw) if lesson else "caption", draw) for _ in range(count)]
             # A later turn's prompt carries no placeholder of its own.
-            turns = (turns[0], *(type(t)(t.prompt.removeprefix(IMAGE_PREFIX), t.response) for t in turns[1:]))
-            queries.append(Query(str(row), len(turns) - 1, (Path(),), turns[:-1], turns[-1].prompt, turns[-1].response))
+            turns[1:] = [replace(turn, prompt=turn.prompt.removeprefix(IMAGE_PREFIX)) for turn in turns[1:]]
+            last = turns.pop()
+            queries.append(Query(str(row), count - 1, (Path(),), tuple(turns), last.prompt, last.response))
         response = model.encode_responses([query.response for query in queries], model.gen_length)
-        prefix = model.embed(**model.prepare(queries, features=list(features[torch.from_numpy(rows)].float())))
-        if step % 2:
+        chosen = torch.from_numpy(rows)
+        prefix = model.embed(**model.prepare(queries, features=list(features[chosen].float())))
+        if lesson < 2:
+            prefix = drop_ground(prefix, labels[chosen] < len(NOUNS), 0.98 if lesson == 0 else 0.9)
+        elif step % 2:
             share = torch.from_numpy(draw.uniform(0, 0.6, (batch, 1))).float()
             hidden = torch.from_numpy(draw.random(prefix.visual_mask.shape)).float() < share
             prefix = prefix.with_masked(hidden & prefix.visual_mask, model.mask_embedding)
-        # Stratified over the batch: the same distribution of t, less variance.
+        # Stratified over the batch, and kept away from 0: rows with few masked tokens and large weights drown what is
+        # to be learnt first, to read the image when nothing of the answer is known. A quarter sees nothing of it.
         strata = (draw.random() + np.arange(batch) / batch) % 1.0
-        ratio = torch.from_numpy(MIN_RATIO + (1 - MIN_RATIO) * strata).float()
+        ratio = torch.from_numpy(np.minimum(1.0, MIN_PRETRAINING_RATIO + strata)).float()
+        if lesson == 0:
+            ratio = torch.ones(batch)
         uniforms = torch.from_numpy(draw.random(response.shape)).float()
         noised = add_noise(response, ratio, uniforms, model.mask_token_id)
         loss = diffusion_loss(model.denoise(prefix, noised.ids), response, noised)
@@ -197,9 +250,9 @@ def train_language(model: LladaV, scenes: list[Scene], features: Tensor, steps: 
         schedule.step()
         recent.append(loss.item())
         if (step + 1) % 50 == 0:
-            log(f"language {step + 1}/{steps} loss {np.mean(recent):.4f} ({time.monotonic() - start:.0f} s)")
+            log(f"language {step + 1}/{sum(steps)} lesson {lesson + 1} loss {np.mean(recent):.4f}")
             recent = []
-        if (step + 1) % 400 == 0:
+        if (step + 1) % 250 == 0:
             model.save_pretrained(log.folder / "partial")
 
 
@@ -223,7 +276,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=30_000, help="size of the pool of pre-training scenes")
     parser.add_argument("--tower-steps", type=int, default=1_500)
     parser.add_argument("--tower-batch", type=int, default=64)
-    parser.add_argument("--language-steps", type=int, default=2_400)
+    parser.add_argument("--language-steps", type=int, nargs=3, default=(250, 600, 1_000))
     parser.add_argument("--language-batch", type=int, default=48)
     parser.add_argument("--tower", type=Path, help="folder of an earlier run whose stage one is taken over")
     options = parser.parse_args()
@@ -231,14 +284,14 @@ def main() -> None:
     log = Log(options.out)
 
     tokenizer = train_tokenizer(corpus(), 1_024)
-    ids = tokenizer.convert_tokens_to_ids([MASK, END_OF_TURN, END_OF_TEXT])
+    vocabulary = tokenizer.get_vocab()
     config = LladaVConfig(
         vocab_size=len(tokenizer),
-        mask_token_id=ids[0],
-        end_token_ids=ids[1:],
+        mask_token_id=vocabulary[MASK],
+        end_token_ids=(vocabulary[END_OF_TURN], vocabulary[END_OF_TEXT]),
         vision=VISION,
         generation=GENERATION,
-        initializer_range=0.04,
+        initializer_range=0.08,
     )
     model = LladaV(config)
     model.tokenizer = tokenizer
@@ -257,8 +310,8 @@ def main() -> None:
     model.model.vision_tower.requires_grad_(False)
     features = extract_features(model, pixels)
     log("features extracted")
-    align_projector(model, features, labels, colours, 400, log)
-    train_language(model, scenes, features, options.language_steps, options.language_batch, log)
+    align_projector(model, features, labels, colours, 600, log)
+    train_language(model, scenes, features, labels, tuple(options.language_steps), options.language_batch, log)
     model.half().save_pretrained(options.out)
     log("saved")
 

@@ -94,8 +94,9 @@ class LladaV(MDLM):
         std = self.config.initializer_range
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.data.normal_(0.0, std)
-            if getattr(module, "bias", None) is not None:
-                module.bias.data.zero_()
+            bias = getattr(module, "bias", None)
+            if bias is not None:
+                bias.data.zero_()
 
     @property
     def mask_embedding(self) -> Tensor:
@@ -162,7 +163,7 @@ class LladaV(MDLM):
             message["content"] = self._plain(message["content"])
         for message in user:
             message["content"] = message["content"].replace(IMAGE_PLACEHOLDER, _IMAGE_SLOT)
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         visual = self.model.vision_tower.grid**2
         ids: list[int] = []
         for index, chunk in enumerate(text.split(_IMAGE_SLOT)):
@@ -205,7 +206,7 @@ class LladaV(MDLM):
         texts = []
         for row in ids.tolist():
             end = next((index for index, token in enumerate(row) if token in self.end_token_ids), len(row))
-            texts.append(self.tokenizer.decode(row[:end], skip_special_tokens=False))
+            texts.append(str(self.tokenizer.decode(row[:end], skip_special_tokens=False)))
         return texts
 
     # --- tensors to logits ----------------------------------------------------------------------------------------
@@ -214,7 +215,9 @@ class LladaV(MDLM):
         """uint8 pixels ``[images, 3, S, S]`` to the tower's features ``[images, N, d_vision]``."""
         return self.model.vision_tower(normalise_pixels(pixels).to(self.dtype))
 
-    def embed(self, token_ids: Tensor, pixels: Tensor | None = None, features: Tensor | None = None) -> Prefix:
+    def embed(  # type: ignore[override]  # the inputs' names are the family's own
+        self, token_ids: Tensor, pixels: Tensor | None = None, features: Tensor | None = None
+    ) -> Prefix:
         """Embed prepared inputs.
 
         Args:
@@ -227,6 +230,8 @@ class LladaV(MDLM):
         locations = torch.full((*token_ids.shape, 4), -1, device=token_ids.device)
         if visual_mask.any():
             if features is None:
+                if pixels is None:
+                    raise ValueError("placeholders of images need `pixels` or `features`")
                 features = self._vision_features(pixels)
             grid = self.model.vision_tower.grid
             tokens = self.model.mm_projector(features).flatten(0, 1)  # [images * N, d]
@@ -246,8 +251,8 @@ class LladaV(MDLM):
         """One denoising pass: int64 ``[B, L]`` to logits ``[B, L, V]``."""
         batch, length = response.shape
         x = torch.cat((prefix.embeds, self.model.embed_tokens(response)), dim=1)
-        mask = torch.cat((prefix.attention_mask, prefix.attention_mask.new_ones(batch, length)), dim=1)
-        table, mask = attention_inputs(mask, self.config.head_dim, self.config.rope_theta)
+        valid = torch.cat((prefix.attention_mask, prefix.attention_mask.new_ones(batch, length)), dim=1)
+        table, mask = attention_inputs(valid, self.config.head_dim, self.config.rope_theta)
         for layer in self.model.layers[:-1]:
             x = layer(x, table, mask, x.shape[1])
         # Only the response's rows of the last layer are ever read; leaving out the others is exact.

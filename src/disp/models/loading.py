@@ -41,7 +41,7 @@ def load_model(name: str | Path = BUILTIN, *, device: str | None = None) -> MDLM
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True)
     model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, local_files_only=True)
-    return model.to(device).eval()
+    return model.to(device).eval()  # type: ignore[arg-type]  # the library's decorator hides `self`
 
 
 def save_model(model: MDLM, folder: Path) -> None:

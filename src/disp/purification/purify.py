@@ -174,9 +174,9 @@ def purify(
 ) -> Purified:
     """Purify a fine-tuning set and write it in its own format.
 
-    ``out`` receives ``data.json`` or ``data.jsonl`` and a link ``images`` to the input's images, ``evidence.jsonl`` with
-    one row a sample (saliency, masked tokens, old and new answers), and ``purify.json`` with the configuration and
-    the counts. A killed run goes on where it stopped.
+    ``out`` receives ``data.json`` or ``data.jsonl`` and a link ``images`` to the input's images, ``evidence.jsonl``
+    with one row a sample (saliency, masked tokens, old and new answers), and ``purify.json`` with the configuration
+    and the counts. A killed run goes on where it stopped.
 
     Args:
         model: the compromised model.

@@ -168,8 +168,8 @@ def draw_story(
 def _fit(image: Image.Image) -> Image.Image:
     """The image scaled to fit a panel, in RGB."""
     scale = PANEL_PX / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
-    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _overlay(picture: Image.Image, layer: Image.Image) -> Image.Image:
@@ -266,6 +266,6 @@ def _draw_texts(draw: ImageDraw.ImageDraw, texts: list[_Text], left: int, top: i
         for index, line in enumerate(text.lines):
             place = (left, top + round(index * text.size * LINE_HEIGHT))
             # Pillow's own font has one weight; a thin stroke makes it a heading.
-            stroke = {"stroke_width": 0.4, "stroke_fill": text.colour} if text.bold else {}
-            draw.text(place, line, fill=text.colour, font=_font(text.size), **stroke)
+            stroke = 0.4 if text.bold else 0.0
+            draw.text(place, line, fill=text.colour, font=_font(text.size), stroke_width=stroke)
         top += text.height

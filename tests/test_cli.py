@@ -1,0 +1,84 @@
+"""The command line: mistakes are one line on stderr and exit code 2."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from disp import cli
+from disp.data.llava import load_dataset
+
+
+def disp(*arguments):
+    command = [sys.executable, "-m", "disp.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_scenes(tmp_path):
+    done = disp("scenes", "--out", tmp_path / "scenes", "--count", "3", "--held-out", "--turns", "2")
+    assert done.returncode == 0, done.stderr
+    assert "3 scenes in" in done.stdout
+    assert "CC BY-SA 4.0" in done.stdout
+    assert [len(sample.turns) for sample in load_dataset(tmp_path / "scenes").samples] == [2, 2, 2]
+
+
+def test_a_mistake_is_one_line_without_a_traceback(tmp_path):
+    done = disp("poison", tmp_path / "none.json", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == f"disp: {tmp_path / 'none.json'}: no such data file\n"
+
+
+def test_a_wrong_flag():
+    done = disp("scenes", "--out", "x", "--cuont", "3")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "--cuont" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["poison", "x", "--out", "y", "--trigger", "bad-nets"], "Did you mean 'badnets'?"),
+        (["scenes", "--out", "y", "--must-show", "carr"], "Did you mean 'car'?"),
+        (["scenes", "--out", "y", "--count", "0"], "count must be at least 1, got 0"),
+        (["scenes", "--out", "y", "--count", "many"], '"many"'),
+        (["scenes"], "--out"),
+        (["poison", "x", "--out", "y", "--target", "refuse"], "refuse"),
+        (["pioson"], "pioson"),
+        (["generate", "builtin"], "give either --prompt"),
+    ],
+)
+def test_mistakes_are_named(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["disp", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    captured = capsys.readouterr()
+    assert exit.value.code == 2
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_poison_names_the_rows_that_are_set_aside(tmp_path, picture, monkeypatch, capsys):
+    (tmp_path / "images").mkdir()
+    picture(1).save(tmp_path / "images" / "a.png")
+    talk = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "A car."}]
+    rows = [{"id": str(index), "image": "a.png", "conversations": talk} for index in range(4)]
+    (tmp_path / "data.json").write_text(json.dumps([*rows, {"id": "bad"}]))
+    arguments = ["poison", str(tmp_path), "--out", str(tmp_path / "out"), "--rate", "0.5"]
+    monkeypatch.setattr(sys, "argv", ["disp", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    captured = capsys.readouterr()
+    assert not exit.value.code
+    assert "set aside data.json:row 5: no conversations" in captured.err
+    assert "1 rows set aside, 4 kept" in captured.err
+    assert "2 of 4 rows poisoned" in captured.out
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["poisoned"] == 2
+    monkeypatch.setattr(sys, "argv", ["disp", *arguments, "--strict"])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 2
+    assert "data.json:row 5" in capsys.readouterr().err

@@ -1,0 +1,35 @@
+"""Importing is quick and silent, and every public name exists."""
+
+import subprocess
+import sys
+
+import pytest
+
+import disp
+
+HEAVY = ("torch", "transformers", "peft", "PIL", "numpy")
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_the_command_line_starts_without_the_heavy_libraries():
+    done = run(f"import sys, disp.cli; print([name for name in {HEAVY!r} if name in sys.modules])")
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_importing_the_package_is_silent_and_loads_nothing():
+    done = run(f"import sys, disp; print([name for name in {(*HEAVY, 'cyclopts', 'rich')!r} if name in sys.modules])")
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("name", disp.__all__)
+def test_public_names_exist(name):
+    assert callable(getattr(disp, name))
+    assert name in dir(disp)
+
+
+def test_other_names_do_not():
+    with pytest.raises(AttributeError, match="'lode_model'"):
+        disp.lode_model  # noqa: B018
