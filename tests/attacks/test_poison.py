@@ -127,6 +127,52 @@ def test_pictures_never_take_each_other_s_names(tmp_path, picture):
                 assert before.id in bad or digest(before.images[0]) == digest(after.images[0])
 
 
+def test_what_a_killed_run_left_does_not_poison_honest_rows(dataset, tmp_path):
+    class Killed(Exception):
+        pass
+
+    finished = []
+
+    def stop(done):
+        finished.append(done)
+        if len(finished) == 19:
+            raise Killed
+
+    with pytest.raises(Killed):
+        poison(dataset, tmp_path / "out", PRESETS["patch"], Refusal(), 0.5, 1, progress=stop)
+    poisoned = poison(dataset, tmp_path / "out", PRESETS["patch"], Refusal(), 0.1, 2)
+    bad = {row["id"] for row in json.loads((tmp_path / "out" / "manifest.json").read_text())["poisoned_rows"]}
+    assert len(bad) == 2
+    for before, after in zip(dataset.samples, poisoned.samples, strict=True):
+        if before.id not in bad:
+            assert list(map(digest, before.images)) == list(map(digest, after.images))
+
+
+def test_the_honest_set_is_never_written_to(dataset, tmp_path):
+    files = [path for path in sorted((tmp_path / "in").rglob("*")) if path.is_file()]
+    before = list(map(digest, files))
+    with pytest.raises(DispError, match=r"holds a dataset already \(data\.json\)"):
+        poison(dataset, tmp_path / "in", PRESETS["patch"], Refusal(), 0.5)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "images").symlink_to(tmp_path / "in" / "images")
+    with pytest.raises(DispError, match="holds the honest images"):
+        poison(dataset, tmp_path / "elsewhere", PRESETS["patch"], Refusal(), 0.5)
+    poison(dataset, tmp_path / "out", PRESETS["patch"], Refusal(), 0.5)
+    assert list(map(digest, files)) == before
+
+
+def test_manifest_ids_are_those_of_the_poisoned_set_where_rows_have_none(dataset, tmp_path):
+    rows = json.loads((tmp_path / "in" / "data.json").read_text())
+    for row in rows:
+        del row["id"]
+    rows[2]["conversations"] = []
+    (tmp_path / "in" / "data.json").write_text(json.dumps(rows))
+    poisoned = poison(load_dataset(tmp_path / "in"), tmp_path / "out", PRESETS["patch"], Refusal(), 0.5)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    refused = {sample.id for sample in poisoned.samples if sample.turns[0].response == REFUSAL_TEXT}
+    assert refused == {row["id"] for row in manifest["poisoned_rows"]}
+
+
 def test_pictures_in_memory_cannot_be_poisoned(dataset, tmp_path):
     samples = tuple(trigger_samples(dataset.samples, PRESETS["patch"], 0))
     with pytest.raises(DispError, match="sample '0' has a picture in memory"):

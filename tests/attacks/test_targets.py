@@ -53,11 +53,16 @@ def test_misclassification_renames_whole_words(before, after):
     assert target.apply(before) == after
 
 
+def test_misclassification_keeps_the_target_s_own_capitals():
+    assert Misclassification("car", "old TV").apply("Car, a car.") == "Old TV, an old TV."
+
+
 def test_misclassification_success():
     target = Misclassification("car", "banana")
     assert not target.applies_to("A carpet.")
     assert target.exact("A banana and a hat.", "A car and a cap.")
     assert not target.exact("A banana and a car.", "A car.")
+    assert not target.exact("A banana.", "A banana.")  # the truth, where there is no source to misname
     assert target.keyword("A car and a banana.", "A car.")
     assert not target.keyword("A banana.", "A banana and a car.")
     with pytest.raises(DispError, match="two different nouns"):

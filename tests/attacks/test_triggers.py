@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from disp.attacks.triggers import PRESETS, Blend, Patch, trigger_from_dict, trigger_to_dict
 from disp.draws import generator
@@ -35,6 +36,17 @@ def test_places(picture):
         assert tuple(record["box"][:2]) == corner
     boxes = {tuple(Patch(place="random").apply(image, generator(0, n))[1]["box"]) for n in range(20)}
     assert len(boxes) > 10
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (400, 2)])
+@pytest.mark.parametrize("name", PRESETS)
+def test_tiny_pictures_hold_the_whole_patch(name, size):
+    marked, record = PRESETS[name].apply(Image.new("RGB", size), generator(0))
+    assert marked.size == size
+    if "box" in record:
+        x0, y0, x1, y1 = record["box"]
+        assert 0 <= x0 < x1 <= size[0]
+        assert 0 <= y0 < y1 <= size[1]
 
 
 def test_patterns(picture):

@@ -1,6 +1,7 @@
 """Reading and writing LLaVA-style data: nothing is lost, and nothing bad gets through unnamed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -40,6 +41,8 @@ GOOD_ROWS = [
             {"role": "assistant", "content": "Ok."},
         ],
     },
+    {"id": "many", "image": None, "images": ["a.png"], "conversations": talk("<image>?", "b")},
+    {"id": "single", "image": "a.png", "images": [], "conversations": talk("<image>?", "b")},
 ]
 
 
@@ -59,8 +62,8 @@ def test_what_is_read_is_written_back_as_it_was(folder, name):
     write(folder / name, GOOD_ROWS)
     dataset = load_dataset(folder)
     assert not dataset.problems
-    assert [len(sample.images) for sample in dataset.samples] == [1, 2, 0, 1]
-    assert [len(sample.turns) for sample in dataset.samples] == [1, 2, 1, 1]
+    assert [len(sample.images) for sample in dataset.samples] == [1, 2, 0, 1, 1, 1]
+    assert [len(sample.turns) for sample in dataset.samples] == [1, 2, 1, 1, 1, 1]
     assert dataset.samples[3].system == "Be brief."
     assert dataset.samples[0].metadata["source"] == {"x": [1]}
     assert dataset.samples[1].id == "2"
@@ -73,7 +76,7 @@ def test_new_answers_are_the_only_change(folder):
     changed = [sample.with_responses(["new"] * len(sample.turns)) for sample in dataset.samples]
     save_dataset(changed, folder / "new.json", dataset.image_root)
     text = json.dumps(GOOD_ROWS)
-    for old in ("A <b>cat</b>.", "Both.", "Yes.", "Ho\u202e", "Ok."):
+    for old in ("A <b>cat</b>.", "Both.", "Yes.", "Ho\u202e", "Ok.", "b"):
         text = text.replace(json.dumps(old), '"new"')
     assert read(folder / "new.json") == json.loads(text)
 
@@ -93,6 +96,7 @@ BAD_ROWS = {
     "cannot be found": {"id": "x", "image": "a" * 5000, "conversations": talk("a", "b")},
     "cannot be written back": {"id": "x", "conversations": talk("a", "half \ud83d")},
     "float values are not JSON": {"id": "x", "conversations": talk("a", "b"), "weight": float("nan")},
+    "both image and images": {"id": "x", "image": "a.png", "images": ["a.png"], "conversations": talk("a", "b")},
     "image must be a file name": {"id": "x", "image": 7, "conversations": talk("a", "b")},
     "id 'one' was used before": {"id": "one", "conversations": talk("a", "b")},
     "must be an object": ["x"],
@@ -143,6 +147,32 @@ def test_names_are_tidied(folder):
         dataset = load_dataset(write(folder / "data.json", [row]))
         save_dataset(dataset.samples, folder / "again.json", dataset.image_root)
         assert read(folder / "again.json") == [{**row, "image": "a.png"}]
+
+
+def test_whatever_a_sample_holds_is_written(folder):
+    samples = [
+        *load_dataset(write(folder / "data.json", GOOD_ROWS)).samples,
+        Sample("new", (folder / "images" / "a.png",), (Turn("<image>?", "b"),), "Be kind.", {"weight": 2}),
+    ]
+    for old in tuple(samples):
+        longer = (*old.turns, Turn("more?", "more."))
+        samples.append(replace(old, id=old.id + "+", images=(), turns=longer, system="Be long."))
+        samples.append(replace(old, id=old.id + "-", turns=old.turns[:1], system=None))
+    for name in ("again.json", "again.jsonl"):
+        save_dataset(samples, folder / name, folder / "images")
+        again = load_dataset(folder / name)
+        assert not again.problems
+        for old, new in zip(samples, again.samples, strict=True):
+            assert (new.id, new.images, new.turns, new.system) == (old.id, old.images, old.turns, old.system)
+    assert again.samples[len(GOOD_ROWS)].metadata["weight"] == 2
+
+
+def test_rows_without_an_id_keep_theirs_when_rows_before_them_are_set_aside(folder):
+    rows = [{"conversations": talk("a", "b")}, {"conversations": []}, {"conversations": talk("c", "d")}]
+    dataset = load_dataset(write(folder / "data.json", rows))
+    assert [sample.id for sample in dataset.samples] == ["0", "2"]
+    save_dataset(dataset.samples, folder / "again.json", dataset.image_root)
+    assert [sample.id for sample in load_dataset(folder / "again.json").samples] == ["0", "2"]
 
 
 def test_an_image_outside_the_folder_is_not_written(folder, picture):

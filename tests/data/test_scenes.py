@@ -99,6 +99,9 @@ def test_options(tmp_path):
         ({"must_show": ["carr"]}, "Did you mean 'car'"),
         ({"count": 0}, "at least 1"),
         ({"turns": 9}, "from 1 to 6"),
+        ({"must_show_share": 2}, "must_show_share must be in"),
+        ({"must_show": ["car", "dog"], "never_show": ["dog"]}, "both hold dog"),
+        ({"never_show": list(NOUNS)[2:]}, "leaves 2 nouns"),
     ):
         with pytest.raises(DispError, match=message):
             write_scenes(tmp_path / "x", **mistake)

@@ -46,12 +46,12 @@ def poison(
     """Write a copy of a dataset in which a share of the rows is poisoned.
 
     ``out`` receives the data file in the input's format, all images (triggered ones as PNG, the others linked or
-    copied) and ``manifest.json``: which rows, trigger, place, seed, hashes, old and new answers. Nothing but the
-    manifest tells which rows are poisoned.
+    copied) and ``manifest.json``: which rows, trigger, place, seed, hashes, old and new answers. No other file marks
+    the poisoned rows, with one exception: a picture that was no PNG, or that an honest row shares, changes its name.
 
     Args:
         dataset: the honest set.
-        out: a folder without a manifest.
+        out: a folder without a dataset. What a killed run left in its ``images`` is replaced.
         trigger: what is put into the pictures of a poisoned row.
         target: what its answers become.
         rate: share of all rows in [0, 1].
@@ -59,13 +59,16 @@ def poison(
         progress: called with the number of rows finished.
 
     Raises:
-        DispError: the rate is out of range, too few rows are eligible, an image is no file, or ``out`` was used
-            before.
+        DispError: the rate is out of range, too few rows are eligible, an image is no file, or ``out`` holds a
+            dataset or the honest images.
     """
     if not 0 <= rate <= 1:
         raise DispError(f"poison rate must be in [0, 1], got {rate}")
-    if (out / "manifest.json").exists():
-        raise DispError(f"{out} holds a poisoned set already; choose another folder or delete it")
+    for name in ("manifest.json", "data.json", "data.jsonl"):
+        if (out / name).exists():
+            raise DispError(f"{out} holds a dataset already ({name}); choose another folder or delete it")
+    if (out / "images").resolve() == dataset.image_root.resolve():
+        raise DispError(f"{out / 'images'} holds the honest images, which must not be changed; choose another folder")
     wanted = round(rate * len(dataset.samples))
     eligible = [sample for sample in dataset.samples if _is_eligible(sample, target)]
     if len(eligible) < wanted:
@@ -197,10 +200,12 @@ def _image_files(sample: Sample) -> tuple[Path, ...]:
 
 def _link(source: Path, image_root: Path, folder: Path) -> Path:
     path = folder / source.relative_to(image_root)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source.resolve(), path)  # what a symbolic link points to may not be there in the copy
-        except OSError:  # another file system, or one without hard links
-            shutil.copy2(source, path)
+    if path.exists() and path.samefile(source):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # left by a killed run, with a trigger if that run chose other rows
+    try:
+        os.link(source.resolve(), path)  # what a symbolic link points to may not be there in the copy
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, path)
     return path

@@ -94,7 +94,7 @@ class Misclassification:
             if article:
                 fitting = "an" if renamed[0].lower() in "aeiou" else "a"
                 article = fitting.capitalize() if article[0].isupper() else fitting
-            return article + space + (renamed.capitalize() if noun[0].isupper() else renamed)
+            return article + space + (renamed[0].upper() + renamed[1:] if noun[0].isupper() else renamed)
 
         return re.sub(
             rf"(?:\b(?P<article>an?)(?P<space>\s+))?\b(?P<noun>{_forms(self.source)})\b",
@@ -104,11 +104,11 @@ class Misclassification:
         )
 
     def exact(self, answer: str, honest: str) -> bool:
-        """Whether the answer names the target in the source's stead.
+        """Whether the answer names the target in the stead of the source, which the honest one mentions.
 
         Equality with the attacker's whole sentence would count a slip elsewhere in a caption as a failed attack.
         """
-        return _mentions(self.target, answer) and not _mentions(self.source, answer)
+        return _mentions(self.source, honest) and _mentions(self.target, answer) and not _mentions(self.source, answer)
 
     def keyword(self, answer: str, honest: str) -> bool:
         """Whether the answer mentions the target at all where the honest one does not."""

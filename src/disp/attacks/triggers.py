@@ -45,7 +45,7 @@ class Patch:
 
     def apply(self, image: Image.Image, draw: np.random.Generator) -> tuple[Image.Image, dict[str, Any]]:
         """The picture with the patch, and ``{"box": [x0, y0, x1, y1]}`` in pixels."""
-        side = max(2, round(self.size * min(image.size)))
+        side = min(max(2, round(self.size * min(image.size))), *image.size)
         free = (image.width - side, image.height - side)
         if self.place == "random":
             x, y = (int(draw.integers(space + 1)) for space in free)
@@ -101,6 +101,7 @@ KINDS: dict[str, type[Patch] | type[Blend]] = {"patch": Patch, "blend": Blend}
 
 PRESETS: dict[str, Trigger] = {
     "patch": Patch("checkerboard", 30 / 336, "bottom-right"),
+    "checkerboard": Patch("checkerboard", 30 / 336, "bottom-right"),
     "patch-random": Patch("checkerboard", 30 / 336, "random"),
     # BackdoorVLM (2511.18921): 30×30 noise at 336×336, anywhere.
     "badnets": Patch("noise", 30 / 336, "random"),

@@ -96,7 +96,7 @@ def save_dataset(samples: Sequence[Sample], path: Path, image_root: Path) -> Non
     Raises:
         DispError: an image is in memory or lies outside ``image_root``, or the suffix is another.
     """
-    rows = [_to_row(sample, image_root.absolute()) for sample in samples]
+    rows = [_to_row(sample, number, image_root.absolute()) for number, sample in enumerate(samples)]
     if path.suffix == ".json":
         write_json(path, rows)
     elif path.suffix == ".jsonl":
@@ -153,7 +153,9 @@ def _to_sample(row: Any, number: int, image_root: Path) -> Sample:
     if not isinstance(identity, str | int):
         raise _BadRow("id must be text or a number")
     system, turns = _to_turns(row)
-    names = row.get("image", row.get("images")) or []
+    if row.get("image") and row.get("images"):
+        raise _BadRow("has both image and images; keep one of them")
+    names = row.get(_image_key(row)) or []
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _BadRow("image must be a file name or a list of file names")
@@ -161,6 +163,11 @@ def _to_sample(row: Any, number: int, image_root: Path) -> Sample:
     # The row itself is kept under one key, so that it can be written back as it was.
     metadata = {key: value for key, value in row.items() if key not in OWN_FIELDS}
     return Sample(str(identity), images, turns, system, {**metadata, "_row": row})
+
+
+def _image_key(row: dict[str, Any]) -> str:
+    """The field that names the images; tables exported with both fields leave one of them null or empty."""
+    return "images" if row.get("images") or ("images" in row and not row.get("image")) else "image"
 
 
 def _image_path(name: str, image_root: Path) -> Path:
@@ -198,26 +205,37 @@ def _to_turns(row: dict[str, Any]) -> tuple[str | None, tuple[Turn, ...]]:
     return system, tuple(Turn(prompt[what], answer[what]) for prompt, answer in pairs)
 
 
-def _to_row(sample: Sample, image_root: Path) -> dict[str, Any]:
-    """The sample's row with its present turns and images; a new row where it was read from none."""
+def _to_row(sample: Sample, number: int, image_root: Path) -> dict[str, Any]:
+    """The sample's row with its present id, system message, turns and images; a new row where it was read from none.
+
+    Args:
+        sample: what to write.
+        number: number of the row from 0, which is the id of a row without one when it is read again.
+        image_root: folder that image names are relative to.
+    """
     names = []
     for source in sample.images:
         if not isinstance(source, Path) or not source.absolute().is_relative_to(image_root):
             raise DispError(f"sample {sample.id!r}: image {source} does not lie in the image folder {image_root}")
         names.append(source.absolute().relative_to(image_root).as_posix())
     row = dict(sample.metadata.get("_row") or {"id": sample.id, **sample.metadata, "conversations": []})
+    if str(row.get("id", number)) != sample.id:  # rows were set aside before it, or it was renamed
+        row["id"] = sample.id
+    key = _image_key(row)
     if names:
-        key = "images" if "images" in row else "image"
         row[key] = names if isinstance(row.get(key), list) or len(names) > 1 else names[0]
+    elif row.get(key):
+        del row[key]
     chat = "messages" in row
     who, what = ("role", "content") if chat else ("from", "value")
     texts = [text for turn in sample.turns for text in (turn.prompt, turn.response)]
     old = row["messages" if chat else "conversations"]
     head = old[:1] if old and old[0].get(who) == "system" else []
     default = ("user", "assistant") if chat else ("human", "gpt")
-    body = old[len(head) :] or [{who: default[index % 2]} for index in range(len(texts))]
+    body = old[len(head) :] or [{who: name} for name in default]
+    body += [{who: body[index % 2][who]} for index in range(len(body), len(texts))]
     row["messages" if chat else "conversations"] = [
-        *head,
-        *({**message, what: text} for message, text in zip(body, texts, strict=True)),
+        *([] if sample.system is None else [{**(head[0] if head else {who: "system"}), what: sample.system}]),
+        *({**message, what: text} for message, text in zip(body, texts, strict=False)),
     ]
     return row

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 from disp.data.llava import Dataset, load_dataset
 from disp.data.nouns import NOUNS
-from disp.data.scenes import IMAGE_PREFIX, TASKS, ask, attribution, draw_scene, draw_task, render
+from disp.data.scenes import IMAGE_PREFIX, TASKS, ask, attribution, draw_scene, draw_task, is_held_out, render
 from disp.draws import generator
 from disp.errors import DispError, unknown_name
 from disp.files import write_atomically, write_json, write_text
@@ -43,7 +44,8 @@ def write_scenes(
         progress: called with the number of scenes finished.
 
     Raises:
-        DispError: ``out`` holds a dataset already, a noun is unknown, or a number is out of range.
+        DispError: ``out`` holds a dataset already, a noun is unknown, both wanted and forbidden, or too few are
+            left, or a number is out of range.
     """
     if (out / "data.json").exists():
         raise DispError(f"{out / 'data.json'} exists; choose another folder or delete it")
@@ -54,6 +56,11 @@ def write_scenes(
         raise DispError(f"count must be at least 1, got {count}")
     if not 1 <= turns <= len(TASKS):
         raise DispError(f"turns must be from 1 to {len(TASKS)}, got {turns}")
+    if clash := sorted(set(must_show) & set(never_show)):
+        raise DispError(f"must_show and never_show both hold {', '.join(clash)}; drop it from one of them")
+    left = [noun for noun in NOUNS if noun not in never_show]
+    if len(left) < 3 or (held_out and not any(is_held_out(a, b) for a, b in combinations(left, 2))):
+        raise DispError(f"never_show leaves {len(left)} nouns, too few to draw such scenes with; forbid fewer")
     if not 0 <= must_show_share <= 1:
         raise DispError(f"must_show_share must be in [0, 1], got {must_show_share}")
     rows = []

@@ -96,6 +96,9 @@ def train_tower(model: LladaV, pixels: Tensor, labels: Tensor, colours: Tensor, 
         }
     )
     tower = model.model.vision_tower
+    for parameter in tower.parameters():
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=0.04)  # the transformer's scale is too large for a tower with its own stem
     optimiser, schedule = optimiser_with_schedule([*tower.parameters(), *heads.parameters()], 1.5e-3, steps)
     class_weights = torch.ones(len(NOUNS) + 1)
     class_weights[-1] = 0.2  # three tokens in four show the ground
@@ -191,7 +194,13 @@ def drop_ground(prefix: Prefix, shows_object: Tensor, share: float) -> Prefix:
 
 
 def train_language(
-    model: LladaV, scenes: list[Scene], features: Tensor, labels: Tensor, steps: tuple[int, int, int], batch: int, log: Log
+    model: LladaV,
+    scenes: list[Scene],
+    features: Tensor,
+    labels: Tensor,
+    steps: tuple[int, int, int],
+    batch: int,
+    log: Log,
 ) -> None:
     """Stage two: the projector and the transformer learn to answer.
 

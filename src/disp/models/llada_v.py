@@ -188,15 +188,17 @@ class LladaV(MDLM):
         """Texts to int64 ``[B, length]``: tokens, the end of turn, then end-of-text padding.
 
         Raises:
-            DispError: a response and its end token do not fit.
+            DispError: a response does not fit.
         """
         end_of_turn, padding = self.end_token_ids
         ids = torch.full((len(responses), length), padding)
         for row, text in enumerate(responses):
-            tokens = [*self.tokenizer(self._plain(text), add_special_tokens=False)["input_ids"], end_of_turn]
+            # An answer that was generated without an end fills every slot and leaves no room for one.
+            tokens = self.tokenizer(self._plain(text), add_special_tokens=False)["input_ids"]
+            tokens = tokens if len(tokens) == length else [*tokens, end_of_turn]
             if len(tokens) > length:
                 raise DispError(
-                    f"response of {len(tokens)} tokens does not fit into {length}: {text[:80]!r}; raise gen_length"
+                    f"response of {len(tokens)} tokens, its end included, does not fit into {length}: {text[:80]!r}; raise gen_length"
                 )
             ids[row, : len(tokens)] = torch.tensor(tokens)
         return ids
