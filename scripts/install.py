@@ -1,13 +1,14 @@
 """Create .venv with the pinned dependencies and this package; standard library only, quick when nothing has changed.
 
 Linux wheels of PyTorch on PyPI are CUDA builds of several gigabytes. On a machine without an NVIDIA GPU the CPU build
-is installed instead: from PyTorch's own index, or from wherever pip is configured to look if it finds one there.
+is installed instead, asked for by its local version "+cpu", which PyPI never holds: from PyTorch's own index, or, where
+that cannot be reached, from wherever pip is configured to look. (Asking pip for a dry run is no safeguard: where
+an index serves no metadata files, and always before pip 23.3, it downloads the wheels to find out what is in them.)
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -36,13 +37,13 @@ def main() -> None:
     state = hashlib.sha256(inputs + str(ROOT).encode()).hexdigest()
     if PYTHON.exists() and STAMP.exists() and STAMP.read_text() == state:
         return
+    STAMP.unlink(missing_ok=True)
     start = time.monotonic()
     if not PYTHON.exists():
         print("creating .venv", flush=True)
         venv.create(VENV, with_pip=True)
     torch = next(line for line in LOCK.read_text().splitlines() if line.startswith("torch=="))
-    print(f"installing {torch}", flush=True)
-    pip("install", *torch_arguments(torch))
+    install_torch(torch)
     print("installing the other dependencies", flush=True)
     pip("install", "-r", str(LOCK))
     pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
@@ -51,20 +52,24 @@ def main() -> None:
     print(f"installed in {time.monotonic() - start:.0f} s", flush=True)
 
 
-def torch_arguments(torch: str) -> list[str]:
-    """What pip needs to install the right build of PyTorch."""
-    if has_gpu() or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        return [torch]
-    if is_reachable(CPU_INDEX):
-        return [torch, "--index-url", CPU_INDEX]
-    report = pip("install", "--dry-run", "--report", "-", torch, capture=True)
-    names = [item["metadata"]["name"] for item in json.loads(report)["install"]]
-    if any(name.startswith(("nvidia", "cuda")) for name in names):
-        sys.exit(
-            f"{CPU_INDEX} cannot be reached, and pip would install the CUDA build of PyTorch (several gigabytes) on "
-            f"this machine without a GPU. Install a CPU build of {torch} into .venv yourself, then run this again."
-        )
-    return [torch]
+def install_torch(torch: str) -> None:
+    """Install the build of PyTorch that suits this machine."""
+    if platform.system() != "Linux" or has_gpu():
+        print(f"installing {torch}", flush=True)
+        pip("install", torch)
+    elif not is_installed(torch):
+        print(f"installing {torch}, CPU build", flush=True)
+        index = ["--index-url", CPU_INDEX] if is_reachable(CPU_INDEX) else []
+        remedy = f"Install a CPU build of {torch} into {VENV} yourself"
+        pip("install", "--no-deps", f"{torch}+cpu", *index, remedy=f"{remedy} ({CPU_INDEX} has them)")
+
+
+def is_installed(requirement: str) -> bool:
+    """Whether the environment has this version, whatever its build."""
+    name, version = requirement.split("==")
+    code = f"import importlib.metadata as m; print(m.version('{name}'))"
+    done = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip().partition("+")[0] == version
 
 
 def has_gpu() -> bool:
@@ -84,13 +89,11 @@ def is_reachable(url: str) -> bool:
         return False
 
 
-def pip(*arguments: str, capture: bool = False) -> str:
+def pip(*arguments: str, remedy: str = "Mend the cause") -> None:
     """Run the environment's pip quietly; its own message is shown where it fails."""
     command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE if capture else None, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"pip {arguments[0]} failed; see above. Mend the cause and run the same command again.")
-    return done.stdout or ""
+    if subprocess.run(command, check=False).returncode:
+        sys.exit(f"pip {arguments[0]} failed; see above. {remedy} and run the same command again.")
 
 
 if __name__ == "__main__":

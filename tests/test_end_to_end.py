@@ -1,11 +1,15 @@
 """The spine: a backdoor is planted, shown to work, and removed, on the built-in model."""
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
+from disp.errors import DispError
 from disp.experiments.demo import STAGES, DemoConfig, demo
 
 SMALL = DemoConfig(rows=300, test_rows=50, attack_steps=110, recovery_steps=60)
@@ -14,7 +18,12 @@ SMALL = DemoConfig(rows=300, test_rows=50, attack_steps=110, recovery_steps=60)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
-    return out, demo(SMALL, out)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        return out, demo(SMALL, out)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_the_backdoor_works_and_both_forms_of_disp_remove_it(run):
@@ -61,7 +70,12 @@ def test_a_finished_run_is_not_repeated(run):
 
 def test_another_configuration_does_not_overwrite_a_run(run):
     out, _ = run
-    command = [sys.executable, "-m", "disp.cli", "demo", "--out", str(out.parent / "x"), "--trigger", "pach"]
+    with pytest.raises(DispError, match="other settings"):
+        demo(replace(SMALL, poison_rate=0.2), out)
+
+
+def test_a_wrong_trigger_is_named_before_anything_is_loaded(tmp_path):
+    command = [sys.executable, "-m", "disp.cli", "demo", "--out", str(tmp_path), "--trigger", "pach"]
     failed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert "Did you mean 'patch'?" in failed.stderr
