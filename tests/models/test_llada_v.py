@@ -246,8 +246,12 @@ def test_response_of_exactly_the_length_fits(tiny_model):
     count = len(tiny_model.tokenizer("A red apple.")["input_ids"])
     ids = tiny_model.encode_responses(["A red apple."], count + 1)
     assert ids[0, -1] == tiny_model.end_token_ids[0]
-    with pytest.raises(DispError, match=rf"{count + 1} tokens does not fit into {count}.*raise gen_length"):
-        tiny_model.encode_responses(["A red apple."], count)
+    # One that was generated without an end fills every slot and is read back whole.
+    whole = tiny_model.encode_responses(["A red apple."], count)
+    assert tiny_model.end_token_ids[0] not in whole[0]
+    assert tiny_model.decode_responses(whole) == ["A red apple."]
+    with pytest.raises(DispError, match=rf"{count + 1} tokens, .* does not fit into {count - 1}.*raise gen_length"):
+        tiny_model.encode_responses(["A red apple."], count - 1)
 
 
 def test_response_without_end_token_is_read_whole(tiny_model):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, initialization
 
 from disp.data.sample import ImageSource, Query, open_image
 from disp.errors import DispError
@@ -91,12 +91,11 @@ class LladaV(MDLM):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
+        # The library's own functions leave alone what was loaded from a checkpoint.
         if isinstance(module, nn.Linear | nn.Embedding):
-            module.weight.data.normal_(0.0, std)
-            bias = getattr(module, "bias", None)
-            if bias is not None:
-                bias.data.zero_()
+            initialization.normal_(module.weight, 0.0, self.config.initializer_range)
+            if getattr(module, "bias", None) is not None:
+                initialization.zeros_(module.bias)
 
     @property
     def mask_embedding(self) -> Tensor:
@@ -198,7 +197,8 @@ class LladaV(MDLM):
             tokens = tokens if len(tokens) == length else [*tokens, end_of_turn]
             if len(tokens) > length:
                 raise DispError(
-                    f"response of {len(tokens)} tokens, its end included, does not fit into {length}: {text[:80]!r}; raise gen_length"
+                    f"response of {len(tokens)} tokens, its end included, does not fit into {length}: {text[:80]!r}; "
+                    "raise gen_length"
                 )
             ids[row, : len(tokens)] = torch.tensor(tokens)
         return ids
