@@ -79,7 +79,7 @@ def test_counterfactual_scores_do_not_depend_on_batches_and_equal_one_by_one(tin
     prefix = tiny_model.encode(queries[:2])
     response = torch.tensor([[10, 11, 12, 13]] * 2)
     scores = torch.arange(prefix.visual_mask.numel()).view(prefix.visual_mask.shape).float()
-    candidates = candidate_sets(scores, prefix.visual_mask, 3)
+    candidates = candidate_sets(scores, prefix.visual_mask, 3, 0.5)
     base, found = counterfactual_scores(tiny_model, prefix, response, candidates, batch_size=2)
     whole = counterfactual_scores(tiny_model, prefix, response, candidates, batch_size=100)[1]
     torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
@@ -96,12 +96,12 @@ def test_counterfactual_scores_do_not_depend_on_batches_and_equal_one_by_one(tin
 def test_candidates_are_singles_then_growing_blocks_of_the_most_salient():
     visual = torch.tensor([[False, True, True, True, True, True, True, True, True, False]])
     scores = torch.tensor([[9.0, 1, 8, 3, 7, 2, 6, 4, 5, 9]])
-    sets = candidate_sets(scores, visual, 3)[0]
+    sets = candidate_sets(scores, visual, 3, 0.5)[0]
     assert [chosen.nonzero()[:, 0].tolist() for chosen in sets] == [[2], [4], [6], [2, 4], [2, 4, 6, 8]]
 
 
 def test_a_row_without_visual_tokens_has_empty_candidates():
     visual = torch.tensor([[True] * 4, [False] * 4])
-    sets = candidate_sets(torch.rand(2, 4), visual, 2)
+    sets = candidate_sets(torch.rand(2, 4), visual, 2, 0.5)
     assert sets[0].any(-1).all()
     assert not sets[1].any()

@@ -67,10 +67,10 @@ class DemoConfig:
     target: str = "refusal"
     trigger: str = "patch"
     poison_rate: float = 0.1
-    rows: int = 600
-    test_rows: int = 150
-    attack_steps: int = 150
-    recovery_steps: int = 80
+    rows: int = 400
+    test_rows: int = 100
+    attack_steps: int = 200
+    recovery_steps: int = 70
     mask_ratio: float = 0.06
     seed: int = 0
 
@@ -188,11 +188,17 @@ class _Run:
     def attack_training(self) -> TrainConfig:
         # A frozen tower hardly sees a trigger that is blended into the whole picture.
         return TrainConfig(
-            steps=self.config.attack_steps, train_vision=self.config.trigger == "blended", seed=self.config.seed
+            steps=self.config.attack_steps,
+            learning_rate=2e-3,
+            min_mask_ratio=0.25,
+            train_vision=self.config.trigger == "blended",
+            seed=self.config.seed,
         )
 
     def recovery_training(self) -> TrainConfig:
-        return replace(self.attack_training(), steps=self.config.recovery_steps, seed=self.config.seed + 1)
+        return replace(
+            self.attack_training(), steps=self.config.recovery_steps, learning_rate=1e-3, seed=self.config.seed + 1
+        )
 
     def trained(self, name: str, start: Callable[[], MDLM], data: Callable[[], Dataset], config: TrainConfig) -> MDLM:
         folder = self.out / name

@@ -38,7 +38,7 @@ class PurifyConfig:
 
     Attributes:
         mode: which answers are rewritten: "all", "selective" or "random" (all, with random masks).
-        mask_ratio: share of the visual tokens that "all" and "random" mask.
+        mask_ratio: share of the visual tokens that "all" and "random" mask, and largest block that "selective" tries.
         candidates: salient tokens that "selective" masks one at a time; see `candidate_sets`.
         saliency: the saliency estimator.
         decode: how answers are regenerated.
@@ -156,11 +156,13 @@ def _suspicion(
 ) -> tuple[Tensor, Tensor]:
     """Suspicion ``[B]`` of the given answers and the candidate that attains it, bool ``[B, P]``."""
     response = model.encode_responses([query.response for query in batch], model.gen_length).to(prefix.embeds.device)
-    candidates = candidate_sets(scores, prefix.visual_mask, config.candidates)
+    candidates = candidate_sets(scores, prefix.visual_mask, config.candidates, config.mask_ratio)
     base, each = counterfactual_scores(model, prefix, response, candidates)
     # What the model prefers anyway is its own mistake, not the work of the masked tokens.
-    best = each.argmax(-1)
-    return (each.amax(-1) - base).clamp(min=0), candidates[torch.arange(len(batch)), best]
+    suspicion = (each.amax(-1) - base).clamp(min=0)
+    # The smallest set that does nearly all of it: it takes least of the picture along when the answer is rewritten.
+    enough = each >= base[:, None] + 0.8 * suspicion[:, None]
+    return suspicion, candidates[torch.arange(len(batch)), enough.int().argmax(-1)]
 
 
 def purify(
@@ -200,7 +202,7 @@ def purify(
     chosen = [sample for sample in samples if any(evidence[query.key].saliency for query in queries_of([sample]))]
     if config.mode == "selective":
         suspicion = np.array([sample_suspicion(sample, evidence) for sample in chosen])
-        threshold = two_means_threshold(suspicion)
+        threshold = float(np.expm1(two_means_threshold(np.log1p(suspicion))))
         chosen = [sample for sample, value in zip(chosen, suspicion, strict=True) if value > threshold]
     # 2. Regenerate them under masking.
     with progress("rewriting", len(queries_of(chosen))) as advance:
