@@ -24,8 +24,9 @@ lint: install  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-pretrain: install  ## train the built-in model from scratch (about an hour on two cores)
-	$(BIN)/python -m disp.experiments.pretrain --out src/disp/models/builtin
+pretrain: install  ## train the built-in model from scratch (about an hour on two cores) and put it in its place
+	$(BIN)/python -m disp.experiments.pretrain --out runs/pretrain
+	cp runs/pretrain/*.* src/disp/models/builtin/
 
 clean:  ## remove .venv and run folders
 	rm -rf .venv runs

@@ -163,6 +163,7 @@ def train(
     steps: int = 100,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
+    min_mask_ratio: float = 1e-3,
     method: Literal["full", "lora", "projector"] = "full",
     train_vision: Annotated[bool, Parameter(negative=())] = False,
     save_every: int = 0,
@@ -180,6 +181,8 @@ def train(
         Assistant turns a step.
     learning_rate
         Peak of the cosine schedule.
+    min_mask_ratio
+        Lower end of the mask ratio t; a higher one means steadier gradients.
     method
         Train everything but the vision tower, LoRA adapters, or the projector alone.
     train_vision
@@ -195,6 +198,7 @@ def train(
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        min_mask_ratio=min_mask_ratio,
         method=method,
         train_vision=train_vision,
         save_every=save_every,
