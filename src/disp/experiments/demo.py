@@ -125,8 +125,8 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
 
         recovered = run.trained(stage, lambda: load_model(out / "backdoored"), purified, run.recovery_training())
         run.measure(stage, lambda recovered=recovered: recovered, test, attack, decoding)  # type: ignore[misc]
-    metrics = run.metrics()
-    write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", run.metrics())
+    metrics = _read_json(out / "metrics.json")
     write_text(out / "table.md", stage_table({stage: metrics[stage] for stage in STAGES}) + "\n")
     _draw(run, model, load_model(out / "disp_selective"), test, attack, settings, out / "story.png")
     return metrics
@@ -142,7 +142,7 @@ class _Run:
     def claim(self) -> None:
         file = self.out / "run.json"
         settings = asdict(self.config)
-        if file.exists() and json.loads(file.read_text(encoding="utf-8"))["config"] != settings:
+        if file.exists() and _read_json(file)["config"] != settings:
             raise DispError(f"{self.out} holds a run with other settings; choose another --out or delete it")
         if not file.exists():
             write_json(file, {"config": settings, "versions": versions()})
@@ -230,10 +230,7 @@ class _Run:
     def metrics(self) -> dict[str, Any]:
         attack = load_attack(self.out / "poisoned" / "manifest.json")
         return {
-            **{
-                stage: json.loads((self.out / "stages" / f"{stage}.json").read_text(encoding="utf-8"))
-                for stage in STAGES
-            },
+            **{stage: _read_json(self.out / "stages" / f"{stage}.json") for stage in STAGES},
             "target": target_to_dict(attack.target),
             "trigger": trigger_to_dict(attack.trigger),
             "poison_rate": self.config.poison_rate,
@@ -241,7 +238,7 @@ class _Run:
             "seed": self.config.seed,
             "config": asdict(self.config),
             "versions": versions(),
-            "seconds": json.loads((self.out / "seconds.json").read_text(encoding="utf-8")),
+            "seconds": _read_json(self.out / "seconds.json"),
         }
 
 
@@ -255,9 +252,13 @@ class _Phase:
         self.start = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
-        seconds = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        seconds = _read_json(self.file) if self.file.exists() else {}
         seconds[self.name] = round(seconds.get(self.name, 0.0) + time.monotonic() - self.start, 2)
         write_json(self.file, seconds)
+
+
+def _read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def versions() -> dict[str, str]:
@@ -277,8 +278,7 @@ def _draw(
 ) -> None:
     """One test picture through the whole story."""
     stages = {
-        stage: json.loads((run.out / "stages" / f"{stage}-answers.json").read_text(encoding="utf-8"))
-        for stage in ("backdoored", "disp_selective")
+        stage: _read_json(run.out / "stages" / f"{stage}-answers.json") for stage in ("backdoored", "disp_selective")
     }
     row = _telling_row(stages["backdoored"], stages["disp_selective"])
     before, after = stages["backdoored"][row], stages["disp_selective"][row]
