@@ -94,7 +94,7 @@ class LladaV(MDLM):
         # The library's own functions leave alone what was loaded from a checkpoint.
         if isinstance(module, nn.Linear | nn.Embedding):
             initialization.normal_(module.weight, 0.0, self.config.initializer_range)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 initialization.zeros_(module.bias)
 
     @property
