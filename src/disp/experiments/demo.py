@@ -137,7 +137,6 @@ class _Run:
 
     def __init__(self, config: DemoConfig, out: Path, progress: ProgressBar):
         self.config, self.out, self.progress = config, out, progress
-        self.seconds: dict[str, float] = {}
 
     def claim(self) -> None:
         file = self.out / "run.json"

@@ -251,7 +251,8 @@ def _rewrite(
     for row in read_finished_jsonl(file):
         answers[row["key"]], masks[row["key"]] = row["response"], tuple(row["masked"])
     progress(len(answers))
-    for turn in range(max((len(sample.turns) for sample in samples), default=0)):
+    turns = {sample.id: len(sample.turns) for sample in samples}
+    for turn in range(max(turns.values(), default=0)):
         queries = []
         for sample in samples:
             if turn < len(sample.turns) and f"{sample.id}#{turn}" not in answers:
@@ -261,7 +262,7 @@ def _rewrite(
                 queries.append(replace(queries_of([sample])[turn], history=history))
         for batch in _batches(queries, config.batch_size):
             prefix = model.encode(batch)
-            masked = _masks(batch, prefix, samples, evidence, config)
+            masked = _masks(batch, prefix, turns, evidence, config)
             hidden = prefix.with_masked(masked, model.mask_embedding)
             ids = decode(model, hidden, config.decode, keys=[query.key for query in batch], seed=config.seed)
             rows = []
@@ -277,11 +278,11 @@ def _rewrite(
 def _masks(
     batch: Sequence[Query],
     prefix: Prefix,
-    samples: Sequence[Sample],
+    turns: dict[str, int],
     evidence: dict[str, Evidence],
     config: PurifyConfig,
 ) -> Tensor:
-    """The visual tokens to mask, bool ``[B, P]``."""
+    """The visual tokens to mask, bool ``[B, P]``; ``turns`` is how many turns each sample has."""
     if config.mode == "random":
         return mask_random(prefix.visual_mask, config.mask_ratio, [query.key for query in batch], config.seed)
     if config.mode == "all":
@@ -290,7 +291,6 @@ def _masks(
             scores[index, prefix.visual_mask[index].cpu()] = torch.tensor(evidence[query.key].saliency)
         return mask_top(scores.to(prefix.embeds.device), prefix.visual_mask, config.mask_ratio)
     masked = torch.zeros_like(prefix.visual_mask)
-    turns = {sample.id: len(sample.turns) for sample in samples}
     for index, query in enumerate(batch):
         # The trigger is in the image: the turn that betrays it most tells where, for all turns of the sample.
         found = max(
