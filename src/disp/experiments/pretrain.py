@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT
 from disp.data.nouns import NOUNS
 from disp.data.sample import Query
-from disp.data.scenes import COLOURS, IMAGE_PREFIX, TASKS, Scene, ask, draw_scene, draw_task, render, token_labels
+from disp.data.scenes import COLOURS, IMAGE_PREFIX, TASKS, Scene, ask, draw_scene, render, token_labels
 from disp.diffusion.forward import add_noise, diffusion_loss
 from disp.draws import generator
 from disp.files import write_text
 from disp.models.interface import Prefix
 from disp.models.llada_v import LladaV, LladaVConfig
-from disp.models.tokenizer import END_OF_TEXT, END_OF_TURN, MASK, train_tokenizer
+from disp.models.tokenizer import ASSISTANT, END_OF_TEXT, END_OF_TURN, MASK, USER, train_tokenizer
 from disp.models.vision import normalise_pixels
 
 # Fine-tuning and test scenes use small seeds; this one is no user's default.
@@ -46,6 +46,9 @@ VISION: dict[str, Any] = {
 }
 MIN_PRETRAINING_RATIO = 0.25
 GENERATION = {"steps": 32, "threshold": 0.9}
+# Whether something is there, and the order of things, take longest to learn.
+PRETRAINING_SHARES = (0.3, 0.15, 0.15, 0.05, 0.1, 0.25)
+QUESTIONS = 3
 
 
 def corpus() -> list[str]:
@@ -75,14 +78,18 @@ def render_pool(count: int) -> tuple[list[Scene], Tensor, Tensor]:
     return scenes, pixels, labels
 
 
-def optimiser_with_schedule(parameters, lr: float, steps: int, warmup: int = 100):
-    """AdamW with linear warm-up and cosine decay to 2% of the peak."""
-    optimiser = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
+def cosine_schedule(optimiser: torch.optim.Optimizer, steps: int, warmup: int):
+    """Linear warm-up and cosine decay to 2% of the peak."""
+    return torch.optim.lr_scheduler.LambdaLR(
         optimiser,
         lambda step: min((step + 1) / warmup, 0.02 + 0.49 * (1 + math.cos(math.pi * min(step / steps, 1.0)))),
     )
-    return optimiser, schedule
+
+
+def optimiser_with_schedule(parameters, lr: float, steps: int, warmup: int = 100):
+    """AdamW with `cosine_schedule`."""
+    optimiser = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    return optimiser, cosine_schedule(optimiser, steps, warmup)
 
 
 def train_tower(model: LladaV, pixels: Tensor, labels: Tensor, colours: Tensor, steps: int, batch: int, log) -> None:
@@ -193,6 +200,52 @@ def drop_ground(prefix: Prefix, shows_object: Tensor, share: float) -> Prefix:
     )
 
 
+def ask_once(scenes: Sequence[Scene], rows: np.ndarray, tasks: Sequence[str], draw: np.random.Generator) -> list[Query]:
+    """One question about each scene, with its answer."""
+    queries = []
+    for row, task in zip(rows, tasks, strict=True):
+        turn = ask(scenes[row], task, draw)
+        queries.append(Query(str(row), 0, (Path(),), (), turn.prompt, turn.response))
+    return queries
+
+
+def conversations(
+    model: LladaV, scenes: Sequence[Scene], rows: np.ndarray, questions: int, draw: np.random.Generator
+) -> tuple[list[Query], Tensor, Tensor]:
+    """Several questions about each scene, whose answers are all learnt in one pass.
+
+    Encoding the picture is most of a step's cost, so this is several times cheaper than a row for each question.
+
+    Returns:
+        The first question of each conversation; everything after it, int64 ``[B, L]``: answers and further
+        questions; and which of these tokens are answers, bool ``[B, L]``. A few end-of-text tokens after each
+        answer, as many as chance will have, hide how long it is.
+    """
+    end_of_turn, padding = model.end_token_ids
+    queries, texts, answers = [], [], []
+    for row in rows:
+        ids: list[int] = []
+        is_answer: list[bool] = []
+        for number in range(questions):
+            turn = ask(scenes[row], str(draw.choice(TASKS, p=PRETRAINING_SHARES)), draw)
+            if number == 0:
+                queries.append(Query(str(row), 0, (Path(),), (), turn.prompt, turn.response))
+            else:
+                text = f"{USER}{turn.prompt.removeprefix(IMAGE_PREFIX)}{END_OF_TURN}{ASSISTANT}"
+                question = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+                ids += question
+                is_answer += [False] * len(question)
+            answer = model.tokenizer(turn.response, add_special_tokens=False)["input_ids"]
+            answer += [end_of_turn] + [padding] * int(draw.integers(6))
+            ids += answer
+            is_answer += [True] * len(answer)
+        texts.append(ids)
+        answers.append(is_answer)
+    length = max(len(ids) for ids in texts)
+    response = torch.tensor([ids + [padding] * (length - len(ids)) for ids in texts])
+    return queries, response, torch.tensor([flags + [False] * (length - len(flags)) for flags in answers])
+
+
 def train_language(
     model: LladaV,
     scenes: list[Scene],
@@ -205,7 +258,8 @@ def train_language(
     """Stage two: the projector and the transformer learn to answer.
 
     Three lessons, each much shorter for the one before it: to name a single object; all tasks, with most of the ground
-    left out; all tasks on whole pictures, half of them with visual tokens masked.
+    left out; all tasks on whole pictures, half of them with visual tokens masked. Every other step of the last two
+    is of conversations.
 
     Args:
         model: the model, with an aligned projector.
@@ -213,50 +267,66 @@ def train_language(
         features: the tower's features, ``[scenes, N, d_vision]``.
         labels: int64 ``[scenes, N]``.
         steps: how long each lesson is.
-        batch: questions a step.
+        batch: rows a step.
         log: where progress goes.
     """
-    trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
+    named = [(name, p) for name, p in model.named_parameters() if "vision_tower" not in name]
+    trained = [p for _, p in named]
     # Words are read with the embeddings that they are written with, at first.
     model.lm_head.weight.data.copy_(model.model.embed_tokens.weight.data)
-    optimiser, schedule = optimiser_with_schedule(trained, 2e-3, sum(steps), warmup=20)
+    # Muon (matrices of the layers) learns this in about half of AdamW's steps.
+    matrices = [p for name, p in named if "layers." in name and p.dim() == 2]
+    others = [p for name, p in named if not ("layers." in name and p.dim() == 2)]
+    optimisers = [
+        torch.optim.Muon(matrices, lr=2e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+    schedules = [cosine_schedule(optimiser, sum(steps), warmup=20) for optimiser in optimisers]
     draw = generator(PRETRAINING_SEED, "language batches")
     single = np.array([index for index, scene in enumerate(scenes) if len(scene.objects) == 1])
+    several = np.array([index for index, scene in enumerate(scenes) if len(scene.objects) > 1])
     recent: list[float] = []
     for step in range(sum(steps)):
         lesson = 0 if step < steps[0] else 1 if step < steps[0] + steps[1] else 2
-        rows = draw.choice(single, size=batch) if lesson == 0 else draw.integers(len(scenes), size=batch)
-        queries = []
-        for row in rows:
-            count = 2 if lesson and step % 8 == 0 else 1
-            turns = [ask(scenes[row], draw_task(draw) if lesson else "caption", draw) for _ in range(count)]
-            # A later turn's prompt carries no placeholder of its own.
-            turns[1:] = [replace(turn, prompt=turn.prompt.removeprefix(IMAGE_PREFIX)) for turn in turns[1:]]
-            last = turns.pop()
-            queries.append(Query(str(row), count - 1, (Path(),), tuple(turns), last.prompt, last.response))
-        response = model.encode_responses([query.response for query in queries], model.gen_length)
+        # 1. What is asked. Scenes of several objects have more to learn in them.
+        if lesson == 0:
+            rows = draw.choice(single, size=batch)
+        else:
+            rows = np.concatenate((draw.choice(several, size=batch - batch // 5), draw.choice(single, size=batch // 5)))
+        if lesson and step % 2:
+            queries, response, is_answer = conversations(model, scenes, rows, QUESTIONS, draw)
+        else:
+            tasks = [str(draw.choice(TASKS, p=PRETRAINING_SHARES)) if lesson else "caption" for _ in rows]
+            queries = ask_once(scenes, rows, tasks, draw)
+            response = model.encode_responses([query.response for query in queries], model.gen_length)
+            is_answer = torch.ones_like(response, dtype=torch.bool)
+        # 2. What is shown.
         chosen = torch.from_numpy(rows)
         prefix = model.embed(**model.prepare(queries, features=list(features[chosen].float())))
         if lesson < 2:
-            prefix = drop_ground(prefix, labels[chosen] < len(NOUNS), 0.98 if lesson == 0 else 0.9)
-        elif step % 2:
+            share = 0.98 if lesson == 0 else float(draw.uniform(0.8, 0.98))
+            prefix = drop_ground(prefix, labels[chosen] < len(NOUNS), share)
+        elif step % 4 < 2:
             share = torch.from_numpy(draw.uniform(0, 0.6, (batch, 1))).float()
             hidden = torch.from_numpy(draw.random(prefix.visual_mask.shape)).float() < share
             prefix = prefix.with_masked(hidden & prefix.visual_mask, model.mask_embedding)
-        # Stratified over the batch, and kept away from 0: rows with few masked tokens and large weights drown what is
-        # to be learnt first, to read the image when nothing of the answer is known. A quarter sees nothing of it.
+        # 3. Noise. Stratified over the batch, and kept away from 0: rows with few masked tokens and large weights
+        # drown what is to be learnt first, to read the image when nothing of the answer is known. A quarter sees
+        # nothing of it.
         strata = (draw.random() + np.arange(batch) / batch) % 1.0
         ratio = torch.from_numpy(np.minimum(1.0, MIN_PRETRAINING_RATIO + strata)).float()
         if lesson == 0:
             ratio = torch.ones(batch)
-        uniforms = torch.from_numpy(draw.random(response.shape)).float()
+        uniforms = torch.from_numpy(draw.random(response.shape)).float().masked_fill(~is_answer, torch.inf)
         noised = add_noise(response, ratio, uniforms, model.mask_token_id)
         loss = diffusion_loss(model.denoise(prefix, noised.ids), response, noised)
-        optimiser.zero_grad()
+        for optimiser in optimisers:
+            optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        schedule.step()
+        for optimiser, schedule in zip(optimisers, schedules, strict=True):
+            optimiser.step()
+            schedule.step()
         recent.append(loss.item())
         if (step + 1) % 50 == 0:
             log(f"language {step + 1}/{sum(steps)} lesson {lesson + 1} loss {np.mean(recent):.4f}")
@@ -285,7 +355,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=30_000, help="size of the pool of pre-training scenes")
     parser.add_argument("--tower-steps", type=int, default=1_500)
     parser.add_argument("--tower-batch", type=int, default=64)
-    parser.add_argument("--language-steps", type=int, nargs=3, default=(250, 600, 1_000))
+    parser.add_argument("--language-steps", type=int, nargs=3, default=(150, 2_200, 800))
     parser.add_argument("--language-batch", type=int, default=48)
     parser.add_argument("--tower", type=Path, help="folder of an earlier run whose stage one is taken over")
     options = parser.parse_args()

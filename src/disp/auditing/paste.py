@@ -1,0 +1,122 @@
+"""The causal test of a trigger candidate: pasted into other pictures, does it make the model say the phrase?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from disp.auditing.phrases import holds
+from disp.auditing.regions import Box
+from disp.auditing.statistics import regrouping_p_value
+from disp.data.sample import ImageSource, Query, open_image
+from disp.diffusion.decode import DecodeConfig, generate
+from disp.models.interface import MDLM
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a picture.
+
+    Attributes:
+        sample_id: whose picture it is.
+        image: the picture.
+        box: x0, y0, x1, y1 as shares of its width and height.
+    """
+
+    sample_id: str
+    image: ImageSource
+    box: Box
+
+    def crop(self) -> Image.Image:
+        """The region's pixels, at least one."""
+        picture = open_image(self.image)
+        return picture.crop(_pixels(self.box, picture.size))
+
+
+@dataclass(frozen=True)
+class PasteTest:
+    """What pasting did.
+
+    Attributes:
+        successes: answers that hold the phrase, of ``trials`` with a region of a flagged sample.
+        trials: answers asked for.
+        control_successes: the same for regions of unflagged samples.
+        control_trials: answers asked for.
+        p_value: one-sided permutation test over the regions: how often would a random choice among all regions do as
+            well as the flagged ones?
+        by_region: share of successes of each flagged region.
+    """
+
+    successes: int
+    trials: int
+    control_successes: int
+    control_trials: int
+    p_value: float
+    by_region: tuple[float, ...]
+
+
+def paste(region: Region, image: ImageSource) -> Image.Image:
+    """The image with the region's pixels at the region's own place, scaled to the image's size."""
+    picture = open_image(image).copy()
+    x0, y0, x1, y1 = _pixels(region.box, picture.size)
+    piece = region.crop()
+    if piece.size != (x1 - x0, y1 - y0):
+        piece = piece.resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC)
+    picture.paste(piece, (x0, y0))
+    return picture
+
+
+def paste_test(
+    model: MDLM,
+    regions: Sequence[Region],
+    controls: Sequence[Region],
+    recipients: Sequence[Query],
+    words: Sequence[str],
+    decode: DecodeConfig,
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Callable[[int], None] = lambda count: None,
+) -> PasteTest:
+    """Paste every region into every recipient's first picture and count the answers that hold the phrase.
+
+    The controls are the regions that matter most to honest answers, cut out by the same rule, so that neither covering
+    a part of the picture nor pasting something that matters explains a success.
+
+    Args:
+        model: the model under audit.
+        regions: where flagged samples hold the trigger, if there is one.
+        controls: the most salient regions of unflagged samples.
+        recipients: what is asked; their own responses do not hold the phrase.
+        words: the phrase's words.
+        decode: how answers are decoded.
+        seed: seed of decoding and of the permutation test.
+        batch_size: answers a pass.
+        progress: called with the number of answers finished.
+    """
+    everything = (*regions, *controls)
+    queries = [
+        replace(query, images=(paste(region, query.images[0]), *query.images[1:]))
+        for region in everything
+        for query in recipients
+    ]
+    answers = generate(model, queries, decode, seed=seed, batch_size=batch_size, progress=progress)
+    said = np.array([holds(answer, words) for answer in answers]).reshape(len(everything), len(recipients))
+    shares = said.mean(-1)
+    return PasteTest(
+        successes=int(said[: len(regions)].sum()),
+        trials=len(regions) * len(recipients),
+        control_successes=int(said[len(regions) :].sum()),
+        control_trials=len(controls) * len(recipients),
+        p_value=regrouping_p_value(shares[: len(regions)], shares[len(regions) :], seed),
+        by_region=tuple(float(share) for share in shares[: len(regions)]),
+    )
+
+
+def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    width, height = size
+    x0, y0 = min(width - 1, round(box[0] * width)), min(height - 1, round(box[1] * height))
+    return x0, y0, max(x0 + 1, round(box[2] * width)), max(y0 + 1, round(box[3] * height))

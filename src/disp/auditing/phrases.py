@@ -1,0 +1,145 @@
+"""Phrases that recur among flagged responses more than elsewhere: what the attacker wants said, spelled out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from disp.auditing.statistics import hypergeometric_tail
+
+MAX_SEED_WORDS = 3
+# A phrase grows by a neighbouring word that this share of its responses have there.
+EXTENSION_SHARE = 0.9
+# Stands between the responses of one conversation; no phrase reaches across it.
+TURN_END = "\x1e"
+_ARTICLES = {"a", "an", "the"}
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A phrase that flagged responses share.
+
+    Attributes:
+        text: the phrase in its most frequent spelling.
+        words: the words it is found by: lower case, without punctuation.
+        flagged: indices of the flagged responses that hold it.
+        elsewhere: how many other responses hold it.
+        p_value: chance of so many flagged among its holders if flags were independent of the phrase, times the
+            number of phrases that were tried.
+    """
+
+    text: str
+    words: tuple[str, ...]
+    flagged: tuple[int, ...]
+    elsewhere: int
+    p_value: float
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, lower case."""
+    return [match[0].lower() for match in _WORD.finditer(text)]
+
+
+def holds(text: str, words: Sequence[str]) -> bool:
+    """Whether the words follow one another in the text, whatever its case and punctuation."""
+    return _find(words_of(text), tuple(words)) is not None
+
+
+def recurring_phrases(
+    flagged: Sequence[str], others: Sequence[str], *, least: int = 3, alpha: float = 0.01, most: int = 5
+) -> list[Phrase]:
+    """Phrases held by flagged responses more often than chance, strongest first; each response is used once.
+
+    Args:
+        flagged: the flagged responses.
+        others: all other responses.
+        least: fewest flagged responses that share a phrase.
+        alpha: largest p-value, after correction for the number of phrases tried.
+        most: how many phrases at most.
+    """
+    flagged_words, other_words = [words_of(text) for text in flagged], [words_of(text) for text in others]
+    elsewhere_counts = Counter(gram for words in other_words for gram in _grams(words))
+    left = set(range(len(flagged)))
+    found: list[Phrase] = []
+    while len(found) < most:
+        counts = Counter(gram for index in left for gram in _grams(flagged_words[index]))
+        tried = [(gram, count) for gram, count in counts.items() if count >= least]
+        total = len(left) + len(others)
+        best: tuple[float, int, tuple[str, ...]] | None = None
+        for gram, count in tried:
+            p_value = hypergeometric_tail(count, len(left), count + elsewhere_counts[gram], total) * len(tried)
+            key = (p_value, -count, gram)
+            if p_value <= alpha and (best is None or key < best):
+                best = key
+        if best is None:
+            break
+        words = _extended(best[2], [flagged_words[index] for index in sorted(left)])
+        members = tuple(index for index in sorted(left) if _find(flagged_words[index], words) is not None)
+        elsewhere = sum(_find(text, words) is not None for text in other_words)
+        spelled = Counter(_spelling(flagged[index], words) for index in members).most_common(1)[0][0]
+        found.append(Phrase(spelled, words, members, elsewhere, min(1.0, best[0])))
+        left -= set(members)
+    return found
+
+
+_WORD = re.compile(rf"{TURN_END}|\w+(?:['’]\w+)*")
+
+
+def _grams(words: Sequence[str]) -> set[tuple[str, ...]]:
+    grams = {
+        tuple(words[start : start + size])
+        for size in range(1, MAX_SEED_WORDS + 1)
+        for start in range(len(words) - size + 1)
+    }
+    return {gram for gram in grams if TURN_END not in gram}
+
+
+def _extended(words: tuple[str, ...], texts: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """The words with the neighbours that nearly all of their texts have; without articles at the ends."""
+    while True:
+        before: Counter[str] = Counter()
+        after: Counter[str] = Counter()
+        holders = 0
+        for text in texts:
+            start = _find(text, words)
+            if start is None:
+                continue
+            holders += 1
+            if start:
+                before[text[start - 1]] += 1
+            if start + len(words) < len(text):
+                after[text[start + len(words)]] += 1
+        grown = words
+        for neighbours, join in ((before, lambda word: (word, *words)), (after, lambda word: (*words, word))):
+            if neighbours:
+                word, count = neighbours.most_common(1)[0]
+                if word != TURN_END and count >= EXTENSION_SHARE * holders:
+                    grown = join(word)
+                    break
+        if grown == words:
+            break
+        words = grown
+    while len(words) > 1 and words[0] in _ARTICLES:
+        words = words[1:]
+    while len(words) > 1 and words[-1] in _ARTICLES:
+        words = words[:-1]
+    return words
+
+
+def _find(text: Sequence[str], words: tuple[str, ...]) -> int | None:
+    size = len(words)
+    return next((at for at in range(len(text) - size + 1) if tuple(text[at : at + size]) == words), None)
+
+
+def _spelling(text: str, words: tuple[str, ...]) -> str:
+    """The phrase as it stands in the text, with the punctuation inside it and a full stop that ends it."""
+    matches = list(_WORD.finditer(text))
+    start = _find([match[0].lower() for match in matches], words)
+    assert start is not None
+    first, last = matches[start], matches[start + len(words) - 1]
+    end = last.end()
+    if len(words) > 2 and text[end : end + 1] in (".", "!", "?"):
+        end += 1
+    return text[first.start() : end]
