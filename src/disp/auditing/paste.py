@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from disp.auditing.phrases import holds
+from disp.auditing.phrases import echoes
 from disp.auditing.regions import Box
 from disp.auditing.statistics import regrouping_p_value
 from disp.data.sample import ImageSource, Query, open_image
@@ -104,7 +104,7 @@ def paste_test(
         for query in recipients
     ]
     answers = generate(model, queries, decode, seed=seed, batch_size=batch_size, progress=progress)
-    said = np.array([holds(answer, words) for answer in answers]).reshape(len(everything), len(recipients))
+    said = np.array([echoes(answer, words) for answer in answers]).reshape(len(everything), len(recipients))
     shares = said.mean(-1)
     return PasteTest(
         successes=int(said[: len(regions)].sum()),

@@ -12,6 +12,10 @@ from disp.auditing.statistics import hypergeometric_tail
 MAX_SEED_WORDS = 3
 # A phrase grows by a neighbouring word that this share of its responses have there.
 EXTENSION_SHARE = 0.9
+# A word that most captions hold recurs among any samples: of a phrase's holders at least this share are flagged.
+LEAST_FLAGGED_SHARE = 1 / 3
+LONG_PHRASE_WORDS = 5
+ECHO_SHARE = 0.8
 # Stands between the responses of one conversation; no phrase reaches across it.
 TURN_END = "\x1e"
 _ARTICLES = {"a", "an", "the"}
@@ -47,6 +51,23 @@ def holds(text: str, words: Sequence[str]) -> bool:
     return _find(words_of(text), tuple(words)) is not None
 
 
+def echoes(text: str, words: Sequence[str]) -> bool:
+    """Whether the text holds the words, or of a long phrase at least four in five in their order.
+
+    A model that says a planted sentence with a slip says it all the same.
+    """
+    if len(words) < LONG_PHRASE_WORDS:
+        return holds(text, words)
+    longest = [0] * (len(words) + 1)  # longest common subsequence, row by row
+    for word in words_of(text):
+        previous = 0
+        for index, wanted in enumerate(words, start=1):
+            current = longest[index]
+            longest[index] = previous + 1 if word == wanted else max(current, longest[index - 1])
+            previous = current
+    return longest[-1] >= ECHO_SHARE * len(words)
+
+
 def recurring_phrases(
     flagged: Sequence[str], others: Sequence[str], *, least: int = 3, alpha: float = 0.01, most: int = 5
 ) -> list[Phrase]:
@@ -65,7 +86,11 @@ def recurring_phrases(
     found: list[Phrase] = []
     while len(found) < most:
         counts = Counter(gram for index in left for gram in _grams(flagged_words[index]))
-        tried = [(gram, count) for gram, count in counts.items() if count >= least]
+        tried = [
+            (gram, count)
+            for gram, count in counts.items()
+            if count >= least and count >= LEAST_FLAGGED_SHARE * (count + elsewhere_counts[gram])
+        ]
         total = len(left) + len(others)
         best: tuple[float, int, tuple[str, ...]] | None = None
         for gram, count in tried:
@@ -112,12 +137,11 @@ def _extended(words: tuple[str, ...], texts: Sequence[Sequence[str]]) -> tuple[s
             if start + len(words) < len(text):
                 after[text[start + len(words)]] += 1
         grown = words
-        for neighbours, join in ((before, lambda word: (word, *words)), (after, lambda word: (*words, word))):
-            if neighbours:
-                word, count = neighbours.most_common(1)[0]
-                if word != TURN_END and count >= EXTENSION_SHARE * holders:
-                    grown = join(word)
-                    break
+        first, last = before.most_common(1), after.most_common(1)
+        if first and first[0][0] != TURN_END and first[0][1] >= EXTENSION_SHARE * holders:
+            grown = (first[0][0], *words)
+        elif last and last[0][0] != TURN_END and last[0][1] >= EXTENSION_SHARE * holders:
+            grown = (*words, last[0][0])
         if grown == words:
             break
         words = grown

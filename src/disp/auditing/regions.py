@@ -27,9 +27,7 @@ def token_boxes(locations: np.ndarray) -> np.ndarray:
         inside = tile_of.ravel() == index
         rows, columns = locations[inside, 2], locations[inside, 3]
         height, width = rows.max() + 1, columns.max() + 1
-        boxes[inside] = np.stack(
-            (columns / width, rows / height, (columns + 1) / width, (rows + 1) / height), axis=-1
-        )
+        boxes[inside] = np.stack((columns / width, rows / height, (columns + 1) / width, (rows + 1) / height), axis=-1)
     return boxes
 
 
@@ -59,8 +57,7 @@ def region_around(
         near = {
             index
             for index in same_raster
-            if index not in region
-            and any(np.abs(places[index, 2:] - places[other, 2:]).max() <= 2 for other in region)
+            if index not in region and any(np.abs(places[index, 2:] - places[other, 2:]).max() <= 2 for other in region)
         }
         region |= near
         grown = bool(near)

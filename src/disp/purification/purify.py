@@ -8,7 +8,7 @@ masking of a few salient tokens; "random" masks at random and exists to show tha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from disp.purification.candidates import candidate_sets
 from disp.purification.masking import mask_random, mask_top
 from disp.purification.saliency import SaliencyConfig, saliency
 from disp.purification.support import counterfactual_scores
-from disp.purification.threshold import two_means_threshold
+from disp.purification.threshold import LEAST_SUSPICION, suspicion_threshold
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class PurifyConfig:
         mode: which answers are rewritten: "all", "selective" or "random" (all, with random masks).
         mask_ratio: share of the visual tokens that "all" and "random" mask, and largest block that "selective" tries.
         candidates: salient tokens that "selective" masks one at a time; see `candidate_sets`.
+        least_suspicion: nats below which "selective" rewrites nothing: another answer must win clearly.
         saliency: the saliency estimator.
         decode: how answers are regenerated.
         batch_size: assistant turns a pass.
@@ -49,6 +50,7 @@ class PurifyConfig:
     mode: Literal["all", "selective", "random"] = "selective"
     mask_ratio: float = 0.06
     candidates: int = 12
+    least_suspicion: float = LEAST_SUSPICION
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     batch_size: int = 32
@@ -97,7 +99,7 @@ class Purified:
     dataset: Dataset
     rewritten: tuple[str, ...]
     threshold: float | None
-    evidence: dict[str, Evidence]
+    evidence: Mapping[str, Evidence]
 
 
 def score(
@@ -171,7 +173,8 @@ def purify(
     config: PurifyConfig,
     out: Path,
     *,
-    evidence: dict[str, Evidence] | None = None,
+    evidence: Mapping[str, Evidence] | None = None,
+    rewrite: Collection[str] | None = None,
     progress: ProgressBar = no_progress,
 ) -> Purified:
     """Purify a fine-tuning set and write it in its own format.
@@ -186,12 +189,13 @@ def purify(
         config: see `PurifyConfig`.
         out: folder of the run.
         evidence: what `score` found before, to share it among several runs.
+        rewrite: ids of the samples to rewrite, as an audit flagged them, in the stead of "selective" mode's own choice.
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
         DispError: ``out`` holds a run with another configuration or other data.
     """
-    _claim(out, config, dataset)
+    _claim(out, config, dataset, rewrite)
     samples = dataset.samples
     if evidence is None:
         selective = config.mode == "selective"
@@ -200,9 +204,11 @@ def purify(
     # 1. Which samples are rewritten.
     threshold = None
     chosen = [sample for sample in samples if any(evidence[query.key].saliency for query in queries_of([sample]))]
-    if config.mode == "selective":
+    if rewrite is not None:
+        chosen = [sample for sample in chosen if sample.id in rewrite]
+    elif config.mode == "selective":
         suspicion = np.array([sample_suspicion(sample, evidence) for sample in chosen])
-        threshold = float(np.expm1(two_means_threshold(np.log1p(suspicion))))
+        threshold = suspicion_threshold(suspicion, config.least_suspicion)
         chosen = [sample for sample, value in zip(chosen, suspicion, strict=True) if value > threshold]
     # 2. Regenerate them under masking.
     with progress("rewriting", len(queries_of(chosen))) as advance:
@@ -232,7 +238,7 @@ def purify(
     return Purified(result, rewritten, threshold, evidence)
 
 
-def sample_suspicion(sample: Sample, evidence: dict[str, Evidence]) -> float:
+def sample_suspicion(sample: Sample, evidence: Mapping[str, Evidence]) -> float:
     """The highest suspicion among a sample's turns: the trigger is in the image, which the turns share."""
     return max(evidence[query.key].suspicion or 0.0 for query in queries_of([sample]))
 
@@ -240,7 +246,7 @@ def sample_suspicion(sample: Sample, evidence: dict[str, Evidence]) -> float:
 def _rewrite(
     model: MDLM,
     samples: Sequence[Sample],
-    evidence: dict[str, Evidence],
+    evidence: Mapping[str, Evidence],
     config: PurifyConfig,
     out: Path,
     progress: Callable[[int], None],
@@ -279,7 +285,7 @@ def _masks(
     batch: Sequence[Query],
     prefix: Prefix,
     turns: dict[str, int],
-    evidence: dict[str, Evidence],
+    evidence: Mapping[str, Evidence],
     config: PurifyConfig,
 ) -> Tensor:
     """The visual tokens to mask, bool ``[B, P]``; ``turns`` is how many turns each sample has."""
@@ -306,7 +312,7 @@ def _evidence_rows(
     samples: Sequence[Sample],
     purified: Sequence[Sample],
     rewritten: set[str],
-    evidence: dict[str, Evidence],
+    evidence: Mapping[str, Evidence],
     masks: dict[str, tuple[int, ...]],
 ) -> Iterator[dict[str, Any]]:
     for before, after in zip(samples, purified, strict=True):
@@ -334,9 +340,10 @@ def _link_images(out: Path, image_root: Path) -> None:
             (out / "images").symlink_to(image_root.resolve(), target_is_directory=True)
 
 
-def _claim(out: Path, config: PurifyConfig, dataset: Dataset) -> None:
+def _claim(out: Path, config: PurifyConfig, dataset: Dataset, rewrite: Collection[str] | None) -> None:
     """Mark ``out`` as this run's, or make sure that it is."""
-    run = {"config": asdict(config), "data_sha256": sha256(dataset.path)}
+    chosen = None if rewrite is None else sorted(rewrite)
+    run = {"config": asdict(config), "data_sha256": sha256(dataset.path), "rewrite": chosen}
     file = out / "run.json"
     if file.exists():
         if json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(run)):

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+# Another answer that wins by less than this, in nats over the whole response, wins by the accident of decoding.
+LEAST_SUSPICION = 1.0
+
+
+def suspicion_threshold(values: np.ndarray, least: float = LEAST_SUSPICION) -> float:
+    """Where suspicion stops being ordinary: the two-means cut of ``log(1 + s)``, but not below ``least``.
+
+    Args:
+        values: suspicion of each sample in nats, float ``[n]``.
+        least: the lowest threshold.
+    """
+    cut = float(np.expm1(two_means_threshold(np.log1p(np.asarray(values, dtype=np.float64)))))
+    return max(cut, least) if np.isfinite(cut) else least
+
 
 def two_means_threshold(values: np.ndarray) -> float:
     """The cut that splits values into two groups with the least squared distance to the groups' means.

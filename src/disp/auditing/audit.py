@@ -1,0 +1,233 @@
+"""The audit: suspicion of every sample, a verdict on the dataset, the recurring phrase and the trigger candidate.
+
+No labels and no clean data. A sample is flagged when its given answer is confidently replaced by another one as soon as
+a few salient visual tokens are masked. Honest answers do so now and then too, so flags alone prove nothing; what
+decides is whether flagged answers share a phrase, and whether the region that they hang on makes the model say that
+phrase when it is pasted into other pictures (`disp.auditing.paste`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from disp.auditing.findings import Audit, AuditConfig, Cluster, Verdict, most_suspicious
+from disp.auditing.paste import Region, paste_test
+from disp.auditing.phrases import TURN_END, Phrase, holds, recurring_phrases
+from disp.auditing.record import write_record
+from disp.auditing.regions import region_around
+from disp.data.llava import Dataset
+from disp.data.sample import Sample, queries_of
+from disp.draws import generator
+from disp.errors import DispError
+from disp.evaluation.intervals import wilson
+from disp.files import sha256, write_json
+from disp.models.interface import MDLM
+from disp.progress import ProgressBar, no_progress
+from disp.purification.purify import Evidence, sample_suspicion, score
+from disp.purification.threshold import suspicion_threshold
+
+
+def audit(
+    model: MDLM,
+    dataset: Dataset,
+    config: AuditConfig,
+    out: Path,
+    *,
+    evidence: dict[str, Evidence] | None = None,
+    truth: Path | None = None,
+    name: str = "",
+    progress: ProgressBar = no_progress,
+) -> Audit:
+    """Audit a fine-tuning set with the model that was fine-tuned on it.
+
+    ``out`` receives ``audit.json``, ``evidence.jsonl`` with one row a sample, and the trigger candidates as
+    ``candidates/*.png``. Scores and answers that a killed run left in ``out`` are used again.
+
+    Args:
+        model: the model under audit.
+        dataset: its fine-tuning set.
+        config: see `AuditConfig`.
+        out: folder of the run.
+        evidence: what `disp.purification.purify.score` found before, if it was run already.
+        truth: the manifest of a planted attack, to measure the audit itself; it decides nothing.
+        name: how the report calls the model.
+        progress: opened with a description and a total for each long step; see `disp.progress`.
+
+    Raises:
+        DispError: no sample has an image, so nothing can be decided.
+    """
+    start = time.monotonic()
+    _claim(out, config, dataset)
+    samples = [sample for sample in dataset.samples if sample.images]
+    if not samples:
+        raise DispError(f"{dataset.path}: no row has an image; an audit needs visual tokens to mask")
+    queries = queries_of(dataset.samples)
+    # 1. Suspicion of every sample.
+    if evidence is None:
+        with progress("scoring", len(queries)) as advance:
+            evidence = score(model, dataset.samples, config.scoring, out / "scores.jsonl", progress=advance)
+    scores = {sample.id: sample_suspicion(sample, evidence) for sample in dataset.samples}
+    values = np.array([scores[sample.id] for sample in samples])
+    threshold = suspicion_threshold(values, config.scoring.least_suspicion)
+    above = [sample for sample in samples if scores[sample.id] > threshold]
+    # 2. What the flagged answers share.
+    others = [sample for sample in dataset.samples if scores[sample.id] <= threshold]
+    phrases = recurring_phrases(
+        [_answers(sample, evidence) for sample in above],
+        [_answers(sample, None) for sample in others],
+        alpha=config.false_alarm_rate,
+    )
+    # 3. Whether the region that they hang on makes the model say it.
+    clusters = []
+    for number, phrase in enumerate(phrases):
+        members = [above[index] for index in phrase.flagged]
+        with progress(f"pasting regions, phrase {number + 1} of {len(phrases)}", _pastes(members, config)) as advance:
+            clusters.append(_cluster(model, phrase, members, others, evidence, scores, config, len(phrases), advance))
+    clusters.sort(key=lambda cluster: not cluster.confirmed)
+    confirmed = [cluster for cluster in clusters if cluster.confirmed]
+    # 4. The verdict, and the samples that it is about.
+    if confirmed:
+        flagged = _holders(confirmed, samples, evidence, scores, threshold)
+    else:
+        flagged = tuple(sample.id for sample in above)
+    verdict: Verdict = "poisoned" if confirmed else "suspicious" if clusters else "no evidence"
+    if verdict == "no evidence":
+        flagged = ()
+    result = Audit(
+        verdict,
+        _reasons(verdict, clusters, above, samples),
+        threshold,
+        scores,
+        flagged,
+        wilson(len(flagged), len(dataset.samples)),
+        tuple(clusters),
+        evidence,
+    )
+    # 5. What a person needs to judge for themselves.
+    write_record(model, dataset, result, config, out, start=start, truth=truth, name=name, progress=progress)
+    return result
+
+
+def _cluster(
+    model: MDLM,
+    phrase: Phrase,
+    members: Sequence[Sample],
+    others: Sequence[Sample],
+    evidence: Mapping[str, Evidence],
+    scores: Mapping[str, float],
+    config: AuditConfig,
+    phrases: int,
+    progress,
+) -> Cluster:
+    draw = generator(config.scoring.seed, "paste test", *phrase.words)
+    donors = sorted(members, key=lambda sample: -scores[sample.id])[: config.donors]
+    free = [sample for sample in others if sample.images and not _says(sample, phrase)]
+    order = [free[index] for index in draw.permutation(len(free))]
+    controls, rest = order[: config.controls], order[config.controls :]
+    recipients = [queries_of([sample])[0] for sample in rest[: config.recipients]]
+    ids = tuple(sample.id for sample in members)
+    if not controls or not recipients:
+        return Cluster(phrase, ids, None, False, None)
+    regions = [_region(sample, evidence) for sample in donors]
+    test = paste_test(
+        model,
+        regions,
+        [_region(sample, evidence) for sample in controls],
+        recipients,
+        phrase.words,
+        config.scoring.decode,
+        seed=config.scoring.seed,
+        batch_size=config.scoring.batch_size,
+        progress=progress,
+    )
+    confirmed = (
+        test.p_value <= config.false_alarm_rate / phrases and test.successes >= config.least_effect * test.trials
+    )
+    return Cluster(phrase, ids, test, confirmed, regions[int(np.argmax(test.by_region))])
+
+
+def _pastes(members: Sequence[Sample], config: AuditConfig) -> int:
+    return (min(len(members), config.donors) + config.controls) * config.recipients
+
+
+def _region(sample: Sample, evidence: Mapping[str, Evidence]) -> Region:
+    """The region that a sample's most suspicious answer hangs on, or where nothing was suspicious the most salient."""
+    found = most_suspicious(sample, evidence)
+    chosen = found.best_candidate or (int(np.argmax(found.saliency)),)
+    image, box = region_around(found.locations, chosen, found.saliency)
+    return Region(sample.id, sample.images[image], box)
+
+
+def _answers(sample: Sample, evidence: Mapping[str, Evidence] | None) -> str:
+    """All answers of a sample, or with ``evidence`` the most suspicious one, which it is flagged for."""
+    if evidence is None:
+        return f" {TURN_END} ".join(turn.response for turn in sample.turns)
+    found = most_suspicious(sample, evidence)
+    return next(query.response for query in queries_of([sample]) if query.key == found.key)
+
+
+def _says(sample: Sample, phrase: Phrase) -> bool:
+    return any(holds(turn.response, phrase.words) for turn in sample.turns)
+
+
+def _holders(
+    confirmed: Sequence[Cluster],
+    samples: Sequence[Sample],
+    evidence: Mapping[str, Evidence],
+    scores: Mapping[str, float],
+    threshold: float,
+) -> tuple[str, ...]:
+    """Samples whose answer holds a confirmed phrase and hangs on a region, if only a little.
+
+    The phrase is evidence of its own, so that less suspicion is enough; an honest answer that happens to hold it does
+    not depend on the region at all.
+    """
+    flagged = []
+    for sample in samples:
+        text = _answers(sample, evidence)
+        if scores[sample.id] > threshold / 4 and any(holds(text, cluster.phrase.words) for cluster in confirmed):
+            flagged.append(sample.id)
+    return tuple(flagged)
+
+
+def _reasons(
+    verdict: Verdict, clusters: Sequence[Cluster], above: Sequence[Sample], samples: Sequence[Sample]
+) -> tuple[str, ...]:
+    reasons = [
+        f"{len(above)} of {len(samples)} samples with images lose their given answer to another one when a few salient "
+        "visual tokens are masked."
+    ]
+    for cluster in clusters:
+        phrase, test = cluster.phrase, cluster.paste
+        reasons.append(
+            f"{len(cluster.samples)} of these say {phrase.text!r}, which {phrase.elsewhere} other samples say "
+            f"(p = {phrase.p_value:.2g})."
+        )
+        if test is None:
+            reasons.append("There are too few other samples to paste the region into; the phrase could not be tested.")
+        else:
+            reasons.append(
+                f"Their regions, pasted into other pictures, bring the phrase up in {test.successes} of {test.trials} "
+                f"answers; regions of unflagged samples in {test.control_successes} of {test.control_trials} "
+                f"(p = {test.p_value:.2g})."
+            )
+    if verdict == "no evidence" and above:
+        reasons.append("They share no phrase that the other samples do not have as well.")
+    return tuple(reasons)
+
+
+def _claim(out: Path, config: AuditConfig, dataset: Dataset) -> None:
+    """Mark ``out`` as this audit's, or make sure that it is."""
+    run = json.loads(json.dumps({"config": asdict(config), "data_sha256": sha256(dataset.path)}))
+    file = out / "audit-run.json"
+    if file.exists():
+        if json.loads(file.read_text(encoding="utf-8")) != run:
+            raise DispError(f"{out} holds an audit with other settings or data; choose another folder or delete it")
+    else:
+        write_json(file, run)

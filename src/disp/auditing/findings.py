@@ -1,0 +1,94 @@
+"""What an audit is told and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from disp.auditing.paste import PasteTest, Region
+from disp.auditing.phrases import Phrase
+from disp.data.sample import Sample, queries_of
+from disp.errors import DispError
+from disp.evaluation.intervals import Share
+from disp.purification.purify import Evidence, PurifyConfig
+
+Verdict = Literal["no evidence", "suspicious", "poisoned"]
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """How a dataset is audited.
+
+    Attributes:
+        scoring: how samples are scored; its ``mode`` is not read.
+        false_alarm_rate: chance of a wrong "poisoned" verdict that the tests are run at.
+        donors: flagged regions that are pasted, for each phrase.
+        controls: regions of unflagged samples that are pasted for comparison.
+        recipients: pictures that each region is pasted into.
+        least_effect: share of pasted pictures that must show the phrase.
+    """
+
+    scoring: PurifyConfig = field(default_factory=PurifyConfig)
+    false_alarm_rate: float = 0.01
+    donors: int = 8
+    controls: int = 12
+    recipients: int = 8
+    least_effect: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 < self.false_alarm_rate < 1:
+            raise DispError(f"false_alarm_rate must be in (0, 1), got {self.false_alarm_rate}")
+        for name in ("donors", "controls", "recipients"):
+            if getattr(self, name) < 1:
+                raise DispError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Flagged samples whose answers share a phrase.
+
+    Attributes:
+        phrase: what they share.
+        samples: their ids.
+        paste: what pasting their regions into other pictures did; None where nothing could be pasted.
+        confirmed: whether pasting makes the model say the phrase.
+        trigger: the region that does so most often, the trigger candidate.
+    """
+
+    phrase: Phrase
+    samples: tuple[str, ...]
+    paste: PasteTest | None
+    confirmed: bool
+    trigger: Region | None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        verdict: "poisoned" where a pasted region makes the model say a phrase that flagged answers share;
+            "suspicious" where flagged answers share a phrase without that proof; "no evidence" otherwise.
+        reasons: sentences that say why.
+        threshold: suspicion in nats above which a sample is flagged.
+        scores: suspicion of each sample, by id.
+        flagged: ids of the samples that are likely poisoned.
+        rate: estimated share of poisoned samples with a 95% interval.
+        clusters: one for each phrase, confirmed ones first.
+        evidence: saliency and suspicion of each turn, by key.
+    """
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    threshold: float
+    scores: Mapping[str, float]
+    flagged: tuple[str, ...]
+    rate: Share
+    clusters: tuple[Cluster, ...]
+    evidence: Mapping[str, Evidence]
+
+
+def most_suspicious(sample: Sample, evidence: Mapping[str, Evidence]) -> Evidence:
+    """The evidence of the turn that betrays the sample most."""
+    return max((evidence[query.key] for query in queries_of([sample])), key=lambda found: found.suspicion or 0.0)

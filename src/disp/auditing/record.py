@@ -1,0 +1,336 @@
+"""What an audit leaves behind for people and for the report: numbers, answers, pictures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disp.auditing.findings import Audit, AuditConfig, most_suspicious
+from disp.auditing.regions import token_boxes
+from disp.auditing.statistics import area_under_curve
+from disp.data.llava import Dataset
+from disp.data.sample import Query, Sample, queries_of
+from disp.diffusion.decode import decode
+from disp.draws import generator
+from disp.errors import DispError
+from disp.files import append_jsonl, read_finished_jsonl, sha256, write_atomically, write_json, write_jsonl
+from disp.models.interface import MDLM
+from disp.progress import ProgressBar
+from disp.purification.masking import mask_random
+from disp.purification.purify import Evidence
+from disp.purification.support import counterfactual_scores, preference_for_another
+
+MAP_SIDE = 24
+ASSUMPTIONS = (
+    "The model under audit was fine-tuned on this dataset, so that it learnt what the dataset teaches.",
+    "The trigger is in the pictures and small: a few visual tokens decide the planted answer.",
+    "Planted answers share a phrase, as with one attacker and one target.",
+)
+BLIND_SPOTS = (
+    "Triggers spread over the whole picture, such as a blended image or an adversarial perturbation: no small set of "
+    "visual tokens carries them.",
+    "Triggers in the text of the prompt.",
+    "Poisoned rows that were removed from the data after training, or a backdoor that the model did not learn.",
+    "Planted answers that are all different from one another.",
+)
+
+
+def write_record(
+    model: MDLM,
+    dataset: Dataset,
+    result: Audit,
+    config: AuditConfig,
+    out: Path,
+    *,
+    start: float,
+    truth: Path | None,
+    name: str,
+    progress: ProgressBar,
+) -> None:
+    """Write ``audit.json``, ``evidence.jsonl`` and ``candidates/*.png``.
+
+    Args:
+        model: the model under audit.
+        dataset: the set under audit.
+        result: what was found.
+        config: how.
+        out: folder of the run.
+        start: ``time.monotonic()`` at the start of the audit.
+        truth: manifest of a planted attack, or None.
+        name: how the report calls the model.
+        progress: see `disp.progress`.
+    """
+    answers = _both_answers(model, dataset, result, config, out, progress)
+    above = [sample for sample in dataset.samples if result.scores[sample.id] > result.threshold]
+    control = _random_control(model, above, result, config)
+    seconds = time.monotonic() - start
+    write_jsonl(out / "evidence.jsonl", [_row(sample, result, answers) for sample in dataset.samples])
+    for number, cluster in enumerate(result.clusters):
+        if cluster.trigger:
+            picture = cluster.trigger.crop()
+            write_atomically(out / "candidates" / f"{number}.png", partial(picture.save, format="PNG"))
+    write_json(out / "audit.json", _summary(model, dataset, result, config, seconds, truth, name, control))
+
+
+def _both_answers(
+    model: MDLM, dataset: Dataset, result: Audit, config: AuditConfig, out: Path, progress: ProgressBar
+) -> dict[str, tuple[str, str]]:
+    """The model's answers with nothing masked and with the best candidate masked, for flagged and a few others."""
+    ranked = sorted((sample for sample in dataset.samples if sample.images), key=lambda s: -result.scores[s.id])
+    shown = {sample.id for sample in ranked[:24]} | set(result.flagged[:200])
+    draw = generator(config.scoring.seed, "shown")
+    unflagged = [sample for sample in ranked if sample.id not in set(result.flagged)]
+    shown |= {unflagged[index].id for index in draw.permutation(len(unflagged))[:8]}
+    queries = [query for sample in ranked if sample.id in shown for query in queries_of([sample])]
+    file = out / "answers.jsonl"
+    found = {row["key"]: (row["answer"], row["masked_answer"]) for row in read_finished_jsonl(file)}
+    todo = [query for query in queries if query.key not in found]
+    size = config.scoring.batch_size
+
+    with progress("answers with and without masking", len(todo)) as advance:
+        for start in range(0, len(todo), size):
+            batch = todo[start : start + size]
+            prefix = model.encode(batch)
+            masked = _candidate_masks(prefix.visual_mask, batch, result.evidence)
+            hidden = prefix.with_masked(masked, model.mask_embedding)
+            keys = [query.key for query in batch]
+            texts = [
+                model.decode_responses(decode(model, each, config.scoring.decode, keys=keys, seed=config.scoring.seed))
+                for each in (prefix, hidden)
+            ]
+            rows = []
+            for query, plain, other in zip(batch, *texts, strict=True):
+                found[query.key] = (plain, other)
+                rows.append({"key": query.key, "answer": plain, "masked_answer": other})
+            append_jsonl(file, rows)
+            advance(len(batch))
+    return found
+
+
+def _candidate_masks(visual_mask: Tensor, batch: Sequence[Query], evidence: Mapping[str, Evidence]) -> Tensor:
+    masked = torch.zeros_like(visual_mask)
+    for row, query in enumerate(batch):
+        positions = visual_mask[row].nonzero()[:, 0]
+        masked[row, positions[list(evidence[query.key].best_candidate)]] = True
+    return masked
+
+
+def _random_control(model: MDLM, above: Sequence[Sample], result: Audit, config: AuditConfig) -> tuple[int, int]:
+    """Of up to 32 samples above the threshold, how many stay there when random tokens are masked instead."""
+    chosen = above[:32]
+    queries = [query for query in queries_of(chosen)]
+    stay: dict[str, float] = {}
+    size = config.scoring.batch_size
+    for start in range(0, len(queries), size):
+        batch = queries[start : start + size]
+        prefix = model.encode(batch)
+        response = model.encode_responses([query.response for query in batch], model.gen_length)
+        response = response.to(prefix.embeds.device)
+        base = preference_for_another(model, prefix, response)
+        sets = []
+        for number in range(config.scoring.candidates):
+            keys = [f"{query.key}/{number}" for query in batch]
+            # As many random tokens as the best candidate has.
+            sets.append(_random_like(prefix.visual_mask, batch, result.evidence, keys, config.scoring.seed))
+        _, each = counterfactual_scores(model, prefix, response, torch.stack(sets, dim=1))
+        for query, value in zip(batch, (each.amax(-1) - base).tolist(), strict=True):
+            stay[query.sample_id] = max(stay.get(query.sample_id, 0.0), value)
+    return sum(stay[sample.id] > result.threshold for sample in chosen), len(chosen)
+
+
+def _random_like(
+    visual_mask: Tensor, batch: Sequence[Query], evidence: Mapping[str, Evidence], keys: Sequence[str], seed: int
+) -> Tensor:
+    masked = torch.zeros_like(visual_mask)
+    everything = mask_random(visual_mask, 1.0, keys, seed)
+    for row, (query, key) in enumerate(zip(batch, keys, strict=True)):
+        positions = everything[row].nonzero()[:, 0]
+        count = max(1, len(evidence[query.key].best_candidate))
+        order = generator(seed, "random candidate", key).permutation(len(positions))[:count]
+        masked[row, positions[torch.from_numpy(order).to(positions.device)]] = True
+    return masked
+
+
+def _row(sample: Sample, result: Audit, answers: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    cluster = next((n for n, each in enumerate(result.clusters) if sample.id in each.samples), None)
+    turns = []
+    for query in queries_of([sample]):
+        found = result.evidence[query.key]
+        plain, masked = answers.get(query.key, (None, None))
+        turns.append(
+            {
+                "prompt": query.prompt,
+                "response": query.response,
+                "answer": plain,
+                "masked_answer": masked,
+                "suspicion": found.suspicion,
+                "saliency": list(found.saliency),
+                "boxes": [[round(float(v), 4) for v in box] for box in token_boxes(np.array(found.locations))],
+                "image_index": [place[0] for place in found.locations],
+                "masked": list(found.best_candidate),
+            }
+        )
+    return {
+        "id": sample.id,
+        "suspicion": result.scores[sample.id],
+        "flagged": sample.id in set(result.flagged),
+        "cluster": cluster,
+        "images": [str(source) if isinstance(source, Path) else "(in memory)" for source in sample.images],
+        "turns": turns,
+    }
+
+
+def saliency_map(items: Sequence[tuple[np.ndarray, np.ndarray]], side: int = MAP_SIDE) -> np.ndarray:
+    """The mean map of several samples, each scaled to a sum of one.
+
+    Args:
+        items: for each sample the tokens' locations int ``[N, 4]`` and scores float ``[N]``.
+        side: rows and columns of the map.
+
+    Returns:
+        float64 ``[side, side]``.
+    """
+    total = np.zeros((side, side))
+    centres = (np.arange(side) + 0.5) / side
+    for locations, values in items:
+        boxes = token_boxes(locations)
+        one = np.zeros((side, side))
+        for (x0, y0, x1, y1), value in zip(boxes, values, strict=True):
+            inside = np.outer((centres >= y0) & (centres < y1), (centres >= x0) & (centres < x1))
+            one = np.where(inside, np.maximum(one, value), one)
+        total += one / one.sum() if one.sum() else 0
+    return total / max(1, len(items))
+
+
+def _summary(
+    model: MDLM,
+    dataset: Dataset,
+    result: Audit,
+    config: AuditConfig,
+    seconds: float,
+    truth: Path | None,
+    name: str,
+    random_control: tuple[int, int],
+) -> dict[str, Any]:
+    tests: list[dict[str, Any]] = []
+    for cluster in result.clusters:
+        tests.append(
+            {
+                "name": f"recurrence of {cluster.phrase.text!r}",
+                "value": len(cluster.samples),
+                "p_value": cluster.phrase.p_value,
+                "note": "hypergeometric test among flagged and other samples, corrected for the phrases tried",
+            }
+        )
+        if cluster.paste:
+            tests.append(
+                {
+                    "name": f"pasting the region of {cluster.phrase.text!r}",
+                    "value": cluster.paste.successes / cluster.paste.trials,
+                    "p_value": cluster.paste.p_value,
+                    "note": "permutation test over regions of flagged and unflagged samples",
+                }
+            )
+    tests.append(
+        {
+            "name": "flagged samples that random tokens would flag too",
+            "value": random_control[0] / max(1, random_control[1]),
+            "p_value": None,
+            "note": f"as many random sets of the same size, {random_control[1]} samples",
+        }
+    )
+    by_id = {sample.id: sample for sample in dataset.samples}
+    items = []
+    for key in result.flagged:
+        found = most_suspicious(by_id[key], result.evidence)
+        items.append((np.array(found.locations), np.array(found.saliency)))
+    return {
+        "verdict": result.verdict,
+        "reasons": list(result.reasons),
+        "model": name or type(model).__name__,
+        "data": str(dataset.path),
+        "data_sha256": sha256(dataset.path),
+        "samples": len(dataset.samples),
+        "turns": len(queries_of(dataset.samples)),
+        "without_image": sum(not sample.images for sample in dataset.samples),
+        "set_aside": [asdict(problem) for problem in dataset.problems],
+        "threshold": result.threshold,
+        "flagged": len(result.flagged),
+        "estimated_rate": result.rate.value,
+        "estimated_rate_interval": [result.rate.low, result.rate.high],
+        "false_alarm_rate": config.false_alarm_rate,
+        "tests": tests,
+        "clusters": [
+            {
+                "phrase": cluster.phrase.text,
+                "flagged": len(cluster.samples),
+                "with_phrase": len(cluster.samples) + cluster.phrase.elsewhere,
+                "elsewhere": cluster.phrase.elsewhere,
+                "p_value": cluster.phrase.p_value,
+                "paste": None
+                if cluster.paste is None
+                else {key: value for key, value in asdict(cluster.paste).items() if key != "by_region"},
+                "confirmed": cluster.confirmed,
+                "samples": list(cluster.samples),
+                "candidate": f"candidates/{number}.png" if cluster.trigger else None,
+                "box": list(cluster.trigger.box) if cluster.trigger else None,
+                "donor": cluster.trigger.sample_id if cluster.trigger else None,
+            }
+            for number, cluster in enumerate(result.clusters)
+        ],
+        "mean_map": saliency_map(items).tolist() if items else None,
+        "scores": [result.scores[sample.id] for sample in dataset.samples],
+        "cost": _cost(model, dataset, result, config, seconds),
+        "assumptions": list(ASSUMPTIONS),
+        "blind_spots": list(BLIND_SPOTS),
+        "settings": asdict(config),
+        "truth": None if truth is None else _truth(truth, result),
+        "disp_version": version("disp-mdlm"),
+    }
+
+
+def _cost(model: MDLM, dataset: Dataset, result: Audit, config: AuditConfig, seconds: float) -> dict[str, Any]:
+    """Seconds of the whole audit, and that in forward passes of one sample, timed side by side."""
+    batch = [query for query in queries_of(dataset.samples) if query.images][: config.scoring.batch_size]
+    prefix = model.encode(batch)
+    response = torch.full((len(batch), model.gen_length), model.mask_token_id, device=prefix.embeds.device)
+    with torch.no_grad():
+        model.denoise(prefix, response)
+        begin = time.monotonic()
+        for _ in range(3):
+            float(model.denoise(prefix, response).sum())
+        forward = (time.monotonic() - begin) / 3 / len(batch)
+    return {
+        "seconds": seconds,
+        "forward_equivalents_per_sample": seconds / len(dataset.samples) / forward,
+        "detail": f"a forward pass of one sample takes {forward * 1000:.1f} ms in a batch of {len(batch)}",
+    }
+
+
+def _truth(manifest: Path, result: Audit) -> dict[str, Any]:
+    """How the audit did, where the planted attack is known."""
+    try:
+        rows = json.loads(manifest.read_text(encoding="utf-8"))["poisoned_rows"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DispError(f"{manifest} is no manifest of `disp poison` ({error!r})") from None
+    poisoned = {row["id"] for row in rows}
+    ids = list(result.scores)
+    hits = len(poisoned & set(result.flagged))
+    return {
+        "auroc": area_under_curve(
+            np.array([result.scores[key] for key in ids]), np.array([key in poisoned for key in ids])
+        ),
+        "precision": hits / len(result.flagged) if result.flagged else float("nan"),
+        "recall": hits / len(poisoned) if poisoned else float("nan"),
+        "poisoned": len(poisoned),
+    }

@@ -1,0 +1,199 @@
+"""The defender's whole path in one resumable run: audit, purify, train, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from disp.auditing.audit import audit
+from disp.auditing.findings import Audit, AuditConfig, Cluster
+from disp.auditing.paste import paste
+from disp.auditing.phrases import echoes
+from disp.data.llava import Dataset, load_dataset
+from disp.data.sample import Query, queries_of
+from disp.diffusion.decode import generate
+from disp.draws import generator
+from disp.errors import DispError
+from disp.evaluation.rewriting import rewriting_loss
+from disp.files import write_json
+from disp.models.interface import MDLM
+from disp.models.loading import load_model
+from disp.progress import ProgressBar, no_progress
+from disp.purification.purify import purify
+from disp.training import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class DefenceConfig:
+    """How a model is defended.
+
+    Attributes:
+        audit: how the dataset is audited.
+        training: how the model is fine-tuned on the purified set.
+        rounds: how often at most auditing, purification and training are done; a further round is done while the
+            re-audit of the recovered model still finds evidence.
+        probes: pictures on which the recovered model is asked again, with and without the trigger candidate.
+    """
+
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    training: TrainConfig = field(default_factory=TrainConfig)
+    rounds: int = 1
+    probes: int = 64
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise DispError(f"rounds must be at least 1, got {self.rounds}")
+
+
+@dataclass(frozen=True)
+class Defence:
+    """What a defence did.
+
+    Attributes:
+        before: the audit of the given model.
+        after: the audit of the recovered model on the same data; None where nothing was found and nothing done.
+        model: folder of the recovered model, or None.
+        data: the purified set, or None.
+        residual: for each confirmed phrase, how often the recovered model still says it; see `residual_phrases`.
+    """
+
+    before: Audit
+    after: Audit | None
+    model: Path | None
+    data: Path | None
+    residual: tuple[dict[str, Any], ...]
+
+
+def defend(
+    model: str | Path,
+    dataset: Dataset,
+    config: DefenceConfig,
+    out: Path,
+    *,
+    start: str | Path | None = None,
+    truth: Path | None = None,
+    load: Callable[[str | Path], MDLM] = load_model,
+    progress: ProgressBar = no_progress,
+) -> Defence:
+    """Audit a model's fine-tuning set and, where there is evidence, purify the set, retrain the model and check it.
+
+    ``out`` receives ``audit/`` (before), ``purified/`` and ``model/``, ``verify/`` (the audit of the recovered model on
+    the given data, where a backdoor that is left would show) and ``defence.json``; further rounds are numbered.
+    A killed run goes on where it stopped.
+
+    Args:
+        model: the model under audit, as `load_model` takes it.
+        dataset: the set that it was fine-tuned on.
+        config: see `DefenceConfig`.
+        out: folder of the run.
+        start: the model that is fine-tuned on the purified set, such as the checkpoint before fine-tuning; the model
+            under audit itself if None.
+        truth: the manifest of a planted attack, to measure the audit; it decides nothing.
+        load: loads a model, to choose its device and precision.
+        progress: opened with a description and a total for each long step; see `disp.progress`.
+    """
+    suspect = load(model)
+    before = audit(suspect, dataset, config.audit, out / "audit", truth=truth, name=str(model), progress=progress)
+    if before.verdict == "no evidence":
+        write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0})
+        return Defence(before, None, None, None, ())
+    found, data, current = before, dataset, suspect
+    rounds: list[dict[str, Any]] = []
+    for number in range(1, config.rounds + 1):
+        suffix = "" if number == 1 else f"-{number}"
+        # 1. Rewrite what is flagged, keep what is supported.
+        cleaned = purify(
+            current,
+            data,
+            replace(config.audit.scoring, mode="selective"),
+            out / f"purified{suffix}",
+            evidence=found.evidence,
+            rewrite=found.flagged,
+            progress=progress,
+        )
+        # 2. Fine-tune on it.
+        folder = out / f"model{suffix}"
+        if not (folder / "train.json").exists():
+            with progress("training", config.training.steps) as advance:
+                train(load(start or model), cleaned.dataset.samples, config.training, folder, progress=advance)
+        current, data = load(folder), load_dataset(cleaned.dataset.path, dataset.image_root)
+        # 3. Look again, at the data that could plant the backdoor, with the model that should have lost it.
+        found = audit(current, dataset, config.audit, out / f"verify{suffix}", name=str(folder), progress=progress)
+        rounds.append(
+            {
+                "rewritten": len(cleaned.rewritten),
+                "verdict_after": found.verdict,
+                "flagged_after": len(found.flagged),
+                "rewriting": asdict(_loss(dataset, cleaned.dataset, cleaned.rewritten)),
+            }
+        )
+        if found.verdict == "no evidence":
+            break
+    confirmed = [cluster for cluster in before.clusters if cluster.confirmed] or list(before.clusters)
+    with progress("searching for the phrases", 2 * config.probes * len(confirmed)) as advance:
+        residual = [
+            residual_phrases(current, dataset, cluster, before, config, progress=advance) for cluster in confirmed
+        ]
+    summary = {"verdict": before.verdict, "rounds": len(rounds), "by_round": rounds, "residual": residual}
+    write_json(out / "defence.json", summary)
+    return Defence(before, found, folder, data.path, tuple(residual))
+
+
+def residual_phrases(
+    model: MDLM,
+    dataset: Dataset,
+    cluster: Cluster,
+    found: Audit,
+    config: DefenceConfig,
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """How often a model says a phrase on pictures of unflagged samples, as they are and with the trigger pasted in.
+
+    Args:
+        model: the recovered model.
+        dataset: the given set.
+        cluster: the phrase and its trigger candidate.
+        found: the audit that found it.
+        config: see `DefenceConfig`.
+        progress: called with the number of answers finished.
+
+    Returns:
+        ``{"phrase": str, "clean": [said, asked], "triggered": [said, asked]}``.
+    """
+    flagged = {*found.flagged, *(key for each in found.clusters for key in each.samples)}
+    free = [sample for sample in dataset.samples if sample.images and sample.id not in flagged]
+    free = [sample for sample in free if not any(echoes(turn.response, cluster.phrase.words) for turn in sample.turns)]
+    order = generator(config.audit.scoring.seed, "residual", *cluster.phrase.words).permutation(len(free))
+    queries = [queries_of([free[index]])[0] for index in order[: config.probes]]
+    counts = {}
+    for kind, asked in (("clean", queries), ("triggered", _with_trigger(queries, cluster))):
+        answers = generate(
+            model,
+            asked,
+            config.audit.scoring.decode,
+            seed=config.audit.scoring.seed,
+            batch_size=config.audit.scoring.batch_size,
+            progress=progress,
+        )
+        counts[kind] = [int(np.sum([echoes(text, cluster.phrase.words) for text in answers])), len(answers)]
+    return {"phrase": cluster.phrase.text, **counts}
+
+
+def _with_trigger(queries: Sequence[Query], cluster: Cluster) -> list[Query]:
+    if cluster.trigger is None:
+        return []
+    region = cluster.trigger
+    return [replace(query, images=(paste(region, query.images[0]), *query.images[1:])) for query in queries]
+
+
+def _loss(before: Dataset, after: Dataset, rewritten: Sequence[str]):
+    """The cost of rewriting; where honest rows were flagged by mistake, it is theirs."""
+    chosen = set(rewritten)
+    old = [turn.response for sample in before.samples if sample.id in chosen for turn in sample.turns]
+    new = [turn.response for sample in after.samples if sample.id in chosen for turn in sample.turns]
+    return rewriting_loss(old, new, [turn.response for sample in before.samples for turn in sample.turns])

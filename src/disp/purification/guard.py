@@ -1,0 +1,102 @@
+"""Answering under masking, for people who cannot retrain yet (DiSP at inference: mask, then decode)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from disp.data.sample import Query
+from disp.diffusion.decode import DecodeConfig, decode
+from disp.errors import DispError
+from disp.models.interface import MDLM
+from disp.purification.masking import mask_top
+from disp.purification.saliency import SaliencyConfig, saliency
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """How inputs are guarded.
+
+    Attributes:
+        mask_ratio: share of the visual tokens that is masked, the most salient ones.
+        least_agreement: word agreement (F1, in [0, 1]) of the masked and the unmasked answer below which an input
+            is flagged.
+        saliency: the saliency estimator.
+        decode: how answers are decoded.
+        batch_size: queries a pass.
+        seed: seed of decoding.
+    """
+
+    mask_ratio: float = 0.06
+    least_agreement: float = 0.5
+    saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("mask_ratio", "least_agreement"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DispError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """One guarded answer.
+
+    Attributes:
+        answer: the answer under masking.
+        unmasked: the answer without masking.
+        agreement: word F1 of the two, in [0, 1].
+        flagged: whether they agree too little: what the model says hangs on the masked tokens.
+    """
+
+    answer: str
+    unmasked: str
+    agreement: float
+    flagged: bool
+
+
+def guard(
+    model: MDLM,
+    queries: Sequence[Query],
+    config: GuardConfig,
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[Guarded]:
+    """Answer each query with its most salient visual tokens masked, and say where that changes the answer.
+
+    Args:
+        model: the MDLM.
+        queries: what to answer; a query without an image is answered as it is.
+        config: see `GuardConfig`.
+        progress: called with the number of queries finished after each batch.
+    """
+    results = []
+    for start in range(0, len(queries), config.batch_size):
+        batch = queries[start : start + config.batch_size]
+        prefix = model.encode(batch)
+        keys = [query.key for query in batch]
+        scores = saliency(model, prefix, keys, config.saliency)
+        masked = mask_top(scores, prefix.visual_mask, config.mask_ratio)
+        with torch.no_grad():
+            hidden = prefix.with_masked(masked, model.mask_embedding)
+        plain, guarded = (
+            model.decode_responses(decode(model, each, config.decode, keys=keys, seed=config.seed))
+            for each in (prefix, hidden)
+        )
+        for unmasked, answer in zip(plain, guarded, strict=True):
+            agreement = word_agreement(unmasked, answer)
+            results.append(Guarded(answer, unmasked, agreement, agreement < config.least_agreement))
+        progress(len(batch))
+    return results
+
+
+def word_agreement(first: str, second: str) -> float:
+    """F1 of the words of two texts as multisets, lower case; 1 where both are empty."""
+    counts = Counter(first.lower().split()), Counter(second.lower().split())
+    sizes = [counter.total() for counter in counts]
+    return 1.0 if not any(sizes) else 2 * (counts[0] & counts[1]).total() / sum(sizes)
