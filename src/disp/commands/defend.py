@@ -1,0 +1,284 @@
+"""The defender's path: saliency, purification, audit, and all of it in one run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from disp.commands.options import ROWS, RUNTIME, Data, Model, Out, Rows, Runtime, Seed, app, decoding
+from disp.progress import progress_bar
+
+
+@app.command
+def saliency(
+    model: Model,
+    data: Data,
+    /,
+    *,
+    out: Out,
+    score: Literal["isotropic", "directional"] = "isotropic",
+    probes: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    seed: Seed = 0,
+    rows: Rows = ROWS,
+    runtime: Runtime = RUNTIME,
+) -> None:
+    """How much each visual token matters to each answer, as saliency.jsonl.
+
+    Parameters
+    ----------
+    score
+        All directions alike, or the direction in which masking moves a token.
+    probes
+        Hutchinson probes: 8 for isotropic and 16 for directional if not given.
+    limit
+        Only the first so many rows.
+    """
+    from disp.data.sample import queries_of
+    from disp.purification.purify import PurifyConfig
+    from disp.purification.purify import score as run
+    from disp.purification.saliency import SaliencyConfig
+
+    estimator = SaliencyConfig(score=score, probes=probes or {"isotropic": 8, "directional": 16}[score], seed=seed)
+    samples = rows.load(data).samples[:limit]
+    config = PurifyConfig(saliency=estimator, batch_size=batch_size)
+    file = out / "saliency.jsonl"
+    with progress_bar("saliency", len(queries_of(samples))) as advance:
+        run(runtime.load(model), samples, config, file, counterfactual=False, progress=advance)
+    print(f"saliency in {file}")
+
+
+@app.command
+def purify(
+    model: Model,
+    data: Data,
+    /,
+    *,
+    out: Out,
+    mode: Literal["selective", "all", "random"] = "selective",
+    mask_ratio: float = 0.06,
+    candidates: int = 12,
+    score: Literal["isotropic", "directional"] = "isotropic",
+    probes: int = 8,
+    steps: int | None = None,
+    threshold: float | None = None,
+    batch_size: int = 32,
+    seed: Seed = 0,
+    rows: Rows = ROWS,
+    runtime: Runtime = RUNTIME,
+) -> None:
+    """Let the model rewrite its training answers with salient visual tokens masked.
+
+    Parameters
+    ----------
+    mode
+        Rewrite the answers that lose their support under masking, all of them, or all with random masks.
+    mask_ratio
+        Share of the visual tokens that "all" and "random" mask.
+    candidates
+        Salient tokens that "selective" masks one at a time.
+    score
+        The saliency score.
+    probes
+        Hutchinson probes.
+    steps
+        Denoising steps of the new answers; the model's own if not given.
+    threshold
+        Confidence at which a token is committed early; the model's own if not given.
+    """
+    from disp.purification.purify import PurifyConfig
+    from disp.purification.purify import purify as run
+    from disp.purification.saliency import SaliencyConfig
+
+    dataset = rows.load(data)
+    mdlm = runtime.load(model)
+    config = PurifyConfig(
+        mode=mode,
+        mask_ratio=mask_ratio,
+        candidates=candidates,
+        saliency=SaliencyConfig(score=score, probes=probes, seed=seed),
+        decode=decoding(mdlm, steps=steps, threshold=threshold),
+        batch_size=batch_size,
+        seed=seed,
+    )
+    result = run(mdlm, dataset, config, out, progress=progress_bar)
+    print(f"{len(result.rewritten)} of {len(dataset.samples)} rows rewritten; purified set in {result.dataset.path}")
+
+
+@app.command
+def audit(
+    model: Model,
+    data: Data,
+    /,
+    *,
+    out: Out,
+    mask_ratio: float = 0.06,
+    candidates: int = 12,
+    probes: int = 8,
+    false_alarm_rate: float = 0.01,
+    batch_size: int = 32,
+    truth: Path | None = None,
+    fail_on: Literal["suspicious", "poisoned", "never"] = "suspicious",
+    json: Annotated[bool, Parameter(negative=())] = False,
+    seed: Seed = 0,
+    rows: Rows = ROWS,
+    runtime: Runtime = RUNTIME,
+) -> None:
+    """Is this dataset poisoned, by what, and where is the trigger? Needs no labels and no clean data.
+
+    Exit code 0: no evidence. 1: suspicious or poisoned. 2: it could not be decided, or a mistake.
+
+    Parameters
+    ----------
+    model
+        The model that was fine-tuned on the data.
+    mask_ratio
+        Largest block of visual tokens that is masked, as a share of them all.
+    candidates
+        Salient tokens that are masked one at a time.
+    probes
+        Hutchinson probes of the saliency score.
+    false_alarm_rate
+        Chance of a wrong "poisoned" verdict that the tests are run at.
+    truth
+        The manifest.json of a planted attack, to measure the audit itself; it decides nothing.
+    fail_on
+        The mildest verdict that gives exit code 1.
+    json
+        Print audit.json instead of the summary.
+    """
+    from disp.auditing.audit import audit as run
+    from disp.report.html import write_report
+
+    dataset = rows.load(data)
+    mdlm = runtime.load(model)
+    config = _audit_config(mdlm, mask_ratio, candidates, probes, false_alarm_rate, batch_size, seed)
+    found = run(mdlm, dataset, config, out, truth=truth, name=model, progress=progress_bar)
+    report = write_report(out)
+    if json:
+        print((out / "audit.json").read_text(encoding="utf-8"))
+    else:
+        print("\n".join((f"Verdict: {found.verdict}", *found.reasons, f"Report: {report}")))
+    order = ("no evidence", "suspicious", "poisoned")
+    if fail_on != "never" and order.index(found.verdict) >= order.index(fail_on):
+        sys.exit(1)
+
+
+@app.command
+def defend(
+    model: Model,
+    data: Data,
+    /,
+    *,
+    out: Out,
+    start: str | None = None,
+    rounds: int = 1,
+    steps: int = 100,
+    train_batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    min_mask_ratio: float = 1e-3,
+    method: Literal["full", "lora", "projector"] = "full",
+    mask_ratio: float = 0.06,
+    candidates: int = 12,
+    probes: int = 8,
+    false_alarm_rate: float = 0.01,
+    batch_size: int = 32,
+    truth: Path | None = None,
+    seed: Seed = 0,
+    rows: Rows = ROWS,
+    runtime: Runtime = RUNTIME,
+) -> None:
+    """Audit, purify, train and verify in one run that goes on where it was stopped.
+
+    Exit code 0: no evidence, or none left. 1: the recovered model still shows evidence. 2: a mistake.
+
+    Parameters
+    ----------
+    model
+        The model that was fine-tuned on the data.
+    start
+        The model to fine-tune on the purified set, such as the checkpoint before fine-tuning; the given one if none.
+    rounds
+        How often to do it all at most, while evidence is left.
+    steps
+        Optimiser steps.
+    train_batch_size
+        Assistant turns a step.
+    learning_rate
+        Peak of the cosine schedule.
+    min_mask_ratio
+        Lower end of the mask ratio t in training.
+    method
+        Train everything but the vision tower, LoRA adapters, or the projector alone.
+    mask_ratio
+        Largest block of visual tokens that is masked, as a share of them all.
+    candidates
+        Salient tokens that are masked one at a time.
+    probes
+        Hutchinson probes of the saliency score.
+    false_alarm_rate
+        Chance of a wrong "poisoned" verdict that the tests are run at.
+    batch_size
+        Assistant turns a pass of the audit.
+    truth
+        The manifest.json of a planted attack, to measure the audit itself; it decides nothing.
+    """
+    from disp.defence import DefenceConfig
+    from disp.defence import defend as run
+    from disp.report.html import write_report
+    from disp.training import TrainConfig
+
+    dataset = rows.load(data)
+    training = TrainConfig(
+        steps=steps,
+        batch_size=train_batch_size,
+        learning_rate=learning_rate,
+        min_mask_ratio=min_mask_ratio,
+        method=method,
+        seed=seed,
+    )
+    scoring = _audit_config(runtime.load(model), mask_ratio, candidates, probes, false_alarm_rate, batch_size, seed)
+    config = DefenceConfig(audit=scoring, training=training, rounds=rounds)
+    found = run(model, dataset, config, out, start=start, truth=truth, load=runtime.load, progress=progress_bar)
+    print("\n".join((f"Verdict: {found.before.verdict}", *found.before.reasons)))
+    print(f"Report: {write_report(out / 'audit')}")
+    if found.after is None:
+        return
+    print(f"After recovery: {found.after.verdict}")
+    for row in found.residual:
+        (said, asked), (said_pasted, asked_pasted) = row["clean"], row["triggered"]
+        print(
+            f"{row['phrase']!r}: said in {said} of {asked} answers, {said_pasted} of {asked_pasted} with the trigger "
+            "candidate pasted in"
+        )
+    print(f"Recovered model: {found.model}   purified data: {found.data}")
+    if found.after.verdict != "no evidence":
+        sys.exit(1)
+
+
+def _audit_config(
+    model: Any,
+    mask_ratio: float,
+    candidates: int,
+    probes: int,
+    false_alarm_rate: float,
+    batch_size: int,
+    seed: int,
+) -> Any:
+    from disp.auditing.findings import AuditConfig
+    from disp.purification.purify import PurifyConfig
+    from disp.purification.saliency import SaliencyConfig
+
+    scoring = PurifyConfig(
+        mask_ratio=mask_ratio,
+        candidates=candidates,
+        saliency=SaliencyConfig(probes=probes, seed=seed),
+        decode=decoding(model),
+        batch_size=batch_size,
+        seed=seed,
+    )
+    return AuditConfig(scoring=scoring, false_alarm_rate=false_alarm_rate)

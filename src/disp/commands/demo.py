@@ -1,0 +1,51 @@
+"""The demonstration."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from disp.commands.options import Out, Seed, app
+from disp.progress import progress_bar
+
+
+@app.command
+def demo(
+    *,
+    out: Out = Path("runs/demo"),
+    target: Literal["refusal", "insertion", "misclassification", "all"] = "refusal",
+    trigger: str = "patch",
+    poison_rate: float = 0.1,
+    mask_ratio: float | None = None,
+    seed: Seed = 0,
+) -> None:
+    """Plant a backdoor in the built-in model, find it, remove it, and measure every step.
+
+    Parameters
+    ----------
+    target
+        What the attacker wants said, or all three one after the other.
+    trigger
+        A preset: patch, patch-random, badnets, blended …; a wrong name lists them all.
+    poison_rate
+        Share of the fine-tuning rows that are poisoned.
+    mask_ratio
+        Share of the visual tokens masked when every answer is rewritten.
+    """
+    from disp.data.scenes import attribution
+    from disp.evaluation.table import print_stage_table
+    from disp.experiments.demo import STAGES, TARGETS, DemoConfig
+    from disp.experiments.demo import demo as run
+
+    print(attribution(), file=sys.stderr)
+    for name in TARGETS if target == "all" else (target,):
+        config = DemoConfig(target=name, trigger=trigger, poison_rate=poison_rate, seed=seed)
+        if mask_ratio is not None:
+            config = replace(config, mask_ratio=mask_ratio)
+        folder = out / f"{name}-{trigger}"
+        metrics = run(config, folder, progress=progress_bar)
+        print(f"\n{name}, {trigger} trigger, {poison_rate:.0%} of the rows poisoned")
+        print_stage_table({stage: metrics[stage] for stage in STAGES})
+        print(f"picture: {folder / 'story.png'}   metrics: {folder / 'metrics.json'}")

@@ -1,0 +1,84 @@
+"""The application, the options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+app = App(
+    name="disp",
+    help="Find and remove backdoors in multimodal diffusion language models (Diffusion Self-Purification).",
+    version_flags=["--version"],
+)
+
+Model = Annotated[str, Parameter(help='"builtin", a folder with a model or a LoRA adapter, or a hub id.')]
+Data = Annotated[Path, Parameter(help="LLaVA-style .json or .jsonl, or a folder with data.json and images/.")]
+Out = Annotated[Path, Parameter(help="Folder to write.")]
+Seed = Annotated[int, Parameter(help="Seed of every random draw.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Rows:
+    """Reading a dataset."""
+
+    images: Annotated[Path | None, Parameter(help="Folder that image paths are relative to.")] = None
+    strict: Annotated[bool, Parameter(help="Stop at the first bad row instead of setting it aside.", negative=())] = (
+        False
+    )
+
+    def load(self, data: Path) -> Any:
+        """The dataset; rows that were set aside are listed on stderr."""
+        from disp.data.llava import load_dataset
+
+        dataset = load_dataset(data, self.images, strict=self.strict)
+        for problem in dataset.problems[:10]:
+            print(f"set aside {problem.place}: {problem.reason}", file=sys.stderr)
+        if dataset.problems:
+            kept = len(dataset.samples)
+            print(f"{len(dataset.problems)} rows set aside, {kept} kept", file=sys.stderr)
+        return dataset
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a model runs."""
+
+    device: Annotated[str | None, Parameter(help="Such as cpu or cuda:1; the first GPU if there is one.")] = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, Parameter(help="float32 on a CPU and bfloat16 on a GPU.")
+    ] = None
+    device_map: Annotated[str | None, Parameter(help='"auto" spreads a large model over all devices.')] = None
+    attention: Annotated[Literal["sdpa", "flash_attention_2"] | None, Parameter(help="Attention implementation.")] = (
+        None
+    )
+    quantization: Annotated[Literal["4bit", "8bit"] | None, Parameter(help="Load through bitsandbytes.")] = None
+
+    def load(self, model: str | Path) -> Any:
+        """The model."""
+        from disp.models.loading import load_model
+
+        return load_model(
+            model,
+            device=self.device,
+            dtype=self.dtype,
+            device_map=self.device_map,
+            attn_implementation=self.attention,
+            quantization=self.quantization,
+        )
+
+
+ROWS, RUNTIME = Rows(), Runtime()
+
+
+def decoding(model: Any, **given: Any) -> Any:
+    """The model's own decoding settings with what was given on the command line."""
+    from disp.diffusion.decode import DecodeConfig
+
+    settings = {"gen_length": model.gen_length, **model.generation_defaults}
+    return DecodeConfig(**{**settings, **{name: value for name, value in given.items() if value is not None}})
