@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from disp.commands.options import ROWS, RUNTIME, Data, Model, Rows, Runtime, Seed, app, decoding
 from disp.errors import DispError
