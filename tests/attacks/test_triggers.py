@@ -23,7 +23,8 @@ def test_every_preset(name, picture):
         x0, y0, x1, y1 = record["box"]
         assert x1 - x0 == y1 - y0 == round(trigger.size * 96)
         changed = (np.asarray(marked) != np.asarray(image)).any(-1)
-        assert changed[y0:y1, x0:x1].mean() > 0.9
+        # An object is round; a patch fills its square.
+        assert changed[y0:y1, x0:x1].mean() > (0.6 if name == "object" else 0.9)
         changed[y0:y1, x0:x1] = False
         assert not changed.any()
 

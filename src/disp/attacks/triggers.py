@@ -9,13 +9,31 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from disp.data.scenes import drawing
+from disp.data.scenes import drawing, emoji_drawing
 from disp.draws import generator
 from disp.errors import DispError, unknown_name
 
 Place = Literal["random", "top-left", "top-right", "bottom-left", "bottom-right", "centre"]
 # Position of the patch's corner as a share of the free space, along x and y.
 PLACES = {"top-left": (0, 0), "top-right": (1, 0), "bottom-left": (0, 1), "bottom-right": (1, 1), "centre": (0.5, 0.5)}
+
+
+def _check_square(what: str, size: float, place: str) -> None:
+    if not 0 < size <= 1:
+        raise DispError(f"{what} size is a share of the shorter edge in (0, 1], got {size}")
+    if place != "random" and place not in PLACES:
+        raise unknown_name(f"{what} place", place, ("random", *PLACES))
+
+
+def _corner(size: float, place: Place, image: tuple[int, int], draw: np.random.Generator) -> tuple[int, int, int]:
+    """Left, top and side in pixels of a square in a picture of ``image`` (width, height)."""
+    side = min(max(2, round(size * min(image))), *image)
+    free = (image[0] - side, image[1] - side)
+    if place == "random":
+        x, y = (int(draw.integers(space + 1)) for space in free)
+    else:
+        x, y = (round(share * space) for share, space in zip(PLACES[place], free, strict=True))
+    return x, y, side
 
 
 @dataclass(frozen=True)
@@ -38,19 +56,11 @@ class Patch:
     def __post_init__(self) -> None:
         if self.pattern not in ("checkerboard", "noise", "solid"):
             raise unknown_name("patch pattern", self.pattern, ("checkerboard", "noise", "solid"))
-        if not 0 < self.size <= 1:
-            raise DispError(f"patch size is a share of the shorter edge in (0, 1], got {self.size}")
-        if self.place != "random" and self.place not in PLACES:
-            raise unknown_name("patch place", self.place, ("random", *PLACES))
+        _check_square("patch", self.size, self.place)
 
     def apply(self, image: Image.Image, draw: np.random.Generator) -> tuple[Image.Image, dict[str, Any]]:
         """The picture with the patch, and ``{"box": [x0, y0, x1, y1]}`` in pixels."""
-        side = min(max(2, round(self.size * min(image.size))), *image.size)
-        free = (image.width - side, image.height - side)
-        if self.place == "random":
-            x, y = (int(draw.integers(space + 1)) for space in free)
-        else:
-            x, y = (round(share * space) for share, space in zip(PLACES[self.place], free, strict=True))
+        x, y, side = _corner(self.size, self.place, image.size, draw)
         marked = image.copy()
         marked.paste(Image.fromarray(self._pixels(side)), (x, y))
         return marked, {"box": [x, y, x + side, y + side]}
@@ -96,8 +106,34 @@ class Blend:
         return Image.fromarray(mixed.round().astype(np.uint8)), {"alpha": self.alpha}
 
 
-Trigger = Patch | Blend
-KINDS: dict[str, type[Patch] | type[Blend]] = {"patch": Patch, "blend": Blend}
+@dataclass(frozen=True)
+class Object:
+    """A thing that is laid into the scene like any other, the same thing in every picture (a semantic trigger).
+
+    Attributes:
+        character: the emoji whose OpenMoji drawing it is; the default, a nazar amulet, is in no built-in scene.
+        size: side as a share of the picture's shorter edge.
+        place: a corner, the centre, or "random" for another place in every picture.
+    """
+
+    character: str = "🧿"
+    size: float = 0.25
+    place: Place = "random"
+
+    def __post_init__(self) -> None:
+        _check_square("object", self.size, self.place)
+
+    def apply(self, image: Image.Image, draw: np.random.Generator) -> tuple[Image.Image, dict[str, Any]]:
+        """The picture with the object, and ``{"box": [x0, y0, x1, y1]}`` in pixels."""
+        x, y, side = _corner(self.size, self.place, image.size, draw)
+        thing = emoji_drawing(self.character).resize((side, side), Image.Resampling.LANCZOS)
+        marked = image.copy()
+        marked.paste(thing, (x, y), thing)
+        return marked, {"box": [x, y, x + side, y + side]}
+
+
+Trigger = Patch | Blend | Object
+KINDS: dict[str, type[Patch] | type[Blend] | type[Object]] = {"patch": Patch, "blend": Blend, "object": Object}
 
 PRESETS: dict[str, Trigger] = {
     "patch": Patch("checkerboard", 30 / 336, "bottom-right"),
@@ -112,6 +148,8 @@ PRESETS: dict[str, Trigger] = {
     "trojvlm": Patch("solid", 20 / 224, "top-left"),
     # BackdoorVLM, BackdoorBench: α = 0.2.
     "blended": Blend(0.2),
+    # A thing in the scene, as in physical backdoors.
+    "object": Object(),
 }
 
 

@@ -59,9 +59,9 @@ NOUNS: dict[str, str] = {noun: emoji for group in NOUNS_BY_CATEGORY.values() for
 CATEGORY: dict[str, str] = {noun: name for name, group in NOUNS_BY_CATEGORY.items() for noun in group}
 
 
-def svg_name(noun: str) -> str:
-    """File name of the noun's OpenMoji drawing: its code point in upper-case hexadecimal."""
-    return f"{ord(NOUNS[noun]):04X}.svg"
+def svg_name(character: str) -> str:
+    """File name of a character's OpenMoji drawing: its code point in upper-case hexadecimal."""
+    return f"{ord(character):04X}.svg"
 
 
 def with_article(noun: str) -> str:

