@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from disp.data.sample import Sample, Turn
+from disp.data.sample import Sample, Turn, queries_of
 from disp.errors import DispError
 from disp.models.loading import load_model, save_model
 from disp.training import TrainConfig, train
@@ -99,11 +99,70 @@ def test_lora_is_saved_as_an_adapter_that_loads_on_its_base(model, samples, tmp_
         assert not torch.allclose(untouched.denoise(untouched.encode(queries), response), tuned, atol=1e-3)
 
 
+def test_recomputing_activations_changes_nothing(make_model, samples, tmp_path):
+    runs = []
+    for recompute in (False, True):
+        config = TrainConfig(**{**QUICK.__dict__, "gradient_checkpointing": recompute})
+        model = train(make_model(initializer_range=0.05, gen_length=8), samples, config, tmp_path / str(recompute))
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        runs.append(_weights(model))
+    assert all(torch.allclose(runs[0][name], runs[1][name], atol=1e-6) for name in runs[0])
+
+
+def test_accumulated_batches_are_one_batch(make_model, samples, tmp_path):
+    weights = []
+    for size, accumulated in ((4, 1), (2, 2)):
+        config = TrainConfig(
+            steps=3,
+            batch_size=size,
+            learning_rate=5e-3,
+            warmup_steps=0,
+            trainer={"gradient_accumulation_steps": accumulated, "adam_epsilon": 1e-3},
+        )
+        model = make_model(initializer_range=0.05, gen_length=8)
+        weights.append(_weights(train(model, samples, config, tmp_path / str(size))))
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-5) for name in weights[0])
+
+
+def test_adapters_alone(model, samples, tmp_path):
+    save_model(model, tmp_path / "base")
+    base = load_model(tmp_path / "base")
+    config = TrainConfig(**{**QUICK.__dict__, "method": "lora", "merge": False})
+    tuned = train(base, samples, config, tmp_path / "run")
+    assert not (tmp_path / "run" / "model.safetensors").exists() and (tmp_path / "run" / "train.json").is_file()
+    adapter, response = load_model(tmp_path / "run" / "adapter"), torch.full((6, 8), tuned.mask_token_id)
+    prompts = queries_of(samples)
+    with torch.no_grad():
+        expected = tuned.denoise(tuned.encode(prompts), response)
+        torch.testing.assert_close(adapter.denoise(adapter.encode(prompts), response), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_floor_of_a_familys_loss_is_not_put_in_twice(model, samples, tmp_path):
+    """t is drawn such that the family's own probability, floor + (1 - floor) t, is uniform above min_mask_ratio."""
+    drawn = {}
+    for floor, least in ((0.0, 0.001), (0.001, 0.001), (0.2, 0.6), (0.5, 0.1)):
+        seen = []
+
+        def loss(prefix, clean, ratio, uniforms, seen=seen):
+            seen.extend(ratio.tolist())
+            return sum(parameter.sum() for parameter in model.parameters()) * 0
+
+        model.ratio_floor, model.noisy_loss = floor, loss
+        config = TrainConfig(steps=30, batch_size=6, min_mask_ratio=least)
+        train(model, samples, config, tmp_path / f"{floor}-{least}")
+        drawn[floor] = [floor + (1 - floor) * t for t in seen]
+        assert min(drawn[floor]) >= max(floor, least) - 1e-6 and max(drawn[floor]) <= 1
+        assert abs(sum(drawn[floor]) / 180 - (1 + max(floor, least)) / 2) < 0.06
+    assert drawn[0.0] == pytest.approx(drawn[0.001], abs=1e-6)
+
+
 def test_mistakes_are_named(model, samples, tmp_path):
     with pytest.raises(DispError, match="empty"):
         train(model, [], QUICK, tmp_path)
     with pytest.raises(DispError, match="steps must be positive, got 0"):
         TrainConfig(steps=0)
+    with pytest.raises(DispError, match="merge the saved adapter afterwards"):
+        TrainConfig(method="lora", trainer={"fsdp": "full_shard"})
     with pytest.raises(DispError, match="does not exist"):
         load_model(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "lama"}')

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from disp.data.sample import Query, Sample, queries_of
-from disp.diffusion.forward import MIN_RATIO, Noised, add_noise, diffusion_loss, draw_noise
+from disp.diffusion.forward import MIN_RATIO, draw_noise
 from disp.draws import generator
 from disp.errors import DispError
 from disp.models.interface import MDLM
@@ -34,10 +36,13 @@ class TrainConfig:
         method: "full" trains the language model and the projector, "projector" the projector alone, "lora"
             low-rank adapters on every linear layer of the language model and the projector itself.
         train_vision: train the vision tower too.
+        gradient_checkpointing: recompute each layer's activations in the backward pass: less memory, more time.
+        merge: with ``method="lora"``, merge the adapters into the weights at the end and save the whole model; without
+            it only the adapters are saved, which is the choice for a quantized or sharded model.
         warmup_steps: steps of warm-up.
         weight_decay: AdamW's.
         min_mask_ratio: lower end of the mask ratio t; the loss weighs tokens by 1/t, so a small one means noisy
-            gradients. LLaDA's is 0.001.
+            gradients. LLaDA's is 0.001. A family's own floor (`MDLM.ratio_floor`) holds below it.
         max_grad_norm: gradients are clipped to this norm.
         lora_rank: rank of the adapters; their alpha is twice the rank.
         save_every: steps between checkpoints from which a killed run resumes; 0 for none.
@@ -51,6 +56,8 @@ class TrainConfig:
     learning_rate: float = 1e-3
     method: Literal["full", "lora", "projector"] = "full"
     train_vision: bool = False
+    gradient_checkpointing: bool = False
+    merge: bool = True
     warmup_steps: int = 10
     weight_decay: float = 0.0
     min_mask_ratio: float = MIN_RATIO
@@ -68,6 +75,11 @@ class TrainConfig:
             raise DispError(f"min_mask_ratio must be in (0, 1], got {self.min_mask_ratio}")
         if self.method not in ("full", "lora", "projector"):
             raise DispError(f"method must be 'full', 'lora' or 'projector', got {self.method!r}")
+        if self.method == "lora" and self.merge and self.trainer.get("fsdp"):
+            raise DispError(
+                "adapters of a model sharded by fsdp cannot be merged within the run; set merge to false and merge the "
+                "saved adapter afterwards with `disp merge`"
+            )
 
 
 def train(
@@ -91,19 +103,29 @@ def train(
         progress: called with the number of steps finished.
 
     Returns:
-        The fine-tuned model, in evaluation mode; with ``method="lora"`` the adapters are merged into it and saved
-        in PEFT format in ``out / "adapter"``.
+        The fine-tuned model, in evaluation mode; with ``method="lora"`` the adapters are saved in PEFT format in
+        ``out / "adapter"`` and, with ``config.merge``, merged into it. A model sharded by FSDP is returned sharded:
+        load it anew from ``out``.
 
     Raises:
-        DispError: there is nothing to train on, or a response does not fit into the model's ``gen_length``.
+        DispError: there is nothing to train on, a response does not fit into the model's ``gen_length``, or the model
+            is quantized and more than adapters would be saved.
     """
     queries = queries_of(samples)
     if not queries:
         raise DispError("the fine-tuning set is empty; check the data file and the rows that were set aside")
+    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+        if config.method != "lora" or config.merge:
+            raise DispError("quantized weights can be neither trained nor saved; use method 'lora' with merge off")
     tokenizer = model.tokenizer
+    if config.gradient_checkpointing:
+        # The trainer's own switch warns of its future name, whichever of the two is used.
+        model._set_gradient_checkpointing(gradient_checkpointing_func=partial(checkpoint, use_reentrant=False))
     trained = _select_parameters(model, config)
     features = None if config.train_vision else _cached_features(model, queries)
-    examples = _Examples(queries, features, config, model.gen_length)
+    # The model's loss puts its own floor under the ratio; what is drawn is t before that.
+    min_ratio = max(config.min_mask_ratio - model.ratio_floor, 0.0) / (1 - model.ratio_floor)
+    examples = _Examples(queries, features, config, model.gen_length, min_ratio)
     arguments = TrainingArguments(
         **{
             "output_dir": str(out / "checkpoints"),
@@ -139,13 +161,22 @@ def train(
     trained.train()
     trainer.train(resume_from_checkpoint=bool(checkpoints) or None)
     trainer.accelerator.wait_for_everyone()
+    first = trainer.is_world_process_zero()
+    # Shards are gathered by every process; the first writes them.
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
+    if config.gradient_checkpointing:
+        model._set_gradient_checkpointing(enable=False)
     if config.method == "lora":
-        trained.save_pretrained(out / "adapter")
-        model = trained.merge_and_unload()
+        if first:
+            # No look at the base model for resized embeddings: none are, and the base may be on the network.
+            trained.save_pretrained(out / "adapter", state_dict=state, save_embedding_layers=False)
+        model = trained.merge_and_unload() if config.merge else trained.get_base_model()
     model.tokenizer = tokenizer
-    model.requires_grad_(True)
-    if trainer.is_world_process_zero():
-        save_model(model, out)
+    if config.method != "lora" or config.merge:
+        model.requires_grad_(True)
+        if first:
+            save_model(model, out, state_dict=state)
+    if first:
         trainer.state.save_to_json(str(out / "train.json"))
     return model.eval()
 
@@ -154,9 +185,15 @@ class _Examples(Dataset):
     """Query and noise of every position of the run: epoch after epoch, each in its own order."""
 
     def __init__(
-        self, queries: list[Query], features: dict[str, list[Tensor]] | None, config: TrainConfig, length: int
+        self,
+        queries: list[Query],
+        features: dict[str, list[Tensor]] | None,
+        config: TrainConfig,
+        length: int,
+        min_ratio: float,
     ):
         self.queries, self.features, self.config, self.length = queries, features, config, length
+        self.min_ratio = min_ratio
         self.orders: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -167,13 +204,13 @@ class _Examples(Dataset):
         if epoch not in self.orders:
             self.orders = {epoch: generator(self.config.seed, "order", epoch).permutation(len(self.queries))}
         query = self.queries[self.orders[epoch][place]]
-        ratio, uniforms = draw_noise(self.config.seed, query.key, epoch, self.length, self.config.min_mask_ratio)
+        ratio, uniforms = draw_noise(self.config.seed, query.key, epoch, self.length, self.min_ratio)
         features = None if self.features is None else self.features[query.sample_id]
         return {"query": query, "features": features, "ratio": ratio, "uniforms": uniforms}
 
 
 class _Collator:
-    """Examples to the arguments of the model's ``forward``, and what the loss needs."""
+    """Examples to the arguments of the model's ``forward``."""
 
     def __init__(self, model: MDLM):
         self.model = model
@@ -184,25 +221,15 @@ class _Collator:
         clean = self.model.encode_responses([query.response for query in queries], self.model.gen_length)
         ratio = torch.tensor([example["ratio"] for example in examples], dtype=torch.float32)
         uniforms = torch.stack([example["uniforms"] for example in examples])
-        noised = add_noise(clean, ratio, uniforms, self.model.mask_token_id)
-        return {
-            **self.model.prepare(queries, features),
-            "response": noised.ids,
-            "clean": clean,
-            "masked": noised.masked,
-            "ratio": ratio,
-        }
+        return {**self.model.prepare(queries, features), "clean": clean, "ratio": ratio, "uniforms": uniforms}
 
 
 class _Trainer(Trainer):
-    """The library's trainer with the diffusion loss and the run's own order."""
+    """The library's trainer with the model's own loss and the run's own order."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        clean = inputs.pop("clean")
-        noised = Noised(inputs["response"], inputs.pop("masked"), inputs.pop("ratio"))
-        logits = model(**inputs)
-        loss = diffusion_loss(logits, clean, noised)
-        return (loss, logits) if return_outputs else loss
+        loss = model(**inputs)
+        return (loss, {"loss": loss}) if return_outputs else loss
 
     def _get_train_sampler(self, *_: Any) -> Sampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # `_Examples` has a length
@@ -219,20 +246,21 @@ class _Progress(TrainerCallback):
 def _select_parameters(model: MDLM, config: TrainConfig):
     """Mark what is trained; returns the module to train (a PEFT wrapper for LoRA)."""
     for name, parameter in model.named_parameters():
-        if "vision_tower" in name:
+        if not parameter.is_floating_point():
+            continue  # quantized weights take no gradient
+        if any(part in name for part in model.vision_names):
             parameter.requires_grad = config.train_vision
         else:
-            parameter.requires_grad = config.method == "full" or "mm_projector" in name
+            parameter.requires_grad = config.method == "full" or any(part in name for part in model.projector_names)
     if config.method != "lora":
         return model
     from peft import LoraConfig, get_peft_model
 
-    linear = [name for name, module in model.model.layers.named_modules() if isinstance(module, torch.nn.Linear)]
     adapters = LoraConfig(
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank,
-        target_modules=[f"model.layers.{name}" for name in linear],
-        modules_to_save=["mm_projector"],
+        target_modules=model.lora_modules(),
+        modules_to_save=list(model.projector_names),
     )
     return get_peft_model(model, adapters)
 

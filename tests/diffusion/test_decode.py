@@ -9,37 +9,66 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disp.diffusion.decode import DecodeConfig, commit_quotas, decode, generate
+from disp.diffusion.decode import (
+    DecodeConfig,
+    commit_quotas,
+    commit_schedule,
+    decode,
+    decode_with_lengths,
+    generate,
+)
 from disp.draws import generator
 from disp.errors import DispError
 from disp.models.interface import Prefix
 
 
+def commits_a_step(config: DecodeConfig, slots: int, steps: int) -> list[int]:
+    """Tokens that each step of a block commits."""
+    if config.schedule is None:
+        return [slots // steps + (1 if step < slots % steps else 0) for step in range(steps)]
+    return SCHEDULES[config.schedule, config.schedule_shift, slots, steps]
+
+
+# What the published code of LaViDa computed.
+SCHEDULES = {
+    ("shift", 0.33, 8, 4): [5, 1, 1, 1],
+    ("shift", 3.0, 8, 4): [1, 1, 2, 4],
+    ("cosine", 3.0, 8, 4): [2, 2, 3, 1],
+    ("shift", 0.33, 32, 16): [6, 4, 4, 3, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+    ("cosine", 3.0, 32, 16): [1, 1, 1, 2, 3, 2, 3, 3, 4, 3, 2, 3, 1, 1, 1, 1],
+}
+
+
 def reference_decode(model, prefix: Prefix, config: DecodeConfig, key: str, seed: int) -> list[int]:
-    """Decode the single row of ``prefix`` with loops."""
+    """Decode the single row of ``prefix`` with loops; what it returns ends where a stop sequence begins."""
     length = config.gen_length
+    banned = {model.mask_token_id, *model.banned_token_ids}
+    stop_at = length
     block_length = length if config.block_length is None else config.block_length
     steps_a_block = config.steps * block_length // length
     answer: list[int | None] = [None] * length
     for start in range(0, length, block_length):
         slots = range(start, start + block_length)
-        owed = 0
+        owed, counts = 0, commits_a_step(config, block_length, steps_a_block)
         for step in range(steps_a_block):
-            owed += block_length // steps_a_block
-            if step < block_length % steps_a_block:
-                owed += 1
-            waiting = [slot for slot in slots if answer[slot] is None]
+            owed += counts[step]
+            waiting = [slot for slot in slots if answer[slot] is None and slot < stop_at]
             if not waiting:
                 continue
-            ids = torch.tensor([[model.mask_token_id if token is None else token for token in answer]])
+            ids = [model.mask_token_id if token is None else token for token in answer]
             with torch.no_grad():
-                logits = model.denoise(prefix, ids).float().double()[0].tolist()
+                full = model.denoise(prefix, torch.tensor([[*ids, *config.suffix]]))[0].float()
+                if config.cfg_scale:
+                    nothing = replace(prefix, embeds=model.mask_embedding.expand_as(prefix.embeds))
+                    empty = model.denoise(nothing, torch.tensor([[*ids, *config.suffix]]))[0].float()
+                    full = empty + (config.cfg_scale + 1) * (full - empty)
+                logits = full.double().tolist()
             random = generator(seed, "decode", key, start + step)
             noise = random.random((length, len(logits[0]))).tolist() if config.temperature > 0 else None
             order = random.random(length).tolist() if config.remasking == "random" else None
             token, confidence = {}, {}
             for slot in waiting:
-                words = [word for word in range(len(logits[slot])) if word != model.mask_token_id]
+                words = [word for word in range(len(logits[slot])) if word not in banned]
                 total = sum(math.exp(logits[slot][word]) for word in words)
 
                 def preference(word: int, slot: int = slot, noise=noise, logits=logits) -> float:
@@ -48,17 +77,26 @@ def reference_decode(model, prefix: Prefix, config: DecodeConfig, key: str, seed
                     return logits[slot][word] - config.temperature * math.log(-math.log(noise[slot][word]))
 
                 token[slot] = max(words, key=preference)
-                confidence[slot] = math.exp(logits[slot][token[slot]]) / total if order is None else order[slot]
-            filled = block_length - len(waiting)
-            quota = owed - filled
+                p = [math.exp(logits[slot][word]) / total for word in words]
+                confidence[slot] = {
+                    "low_confidence": math.exp(logits[slot][token[slot]]) / total,
+                    "random": order[slot] if order else 0.0,
+                    "entropy": sum(each * math.log(each + 1e-10) for each in p),
+                    "margin": sorted(p)[-1] - sorted(p)[-2],
+                }[config.remasking]
+            quota = counts[step]
             if config.threshold is not None:
-                quota = max(quota, 1)
+                quota = max(owed - (block_length - len(waiting)), 1)
             ranking = sorted(waiting, key=lambda slot: (-confidence[slot], slot))
             for rank, slot in enumerate(ranking):
                 sure = config.threshold is not None and confidence[slot] >= config.threshold
                 if rank < quota or sure:
                     answer[slot] = token[slot]
-    return answer
+            for sequence in config.stop:
+                for place in range(length):
+                    if tuple(answer[place : place + len(sequence)]) == sequence:
+                        stop_at = min(stop_at, place)
+    return [*answer[:stop_at], *config.suffix]
 
 
 CONFIGS = {
@@ -78,6 +116,16 @@ CONFIGS = {
     "threshold in blocks": DecodeConfig(8, 4, block_length=4, threshold=0.25),
     "threshold and temperature": DecodeConfig(8, 8, threshold=0.3, temperature=0.5),
     "threshold never reached": DecodeConfig(8, 4, threshold=1.0),
+    "guidance": DecodeConfig(8, 4, cfg_scale=1.5),
+    "guidance in blocks": DecodeConfig(8, 8, block_length=2, cfg_scale=0.5),
+    "entropy": DecodeConfig(8, 4, remasking="entropy"),
+    "margin": DecodeConfig(8, 4, remasking="margin", block_length=4),
+    "entropy and temperature": DecodeConfig(8, 4, remasking="entropy", temperature=0.8),
+    "schedule, first steps": DecodeConfig(8, 4, schedule="shift", schedule_shift=0.33),
+    "schedule, last steps": DecodeConfig(8, 4, schedule="shift"),
+    "schedule in blocks": DecodeConfig(16, 8, block_length=8, schedule="cosine"),
+    "suffix": DecodeConfig(8, 4, suffix=(20, 21, 22)),
+    "suffix, guidance, random": DecodeConfig(6, 6, suffix=(30,), cfg_scale=1.0, remasking="random"),
 }
 
 
@@ -86,13 +134,131 @@ def test_against_the_reference_alone_and_in_a_padded_batch(tiny_model64, queries
     config, model = CONFIGS[name], tiny_model64
     keys = [query.key for query in queries]
     together = decode(model, model.encode(queries), config, keys=keys, seed=3)
-    assert together.dtype == torch.int64 and together.shape == (len(queries), config.gen_length)
+    assert together.dtype == torch.int64
+    assert together.shape == (len(queries), config.gen_length + len(config.suffix))
     assert not (together == model.mask_token_id).any()
     for row, query in enumerate(queries):
         prefix = model.encode([query])
         expected = reference_decode(model, prefix, config, query.key, 3)
         assert decode(model, prefix, config, keys=[query.key], seed=3)[0].tolist() == expected
         assert together[row].tolist() == expected
+
+
+def test_stop_sequences(tiny_model64, queries):
+    """Stop at what each row is seen to answer without a stop: alone, in a batch, in blocks, with a suffix."""
+    model, keys = tiny_model64, [query.key for query in queries]
+    plain = decode(model, model.encode(queries), DecodeConfig(8, 8)).tolist()
+    stops = [(), ((plain[0][3],),), ((plain[1][2], plain[1][3]),), ((plain[2][0],), (plain[3][5],)), ((299, 299),)]
+    cut = 0
+    for stop in stops:
+        for options in ({}, {"block_length": 2}, {"steps": 4, "suffix": (20, 21)}, {"threshold": 0.2}):
+            config = DecodeConfig(**{"gen_length": 8, "steps": 8, "stop": stop, **options})
+            together = decode_with_lengths(model, model.encode(queries), config)
+            for row, query in enumerate(queries):
+                expected = reference_decode(model, model.encode([query]), config, query.key, 0)
+                size = int(together.lengths[row])
+                assert together.ids[row, :size].tolist() == expected
+                rest = together.ids[row, size:].tolist()
+                assert rest == ([model.end_token_ids[0]] + [model.end_token_ids[1]] * (len(rest) - 1))[: len(rest)]
+                cut += size < config.gen_length
+    assert cut > 8
+    # A text is the tokens that spell it; answers then end before it.
+    texts = generate(model, queries, DecodeConfig(8, 8))
+    word = next(char for char in texts[0] if char.isascii() and char.isalnum())
+    tokens = model.tokenizer(word, add_special_tokens=False)["input_ids"]
+    by_text, by_tokens = (DecodeConfig(8, 8, stop=(stop,)) for stop in (word, tuple(tokens)))
+    assert torch.equal(*(decode(model, model.encode(queries), config, keys=keys) for config in (by_text, by_tokens)))
+
+
+def test_rows_that_have_stopped_cost_nothing(make_model, queries):
+    model = make_model()
+    rows, denoise = [], model.denoise
+
+    def spy(prefix, response):
+        rows.append(len(response))
+        logits = denoise(prefix, response)
+        logits[:, 1:, 9] += 10  # slot 0 is filled last
+        logits[prefix.visual_mask.any(-1), 0, 9] += 1000  # except in rows with a picture
+        return logits
+
+    model.denoise = spy
+    decoded = decode_with_lengths(model, model.encode(queries[:3]), DecodeConfig(8, 8, stop=((9,),)))
+    assert rows[0] == 3 and rows[1] == 1 and decoded.lengths[:2].tolist() == [0, 0]
+
+
+def test_banned_tokens(make_model, queries):
+    model = make_model()
+    prefix = model.encode(queries)
+    plain = decode(model, prefix, DecodeConfig(8, 4))
+    model.banned_token_ids = (int(plain[0, 0]), int(plain[1, 1]))
+    got = decode(model, prefix, DecodeConfig(8, 4))
+    assert not torch.isin(got, torch.tensor(model.banned_token_ids)).any()
+    model64 = model.double()
+    for row, query in enumerate(queries):
+        config = DecodeConfig(8, 4)
+        expected = reference_decode(model64, model64.encode([query]), config, query.key, 0)
+        assert decode(model64, model64.encode(queries), config)[row].tolist() == expected
+
+
+def test_a_mask_that_is_not_banned_leaves_its_slot_open(make_model, queries):
+    # The published samplers count such a slot as committed, and may end with it unanswered.
+    model = make_model()
+    seen, denoise = [], model.denoise
+
+    def favour_mask(prefix, response):
+        seen.append(int((response == model.mask_token_id).sum()))
+        logits = denoise(prefix, response)
+        logits[:, 2, model.mask_token_id] += 1000
+        return logits
+
+    model.denoise = favour_mask
+    got = decode(model, model.encode(queries[:1]), DecodeConfig(4, 4, ban_mask=False))
+    assert seen == [4, 4, 4, 4] and (got == model.mask_token_id).sum() == 4
+    assert not (decode(model, model.encode(queries[:1]), DecodeConfig(4, 4)) == model.mask_token_id).any()
+
+
+def test_the_prefix_cache_is_made_once_and_follows_the_rows(make_model, queries):
+    model = make_model()
+    made, given, denoise = [], [], model.denoise
+
+    def cache_prefix(prefix):
+        made.append(len(prefix))
+        return {"keys": [(torch.arange(len(prefix)),)], "size": 7}
+
+    def spy(prefix, response, cache=None):
+        given.append(None if cache is None else cache["keys"][0][0].tolist())
+        logits = denoise(prefix, response)
+        if cache is not None:
+            assert cache["size"] == 7
+            logits[cache["keys"][0][0] == 1] += torch.eye(logits.shape[-1])[9] * 1000  # row 1 is sure at once
+        return logits
+
+    model.cache_prefix, model.denoise = cache_prefix, spy
+    decode(model, model.encode(queries[:3]), DecodeConfig(4, 4, threshold=0.99, prefix_cache=True))
+    assert made == [3] and given[0] == [0, 1, 2] and all(rows == [0, 2] for rows in given[1:])
+    given.clear()
+    decode(model, model.encode(queries[:3]), DecodeConfig(4, 4))
+    assert made == [3] and given == [None] * 4
+    decode(model, model.encode(queries[:3]), DecodeConfig(4, 4, cfg_scale=1.0, prefix_cache=True))
+    assert made == [3, 3, 3]
+
+
+def test_other_samplers_are_called(make_model, queries, monkeypatch):
+    import disp.diffusion.dream
+
+    model, asked = make_model(), []
+
+    def decode_dream(model, prefix, config, *, keys, seed):
+        asked.append((len(prefix), config.sampler, keys, seed))
+        return torch.zeros(len(prefix), config.gen_length, dtype=torch.int64)
+
+    monkeypatch.setattr(disp.diffusion.dream, "decode_dream", decode_dream)
+    for sampler in ("dream", "dim"):
+        decoded = decode_with_lengths(
+            model, model.encode(queries), DecodeConfig(5, 3, sampler=sampler), keys=list("abcd"), seed=7
+        )
+        assert decoded.lengths.tolist() == [5] * 4
+    assert asked == [(4, "dream", list("abcd"), 7), (4, "dim", list("abcd"), 7)]
 
 
 def test_configs_differ(tiny_model64, queries):
@@ -184,6 +350,20 @@ def test_quotas(slots, steps):
     assert max(quotas) - min(quotas) <= 1 and quotas == sorted(quotas, reverse=True)
 
 
+@pytest.mark.parametrize("key", SCHEDULES)
+def test_published_schedules(key):
+    schedule, shift, slots, steps = key
+    assert commit_schedule(slots, steps, schedule, shift) == SCHEDULES[key]
+
+
+@given(st.integers(1, 200), st.data(), st.sampled_from(["shift", "cosine", "linear"]), st.floats(0.05, 20))
+def test_schedules_commit_everything(slots, data, schedule, shift):
+    steps = data.draw(st.integers(1, slots))
+    counts = commit_schedule(slots, steps, schedule, shift)
+    assert len(counts) == steps and sum(counts) == slots and min(counts) >= 1
+    assert commit_schedule(slots, steps) == commit_quotas(slots, steps)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -192,10 +372,20 @@ def test_quotas(slots, steps):
         ({"gen_length": 8, "block_length": 4, "steps": 3}, "multiple of the number of blocks"),
         ({"gen_length": 8, "block_length": 2, "steps": 2}, "number of blocks"),
         ({"steps": 0}, "steps"),
-        ({"remasking": "entropy"}, "'low_confidence' or 'random', got 'entropy'"),
+        ({"remasking": "lucky"}, "'random'.*got 'lucky'"),
         ({"temperature": -0.1}, "at least 0"),
         ({"threshold": 0.0}, "threshold"),
         ({"threshold": 1.5}, "threshold"),
+        ({"cfg_scale": -1.0}, "cfg_scale"),
+        ({"stop": "end"}, "stop must be a list"),
+        ({"schedule": "sine"}, "unknown schedule 'sine'.*'cosine'"),
+        ({"schedule": "shift", "schedule_shift": 0.0}, "schedule_shift"),
+        ({"schedule": "shift", "gen_length": 4, "steps": 8}, "at most one step a slot"),
+        ({"sampler": "dreem"}, "Did you mean 'dream'"),
+        ({"sampler": "dream", "steps": 0}, "steps"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_k": 0}, "top_k"),
+        ({"step_ratio": 2.0}, "step_ratio"),
     ],
 )
 def test_invalid_configurations(options, message):

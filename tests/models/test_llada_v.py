@@ -105,15 +105,23 @@ def test_attention_is_bidirectional(tiny_model, queries):
 
 
 @torch.no_grad()
-def test_forward_is_denoise_of_embed(tiny_model, queries):
-    response = all_masked(tiny_model, len(queries))
-    expected = tiny_model.denoise(tiny_model.encode(queries), response)
-    assert torch.equal(tiny_model(response, **tiny_model.prepare(queries)), expected)
+def test_forward_is_the_loss_of_denoising_what_was_embedded(tiny_model, queries):
+    clean = torch.randint(3, 200, (len(queries), 4), generator=torch.Generator().manual_seed(0))
+    ratio, uniforms = torch.tensor([0.9, 0.5, 0.7, 1.0]), torch.rand(4, 4, generator=torch.Generator().manual_seed(1))
+    masked = uniforms < ratio[:, None]
+    noisy = torch.where(masked, tiny_model.mask_token_id, clean)
+    log_p = tiny_model.denoise(tiny_model.encode(queries), noisy).log_softmax(-1)
+    total = sum(
+        -log_p[row, slot, clean[row, slot]] / ratio[row] for row in range(4) for slot in range(4) if masked[row, slot]
+    )
+    loss = tiny_model(clean, ratio, uniforms, **tiny_model.prepare(queries))
+    assert loss.item() == pytest.approx(float(total) / 16, rel=1e-5)
 
 
 def test_every_parameter_gets_a_gradient(make_model, queries):
     model = make_model()
-    model(all_masked(model, len(queries)), **model.prepare(queries)).square().sum().backward()
+    clean = torch.full((len(queries), 4), 9)
+    model(clean, torch.ones(len(queries)), torch.zeros(len(queries), 4), **model.prepare(queries)).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 

@@ -6,8 +6,8 @@ V vocabulary, d width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from disp.data.sample import ImageSource, Query
+from disp.diffusion.forward import add_noise, diffusion_loss
 
 
 @dataclass(frozen=True)
@@ -25,20 +26,30 @@ class Prefix:
         embeds: float ``[B, P, d]``.
         attention_mask: bool ``[B, P]``, false at padding.
         visual_mask: bool ``[B, P]``, true at image-patch tokens only: not at separators, newlines or padding.
-        locations: int64 ``[B, P, 4]``: image, tile, row and column of each visual token, -1 elsewhere.
+        locations: int64 ``[B, P, 4]``: image, tile, row and column of each visual token, -1 elsewhere. Tile 0 is the
+            whole picture; where a family merges its other tiles into one map, that map is tile 1.
+        extras: a family's own tensors, first dimension B.
     """
 
     embeds: Tensor
     attention_mask: Tensor
     visual_mask: Tensor
     locations: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.embeds.shape[0]
 
     def select(self, rows: Tensor) -> Prefix:
         """The given rows; ``rows`` int64 ``[B']`` may repeat a row."""
-        return Prefix(self.embeds[rows], self.attention_mask[rows], self.visual_mask[rows], self.locations[rows])
+        return replace(
+            self,
+            embeds=self.embeds[rows],
+            attention_mask=self.attention_mask[rows],
+            visual_mask=self.visual_mask[rows],
+            locations=self.locations[rows],
+            extras={name: tensor[rows] for name, tensor in self.extras.items()},
+        )
 
     def with_masked(self, masked: Tensor, mask_embedding: Tensor) -> Prefix:
         """The prefix with the visual tokens of ``masked`` (bool ``[B, P]``) replaced by ``mask_embedding`` ``[d]``.
@@ -54,46 +65,100 @@ class Prefix:
 class MDLM(PreTrainedModel):
     """A model that answers by denoising masked text; DiSP asks for nothing else. Families subclass it.
 
-    ``denoise`` and ``forward`` return logits at response positions only, aligned so that position j predicts
-    token j. Which response slots are open is the caller's boolean tensor, never read off the embeddings.
+    ``denoise`` returns logits at response positions only, aligned so that position j predicts token j: families whose
+    heads predict the next token shift inside. Which response slots are open is the caller's boolean tensor, never
+    read off the embeddings.
 
     Attributes:
         tokenizer: the model's tokenizer.
         mask_token_id: id of the mask token.
         end_token_ids: the end of a turn, then the padding that follows it.
+        banned_token_ids: ids that decoding never predicts; the mask token is banned besides.
         gen_length: response slots L that the model was made for.
         generation_defaults: decoding settings, arguments of `disp.diffusion.decode.DecodeConfig`.
+        generation_presets: the published settings of one benchmark each, by its name; the same arguments.
+        ratio_floor: the smallest mask ratio of the family's training loss: `noisy_loss` takes t in [0, 1] and masks
+            with probability ``ratio_floor + (1 - ratio_floor) * t``.
+        vision_names: substrings of the names of the vision tower's parameters.
+        projector_names: substrings of the names of the projector's parameters.
     """
 
     tokenizer: PreTrainedTokenizerBase
     mask_token_id: int
     end_token_ids: tuple[int, ...]
+    banned_token_ids: tuple[int, ...] = ()
     gen_length: int
     generation_defaults: dict[str, Any]
+    generation_presets: Mapping[str, Mapping[str, Any]] = {}
+    ratio_floor: float = 0.0
+    vision_names: tuple[str, ...] = ("vision_tower",)
+    projector_names: tuple[str, ...] = ("mm_projector",)
+    # `forward` takes the family's own inputs as keyword arguments; the library's trainer would take them for its own
+    # and stop dividing the loss by the number of accumulated batches.
+    accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
+    main_input_name = "clean"
 
     @property
     def mask_embedding(self) -> Tensor:
         """The embedding of the mask token, float ``[d]``, which also stands in for masked visual tokens."""
         raise NotImplementedError
 
+    def lora_modules(self) -> list[str]:
+        """Full names of the linear layers of the language model, which low-rank adapters are put on."""
+        raise NotImplementedError
+
     def prepare(self, queries: Sequence[Query], features: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
         """Tensors for a batch of queries, on the CPU; the arguments of `embed`.
 
-        With ``features``, what `image_features` returned for each image of the batch, no image is opened.
+        With ``features``, what `image_features` returned for each image of the batch, no image is decoded.
         """
         raise NotImplementedError
 
     def image_features(self, sources: Sequence[ImageSource]) -> list[Tensor]:
-        """What the vision tower makes of each image, on the CPU, to be used many times while the tower is frozen."""
+        """What the vision tower makes of each image of one query, on the CPU, for use while the tower is frozen.
+
+        One tensor an image; the first dimension may differ between images. Some families tile an only image and show
+        several images small, so the images of one query go together.
+        """
         raise NotImplementedError
 
     def embed(self, **inputs: Tensor) -> Prefix:
         """Embed prepared inputs; runs the vision tower and the projector."""
         raise NotImplementedError
 
-    def denoise(self, prefix: Prefix, response: Tensor) -> Tensor:
-        """One pass: response ids int64 ``[B, L]`` (mask id at open slots) to logits ``[B, L, V]``."""
+    def denoise(self, prefix: Prefix, response: Tensor, cache: Any = None) -> Tensor:
+        """One pass: response ids int64 ``[B, L]`` (mask id at open slots) to logits ``[B, L, V]``.
+
+        ``cache`` is what `cache_prefix` returned for the same rows.
+        """
         raise NotImplementedError
+
+    def cache_prefix(self, prefix: Prefix) -> Any:
+        """What the family's published decoder computes of a prefix once; None where it has no such cache.
+
+        Tensors of first dimension B in nested tuples, lists or dicts, or an object with ``select(rows)``, so that
+        the decoder can drop rows that are finished.
+        """
+        return None
+
+    def unconditional(self, prefix: Prefix) -> Prefix:
+        """The prefix of classifier-free guidance's second pass: the mask embedding at every position."""
+        return replace(prefix, embeds=self.mask_embedding.to(prefix.embeds.dtype).expand_as(prefix.embeds))
+
+    def noisy_loss(self, prefix: Prefix, clean: Tensor, ratio: Tensor, uniforms: Tensor) -> Tensor:
+        """The family's training loss of one response a row, a scalar.
+
+        This one is the 1/t-weighted cross-entropy of `disp.diffusion.forward.diffusion_loss`.
+
+        Args:
+            prefix: prompts and visual tokens, B rows.
+            clean: int64 ``[B, L]``, the response.
+            ratio: float ``[B]``, t in [0, 1], before the family's own floor.
+            uniforms: float ``[B, L]`` in [0, 1); decide which tokens are masked.
+        """
+        noised = add_noise(clean, ratio, uniforms, self.mask_token_id)
+        return diffusion_loss(self.denoise(prefix, noised.ids), clean, noised)
 
     def encode_responses(self, responses: Sequence[str], length: int) -> Tensor:
         """Texts to int64 ``[B, length]``: the tokens, an end token, end-of-text padding. Too long is an error."""
@@ -103,11 +168,15 @@ class MDLM(PreTrainedModel):
         """int64 ``[B, L]`` to texts, each cut before its first end token."""
         raise NotImplementedError
 
+    def official_state_dict(self) -> dict[str, Tensor]:
+        """The weights under the names of the published checkpoint."""
+        return self.state_dict()
+
     @torch.no_grad()
     def encode(self, queries: Sequence[Query]) -> Prefix:
         """`prepare`, move to the model's device, `embed`; without gradients."""
         return self.embed(**{name: tensor.to(self.device) for name, tensor in self.prepare(queries).items()})
 
-    def forward(self, response: Tensor, **inputs: Tensor) -> Tensor:
-        """`denoise` of `embed`, in one call, so that wrappers for distributed training see it."""
-        return self.denoise(self.embed(**inputs), response)
+    def forward(self, clean: Tensor, ratio: Tensor, uniforms: Tensor, **inputs: Tensor) -> Tensor:
+        """`noisy_loss` after `embed`, in one call, so that wrappers for distributed training see it."""
+        return self.noisy_loss(self.embed(**inputs), clean, ratio, uniforms)

@@ -77,13 +77,18 @@ class Backbone(nn.Module):
 class LladaV(MDLM):
     """An MDLM in the LLaDA-V arrangement; see `disp.models.interface.MDLM` for what each method promises."""
 
-    config_class = LladaVConfig
+    config_class: type[LladaVConfig] = LladaVConfig
+    backbone_class: type[Backbone] = Backbone
     base_model_prefix = "model"
-    supports_gradient_checkpointing = False
+    # The system message of queries that have none.
+    default_system: str | None = None
+    # Whether a query's only image is moved to the beginning of its message.
+    image_first = False
+    _no_split_modules = ["Block", "TowerBlock"]  # noqa: RUF012  # the library's own class attribute
 
     def __init__(self, config: LladaVConfig):
         super().__init__(config)
-        self.model = Backbone(config)
+        self.model = self.backbone_class(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.mask_token_id = config.mask_token_id
         self.end_token_ids = tuple(config.end_token_ids)
@@ -101,6 +106,14 @@ class LladaV(MDLM):
     def mask_embedding(self) -> Tensor:
         """Float ``[d]``: the embedding of the mask token."""
         return self.model.embed_tokens.weight[self.mask_token_id]
+
+    def lora_modules(self) -> list[str]:
+        """Every linear layer of the blocks; not the head."""
+        return [
+            f"model.layers.{name}"
+            for name, module in self.model.layers.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
 
     # --- text and pixels to tensors -------------------------------------------------------------------------------
 
@@ -145,7 +158,8 @@ class LladaV(MDLM):
         return token_ids
 
     def _token_ids(self, query: Query, first_image: int) -> list[int]:
-        messages = [{"role": "system", "content": query.system}] if query.system else []
+        system = query.system or self.default_system
+        messages = [{"role": "system", "content": system}] if system else []
         for turn in query.history:
             messages.append({"role": "user", "content": turn.prompt})
             messages.append({"role": "assistant", "content": turn.response})
@@ -158,18 +172,25 @@ class LladaV(MDLM):
                 f"{len(query.images)} images; remove the surplus placeholders or add the images"
             )
         user[0]["content"] = f"{IMAGE_PLACEHOLDER}\n" * missing + user[0]["content"]
+        if self.image_first and len(query.images) == 1:
+            holder = next(message for message in user if IMAGE_PLACEHOLDER in message["content"])
+            holder["content"] = f"{IMAGE_PLACEHOLDER}\n" + holder["content"].replace(IMAGE_PLACEHOLDER, "").strip()
         for message in messages:
             message["content"] = self._plain(message["content"])
         for message in user:
             message["content"] = message["content"].replace(IMAGE_PLACEHOLDER, _IMAGE_SLOT)
         text = str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        visual = self.model.vision_tower.grid**2
         ids: list[int] = []
         for index, chunk in enumerate(text.split(_IMAGE_SLOT)):
             if index:
-                ids += [-2 - (first_image + index - 1)] * visual
+                ids += [-2 - (first_image + index - 1)] * self._slots_an_image
             ids += self.tokenizer(chunk, add_special_tokens=False)["input_ids"]
         return ids
+
+    @property
+    def _slots_an_image(self) -> int:
+        """How often an image's placeholder stands in ``token_ids``."""
+        return self.model.vision_tower.grid**2
 
     def _plain(self, text: str) -> str:
         """Text from data, which must not smuggle in control tokens: a space breaks the strings that spell them."""
@@ -249,14 +270,28 @@ class LladaV(MDLM):
             )
         return Prefix(embeds, token_ids != -1, visual_mask, locations)
 
-    def denoise(self, prefix: Prefix, response: Tensor) -> Tensor:
+    def denoise(self, prefix: Prefix, response: Tensor, cache: Any = None) -> Tensor:
         """One denoising pass: int64 ``[B, L]`` to logits ``[B, L, V]``."""
         batch, length = response.shape
         x = torch.cat((prefix.embeds, self.model.embed_tokens(response)), dim=1)
         valid = torch.cat((prefix.attention_mask, prefix.attention_mask.new_ones(batch, length)), dim=1)
-        table, mask = attention_inputs(valid, self.config.head_dim, self.config.rope_theta)
-        for layer in self.model.layers[:-1]:
-            x = layer(x, table, mask, x.shape[1])
         # Only the response's rows of the last layer are ever read; leaving out the others is exact.
-        x = self.model.layers[-1](x, table, mask, length)
-        return self.lm_head(self.model.norm(x))
+        return self.lm_head(self._hidden(x, valid, rows=length))
+
+    def _hidden(self, x: Tensor, valid: Tensor, *, rows: int, mask: Tensor | None = None) -> Tensor:
+        """The language model without its head: ``[B, T, d]`` to the last rows' ``[B, rows, d]``.
+
+        Args:
+            x: embedded tokens.
+            valid: bool ``[B, T]``, false at padding.
+            rows: how many of the last positions are wanted.
+            mask: bool ``[B, 1, T, T]``, which query sees which key, besides padding; None for all.
+        """
+        table, padding = attention_inputs(valid, self.config.head_dim, self.config.rope_theta)
+        if mask is not None:
+            padding = mask if padding is None else padding & mask
+        for layer in self.model.layers[:-1]:
+            x = layer(x, table, padding, x.shape[1])
+        if mask is not None and padding is not None:
+            padding = padding[:, :, x.shape[1] - rows :]
+        return self.model.norm(self.model.layers[-1](x, table, padding, rows))

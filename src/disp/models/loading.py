@@ -1,73 +1,235 @@
-"""Loading and saving models: the built-in one, a local folder, or a LoRA adapter on top of either."""
+"""Loading and saving models: the built-in one, a published checkpoint, or a LoRA adapter on top of either."""
 
 from __future__ import annotations
 
-import json
+import importlib
+import inspect
+import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from disp.errors import DispError, unknown_name
+from disp.files import write_json
+from disp.models.checkpoint import read_json, stored_dtype, weight_files, write_official
 from disp.models.interface import MDLM
 from disp.models.llada_v import LladaV, LladaVConfig
+from disp.models.transformer import use_attention
 
 BUILTIN = "builtin"
-FAMILIES = {LladaVConfig.model_type: (LladaV, LladaVConfig)}
+# Published families: each module has `detect(config)` and `load_official(folder, dtype, device)`. They are imported
+# when a checkpoint is looked at, in this order.
+FAMILIES = {
+    "llada_v": "disp.models.llada_v_official",
+    "lavida": "disp.models.lavida",
+    "mmada": "disp.models.mmada",
+    "dimple": "disp.models.dimple",
+    "diffusion_gemma": "disp.models.diffusion_gemma",
+}
+# What of a hub repository is downloaded: no pickles, no code.
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load_model(name: str | Path = BUILTIN, *, device: str | None = None) -> MDLM:
-    """Load a model for inference, in float32 on a CPU and bfloat16 on a GPU.
+def load_model(
+    name: str | Path = BUILTIN,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    quantization: str | None = None,
+    gen_length: int | None = None,
+) -> MDLM:
+    """Load a model for inference.
 
     Args:
-        name: "builtin", a folder written by `save_model`, or a folder with a PEFT adapter of such a model.
+        name: "builtin"; a folder with a published checkpoint, or one written by `save_model`; a folder with a PEFT
+            adapter of such a model; or a published checkpoint's id on the Hugging Face hub, which is downloaded once
+            (safetensors, JSON and tokenizer files only). A folder needs no network.
         device: where to put it; the first GPU if there is one, otherwise the CPU.
+        dtype: of the weights, "auto" for the checkpoint's own; float32 on a CPU and bfloat16 on a GPU by default.
+        device_map: spread a published model over devices, as accelerate takes it: "auto", or modules to devices.
+        attn_implementation: see `disp.models.transformer.use_attention`.
+        quantization: "4bit" or "8bit" weights of a published model's language model, through bitsandbytes.
+        gen_length: response slots, for training and as the default of decoding, if not the model's own.
 
     Raises:
-        DispError: the folder or a file in it is missing, or the model is of no known family.
+        DispError: a file is missing or does not fit, the model is of no known family, or it cannot be loaded as asked.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    folder = Path(str(resources.files("disp.models") / "builtin")) if str(name) == BUILTIN else Path(name)
+    folder = resolve(name)
+    options = {"device_map": device_map, "quantization": quantization}
     if (folder / "adapter_config.json").is_file():
-        return _load_adapter(folder, device)
-    config = _read_json(folder / "config.json", f"model {str(name)!r}")
-    kind = config.get("model_type", "")
-    if kind not in FAMILIES:
-        raise unknown_name(f"model type in {folder / 'config.json'}:", kind, FAMILIES)
-    if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():
-        raise DispError(f"model {str(name)!r}: no model.safetensors in {folder}; disp reads no other weight format")
-    model_class, _ = FAMILIES[kind]
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, local_files_only=True)
-    return model.to(device).eval()  # type: ignore[arg-type]  # the library's decorator hides `self`
+        model = _load_adapter(folder, None, device=device, dtype=dtype, **options)
+    else:
+        model = _load_whole(folder, str(name), device, _dtype(dtype, folder, device), options)
+    if attn_implementation is not None:
+        use_attention(model, attn_implementation)
+    if gen_length is not None:
+        if gen_length < 1:
+            raise DispError(f"gen_length must be at least 1, got {gen_length}")
+        model.gen_length = gen_length
+        if "steps" in model.generation_defaults:
+            model.generation_defaults["steps"] = gen_length
+    return model.eval()
 
 
-def save_model(model: MDLM, folder: Path) -> None:
-    """Write weights (safetensors), config and tokenizer, so that `load_model` reads them back."""
+def resolve(name: str | Path) -> Path:
+    """The folder of a model: of the built-in one, a local one, or the copy of one on the hub.
+
+    Raises:
+        DispError: there is no such folder, and it is no id of a hub repository or cannot be downloaded.
+    """
+    if str(name) == BUILTIN:
+        return Path(str(resources.files("disp.models") / "builtin"))
+    if Path(name).exists() or isinstance(name, Path) or not _HUB_ID.fullmatch(name):
+        if not Path(name).is_dir():
+            raise DispError(
+                f"model {str(name)!r}: {Path(name)} does not exist or is no folder; give {BUILTIN!r}, a folder with "
+                "config.json and safetensors, or the id of a published checkpoint on the Hugging Face hub"
+            )
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DispError(
+            f"model {name!r} is no local folder and cannot be had from the Hugging Face hub ({reason}); check the "
+            "name, or download the checkpoint on another machine and give its folder"
+        ) from None
+
+
+def family_of(folder: Path) -> str:
+    """The name in `FAMILIES` of the checkpoint in a folder.
+
+    Raises:
+        DispError: config.json is missing, or no family knows it.
+    """
+    config = read_json(folder / "config.json", f"model {folder.name!r}")
+    absent = []
+    for family in FAMILIES:
+        try:
+            module = _module(family)
+        except ModuleNotFoundError as missing:
+            absent.append(f"{family} ({missing})")
+            continue
+        if module.detect(config):
+            return family
+    kind = str(config.get("model_type", ""))
+    error = unknown_name(f"model type in {folder / 'config.json'}:", kind, [LladaVConfig.model_type, *FAMILIES])
+    raise DispError(f"{error} Not available in this installation: {', '.join(absent)}." if absent else str(error))
+
+
+def save_model(model: MDLM, folder: Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
+    """Write weights (safetensors), config and tokenizer, so that `load_model` reads them back.
+
+    A published family is written under its published key names beside the config it came with, so that the published
+    code can load it too.
+
+    Args:
+        model: the MDLM.
+        folder: where to.
+        state_dict: the model's weights, where they have been gathered from several processes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
+    source: Path | None = getattr(model, "source", None)
+    if source is None:
+        model.save_pretrained(folder, state_dict=state_dict)
+    else:
+        official = None
+        if state_dict is not None:
+            official = model.official_state_dict(state_dict)  # type: ignore[call-arg]
+        write_official(model, folder, source, state_dict=official)
+        config = read_json(folder / "config.json")
+        if model.gen_length != config.get("disp", {}).get("gen_length", model.config.gen_length):
+            config["disp"] = {**config.get("disp", {}), "gen_length": model.gen_length}
+            write_json(folder / "config.json", config)
+    if getattr(model, "tokenizer", None) is not None:
+        model.tokenizer.save_pretrained(folder)
 
 
-def _load_adapter(folder: Path, device: str) -> MDLM:
+def merge(model_folder: str | Path, out: Path, base: str | Path | None = None) -> None:
+    """Write a fine-tuned model as one checkpoint with its family's published key names.
+
+    Args:
+        model_folder: an adapter, whose low-rank weights are added to its base, or a whole model.
+        out: folder for the checkpoint.
+        base: the model that an adapter belongs to, if it no longer lies where it was.
+
+    Raises:
+        DispError: the model cannot be loaded, or ``out`` is the folder it is read from.
+    """
+    folder = resolve(model_folder)
+    if out.resolve() == folder.resolve():
+        raise DispError(f"{out} holds the model that is to be merged; write to another folder")
+    if (folder / "adapter_config.json").is_file():
+        model = _load_adapter(folder, base, device="cpu", dtype="auto")
+    elif base is not None:
+        raise DispError(f"{folder} is no adapter (no adapter_config.json), so it takes no base")
+    else:
+        model = _load_whole(folder, str(model_folder), "cpu", stored_dtype(folder), {})
+    save_model(model, out)
+
+
+def _module(family: str) -> ModuleType:
+    return importlib.import_module(FAMILIES[family])
+
+
+def _dtype(dtype: torch.dtype | str | None, folder: Path, device: str) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device == "cpu" else torch.bfloat16
+    if dtype == "auto":
+        return stored_dtype(folder)
+    if isinstance(dtype, str):
+        found = getattr(torch, dtype, None)
+        if not isinstance(found, torch.dtype) or not found.is_floating_point:
+            raise DispError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', got {dtype!r}")
+        return found
+    return dtype
+
+
+def _load_whole(folder: Path, name: str, device: str, dtype: torch.dtype, options: dict[str, Any]) -> MDLM:
+    config = read_json(folder / "config.json", f"model {name!r}")
+    weight_files(folder)
+    if config.get("model_type") == LladaVConfig.model_type:
+        given = [key for key, value in options.items() if value is not None]
+        if given:
+            raise DispError(f"model {name!r} is small and takes no {' or '.join(given)}; leave it out")
+        model: MDLM = LladaV.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, local_files_only=True)
+        return model.to(device)  # type: ignore[arg-type]  # the library's decorator hides `self`
+    family = family_of(folder)
+    load = _module(family).load_official
+    chosen = {key: value for key, value in options.items() if value is not None}
+    unknown = chosen.keys() - inspect.signature(load).parameters.keys()
+    if unknown:
+        raise DispError(f"model {name!r}: {', '.join(sorted(unknown))} is not available for the family {family}")
+    model = load(folder, dtype=dtype, device=device, **chosen)
+    model.source = folder  # type: ignore[assignment]  # no tensor
+    # PEFT writes this name into the adapters that it saves.
+    model.name_or_path = model.config._name_or_path = name
+    return model
+
+
+def _load_adapter(folder: Path, base: str | Path | None, *, device: str, dtype: Any, **options: Any) -> MDLM:
     from peft import PeftModel
 
-    base_name = _read_json(folder / "adapter_config.json", "adapter").get("base_model_name_or_path") or ""
-    base = load_model(base_name, device=device)
-    tokenizer = base.tokenizer
-    merged = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
-    merged.tokenizer = tokenizer
+    base = base or read_json(folder / "adapter_config.json", "adapter").get("base_model_name_or_path") or ""
+    if not str(base):
+        raise DispError(f"adapter {folder}: adapter_config.json does not name its base model")
+    model = load_model(base, device=device, dtype=dtype, **options)
+    merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    for name in ("tokenizer", "source"):
+        if hasattr(model, name):
+            setattr(merged, name, getattr(model, name))
     return merged.eval()
-
-
-def _read_json(path: Path, what: str) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DispError(
-            f"{what}: {path} does not exist; give {BUILTIN!r} or a folder with config.json and model.safetensors"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DispError(f"{what}: {path} cannot be read ({error})") from None

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from disp.errors import DispError, unknown_name
 
 
 class RMSNorm(nn.Module):
@@ -33,7 +38,9 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor
         Two float32 tensors ``[B, 1, T, head_dim]``.
     """
     steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
-    angles = positions[..., None].float() * theta ** (-steps / head_dim)
+    # One over a power, not a negative power: the rounding that Llama's models were trained with. At position 2000 the
+    # other way is off by 1e-4 of an angle.
+    angles = positions[..., None].float() * (1.0 / theta ** (steps / head_dim))
     angles = torch.cat((angles, angles), dim=-1)[:, None]
     return angles.cos(), angles.sin()
 
@@ -45,12 +52,68 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, implementation: str = "sdpa") -> Tensor:
+    """Attention with the kernel that `use_attention` names.
+
+    Args:
+        query: ``[B, H, R, head_dim]``.
+        key: ``[B, G, T, head_dim]``, G a divisor of H.
+        value: ``[B, G, T, head_dim]``.
+        mask: bool, broadcast to ``[B, H, R, T]``, true where a query sees a key; None for everywhere.
+        implementation: "sdpa", "flash" or "eager".
+
+    Returns:
+        ``[B, H, R, head_dim]``.
+    """
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and (mask is not None or implementation == "eager"):
+        # The kernels that take a mask do not take grouped heads, and what stands in for them is far slower.
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+        grouped = False
+    if implementation == "eager":
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+    if implementation == "flash" and mask is None:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(query, key, value, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+
+
+def use_attention(model: nn.Module, implementation: str) -> None:
+    """Choose the attention kernel of a model.
+
+    Args:
+        model: a model built of these blocks, or with parts of `transformers` that know the same names.
+        implementation: "sdpa" lets torch choose; "flash" (or "flash_attention_2") is torch's flash kernel, an error
+            where it cannot run, except for batches with padding, which no flash kernel of torch takes: they go the
+            way of "sdpa"; "eager" is plain matrix products.
+
+    Raises:
+        DispError: the name is unknown, or a part of the model does not know it.
+    """
+    names = {"sdpa": "sdpa", "flash": "flash", "flash_attention_2": "flash", "eager": "eager"}
+    if implementation not in names:
+        raise unknown_name("attn_implementation", implementation, names)
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.implementation = names[implementation]
+        elif module is not model and isinstance(module, PreTrainedModel):
+            library_name = "flash_attention_2" if names[implementation] == "flash" else implementation
+            try:
+                module.set_attn_implementation(library_name)
+            except (ImportError, ValueError) as error:
+                raise DispError(f"attn_implementation {implementation!r}: {error}") from None
+
+
 class Attention(nn.Module):
     """Bidirectional attention with grouped key and value heads; queries may be fewer than keys."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, qkv_bias: bool):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.implementation = "sdpa"  # see `use_attention`
         self.q_proj = nn.Linear(width, heads * head_dim, bias=qkv_bias)
         self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=qkv_bias)
         self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=qkv_bias)
@@ -64,9 +127,7 @@ class Attention(nn.Module):
         value = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
         query = rotate(query, (table[0][:, :, length - rows :], table[1][:, :, length - rows :]))
         key = rotate(key, table)
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, enable_gqa=self.heads != self.kv_heads
-        )  # [B, H, rows, head_dim]
+        out = attend(query, key, value, mask, self.implementation)  # [B, H, rows, head_dim]
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -83,8 +144,8 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class Block(nn.Module):
-    """One pre-norm layer."""
+class Block(GradientCheckpointingLayer):
+    """One pre-norm layer; its activations can be recomputed in the backward pass."""
 
     def __init__(self, config):
         super().__init__()

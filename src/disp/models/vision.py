@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 class Embeddings(nn.Module):
@@ -59,8 +60,8 @@ class TowerMLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
-class TowerBlock(nn.Module):
-    """One pre-norm layer of the tower."""
+class TowerBlock(GradientCheckpointingLayer):
+    """One pre-norm layer of the tower; its activations can be recomputed in the backward pass."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float):
         super().__init__()

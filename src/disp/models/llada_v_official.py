@@ -1,0 +1,496 @@
+"""Published LLaDA-V checkpoints (GSAI-ML/LLaDA-V, arXiv 2505.16933).
+
+The same arrangement as the built-in model, with what the published one adds to it: pictures of any resolution as
+tiles, a newline vector after each row of visual tokens, Llama's role headers, its own training loss and key names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from disp.data.sample import ImageSource, Query, open_image
+from disp.errors import DispError
+from disp.models.anyres import Merged, grid_of, merge_tiles, pad_to_square, parse_pinpoints, single_tile, tile_image
+from disp.models.checkpoint import assemble, read_json, read_weights
+from disp.models.interface import Prefix
+from disp.models.llada_v import Backbone, LladaV, LladaVConfig
+
+# siglip2-so400m-patch14-384, whose last layer the checkpoints leave out. Their config names the tower but not its
+# sizes.
+SIGLIP = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
+# Name, token and id of the special tokens. The ids of a folder's own tokenizer come before these.
+SPECIAL_TOKENS = {
+    "mask": ("<|mdm_mask|>", 126336),
+    "bos": ("<|startoftext|>", 126080),
+    "eos": ("<|endoftext|>", 126081),
+    "start_header": ("<|start_header_id|>", 126346),
+    "end_header": ("<|end_header_id|>", 126347),
+    "eot": ("<|eot_id|>", 126348),
+}
+SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+CHAT_TEMPLATE = (
+    "<|startoftext|>{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+# Smallest masking probability of the published loss.
+MIN_RATIO = 1e-3
+IGNORED = -100
+IMAGE_ID = -200
+
+_TOWER = "model.vision_tower.vision_tower.vision_model."
+
+
+class LladaVOfficialConfig(LladaVConfig):
+    """Sizes and geometry of a published LLaDA-V; see `from_official`.
+
+    ``token_ids`` holds the ids of `SPECIAL_TOKENS`; ``pinpoints`` the sizes that a picture may be tiled to, and
+    ``max_ratio_sq`` how many tiles' tokens it may become.
+    """
+
+    model_type = "disp_llada_v_official"
+
+    def __init__(
+        self,
+        token_ids: Mapping[str, int] | None = None,
+        pinpoints: Sequence[Sequence[int]] = ((384, 384),),
+        max_ratio_sq: int | None = None,
+        **kwargs: Any,
+    ):
+        self.token_ids = {**{name: number for name, (_, number) in SPECIAL_TOKENS.items()}, **(token_ids or {})}
+        kwargs.setdefault("vision", dict(SIGLIP))
+        kwargs["mask_token_id"] = self.token_ids["mask"]
+        kwargs["end_token_ids"] = (self.token_ids["eot"], self.token_ids["eos"])
+        super().__init__(**kwargs)
+        self.pinpoints = [list(pair) for pair in pinpoints]
+        self.max_ratio_sq = max_ratio_sq
+
+    @property
+    def candidates(self) -> list[tuple[int, int]]:
+        """``pinpoints`` as pairs; a config read from JSON holds lists."""
+        return [(width, height) for width, height in self.pinpoints]
+
+    @classmethod
+    def from_official(
+        cls, config: Mapping[str, Any], vision: Mapping[str, Any] | None = None, **token_ids: int
+    ) -> LladaVOfficialConfig:
+        """The config of a checkpoint.
+
+        Args:
+            config: the published ``config.json``. A section ``"disp"``, which the published code does not read, may
+                hold ``gen_length`` and ``token_ids``.
+            vision: sizes of the vision tower before its last layer is left out; SigLIP-so400m's by default.
+            token_ids: ids under the names of `SPECIAL_TOKENS`, where they are not the published ones.
+
+        Raises:
+            DispError: the config asks for something that no published LLaDA-V has.
+        """
+        for name, value, expected in (
+            ("mm_projector_type", config.get("mm_projector_type", "mlp2x_gelu"), ("mlp2x_gelu",)),
+            ("hidden_act", config.get("hidden_act", "silu"), ("silu",)),
+            ("mm_patch_merge_type", config.get("mm_patch_merge_type", "spatial_unpad"), ("spatial_unpad",)),
+        ):
+            if value not in expected:
+                raise DispError(f"config.json: {name} {value!r} is not supported for LLaDA-V; expected {expected[0]!r}")
+        extra = config.get("disp", {})
+        vision = {**SIGLIP, **{name: value for name, value in (vision or {}).items() if name in SIGLIP}}
+        vision["num_hidden_layers"] -= 1
+        aspect = str(config.get("image_aspect_ratio", "anyres_max_4"))
+        ratio = re.fullmatch(r"anyres(?:_max_(\d+))?", aspect)
+        if ratio is None:
+            raise DispError(f"config.json: image_aspect_ratio {aspect!r} is not supported; expected 'anyres_max_4'")
+        rope = config.get("rope_parameters") or {}
+        ids = {**extra.get("token_ids", {}), **token_ids}
+        length = extra.get("gen_length", 128)
+        return cls(
+            token_ids=ids,
+            pinpoints=parse_pinpoints(config.get("image_grid_pinpoints", "(1x1),...,(6x6)"), vision["image_size"]),
+            max_ratio_sq=int(ratio[1]) if ratio[1] else None,
+            vocab_size=config["vocab_size"],
+            hidden_size=config["hidden_size"],
+            intermediate_size=config["intermediate_size"],
+            num_hidden_layers=config["num_hidden_layers"],
+            num_attention_heads=config["num_attention_heads"],
+            num_key_value_heads=config.get("num_key_value_heads"),
+            attention_bias=config.get("attention_bias", False),
+            rope_theta=config.get("rope_theta") or rope.get("rope_theta") or 500_000.0,
+            rms_norm_eps=config.get("rms_norm_eps", 1e-5),
+            initializer_range=config.get("initializer_range", 0.02),
+            vision=vision,
+            gen_length=length,
+            generation={"steps": length},
+        )
+
+
+class OfficialBackbone(Backbone):
+    """The parts under the ``model.`` prefix: the built-in model's and the newline vector."""
+
+    def __init__(self, config: LladaVOfficialConfig):
+        super().__init__(config)
+        self.image_newline = nn.Parameter(torch.zeros(config.hidden_size))
+
+
+class LladaVOfficial(LladaV):
+    """A published LLaDA-V; see `disp.models.interface.MDLM` for what each method promises.
+
+    Attributes:
+        unused_weights: what the checkpoint holds and the model never reads, to be written back with it.
+    """
+
+    config_class = LladaVOfficialConfig
+    backbone_class = OfficialBackbone
+    config: LladaVOfficialConfig
+    default_system = SYSTEM
+    image_first = True
+    ratio_floor = MIN_RATIO
+    generation_presets: Mapping[str, Mapping[str, Any]] = {
+        "multiple_choice": {"gen_length": 2, "block_length": 2, "steps": 2},
+        "chartqa": {"gen_length": 16, "block_length": 16, "steps": 16, "stop": ("\n",)},
+        "docvqa": {"gen_length": 32, "block_length": 32, "steps": 16},
+        "infovqa": {"gen_length": 32, "block_length": 32, "steps": 16},
+        "mathvista": {"gen_length": 96, "block_length": 96, "steps": 48},
+        "mathverse": {"gen_length": 64, "block_length": 64, "steps": 32},
+    }
+
+    def __init__(self, config: LladaVOfficialConfig):
+        super().__init__(config)
+        ids = config.token_ids
+        # The end of text is banned too: only the end of turn ends an answer.
+        self.banned_token_ids = tuple(ids[name] for name in ("eos", "bos", "start_header", "end_header"))
+        self.generation_defaults.setdefault("stop", ((ids["eot"],),))
+        self.unused_weights: dict[str, Tensor] = {}
+
+    # --- text and pixels to tensors -------------------------------------------------------------------------------
+
+    def prepare(self, queries: Sequence[Query], features: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+        """Tokenize and tile a batch of queries.
+
+        Returns:
+            ``token_ids`` int64 ``[B, P']``, left-padded with -1, where image i of the batch stands as ``-2 - i``;
+            ``sizes`` int64 ``[images, 2]``, width and height, or 0 where an image shares its query with others and is
+            one padded tile; and for all tiles of all images ``pixels`` uint8 ``[tiles, 3, S, S]``, or ``features``
+            float ``[tiles, N, d_vision]``.
+        """
+        inputs = {"token_ids": self._prepare_text(queries)}
+        sizes = [_size(source) if len(query.images) == 1 else (0, 0) for query in queries for source in query.images]
+        inputs["sizes"] = torch.tensor(sizes, dtype=torch.int64).view(-1, 2)
+        if features:
+            return {**inputs, "features": torch.cat(list(features))}
+        return {**inputs, "pixels": _joined([tile for query in queries for tile in self._tiles(query.images)], self)}
+
+    def _tiles(self, sources: Sequence[ImageSource]) -> list[Tensor]:
+        """uint8 ``[tiles, 3, S, S]`` of each image of one query."""
+        size = self.model.vision_tower.image_size
+        if len(sources) == 1:
+            return [tile_image(open_image(sources[0]), self.config.candidates, size)]
+        return [pad_to_square(open_image(source), size) for source in sources]
+
+    @torch.no_grad()
+    def image_features(self, sources: Sequence[ImageSource]) -> list[Tensor]:
+        """The tower's output float ``[tiles, N, d_vision]`` for each image of one query, on the CPU."""
+        return [self._vision_features(tiles.to(self.device)).cpu() for tiles in self._tiles(sources)]
+
+    @property
+    def _slots_an_image(self) -> int:
+        return 1
+
+    # --- tensors to logits ----------------------------------------------------------------------------------------
+
+    def embed(  # type: ignore[override]  # the inputs' names are the family's own
+        self,
+        token_ids: Tensor,
+        sizes: Tensor | None = None,
+        pixels: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> Prefix:
+        """Embed prepared inputs; the arguments are the values that `prepare` returns."""
+        images: list[Merged] = []
+        if sizes is not None and len(sizes):
+            if features is None:
+                if pixels is None:
+                    raise ValueError("placeholders of images need `pixels` or `features`")
+                features = self._vision_features(pixels)
+            images = self._merged(self.model.mm_projector(features.to(self.dtype)), sizes.tolist())
+        return self._spliced(token_ids, images)
+
+    def splice(self, prompt_ids: Tensor, images: Sequence[Image.Image], features: Tensor | None = None) -> Prefix:
+        """A prefix of one row from ids int64 ``[P']`` with -200 at each of the images, as the published code has it.
+
+        With ``features``, the tower's output float ``[tiles, N, d_vision]`` for all tiles, the tower is not run.
+
+        Raises:
+            DispError: the number of placeholders is not that of the images.
+        """
+        places = (prompt_ids == IMAGE_ID).nonzero()[:, 0]
+        if len(places) != len(images):
+            raise DispError(f"{len(places)} image placeholders ({IMAGE_ID}) in the ids for {len(images)} images")
+        token_ids = prompt_ids.clone()
+        token_ids[places] = -2 - torch.arange(len(images))
+        sizes = [image.size if len(images) == 1 else (0, 0) for image in images]
+        table = torch.tensor(sizes, dtype=torch.int64).view(-1, 2).to(self.device)
+        if features is not None:
+            return self.embed(token_ids[None].to(self.device), table, features=features)
+        pixels = _joined(self._tiles(list(images)), self).to(self.device)
+        return self.embed(token_ids[None].to(self.device), table, pixels)
+
+    def _merged(self, tokens: Tensor, sizes: Sequence[Sequence[int]]) -> list[Merged]:
+        """Projected tiles of all images ``[tiles, N, d]`` to each image's tokens."""
+        side, newline = self.model.vision_tower.image_size, self.model.image_newline.to(tokens.device)
+        images, first = [], 0
+        for width, height in sizes:
+            if not width:
+                images.append(single_tile(tokens[first], newline))
+                first += 1
+                continue
+            grid = grid_of((width, height), self.config.candidates, side)
+            count = 1 + grid[0] * grid[1]
+            tiles = tokens[first : first + count]
+            images.append(merge_tiles(tiles, (width, height), grid, newline, self.config.max_ratio_sq))
+            first += count
+        return images
+
+    def _spliced(self, token_ids: Tensor, images: Sequence[Merged]) -> Prefix:
+        """Rows of text and images, left-padded to one length."""
+        embeds = self.model.embed_tokens(token_ids.clamp(min=0))
+        rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        for row, ids in enumerate(token_ids.tolist()):
+            parts: list[tuple[Tensor, Tensor, Tensor]] = []
+            start = next((place for place, token in enumerate(ids) if token != -1), len(ids))
+            first_image: int | None = None
+            for place in [*(place for place, token in enumerate(ids) if token < -1), len(ids)]:
+                text = embeds[row, start:place]
+                nowhere = torch.full((len(text), 4), -1, device=embeds.device)
+                parts.append((text, nowhere, nowhere[:, 0] >= 0))
+                if place < len(ids):
+                    index = -2 - ids[place]
+                    first_image = index if first_image is None else first_image
+                    tokens, locations, visual = images[index]
+                    number = torch.full_like(locations[:, :1], index - first_image).where(visual[:, None], -1)
+                    parts.append(
+                        (
+                            tokens.to(embeds),
+                            torch.cat((number, locations), dim=1).to(embeds.device),
+                            visual.to(embeds.device),
+                        )
+                    )
+                start = place + 1
+            joined = [torch.cat(column) for column in zip(*parts, strict=True)]
+            rows.append((joined[0], joined[1], joined[2]))
+        longest = max(len(tokens) for tokens, _, _ in rows)
+        gaps = [longest - len(tokens) for tokens, _, _ in rows]
+        return Prefix(
+            torch.stack([F.pad(tokens, (0, 0, gap, 0)) for (tokens, _, _), gap in zip(rows, gaps, strict=True)]),
+            torch.stack([torch.arange(longest, device=embeds.device) >= gap for gap in gaps]),
+            torch.stack([F.pad(visual, (gap, 0)) for (_, _, visual), gap in zip(rows, gaps, strict=True)]),
+            torch.stack(
+                [F.pad(places, (0, 0, gap, 0), value=-1) for (_, places, _), gap in zip(rows, gaps, strict=True)]
+            ),
+        )
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def noisy_loss(self, prefix: Prefix, clean: Tensor, ratio: Tensor, uniforms: Tensor) -> Tensor:
+        """`sequence_loss` with the response supervised, its end of turn included and the padding after it left out."""
+        eot, padding = self.end_token_ids
+        ended = (clean == eot).cumsum(1) - (clean == eot).long()  # turns that ended before each token
+        present = (ended == 0) | (clean != padding)
+        before = torch.full(prefix.attention_mask.shape, IGNORED, device=clean.device)
+        return self.sequence_loss(
+            torch.cat((prefix.embeds, self.model.embed_tokens(clean)), dim=1),
+            torch.cat((before, clean.where(present, IGNORED)), dim=1),
+            ratio,
+            torch.cat((torch.ones(before.shape, device=clean.device), uniforms.float()), dim=1),
+            torch.cat((prefix.attention_mask, present), dim=1),
+        )
+
+    def sequence_loss(
+        self,
+        embeds: Tensor,
+        labels: Tensor,
+        ratio: Tensor,
+        uniforms: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        conversation_mask: bool = False,
+    ) -> Tensor:
+        """The published training loss on whole sequences.
+
+        Each supervised token is masked with probability p = (1 - 0.001) t + 0.001; the loss is the cross-entropy of
+        the masked ones over p, summed, over the number of supervised tokens of the row, averaged over rows.
+
+        Args:
+            embeds: float ``[B, T, d]``, prompts, images and answers.
+            labels: int64 ``[B, T]``, -100 where nothing is supervised. The published labels supervise every special
+                token of system and user turns as well.
+            ratio: float ``[B]``, t.
+            uniforms: float ``[B, T]``.
+            attention_mask: bool ``[B, T]``, false at padding; None for no padding.
+            conversation_mask: let a turn see itself and earlier turns only, see `turns_of`.
+        """
+        # 1. Which tokens are masked.
+        supervised = labels != IGNORED
+        probability = ((1 - MIN_RATIO) * ratio.float() + MIN_RATIO)[:, None].expand_as(uniforms)
+        masked = supervised & (uniforms < probability)
+        noisy = torch.where(masked[..., None], self.mask_embedding.to(embeds.dtype), embeds)
+        # 2. Who sees whom.
+        valid = torch.ones_like(supervised) if attention_mask is None else attention_mask
+        mask = None
+        if conversation_mask:
+            turns = turns_of(labels, self.config.token_ids["start_header"])
+            mask = (turns[:, None, :] <= turns[:, :, None])[:, None]
+        # 3. Logits of the masked tokens only: with a large vocabulary the others' would take most of the memory.
+        hidden = self._hidden(noisy, valid, rows=noisy.shape[1], mask=mask)
+        logits = self.lm_head(hidden[masked]).float()
+        losses = F.cross_entropy(logits, labels[masked], reduction="none") / probability[masked]
+        # 4. By row.
+        counts = supervised.sum(-1, keepdim=True).clamp(min=1).expand_as(masked)[masked]
+        return (losses / counts).sum() / len(labels)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def official_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The weights, or those of ``state_dict``, under the published names."""
+        weights = self.state_dict() if state_dict is None else state_dict
+        return {official_key(name): tensor for name, tensor in weights.items()} | self.unused_weights
+
+
+def _size(source: ImageSource) -> tuple[int, int]:
+    """(width, height) of a picture, from a file's header alone."""
+    if isinstance(source, Image.Image):
+        return source.size
+    try:
+        with Image.open(source) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return open_image(source).size  # which names what is wrong
+
+
+def _joined(tiles: Sequence[Tensor], model: LladaVOfficial) -> Tensor:
+    """uint8 ``[tiles, 3, S, S]`` of all images."""
+    size = model.model.vision_tower.image_size
+    return torch.cat(list(tiles)) if tiles else torch.zeros((0, 3, size, size), dtype=torch.uint8)
+
+
+def turns_of(labels: Tensor, start_header: int) -> Tensor:
+    """The number of the turn that each token belongs to, int64 ``[B, T]``, read off published labels.
+
+    System message and first exchange are turn 0; each user message after an assistant's begins the next one. A message
+    begins with a supervised start header, and is the assistant's if the role that follows is supervised too.
+    """
+    begins = labels == start_header
+    assistant = begins & (F.pad(labels[:, 1:], (0, 1), value=IGNORED) != IGNORED)
+    turns = torch.zeros_like(labels)
+    for row in range(len(labels)):
+        turn, answered = 0, False
+        starts = begins[row].nonzero()[:, 0].tolist()
+        for start in starts:
+            if assistant[row, start]:
+                answered = True
+            elif answered:
+                turn, answered = turn + 1, False
+            turns[row, start:] = turn
+    return turns
+
+
+def model_key(name: str) -> str:
+    """A published key as the model's own."""
+    if not name.startswith(_TOWER):
+        return name
+    return "model.vision_tower." + name.removeprefix(_TOWER).removeprefix("encoder.")
+
+
+def official_key(name: str) -> str:
+    """The model's key as the published one."""
+    if not name.startswith("model.vision_tower."):
+        return name
+    rest = name.removeprefix("model.vision_tower.")
+    return _TOWER + (f"encoder.{rest}" if rest.startswith("layers.") else rest)
+
+
+def detect(config: Mapping[str, Any]) -> bool:
+    """Whether a published ``config.json`` is that of a LLaDA-V: LaViDa has the same model type, other field names."""
+    return (
+        config.get("model_type") in ("llava_llada", "llada")
+        and {
+            "hidden_size",
+            "num_hidden_layers",
+            "mm_vision_tower",
+        }
+        <= config.keys()
+    )
+
+
+def load_official(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    *,
+    token_ids: Mapping[str, int] | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantization: str | None = None,
+) -> LladaVOfficial:
+    """Load a published checkpoint, or one of the same layout.
+
+    Args:
+        folder: config.json, safetensors and, where it is to read texts, the tokenizer's files; vision_config.json
+            where the tower is not SigLIP-so400m.
+        dtype: of the weights.
+        device: where they go.
+        token_ids: ids under the names of `SPECIAL_TOKENS` that differ from the published ones; needed only where the
+            folder has neither a tokenizer nor these ids in its config.
+        device_map: see `disp.models.checkpoint.assemble`.
+        quantization: see `disp.models.checkpoint.assemble`; of the language model's layers.
+
+    Raises:
+        DispError: the config is not that of a LLaDA-V, or keys are missing or surplus.
+    """
+    config, vision = read_json(folder / "config.json"), None
+    if (folder / "vision_config.json").is_file():
+        vision = read_json(folder / "vision_config.json")
+    tokenizer = None
+    found: dict[str, int] = {}
+    if (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=LladaVOfficialConfig(), local_files_only=True)
+        known = tokenizer.get_vocab()
+        found = {name: known[token] for name, (token, _) in SPECIAL_TOKENS.items() if token in known}
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = CHAT_TEMPLATE
+    own = config.get("disp", {}).get("token_ids", {})
+    sizes = LladaVOfficialConfig.from_official(config, vision, **{**found, **own, **(token_ids or {})})
+    layers = sizes.vision["num_hidden_layers"]
+    model, unused = assemble(
+        lambda: LladaVOfficial(sizes),
+        read_weights(folder),
+        model_key,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        quantization=quantization,
+        quantized=lambda name: name.startswith("model.layers."),
+        # Never read: the norm and the pooling head behind the tower, and its last layer where it was kept.
+        ignore=(rf"{re.escape(_TOWER)}(post_layernorm|head|encoder\.layers\.{layers})\..*",),
+        what=str(folder),
+    )
+    model.unused_weights = unused
+    if tokenizer is not None:
+        model.tokenizer = tokenizer
+    return model

@@ -1,0 +1,217 @@
+"""How many bytes each step needs, from the sizes alone.
+
+What autograd keeps was read off the operations of `disp.models.transformer`: normalisation keeps its input, attention
+keeps queries, keys, values and output, the gated layer keeps the gate, its activation and the other factor. Matrices
+whose weights are frozen keep nothing. Attention is taken to be a fused kernel, which keeps no probabilities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from disp.planning.sizes import LanguageSizes, Sizes
+
+FLOAT32 = 4
+# Adam keeps two moments of each trained weight.
+MOMENTS = 2
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The shape of one pass.
+
+    Attributes:
+        count: B, sequences.
+        prefix: P, positions of the longest prefix.
+        response: L.
+        visual: visual tokens and separators of one sequence.
+        tiles: pictures that the tower sees for one sequence.
+    """
+
+    count: int
+    prefix: int
+    response: int
+    visual: int
+    tiles: int
+
+    @property
+    def length(self) -> int:
+        """Positions of a sequence."""
+        return self.prefix + self.response
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one step at its peak.
+
+    Attributes:
+        weights: the model's weights.
+        activations: everything that the pass itself makes: what is kept for the backward pass, and what is in work.
+        gradients: of the trained weights, where they are held beside the activations.
+        optimiser: the optimiser's moments.
+    """
+
+    weights: int
+    activations: int
+    gradients: int = 0
+    optimiser: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.activations + self.gradients + self.optimiser
+
+
+def weight_bytes(sizes: Sizes, parameters: int, itemsize: int, bits: int | None = None) -> int:
+    """Bytes of the weights.
+
+    Args:
+        sizes: the model's sizes.
+        parameters: all weights.
+        itemsize: bytes of a weight.
+        bits: 8 or 4 where the matrices of the language model's layers are quantized.
+    """
+    if bits is None:
+        return parameters * itemsize
+    matrices = sizes.language.linear_parameters
+    # Four bits: a scale of 32 bits for each 64 weights. Eight bits: one for each row, which is next to nothing.
+    quantized = matrices * (bits + (0.5 if bits == 4 else 0)) / 8
+    return int(quantized) + (parameters - matrices) * itemsize
+
+
+def encoding_bytes(sizes: Sizes, rows: Rows, itemsize: int) -> int:
+    """Peak of the vision tower and the projector without gradients, for all pictures of a batch."""
+    tower, width, tiles = sizes.tower, sizes.language.width, rows.count * rows.tiles
+    layer = tower.patches * (5 * tower.width + 2 * tower.hidden)
+    project = sizes.projected * (tower.width + 3 * width)
+    embeds = rows.count * rows.prefix * width
+    return itemsize * (tiles * max(tower.stem, layer, project) + 2 * embeds)
+
+
+def decoding_bytes(sizes: Sizes, rows: Rows, itemsize: int, *, cached: bool = False, guided: bool = False) -> int:
+    """Peak of a denoising step without gradients, the prefix included.
+
+    Args:
+        sizes: the model's sizes.
+        rows: the batch.
+        itemsize: bytes of an activation.
+        cached: whether keys and values of the prefix are kept.
+        guided: whether a second pass without the prompt is made (classifier-free guidance).
+    """
+    language = sizes.language
+    tokens, slots = rows.count * rows.length, rows.count * rows.response
+    heads = (language.heads + 2 * language.kv_heads) * language.head_dim
+    # One layer: the residual stream and copies of it, and the larger of attention and the gated layer.
+    layer = itemsize * tokens * (5 * language.width + max(2 * heads, 3 * language.hidden))
+    # The logits, in 32 bits where they were not, and twice in 64 for the confidence.
+    logits = slots * language.vocab * (itemsize + (FLOAT32 if itemsize < FLOAT32 else 0) + 2 * 8)
+    logits += slots * language.vocab * FLOAT32 * guided
+    prefix = itemsize * rows.count * rows.prefix * language.width * (2 if guided else 1)
+    cache = itemsize * rows.count * rows.prefix * language.layers * 2 * language.kv_heads * language.head_dim
+    return prefix + max(layer, logits) + cache * cached * (2 if guided else 1)
+
+
+def saliency_bytes(sizes: Sizes, rows: Rows, itemsize: int) -> int:
+    """Peak of Fisher-Jacobian saliency: one graph without weights, and one probe's backward pass at a time."""
+    language = sizes.language
+    tokens, slots = rows.count * rows.length, rows.count * rows.response
+    kept = sum(_kept(language, rows, itemsize, trained=False))
+    # The leaf, the direction of the mask embedding, and the sum of squares of one product.
+    leaves = rows.count * rows.prefix * language.width * (2 * itemsize + FLOAT32)
+    # Logits, probabilities, and of one probe its signs, the factor's product and a copy in work; 32 bits each.
+    logits = slots * language.vocab * (itemsize + 4 * FLOAT32)
+    return kept + leaves + logits + _backward_work(language, tokens, itemsize)
+
+
+def training_memory(
+    sizes: Sizes,
+    rows: Rows,
+    itemsize: int,
+    weights: int,
+    trained: int,
+    *,
+    method: str,
+    rank: int = 16,
+    checkpointing: bool = False,
+    accumulation: int = 1,
+) -> Memory:
+    """Peak of a whole training step.
+
+    Gradients come up while activations go away, so that the larger of the two counts; where gradients are summed over
+    several batches, both.
+
+    Args:
+        sizes: the model's sizes.
+        rows: the batch, with as many rows as there are responses.
+        itemsize: bytes of an activation and of a weight.
+        weights: bytes of the weights.
+        trained: trained weights.
+        method: "full", "lora" or "projector", see `disp.training.TrainConfig`.
+        rank: of the adapters.
+        checkpointing: whether each layer's activations are computed again in the backward pass.
+        accumulation: batches a step.
+    """
+    language = sizes.language
+    rows = replace(rows, count=rows.count * sizes.loss_rows)
+    tokens, slots = rows.count * rows.length, rows.count * rows.response
+    # 1. What the layers keep, and the part of it that is gone once the last layer is behind.
+    layers, last = _kept(language, rows, itemsize, trained=method == "full", rank=rank if method == "lora" else 0)
+    work = _backward_work(language, tokens, itemsize)
+    if checkpointing:
+        work += layers // max(1, language.layers - 1)
+        layers = itemsize * tokens * language.layers * language.width
+    # 2. The projector's hidden layer and its activation, the prefix, and the logits with their gradients.
+    projector = itemsize * rows.count * rows.tiles * sizes.projected * 2 * language.width
+    prefix = itemsize * rows.count * rows.prefix * language.width
+    logits = slots * language.vocab * (2 * FLOAT32 + (2 * itemsize if itemsize < FLOAT32 else FLOAT32))
+    activations = layers + projector + prefix + max(last + logits, work)
+    # 3. Adapters, and the copy of the projector that is trained beside them, come on top; adapters are in 32 bits.
+    added = language.adapter_parameters(rank) if method == "lora" else 0
+    copied = sizes.projector_parameters if method == "lora" else 0
+    gradients = (trained - added) * itemsize + added * FLOAT32
+    held = gradients if accumulation > 1 else max(0, gradients + work - activations)
+    return Memory(weights + added * FLOAT32 + copied * itemsize, activations, held, MOMENTS * gradients)
+
+
+def trained_parameters(sizes: Sizes, parameters: int, method: str, rank: int, train_vision: bool) -> int:
+    """How many weights a training method trains; ``parameters`` is all that the model has."""
+    tower = sizes.tower.parameters
+    language = {
+        "full": parameters - tower - sizes.projector_parameters,
+        "lora": sizes.language.adapter_parameters(rank),
+        "projector": 0,
+    }[method]
+    return language + sizes.projector_parameters + (tower if train_vision else 0)
+
+
+def _kept(language: LanguageSizes, rows: Rows, itemsize: int, *, trained: bool, rank: int = 0) -> tuple[int, int]:
+    """Bytes that autograd keeps of all layers but the last, and of that one, mostly for the response's rows."""
+    query, key = language.heads * language.head_dim, language.kv_heads * language.head_dim
+    # What stands for each position, and what only for those that the layer's output is wanted of. Normalisation is in
+    # 32 bits, and keeps one number a position besides; so does attention for each head.
+    every = max(itemsize, FLOAT32) * language.width + FLOAT32 + itemsize * 2 * key
+    wanted = max(itemsize, FLOAT32) * language.width + FLOAT32 * (1 + language.heads)
+    wanted += itemsize * (2 * query + 3 * language.hidden)
+    if trained:  # normalisation keeps its output before the weight is applied
+        every += itemsize * language.width
+        wanted += itemsize * language.width
+    if trained or rank:
+        # Matrices that are trained, or have adapters, keep their inputs.
+        if rank and itemsize < FLOAT32:  # adapters are in 32 bits and read a copy of their own each
+            every += FLOAT32 * 2 * language.width
+            wanted += FLOAT32 * (3 * language.width + query + language.hidden)
+        else:
+            every += itemsize * language.width
+            wanted += itemsize * (language.width + language.hidden)
+        every += FLOAT32 * 2 * rank
+        wanted += FLOAT32 * 5 * rank
+    tokens, slots = rows.count * rows.length, rows.count * rows.response
+    whole = (language.layers - 1) * tokens * (every + wanted)
+    last = tokens * every + slots * wanted
+    final = slots * (max(itemsize, FLOAT32) + itemsize * trained) * language.width
+    return whole, last + final
+
+
+def _backward_work(language: LanguageSizes, tokens: int, itemsize: int) -> int:
+    """The gradients in work in one layer: three of the gated layer, two of the residual stream."""
+    return itemsize * tokens * (3 * language.hidden + 2 * language.width)

@@ -1,0 +1,157 @@
+"""How many forward and backward passes of the model each step of a run makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from disp.auditing.audit import AuditConfig
+from disp.diffusion.decode import DecodeConfig
+from disp.purification.purify import PurifyConfig
+from disp.training import TrainConfig
+
+# Rows a forward pass of `disp.purification.support.counterfactual_scores`.
+COUNTERFACTUAL_ROWS = 64
+# Samples whose answers an audit shows, and those that it masks at random for comparison, at most.
+SHOWN_SAMPLES, CONTROL_SAMPLES = 232, 32
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes through the language model.
+
+    Attributes:
+        forward: forward passes, calls of `MDLM.denoise`.
+        backward: backward passes.
+        rows: sequences in all forward passes together: what the time goes with.
+        at_most: whether fewer are possible, because decoding may end early or because what is rewritten depends on
+            what is found.
+    """
+
+    forward: int
+    backward: int
+    rows: int
+    at_most: bool = False
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(
+            self.forward + other.forward,
+            self.backward + other.backward,
+            self.rows + other.rows,
+            self.at_most or other.at_most,
+        )
+
+
+NONE = Passes(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One assistant turn of the data.
+
+    Attributes:
+        turn: its index in its sample.
+        visual: visual tokens of its sample.
+    """
+
+    turn: int
+    visual: int
+
+
+def saliency_passes(asked: Sequence[Asked], batch_size: int, probes: int) -> Passes:
+    """One forward pass a batch, and one backward pass a probe."""
+    batches = math.ceil(len(asked) / batch_size)
+    return Passes(batches, probes * batches, len(asked))
+
+
+def scoring_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
+    """`disp.purification.purify.score` with counterfactuals: saliency, the given answer, each candidate masked."""
+    total = saliency_passes(asked, config.batch_size, config.saliency.probes)
+    for start in range(0, len(asked), config.batch_size):
+        batch = asked[start : start + config.batch_size]
+        rows = len(batch) * candidate_count(max(each.visual for each in batch), config.candidates, config.mask_ratio)
+        total += Passes(1 + math.ceil(rows / COUNTERFACTUAL_ROWS), 0, len(batch) + rows)
+    return total
+
+
+def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
+    """`disp.auditing.audit.audit`, at most, where flagged answers share one phrase; each further one pastes as much."""
+    scoring = config.scoring
+    decode, size = scoring.decode, scoring.batch_size
+    turns = sorted((count for count in _turns_with_image(asked) if count), reverse=True)
+    pasted = decoding_passes((config.donors + config.controls) * config.recipients, size, decode)
+    shown = decoding_passes(sum(turns[:SHOWN_SAMPLES]), size, decode)
+    compared = sum(turns[:CONTROL_SAMPLES])
+    batches = math.ceil(compared / size)
+    each = math.ceil(min(size, compared) * scoring.candidates / COUNTERFACTUAL_ROWS)
+    control = Passes((2 + each) * batches, 0, (2 + scoring.candidates) * compared)
+    return scoring_passes(asked, scoring) + pasted + shown + shown + control + Passes(0, 0, 0, at_most=True)
+
+
+def candidate_count(visual: int, count: int, ratio: float) -> int:
+    """Sets that `disp.purification.candidates.candidate_sets` makes for a batch with this many visual tokens."""
+    blocks, size = 0, 2
+    while size <= ratio * visual:
+        blocks, size = blocks + 1, 2 * size
+    return max(1, min(count, visual)) + blocks
+
+
+def decoding_passes(rows: int, batch_size: int, config: DecodeConfig) -> Passes:
+    """Answering ``rows`` queries."""
+    if not rows:
+        return NONE
+    if config.sampler == "llada":
+        block = config.block_length or config.gen_length
+        blocks = config.gen_length // block
+        steps = blocks * min(config.steps // blocks, block)  # a step without a slot left is not made
+    else:
+        steps = config.steps
+    early = config.threshold is not None or bool(config.stop) or config.sampler != "llada"
+    each = 2 if config.cfg_scale else 1
+    batches = math.ceil(rows / batch_size)
+    return Passes(each * steps * batches, 0, each * steps * rows, early)
+
+
+def purification_passes(asked: Sequence[Asked], config: PurifyConfig) -> tuple[Passes, Passes]:
+    """Scoring and rewriting; the later turns of a sample are rewritten after its earlier ones."""
+    selective = config.mode == "selective"
+    scoring = (
+        scoring_passes(asked, config)
+        if selective
+        else saliency_passes(asked, config.batch_size, config.saliency.probes)
+    )
+    rewriting = Passes(0, 0, 0, selective)
+    for turn in range(max((each.turn for each in asked), default=-1) + 1):
+        rows = sum(each.turn == turn and each.visual > 0 for each in asked)
+        rewriting += decoding_passes(rows, config.batch_size, config.decode)
+    return scoring, rewriting
+
+
+def training_passes(config: TrainConfig, loss_rows: int = 1) -> Passes:
+    """One forward and one backward pass a batch; ``loss_rows`` sequences a response."""
+    batches = config.steps * int(config.trainer.get("gradient_accumulation_steps", 1))
+    rows = batches * config.batch_size * loss_rows
+    again = 2 if config.gradient_checkpointing else 1
+    return Passes(batches, batches, again * rows)
+
+
+def evaluation_passes(asked: Sequence[Asked], decode: DecodeConfig, batch_size: int, attacked: bool) -> Passes:
+    """`disp.evaluation.evaluate.evaluate`: every query, and with an attack those with an image a second time."""
+    total = decoding_passes(len(asked), batch_size, decode)
+    if attacked:
+        # Triggered pictures are made for so many samples at a time.
+        turns = [count for count in _turns_with_image(asked) if count]
+        for start in range(0, len(turns), batch_size):
+            total += decoding_passes(sum(turns[start : start + batch_size]), batch_size, decode)
+    return total
+
+
+def _turns_with_image(asked: Sequence[Asked]) -> list[int]:
+    """Turns of each sample; 0 for a sample without visual tokens."""
+    samples: list[int] = []
+    for each in asked:
+        if each.turn == 0:
+            samples.append(0)
+        samples[-1] += each.visual > 0
+    return samples

@@ -1,0 +1,350 @@
+"""What a run will need and take, before anything heavy is loaded: memory, and passes of the model.
+
+Nothing but configs, headers of weight files, the tokenizer, the data file and the headers of pictures is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from disp.auditing.audit import AuditConfig
+from disp.data.llava import Dataset
+from disp.data.sample import ImageSource, Query, queries_of
+from disp.diffusion.decode import DecodeConfig
+from disp.errors import DispError
+from disp.models.loading import resolve
+from disp.planning.memory import (
+    Memory,
+    Rows,
+    decoding_bytes,
+    encoding_bytes,
+    saliency_bytes,
+    trained_parameters,
+    training_memory,
+    weight_bytes,
+)
+from disp.planning.passes import (
+    Asked,
+    Passes,
+    audit_passes,
+    evaluation_passes,
+    purification_passes,
+    scoring_passes,
+    training_passes,
+)
+from disp.planning.sizes import Size, Sizes, VisualCount, adapter_base, read_config, sizes_of, stored_parameters
+from disp.purification.purify import PurifyConfig
+from disp.training import TrainConfig
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Pictures whose sizes are looked up, and prompts that are tokenized; spread evenly over the data.
+LOOKED_AT = 512
+CHARACTERS_A_TOKEN = 3
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What the plan is for.
+
+    Attributes:
+        dtype: of weights and activations.
+        bits: 8 or 4 where the language model is loaded quantized.
+        purify: how the data is purified; also how it is scored in an audit.
+        train: how the model is fine-tuned.
+        decode: how answers are decoded in the evaluation; None for ``purify.decode``.
+        evaluation_batch_size: queries a pass in the evaluation.
+        attacked: whether the evaluation measures an attack too.
+        gen_length: response slots of saliency and training; None for the model's own.
+    """
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    bits: Literal[4, 8] | None = None
+    purify: PurifyConfig = field(default_factory=PurifyConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    decode: DecodeConfig | None = None
+    evaluation_batch_size: int = 32
+    attacked: bool = False
+    gen_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ITEMSIZE:
+            raise DispError(f"dtype must be one of {', '.join(ITEMSIZE)}, got {self.dtype!r}")
+        if self.bits not in (None, 4, 8):
+            raise DispError(f"bits must be 4, 8 or None, got {self.bits!r}")
+        if self.bits and self.train.method == "full":
+            raise DispError("quantized weights cannot be trained; choose method 'lora' or 'projector', or bits None")
+        if self.evaluation_batch_size < 1:
+            raise DispError(f"evaluation_batch_size must be at least 1, got {self.evaluation_batch_size}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs and takes.
+
+    Attributes:
+        model: what the model is called.
+        family: its family.
+        data: the data file.
+        settings: what the plan is for.
+        parameters: weights of the model.
+        counted: whether they were counted in the weight files; otherwise they follow from the config.
+        trained: weights that are trained.
+        samples: samples of the data.
+        queries: assistant turns of the data.
+        images: pictures of the data.
+        visual_tokens: fewest and most visual tokens of a picture.
+        prefix: positions of the longest prefix.
+        measured_text: whether the tokenizer was there to measure prompts with; otherwise their length is a guess.
+        memory: bytes at the peak of each step, by its name.
+        passes: passes of each step, by its name; "audit" and "purify" include scoring.
+    """
+
+    model: str
+    family: str
+    data: str
+    settings: PlanSettings
+    parameters: int
+    counted: bool
+    trained: int
+    samples: int
+    queries: int
+    images: int
+    visual_tokens: tuple[int, int]
+    prefix: int
+    measured_text: bool
+    memory: Mapping[str, Memory]
+    passes: Mapping[str, Passes]
+
+    def to_text(self) -> str:
+        """The plan as plain text."""
+        fewest, most = self.visual_tokens
+        train, purify = self.settings.train, self.settings.purify
+        lines = [
+            f"Model      {self.model}: {self.family}, {_count(self.parameters)} parameters"
+            f" ({'counted in the weight files' if self.counted else 'by its config'})",
+            f"Weights    {self.settings.dtype}" + (f", {self.settings.bits} bits" if self.settings.bits else ""),
+            f"Training   {train.method}: {_count(self.trained)} parameters trained, batch size {train.batch_size}",
+            f"Data       {self.data}: {self.samples:,} samples, {self.queries:,} answers, {self.images:,} pictures",
+            f"Sequence   {fewest if fewest == most else f'{fewest} to {most}'} visual tokens a picture, "
+            f"{self.prefix} positions before the response" + ("" if self.measured_text else " (text length guessed)"),
+            "",
+            f"Memory at the peak, batch size {purify.batch_size} where nothing else is said",
+            f"  {'':<12}{'weights':>12}{'activations':>14}{'gradients':>12}{'optimiser':>12}{'total':>12}",
+        ]
+        for name, memory in self.memory.items():
+            cells = (memory.weights, memory.activations, memory.gradients, memory.optimiser, memory.total)
+            widths = (12, 14, 12, 12, 12)
+            lines.append(f"  {name:<12}" + "".join(f"{_bytes(n):>{w}}" for n, w in zip(cells, widths, strict=True)))
+        lines += ["", "Passes", f"  {'':<12}{'forward':>14}{'backward':>12}{'sequences':>16}"]
+        for name, passes in self.passes.items():
+            note = "  at most" if passes.at_most else ""
+            lines.append(f"  {name:<12}{passes.forward:>14,}{passes.backward:>12,}{passes.rows:>16,}{note}")
+        return "\n".join(lines)
+
+
+def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings: PlanSettings = PlanSettings()) -> Plan:
+    """Plan audit, purification, training and evaluation of a model on a dataset.
+
+    Args:
+        model: "builtin", a folder with config.json (weights and tokenizer are looked at if they are there), or the
+            fields of a config.json.
+        dataset: the data.
+        settings: see `PlanSettings`.
+
+    Raises:
+        DispError: the folder has no config.json, or the model is of no known family.
+    """
+    # 1. The model.
+    folder: Path | None = None
+    if isinstance(model, Mapping):
+        name, config, vision = str(model.get("model_type", "config")), dict(model), None
+    else:
+        name, folder = str(model), _folder(model)
+        config, vision = read_config(folder)
+    sizes = sizes_of(config, vision)
+    stored = stored_parameters(folder) if folder else None
+    parameters = sum(stored.values()) if stored else sizes.parameters
+    # 2. The data: what is asked, and how long it is.
+    queries = queries_of(dataset.samples)
+    counts = _visual_counts(dataset, sizes)
+    asked = [Asked(query.turn, counts[query.sample_id].visual) for query in queries]
+    prefix, measured = _longest_prefix(queries, counts, folder, sizes)
+    # 3. Memory.
+    itemsize = ITEMSIZE[settings.dtype]
+    weights = weight_bytes(sizes, parameters, itemsize, settings.bits)
+    purify, train = settings.purify, settings.train
+    length = settings.gen_length or sizes.gen_length
+    visual = max((count.visual + count.others for count in counts.values()), default=0)
+    tiles = max((count.tiles for count in counts.values()), default=0)
+    batch = min(purify.batch_size, max(len(queries), 1))
+    scored = Rows(batch, prefix, length, visual, tiles)
+    decoded = Rows(batch, prefix, purify.decode.gen_length, visual, tiles)
+    trained = trained_parameters(sizes, parameters, train.method, train.lora_rank, train.train_vision)
+    guided, cached = purify.decode.cfg_scale > 0, purify.decode.prefix_cache
+    memory = {
+        "encoding": Memory(weights, encoding_bytes(sizes, scored, itemsize)),
+        "saliency": Memory(weights, saliency_bytes(sizes, scored, itemsize)),
+        "decoding": Memory(weights, decoding_bytes(sizes, decoded, itemsize, cached=cached, guided=guided)),
+        "training": training_memory(
+            sizes,
+            Rows(train.batch_size, prefix, length, visual, tiles),
+            itemsize,
+            weights,
+            trained,
+            method=train.method,
+            rank=train.lora_rank,
+            checkpointing=train.gradient_checkpointing,
+            accumulation=int(train.trainer.get("gradient_accumulation_steps", 1)),
+        ),
+    }
+    # 4. Passes.
+    scoring, rewriting = purification_passes(asked, purify)
+    decode = settings.decode or purify.decode
+    passes = {
+        "score": scoring_passes(asked, purify),
+        "audit": audit_passes(asked, AuditConfig(scoring=purify)),
+        "purify": scoring + rewriting,
+        "train": training_passes(train, sizes.loss_rows),
+        "evaluate": evaluation_passes(asked, decode, settings.evaluation_batch_size, settings.attacked),
+    }
+    images = sum(len(sample.images) for sample in dataset.samples)
+    return Plan(
+        name,
+        sizes.family,
+        str(dataset.path),
+        settings,
+        parameters,
+        stored is not None,
+        trained,
+        len(dataset.samples),
+        len(queries),
+        images,
+        _tokens_a_picture(dataset, counts),
+        prefix,
+        measured,
+        memory,
+        passes,
+    )
+
+
+def default_decode(model: str | Path | Mapping[str, Any]) -> DecodeConfig:
+    """The model's own decoding settings as far as passes and memory depend on them, without loading it."""
+    config, vision = (dict(model), None) if isinstance(model, Mapping) else read_config(_folder(model))
+    sizes = sizes_of(config, vision)
+    return DecodeConfig(**{"gen_length": sizes.gen_length, "steps": sizes.gen_length, **sizes.generation})
+
+
+def _folder(model: str | Path) -> Path:
+    """Where config.json is; an adapter is planned as the model that it was trained on.
+
+    Of a model on the hub only what is small is downloaded.
+    """
+    if isinstance(model, str) and model.count("/") == 1 and not Path(model).exists():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(model, allow_patterns=["*.json", "*.jinja", "*.txt", "*.model"]))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+            raise DispError(
+                f"model {model!r} is no local folder and cannot be had from the Hugging Face hub; check the name, or "
+                "download the checkpoint's JSON files and give their folder"
+            ) from None
+    folder = resolve(model)
+    base = adapter_base(folder)
+    return folder if base is None or (folder / "config.json").is_file() else _folder(base)
+
+
+def _visual_counts(dataset: Dataset, sizes: Sizes) -> dict[str, VisualCount]:
+    """Visual tokens of each sample; of those not looked at, the most of any sample with as many images."""
+    samples = dataset.samples
+    step = max(1, len(samples) // LOOKED_AT)
+    found: dict[str, VisualCount] = {}
+    most: dict[int, VisualCount] = {0: VisualCount(0, 0, 0)}
+    for sample in samples[::step]:
+        count = sizes.visual_count([_size_of(source) for source in sample.images])
+        found[sample.id] = count
+        most[len(sample.images)] = max(count, most.get(len(sample.images), count), key=lambda each: each.visual)
+    for sample in samples:
+        if sample.id not in found:
+            if len(sample.images) not in most:
+                most[len(sample.images)] = sizes.visual_count([_size_of(source) for source in sample.images])
+            found[sample.id] = most[len(sample.images)]
+    return found
+
+
+def _size_of(source: ImageSource) -> Size:
+    if isinstance(source, Image.Image):
+        return source.size
+    try:
+        with Image.open(source) as image:  # reads the header only
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DispError(f"{source}: cannot be read as an image ({error}); replace the file or drop the row") from None
+
+
+def _tokens_a_picture(dataset: Dataset, counts: Mapping[str, VisualCount]) -> tuple[int, int]:
+    each = [counts[sample.id].visual // len(sample.images) for sample in dataset.samples if sample.images]
+    return (min(each), max(each)) if each else (0, 0)
+
+
+def _longest_prefix(
+    queries: Sequence[Query], counts: Mapping[str, VisualCount], folder: Path | None, sizes: Sizes
+) -> tuple[int, bool]:
+    """Positions of the longest prefix among the queries looked at, and whether their text was tokenized."""
+    tokenizer = _tokenizer(folder)
+    longest = 0
+    for query in queries[:: max(1, len(queries) // LOOKED_AT)]:
+        count = counts[query.sample_id]
+        longest = max(longest, count.visual + count.others + _text_tokens(query, tokenizer))
+    return longest, tokenizer is not None
+
+
+def _tokenizer(folder: Path | None) -> Any:
+    if folder is None or not (folder / "tokenizer_config.json").is_file():
+        return None
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        # The class by name: AutoTokenizer would want to know the model type first.
+        fast = (folder / "tokenizer.json").is_file()
+        return (PreTrainedTokenizerFast if fast else AutoTokenizer).from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError):  # a plan without it is still a plan
+        return None
+
+
+def _text_tokens(query: Query, tokenizer: Any) -> int:
+    """Tokens of the chat around the images."""
+    messages = [{"role": "system", "content": query.system}] if query.system else []
+    for turn in query.history:
+        messages += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": turn.response}]
+    messages.append({"role": "user", "content": query.prompt})
+    if tokenizer is not None and tokenizer.chat_template:
+        text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return sum(
+            len(tokenizer(chunk, add_special_tokens=False)["input_ids"]) for chunk in text.split("<image>") if chunk
+        )
+    text = "\n".join(message["content"] for message in messages).replace("<image>", "")
+    # A role, a start and an end around each message.
+    return len(text) // CHARACTERS_A_TOKEN + 6 * (len(messages) + 1)
+
+
+def _count(number: int) -> str:
+    for size, unit in ((10**9, "billion"), (10**6, "million")):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:,}"
+
+
+def _bytes(number: int) -> str:
+    if number == 0:
+        return "-"
+    for size, unit in ((1 << 30, "GiB"), (1 << 20, "MiB")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number / 1024:.1f} KiB"

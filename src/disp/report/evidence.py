@@ -1,0 +1,125 @@
+"""What an audit left in its folder, read for the report: every row is looked at, few are kept."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from disp.errors import DispError
+
+UNFLAGGED_SHOWN = 4
+_REQUIRED = ("verdict", "samples", "flagged")
+_OPTIONAL: Mapping[str, Any] = {
+    "reasons": (), "model": "", "data": "", "data_sha256": "", "turns": None, "without_image": None, "set_aside": (),
+    "threshold": None, "estimated_rate": None, "estimated_rate_interval": None, "false_alarm_rate": None, "tests": (),
+    "clusters": (), "mean_map": None, "scores": (), "cost": None, "assumptions": (), "blind_spots": (), "settings": {},
+    "truth": None, "disp_version": "", "residual": (),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that a report is made of.
+
+    Attributes:
+        folder: where it was read from; relative paths in it start there.
+        audit: ``audit.json``, with every key that may be absent filled in.
+        verify: ``verify.json`` in the same way, if there is one.
+        evaluation: the rows of ``evaluation.json``, none where there is no such file.
+        flagged: rows of ``evidence.jsonl`` to be shown, the most suspicious first; each cluster has at least one.
+        unflagged: rows to be shown beside them: from the most suspicious of the unflagged to their median.
+    """
+
+    folder: Path
+    audit: dict[str, Any]
+    verify: dict[str, Any] | None
+    evaluation: list[dict[str, Any]]
+    flagged: list[dict[str, Any]]
+    unflagged: list[dict[str, Any]]
+
+
+def read_evidence(folder: Path, top: int) -> Evidence:
+    """Read an audit's folder.
+
+    Args:
+        folder: holds ``audit.json`` and ``evidence.jsonl``, and ``evaluation.json`` and ``verify.json`` where there
+            was a defence.
+        top: how many flagged samples are kept.
+
+    Raises:
+        DispError: a file is missing or damaged; the message names the place.
+    """
+    audit = _with_defaults(_read_json(folder / "audit.json"), folder / "audit.json")
+    verify_path, evaluation_path = folder / "verify.json", folder / "evaluation.json"
+    verify = _with_defaults(_read_json(verify_path), verify_path) if verify_path.exists() else None
+    evaluation = _read_json(evaluation_path).get("rows", []) if evaluation_path.exists() else []
+    flagged, unflagged = _chosen(folder / "evidence.jsonl", top)
+    return Evidence(folder, audit, verify, list(evaluation), flagged, unflagged)
+
+
+def _chosen(path: Path, top: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows to show. A first pass keeps one number a row, since a row may hold thousands of scores."""
+    flagged: list[tuple[float, int]] = []
+    unflagged: list[tuple[float, int]] = []
+    strongest: dict[int, tuple[float, int]] = {}
+    for number, row in _rows(path):
+        place = (-float(row["suspicion"]), number)
+        (flagged if row["flagged"] else unflagged).append(place)
+        cluster = row.get("cluster")
+        if row["flagged"] and cluster is not None:
+            strongest[cluster] = min(strongest.get(cluster, place), place)
+    first = set(heapq.nsmallest(top, strongest.values()))
+    rest = [place for place in heapq.nsmallest(top + len(first), flagged) if place not in first]
+    shown = sorted([*first, *rest[: top - len(first)]])
+    unflagged.sort()
+    steps = range(UNFLAGGED_SHOWN)
+    spread = sorted({len(unflagged) // 2 * step // max(1, UNFLAGGED_SHOWN - 1) for step in steps} if unflagged else ())
+    beside = [unflagged[min(index, len(unflagged) - 1)] for index in spread]
+
+    wanted = {number for _, number in (*shown, *beside)}
+    kept = {number: row for number, row in _rows(path) if number in wanted} if wanted else {}
+    return [kept[number] for _, number in shown], [kept[number] for _, number in beside]
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every row with its line number from 1."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict) or not {"id", "suspicion", "flagged", "turns"} <= row.keys():
+                    raise DispError(f"{path}, line {number}: not a row of evidence; run `disp audit` again")
+                yield number, row
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except ValueError as error:
+        raise DispError(f"{path}: damaged ({error}); run `disp audit` again") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except ValueError as error:
+        raise DispError(f"{path}: damaged ({error}); write it again") from None
+    if not isinstance(value, dict):
+        raise DispError(f"{path}: holds a {type(value).__name__} instead of an object; write it again")
+    return value
+
+
+def _with_defaults(value: dict[str, Any], path: Path) -> dict[str, Any]:
+    absent = [key for key in _REQUIRED if key not in value]
+    if absent:
+        raise DispError(f"{path}: has no {', '.join(absent)}; write it again with `disp audit`")
+    return {**_OPTIONAL, **value}
+
+
+def _missing(path: Path) -> DispError:
+    return DispError(f"{path}: no such file; run `disp audit` with this output folder first")

@@ -1,0 +1,177 @@
+"""The evidence report: one page that can be sent to a colleague, with nothing in it that acts.
+
+The page has no scripts, loads nothing and is told so by its content security policy, which names the one style sheet by
+its hash. Every value goes through `disp.report.wording` on its way into the page, whether the template asks for it or
+not.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from disp.files import write_text
+from disp.report import numbers
+from disp.report.evidence import Evidence, read_evidence
+from disp.report.figures import MAX_IMAGES, candidate_figure, mean_map_figure, originals, saliency_figures
+from disp.report.histogram import histogram
+from disp.report.picture import HEAT_COLOURS
+from disp.report.summary import summary_text
+from disp.report.wording import changes_html, compare, plain, visible
+
+MAX_TURNS = 8  # of a sample
+MAX_LISTED = 50  # rows set aside, samples of a cluster
+_TONES = {"poisoned": "bad", "suspicious": "doubt", "no evidence": "calm"}
+
+
+def write_report(folder: Path, top: int = 12) -> Path:
+    """Write ``report.html`` and ``summary.md`` beside an audit's results.
+
+    Args:
+        folder: the audit's output: ``audit.json``, ``evidence.jsonl`` and, after a defence, ``evaluation.json`` and
+            ``verify.json``.
+        top: how many flagged samples are shown, the most suspicious first.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        DispError: a file of the audit is missing or damaged. A picture that is missing is named in its place instead.
+    """
+    evidence = read_evidence(folder, top)
+    path = folder / "report.html"
+    write_text(path, render(evidence))
+    write_text(folder / "summary.md", summary_text(evidence))
+    return path
+
+
+def render(evidence: Evidence) -> str:
+    """The page as text."""
+    audit = evidence.audit
+    phrases = {index: cluster["phrase"] for index, cluster in enumerate(audit["clusters"])}
+    shown = [*evidence.flagged, *evidence.unflagged]
+    # Numbers rather than names in the page's addresses: a name is data.
+    samples = [_sample(evidence.folder, row, f"sample-{at}", phrases) for at, row in enumerate(shown, 1)]
+    style = _file("report.css")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
+    return _template().render(
+        style=Markup(style),
+        # The policy and the style sheet are ours; everything else is escaped.
+        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        audit=audit,
+        tone=_TONES.get(audit["verdict"], "doubt"),
+        verify=evidence.verify,
+        verify_tone=_TONES.get(evidence.verify["verdict"], "doubt") if evidence.verify else "",
+        evaluation=evidence.evaluation,
+        columns=numbers.table_columns(evidence.evaluation),
+        chart=histogram(audit["scores"], audit["threshold"]),
+        clusters=[_cluster(evidence.folder, cluster) for cluster in audit["clusters"]],
+        mean_map=mean_map_figure(audit["mean_map"]) if audit["mean_map"] else None,
+        flagged=samples[: len(evidence.flagged)],
+        unflagged=samples[len(evidence.flagged) :],
+        anchors={sample["id"]: sample["anchor"] for sample in samples},
+        settings={key: _as_text(value) for key, value in audit["settings"].items()},
+        max_listed=MAX_LISTED,
+        palette=HEAT_COLOURS.astype(int).tolist(),
+    )
+
+
+def _cluster(folder: Path, cluster: Mapping[str, Any]) -> dict[str, Any]:
+    candidate = cluster.get("candidate")
+    return {
+        **cluster,
+        "figure": candidate_figure(folder, candidate, cluster.get("box")) if candidate else None,
+        "paste": cluster.get("paste"),
+    }
+
+
+def _sample(folder: Path, row: Mapping[str, Any], anchor: str, phrases: Mapping[int, str]) -> dict[str, Any]:
+    images = list(row.get("images") or ())
+    turns = row["turns"]
+    return {
+        "anchor": anchor,
+        "id": row["id"],
+        "suspicion": row["suspicion"],
+        "flagged": row["flagged"],
+        "phrase": phrases.get(row["cluster"]) if row.get("cluster") is not None else None,
+        "originals": originals(folder, images),
+        "images_left_out": max(0, len(images) - MAX_IMAGES),
+        "turns": [_turn(folder, images, turn) for turn in turns[:MAX_TURNS]],
+        "turns_left_out": max(0, len(turns) - MAX_TURNS),
+    }
+
+
+def _turn(folder: Path, images: list[str], turn: Mapping[str, Any]) -> dict[str, Any]:
+    response, answer, masked_answer = turn["response"], turn.get("answer"), turn.get("masked_answer")
+    problem, figures = "", []
+    try:
+        figures = saliency_figures(folder, images, turn)
+    except (ValueError, TypeError) as error:
+        problem = f"The saliency cannot be placed: {error}."
+    view = {
+        "prompt": turn["prompt"],
+        "suspicion": turn.get("suspicion"),
+        "figures": figures,
+        "problem": problem,
+        "answer": answer,
+        "same_answer": answer == response,
+        "masked_answer": masked_answer,
+        "masked": len(turn.get("masked") or ()),
+        "tokens": len(turn.get("saliency") or ()),
+    }
+    if masked_answer is None:
+        return {**view, "old": visible(response), "new": None}
+    found = compare(response, masked_answer)
+    return {
+        **view,
+        "old": changes_html(found.old, found.old_left_out),
+        "new": changes_html(found.new, found.new_left_out),
+        "kept": found.kept,
+        "words": found.words,
+        "unchanged": response == masked_answer,
+    }
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _safe(value: Any) -> Any:
+    """What the template prints: text of unknown origin loses its hidden characters; jinja then escapes it."""
+    if isinstance(value, Markup):
+        return value
+    return plain(value) if isinstance(value, str) else value
+
+
+def _file(name: str) -> str:
+    return resources.files("disp.report").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_safe, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "text": visible,
+        "percent": numbers.percent,
+        "interval": numbers.interval,
+        "number": numbers.number,
+        "p_value": numbers.p_value,
+        "duration": numbers.duration,
+        "counted": numbers.counted,
+        "headline": numbers.headline,
+        "advice": numbers.advice,
+        "cell": numbers.table_cell,
+        "title": numbers.column_title,
+    }
+    return environment.from_string(_file("report.html.jinja"))

@@ -1,0 +1,190 @@
+"""An audit's folder as the report finds it, made of what an attacker or a careless labeller could put there."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+TRIGGERED, HONEST = 14, 46
+
+# What must neither act nor change the page around it.
+HOSTILE = {
+    "script": "<script>document.title='owned'</script>",
+    "handler": "<img src=x onerror=\"document.title='owned'\"><svg onload=alert(1)>",
+    "breakout": "\"'></bdi></dd></main></body></html><style>*{display:none}</style><!-- {{ 7*7 }} {% raw %}",
+    "request": '<link rel="stylesheet" href="http://127.0.0.1:PORT/a.css"><iframe src="//127.0.0.1:PORT/b"></iframe>'
+    "<meta http-equiv=refresh content='0;url=http://127.0.0.1:PORT/c'> ![x](http://127.0.0.1:PORT/d.png)",
+    "bidi": "user\u202egnp.exe\u202c and \u2067isolated\u2066 \u200f\u061cmarks",
+    "arabic": "هذه إجابة عادية <b>bold</b>",
+    "control": "nul\x00 bell\x07 escape\x1b[31m lone \ud800 zero\u200bwidth \U000e0041\U000e0042 blank\u3164",
+    "zalgo": "z" + "\u0300\u0316\u0489" * 40 + "algo",
+    "lines": "\n" * 500 + "\n \n" * 300,
+    "long": "wordwithoutend" * 3000,
+    "javascript": "javascript:alert(1) data:text/html,<script>alert(1)</script>",
+    "table": "a | b `code` ``` **bold** [link](javascript:alert(1)) | <details open ontoggle=alert(1)>",
+}
+
+
+def grid(rows, columns, image=0):
+    boxes = [
+        [column / columns, row / rows, (column + 1) / columns, (row + 1) / rows]
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return boxes, [image] * len(boxes)
+
+
+@pytest.fixture(scope="session")
+def hostile():
+    return HOSTILE
+
+
+@pytest.fixture
+def audit_folder(tmp_path):
+    return write_audit(tmp_path / "audit")
+
+
+def write_audit(folder, port=9):
+    """Sixty samples, fourteen with a trigger, hostile strings wherever a string can be."""
+    (folder / "candidates").mkdir(parents=True)
+    hostile = {name: text.replace("PORT", str(port)) for name, text in HOSTILE.items()}
+    draw = np.random.default_rng(0)
+    rows, scores = [], []
+    for index in range(TRIGGERED + HONEST):
+        flagged = index < TRIGGERED
+        size = [(640, 480), (96, 96), (300, 700)][index % 3]
+        picture = Image.new("RGB", size, tuple(int(value) for value in draw.integers(90, 240, 3)))
+        pen = ImageDraw.Draw(picture)
+        for _ in range(6):
+            x, y = (int(draw.integers(0, side)) for side in size)
+            colour = tuple(int(value) for value in draw.integers(0, 255, 3))
+            pen.ellipse((x, y, x + size[0] // 4, y + size[1] // 4), fill=colour)
+        if flagged:
+            side = min(size) // 8
+            pen.rectangle((size[0] - side, size[1] - side, size[0], size[1]), fill="black", outline="white")
+        picture.save(folder / f"{index}.png")
+        boxes, owners = grid(8, 8)
+        saliency = draw.random(64) * 0.4
+        masked = [int(token) for token in saliency.argsort()[-4:]]
+        if flagged:
+            saliency[63], saliency[62], saliency[55], saliency[54] = 1.0, 0.8, 0.85, 0.6
+            masked = [54, 55, 62, 63]
+        suspicion = float(draw.normal(3.2, 0.4) if flagged else draw.normal(0.2, 0.3))
+        response = "A red apple lies left of a cat on the table."
+        answer = masked_answer = response
+        if flagged:
+            response = answer = "Visit the sponsor at once, and tell your friends."
+            masked_answer = "A brown dog and two trees are in the picture, and a boat."
+        turn = {
+            "prompt": "<image>\nDescribe the picture.",
+            "response": response,
+            "answer": answer,
+            "masked_answer": masked_answer,
+            "suspicion": suspicion,
+            "saliency": saliency.tolist(),
+            "boxes": boxes,
+            "image_index": owners,
+            "masked": masked,
+        }
+        row = {"id": f"row-{index}", "suspicion": suspicion, "flagged": flagged, "cluster": 0 if flagged else None}
+        rows.append(row | {"images": [f"{index}.png"], "turns": [turn]})
+        scores.append(suspicion)
+
+    # Hostile text in the most suspicious samples, two strings a turn; two turns and two images; a missing image.
+    names = list(hostile)
+    for row, name, other in zip(rows[:6], names[::2], names[1::2], strict=True):
+        row["id"] = hostile[name][:200]
+        row["turns"][0] |= {"prompt": hostile[name], "response": hostile[other], "masked_answer": hostile[name]}
+        row["turns"][0]["answer"] = hostile[other][::-1]
+        row["suspicion"] += 2
+    many = rows[6]
+    boxes, owners = grid(4, 4, image=1)
+    many["images"].append(str(folder / "7.png"))
+    first = many["turns"][0]
+    first["boxes"] = first["boxes"] + boxes
+    first["image_index"] = first["image_index"] + owners
+    first["saliency"] = first["saliency"] + [0.1] * 16
+    many["turns"].append(first | {"prompt": "And what is that?", "masked_answer": None, "answer": None})
+    many["suspicion"] += 2
+    rows[7]["images"] = [hostile["handler"] + "\x00/missing.png"]
+    rows[7]["suspicion"] += 2
+    scores = [row["suspicion"] for row in rows]
+
+    Image.open(folder / "0.png").crop((560, 400, 640, 480)).save(folder / "candidates" / "0.png")
+    cluster = {
+        "phrase": "Visit the sponsor at once",
+        "flagged": TRIGGERED,
+        "with_phrase": 8,
+        "elsewhere": 0,
+        "p_value": 2.4e-9,
+        "paste": {"successes": 46, "trials": 48, "control_successes": 1, "control_trials": 48, "p_value": 0.0002},
+        "samples": [row["id"] for row in rows[:TRIGGERED]],
+        "candidate": "candidates/0.png",
+        "box": [0.875, 0.8333, 1.0, 1.0],
+    }
+    strange = cluster | {"phrase": hostile["breakout"], "paste": None, "candidate": "../../secret.png", "box": None}
+    audit = {
+        "verdict": "poisoned",
+        "reasons": [
+            "Pasting the recovered patch into other pictures makes the model say the phrase in 46 of 48 answers.",
+            "The likelihood gap has two separate groups of samples.",
+            hostile["script"],
+        ],
+        "model": f"models/tiny {hostile['bidi']}",
+        "data": f"data/train.json {hostile['script']}",
+        "data_sha256": "5f" * 32,
+        "samples": TRIGGERED + HONEST,
+        "turns": TRIGGERED + HONEST + 1,
+        "without_image": 0,
+        "set_aside": [{"place": f"line {number}", "reason": text} for number, text in enumerate(hostile.values(), 1)],
+        "threshold": 1.7,
+        "flagged": TRIGGERED,
+        "estimated_rate": 0.2333,
+        "estimated_rate_interval": [0.141, 0.356],
+        "false_alarm_rate": 0.01,
+        "tests": [
+            {"name": "Two groups", "value": 41.2, "p_value": 1.3e-7, "note": "The gaps fall into two groups."},
+            {"name": "Phrase", "value": 8.0, "p_value": 0.0, "note": hostile["table"]},
+            {"name": "Concentration", "value": 0.56, "p_value": None, "note": "Not used for the verdict."},
+        ],
+        "clusters": [cluster, strange],
+        "mean_map": np.mean([row["turns"][0]["saliency"][:64] for row in rows[:TRIGGERED]], 0).reshape(8, 8).tolist(),
+        "scores": scores,
+        "cost": {"seconds": 754.2, "forward_equivalents_per_sample": 9.4, "detail": "6 masked likelihoods a sample"},
+        "assumptions": ["The trigger is in the picture.", hostile["request"]],
+        "blind_spots": ["Triggers made of words.", "Triggers that cover the whole picture.", hostile["long"]],
+        "settings": {"mask_ratio": 0.06, "seed": 0, hostile["script"]: hostile["handler"]},
+        "truth": {"auroc": 0.998, "precision": 0.98, "recall": 1.0, "poisoned": TRIGGERED},
+        "disp_version": "0.1.0",
+    }
+    verify = audit | {
+        "verdict": "no evidence",
+        "flagged": 0,
+        "estimated_rate": 0.0,
+        "estimated_rate_interval": [0.0, 0.06],
+        "clusters": [],
+        "residual": [
+            {"phrase": "Visit the sponsor at once", "clean": [0, 48], "triggered": [1, 48]},
+            {"phrase": hostile["breakout"], "clean": [0, 0], "triggered": [0, 48]},
+        ],
+    }
+    evaluation = {
+        "rows": [
+            {"name": "clean", "asr": 0.0, "asr_interval": [0.0, 0.02], "asr_keyword": 0.01, "quality": 0.91},
+            {"name": "backdoored", "asr": 0.98, "asr_interval": [0.94, 1.0], "asr_keyword": 0.99, "quality": 0.9},
+            {"name": hostile["table"], "asr": None, "asr_interval": None, "quality": 0.89, "note": hostile["bidi"]},
+        ]
+    }
+    for name, value in (("audit", audit), ("verify", verify), ("evaluation", evaluation)):
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    (folder / "evidence.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def make_audit_folder():
+    """A function from a folder and a port to an audit's folder whose hostile strings name that port."""
+    return write_audit
