@@ -33,6 +33,7 @@ from disp.models.diffusion_gemma import (
     patch_positions,
     token_grid,
 )
+from disp.models.loading import load_model, merge, save_model
 from disp.models.tokenizer import train_tokenizer
 from disp.purification.purify import PurifyConfig, purify
 from disp.purification.saliency import SaliencyConfig, first_step, saliency
@@ -669,6 +670,33 @@ def test_a_published_folder_loads(native, gemma, tmp_path, questions):
     with pytest.raises(DispError, match="quantized"):
         load_official(tmp_path, quantization="4bit")
     assert DecodeConfig(gen_length=model.gen_length, **model.generation_defaults).steps == 12
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+def test_an_adapter_is_merged_into_a_checkpoint_that_the_library_reads(build, tmp_path, questions):
+    save_model(build(), tmp_path / "base")
+    model = load_model(tmp_path / "base", gen_length=4, device="cpu")
+    samples = [Sample("a", questions[0].images, (Turn("<image>\nDescribe it.", "cat"),))]
+    trained = train(model, samples, TrainConfig(steps=1, batch_size=1, method="lora", lora_rank=2), tmp_path / "run")
+    merge(tmp_path / "run" / "adapter", tmp_path / "merged")
+    twin, report = DiffusionGemmaForBlockDiffusion.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not any(report.values())
+    again = load_model(tmp_path / "merged", device="cpu")
+    assert isinstance(again, DiffusionGemma)
+    for name, value in trained.official_state_dict().items():
+        assert torch.allclose(twin.state_dict()[name], value, atol=1e-6), name
+        assert torch.allclose(again.state_dict()[name], value, atol=1e-6), name
+    assert load_model(tmp_path / "run", device="cpu").gen_length == 4
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@torch.no_grad()
+def test_attention_implementations_agree(build, gemma, questions, implementation, tmp_path):
+    save_model(build(), tmp_path)
+    model = load_model(tmp_path, device="cpu", attn_implementation=implementation)
+    canvas = torch.cat([random_canvas(gemma, row) for row in range(3)])
+    difference = model.denoise(model.encode(questions), canvas) - gemma.denoise(gemma.encode(questions), canvas)
+    assert difference.abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("change", ["missing", "surplus", "wrong shapes", "damaged"])

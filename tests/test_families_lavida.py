@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
-from disp.data.sample import Query, Turn
-from disp.diffusion.decode import DecodeConfig, decode
+from disp.data.sample import Query, Sample, Turn
+from disp.diffusion.decode import DecodeConfig, decode, generate
 from disp.errors import DispError
 from disp.models.anyres import grid_of, token_count
 from disp.models.checkpoint import write_official
@@ -31,7 +33,12 @@ from disp.models.lavida import (
     to_llada,
 )
 from disp.models.llada_v_official import SYSTEM
-from tests.families.lavida import compare
+from disp.models.loading import load_model
+from disp.training import TrainConfig, train
+
+sys.path.insert(0, str(Path(__file__).parent))
+import parity
+from families.lavida import compare
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity"))
 MASK, EOS, EOT, FILL = 60, 61, 62, 63
@@ -44,6 +51,7 @@ def test_parity_with_the_published_code(variant):
     folder = PARITY / f"lavida_{variant}"
     if not folder.is_dir():
         pytest.skip(f"no recorded outputs at {folder}; set DISP_PARITY_DIR")
+    assert parity.comparison(folder).compare is compare
     differences = list(compare(folder))
     assert len(differences) >= 40
     assert [each for each in differences if not each.ok] == []
@@ -189,8 +197,12 @@ def test_rows_do_not_depend_on_the_batch(model):
 # --- visual tokens ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(20, 20), (90, 40), (40, 90), (300, 60), (60, 300), (57, 56), (200, 150)])
-def test_a_picture_becomes_its_pooled_tiles_and_a_newline_a_row(model, size):
+SIZES = {(20, 20): (1, 2), (50, 28): (2, 1), (57, 56): (2, 2), (90, 40): (3, 1), (300, 60): (3, 1), (60, 300): (1, 3)}
+
+
+@pytest.mark.parametrize(("size", "grid"), SIZES.items())
+def test_a_picture_becomes_its_pooled_tiles_and_a_newline_a_row(model, size, grid):
+    assert grid_of(size, model.config.candidates, TILE) == grid
     prefix = model.splice(torch.tensor([3, -200, 4]), [noise(*size)])
     count = token_count(size, model.config.candidates, TILE, 2, None)  # 4 patches a side, pooled to 2
     assert prefix.embeds.shape[1] == 2 + count
@@ -208,7 +220,7 @@ def test_base_tile_tokens_by_hand(model):
     """Four projected patches averaged are a pooled token: what bilinear halving of an even side comes to."""
     picture = noise(TILE, TILE)
     prefix = model.splice(torch.tensor([-200]), [picture])
-    pixels = torch.from_numpy(__import__("numpy").array(picture)).permute(2, 0, 1)[None].double() / 127.5 - 1
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].double() / 127.5 - 1
     tokens = model.model.mm_projector(model.model.vision_tower(pixels))[0].view(4, 4, -1)
     by_hand = [tokens[r : r + 2, c : c + 2].mean((0, 1)) for r in (0, 2) for c in (0, 2)]
     torch.testing.assert_close(prefix.embeds[0, :4], torch.stack(by_hand), atol=1e-6, rtol=1e-6)
@@ -307,7 +319,7 @@ def test_supervised_tokens_anywhere_in_a_sequence(model):
         hidden = reference_hidden(model, noisy, torch.ones((1, 9, 9), dtype=torch.bool))
         log_p = model.lm_head(hidden)[0].log_softmax(-1)
         for place in places:
-            total -= float(log_p[place - (model.config.variant == "dream"), labels[0, place]])
+            total -= float(log_p.detach()[place - (model.config.variant == "dream"), labels[0, place]])
     assert loss.item() == pytest.approx(total / 3, rel=1e-5)
     loss.backward()
     assert embeds.grad[0].abs().sum() > 0
@@ -353,6 +365,9 @@ def test_the_published_defaults_are_valid_settings():
         own = LavidaConfig.from_official(config)
         decoding = DecodeConfig(gen_length=own.gen_length, **own.generation)
         assert (decoding.schedule, decoding.schedule_shift, decoding.prefix_cache) == ("shift", 0.33, True)
+    for variant in VARIANTS:
+        for settings in make(variant).generation_presets.values():
+            assert DecodeConfig(**settings).prefix_cache
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -398,7 +413,9 @@ def test_published_sizes():
         vision = sum(p.numel() for n, p in model.named_parameters() if "vision_tower" in n)
         projector = sum(p.numel() for n, p in model.named_parameters() if "mm_projector" in n or "newline" in n)
         counts[name] = sum(p.numel() for p in model.parameters()) - vision - projector
-        assert vision == 397_730_160 or len(model.model.vision_tower.layers) == 26
+        # The first 26 of SigLIP's 27 layers, its patches and positions, without the norm and the head behind them.
+        layer = 4 * (1152 * 1152 + 1152) + 2 * 1152 * 4304 + 4304 + 1152 + 4 * 1152
+        assert vision == 26 * layer + 1152 * (3 * 14 * 14 + 1) + 729 * 1152
     assert counts["llada"] * 2 == 16_031_162_368
     layer = 3584 * (28 + 2 * 4) * 128 + (28 + 2 * 4) * 128 + 3584 * 28 * 128 + 3 * 3584 * 18944 + 2 * 3584
     assert counts["dream"] == 28 * layer + 2 * 152064 * 3584 + 3584
@@ -519,11 +536,16 @@ def write_dream_tokenizer(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def dream(tmp_path_factory) -> Lavida:
+def dream_folder(tmp_path_factory) -> Path:
     model, folder = make("dream", vocab_size=264), tmp_path_factory.mktemp("dream")
     write(model, folder, mask_token_id=None, eos_token_id=None)
     write_dream_tokenizer(folder)
-    return load_official(folder, torch.float64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dream(dream_folder) -> Lavida:
+    return load_official(dream_folder, torch.float64)
 
 
 def test_dreams_tokenizer_needs_no_code_of_its_own(dream):
@@ -575,6 +597,28 @@ def test_responses_and_the_training_step(dream):
     assert loss.requires_grad
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_fine_tuning_from_checkpoint_to_checkpoint(dream_folder, tmp_path, method):
+    """The saved model has the published key names, answers, and differs from the one it came from."""
+    model = load_model(dream_folder, device="cpu", dtype="float32", gen_length=8)
+    samples = [
+        Sample("a", (noise(90, 40),), (Turn("<image>\nWhat?", "A cat."),)),
+        Sample("b", (noise(30, 70), noise(60, 20)), (Turn("<image> or <image>?", "Both."), Turn("Why?", "No."))),
+    ]
+    before = {name: tensor.clone() for name, tensor in model.official_state_dict().items()}
+    train(model, samples, TrainConfig(steps=2, batch_size=3, method=method, lora_rank=2), tmp_path)
+    again = load_model(tmp_path, device="cpu", dtype="float32")
+    after = again.official_state_dict()
+    assert after.keys() == before.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("q_proj" in name for name in changed)
+    assert not any("vision_tower" in name for name in changed)
+    query = Query("a", 0, samples[0].images, (), "<image>\nWhat?")
+    config = DecodeConfig(gen_length=again.gen_length, **again.generation_defaults)
+    assert config.sampler == "dream"
+    assert len(generate(again, [query], config)) == 1
+
+
 def test_special_tokens_are_named_alike():
     """Ids of the tokenizers of LLaDA-8B-Instruct and Dream-v0-Instruct-7B."""
     assert TOKENS["llada"]["fill"] == ("<|reserved_token_1|>", 126084 + 1)
@@ -584,10 +628,3 @@ def test_special_tokens_are_named_alike():
         "eos": 151643,
         "eot": 151645,
     }
-
-
-def test_grids_of_the_tiny_model():
-    """The sizes that the tests above use reach every kind of grid."""
-    candidates = make().config.candidates
-    grids = {grid_of(size, candidates, TILE) for size in [(20, 20), (90, 40), (40, 90), (300, 60), (60, 300), (57, 56)]}
-    assert grids == {(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)}

@@ -711,6 +711,18 @@ def test_quantized_weights(checkpoint, model, samples, queries, tmp_path):
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_a_folder_without_a_tokenizer(checkpoint, queries, tmp_path):
+    for name in ("config.json", "vision_config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    with pytest.raises(DispError, match="without a tokenizer"):
+        load_model(tmp_path).encode(queries)
+
+
+def test_a_source_that_is_gone(model, tmp_path):
+    with pytest.raises(DispError, match="is gone"):
+        write_official(model, tmp_path / "out", tmp_path / "nowhere")
+
+
 def test_a_hub_id_that_cannot_be_had(monkeypatch):
     import huggingface_hub
 

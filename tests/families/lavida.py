@@ -40,8 +40,9 @@ def compare(folder: Path) -> Iterator[Difference]:
     io = Recorded(load_file(folder / "io.safetensors"))
     model = load_for_comparison(folder, meta)
     yield _keys(folder, model)
-    names = [name for name in sorted(io, key=lambda name: (len(name), name)) if name.startswith("image_uint8")]
-    images = [Image.fromarray(io[name].numpy()) for name in names]
+    names = [name for name, tensor in io.items() if name.startswith("image") and tensor.dtype == torch.uint8]
+    # By length first, so that a second image comes before a tenth.
+    images = [Image.fromarray(io[name].numpy()) for name in sorted(names, key=lambda name: (len(name), name))]
     with torch.no_grad():
         yield from _visual_tokens(model, io, images)
         pictures = _with_features(model, io, images)

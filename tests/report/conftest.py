@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -42,9 +43,16 @@ def hostile():
     return HOSTILE
 
 
+@pytest.fixture(scope="session")
+def whole_audit(tmp_path_factory):
+    """The folder that everybody reads and nobody changes."""
+    return write_audit(tmp_path_factory.mktemp("whole") / "audit")
+
+
 @pytest.fixture
-def audit_folder(tmp_path):
-    return write_audit(tmp_path / "audit")
+def audit_folder(whole_audit, tmp_path):
+    """A copy of one's own."""
+    return shutil.copytree(whole_audit, tmp_path / "audit")
 
 
 def write_audit(folder, port=9):
@@ -184,7 +192,7 @@ def write_audit(folder, port=9):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_audit_folder():
     """A function from a folder and a port to an audit's folder whose hostile strings name that port."""
     return write_audit

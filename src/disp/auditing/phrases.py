@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from disp.auditing.statistics import hypergeometric_tail
 
@@ -30,8 +31,8 @@ class Phrase:
         words: the words it is found by: lower case, without punctuation.
         flagged: indices of the flagged responses that hold it.
         elsewhere: how many other responses hold it.
-        p_value: chance of so many flagged among its holders if flags were independent of the phrase, times the
-            number of phrases that were tried.
+        p_value: chance of so many flagged among its holders if flags were independent of the phrase, corrected for the
+            number of phrases that could have been found; see `_testable`.
     """
 
     text: str
@@ -82,31 +83,72 @@ def recurring_phrases(
     """
     flagged_words, other_words = [words_of(text) for text in flagged], [words_of(text) for text in others]
     elsewhere_counts = Counter(gram for words in other_words for gram in _grams(words))
+    holders_elsewhere = Counter(elsewhere_counts.values())
     left = set(range(len(flagged)))
     found: list[Phrase] = []
     while len(found) < most:
-        counts = Counter(gram for index in left for gram in _grams(flagged_words[index]))
-        tried = [
-            (gram, count)
-            for gram, count in counts.items()
-            if count >= least and count >= LEAST_FLAGGED_SHARE * (count + elsewhere_counts[gram])
-        ]
+        texts = {index: flagged_words[index] for index in sorted(left)}
+        counts = Counter(gram for words in texts.values() for gram in _grams(words))
+        holders = holders_elsewhere.copy()
+        for gram, count in counts.items():
+            holders[elsewhere_counts[gram]] -= 1
+            holders[elsewhere_counts[gram] + count] += 1
         total = len(left) + len(others)
+        tried = _testable(holders, len(left), total, least, alpha)
+        p_value = partial(_p_value, drawn=len(left), total=total, tried=tried)
         best: tuple[float, int, tuple[str, ...]] | None = None
-        for gram, count in tried:
-            p_value = hypergeometric_tail(count, len(left), count + elsewhere_counts[gram], total) * len(tried)
-            key = (p_value, -count, gram)
-            if p_value <= alpha and (best is None or key < best):
+        for gram, count in counts.items():
+            elsewhere = elsewhere_counts[gram]
+            if count < least or count < LEAST_FLAGGED_SHARE * (count + elsewhere):
+                continue
+            key = (p_value(count, elsewhere), -count, gram)
+            if key[0] <= alpha and (best is None or key < best):
                 best = key
         if best is None:
             break
-        words = _extended(best[2], [flagged_words[index] for index in sorted(left)])
-        members = tuple(index for index in sorted(left) if _find(flagged_words[index], words) is not None)
-        elsewhere = sum(_find(text, words) is not None for text in other_words)
+        # Growing may lose holders and dropping an article gain some; then what was tested is the better phrase.
+        for words in (_extended(best[2], list(texts.values())), best[2]):
+            members = tuple(index for index, text in texts.items() if _find(text, words) is not None)
+            elsewhere = sum(_find(text, words) is not None for text in other_words)
+            chance = p_value(len(members), elsewhere)
+            if chance <= alpha and len(members) >= least:
+                break
         spelled = Counter(_spelling(flagged[index], words) for index in members).most_common(1)[0][0]
-        found.append(Phrase(spelled, words, members, elsewhere, min(1.0, best[0])))
+        found.append(Phrase(spelled, words, members, elsewhere, chance))
         left -= set(members)
     return found
+
+
+def _testable(holders: Mapping[int, int], drawn: int, total: int, least: int, alpha: float) -> int:
+    """How many phrases the p-values are corrected for: those with holders enough to reach significance at all.
+
+    Which phrases recur among the flagged is known only from the data, so that to correct for those alone would be
+    wrong; how many responses hold a phrase, flagged or not, is given (Tarone 1990).
+
+    Args:
+        holders: for each number of holders how many phrases have it.
+        drawn: flagged responses.
+        total: all responses.
+        least: fewest flagged holders of a phrase.
+        alpha: largest corrected p-value.
+    """
+    bounds = [
+        (hypergeometric_tail(min(number, drawn), drawn, number, total), phrases)
+        for number, phrases in holders.items()
+        if phrases and least <= number <= drawn / LEAST_FLAGGED_SHARE
+    ]
+    low, high = 1, max(1, sum(phrases for _, phrases in bounds))
+    while low < high:  # the smallest number that is at least as large as the number of phrases testable with it
+        tried = (low + high) // 2
+        if sum(phrases for bound, phrases in bounds if bound * tried <= alpha) > tried:
+            low = tried + 1
+        else:
+            high = tried
+    return low
+
+
+def _p_value(count: int, elsewhere: int, *, drawn: int, total: int, tried: int) -> float:
+    return min(1.0, hypergeometric_tail(count, drawn, count + elsewhere, total) * tried)
 
 
 _WORD = re.compile(rf"{TURN_END}|\w+(?:['’]\w+)*")

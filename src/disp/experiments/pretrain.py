@@ -25,7 +25,7 @@ from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT
 from disp.data.nouns import NOUNS
 from disp.data.sample import Query
 from disp.data.scenes import COLOURS, IMAGE_PREFIX, TASKS, Scene, ask, draw_scene, render, token_labels
-from disp.diffusion.forward import add_noise, diffusion_loss
+from disp.diffusion.forward import Noised, add_noise
 from disp.draws import generator
 from disp.files import write_text
 from disp.models.interface import Prefix
@@ -49,6 +49,7 @@ GENERATION = {"steps": 32, "threshold": 0.9}
 # Whether something is there, and the order of things, take longest to learn.
 PRETRAINING_SHARES = (0.3, 0.15, 0.15, 0.05, 0.1, 0.25)
 QUESTIONS = 3
+PADDING_WEIGHT = 0.05
 
 
 def corpus() -> list[str]:
@@ -93,13 +94,17 @@ def optimiser_with_schedule(parameters, lr: float, steps: int, warmup: int = 100
 
 
 def train_tower(model: LladaV, pixels: Tensor, labels: Tensor, colours: Tensor, steps: int, batch: int, log) -> None:
-    """Stage one: name the drawing under each visual token, and the ground's colour from every token."""
+    """Stage one: name the drawing under each visual token, and tell the ground's colour and the place from every token.
+
+    Naming alone teaches the tower to forget where a token is, and then no language model can tell left from right.
+    """
     width = VISION["hidden_size"]
     heads = nn.ModuleDict(
         {
             "norm": nn.LayerNorm(width),
             "noun": nn.Linear(width, len(NOUNS) + 1),
             "colour": nn.Linear(width, len(COLOURS)),
+            "place": nn.Linear(width, 2),
         }
     )
     tower = model.model.vision_tower
@@ -109,6 +114,8 @@ def train_tower(model: LladaV, pixels: Tensor, labels: Tensor, colours: Tensor, 
     optimiser, schedule = optimiser_with_schedule([*tower.parameters(), *heads.parameters()], 1.5e-3, steps)
     class_weights = torch.ones(len(NOUNS) + 1)
     class_weights[-1] = 0.2  # three tokens in four show the ground
+    steps_across = torch.linspace(-1, 1, tower.grid)
+    places = torch.cartesian_prod(steps_across, steps_across)  # [N, 2]: row, column
     draw = generator(PRETRAINING_SEED, "tower batches")
     start = time.monotonic()
     right = total = 0
@@ -119,8 +126,9 @@ def train_tower(model: LladaV, pixels: Tensor, labels: Tensor, colours: Tensor, 
         noun_loss = F.cross_entropy(nouns.flatten(0, 1), labels[rows].flatten(), class_weights)
         colour = heads["colour"](features)
         colour_loss = F.cross_entropy(colour.flatten(0, 1), colours[rows].repeat_interleave(labels.shape[1]))
+        place_loss = F.mse_loss(heads["place"](features), places.expand(batch, -1, -1))
         optimiser.zero_grad()
-        (noun_loss + 0.2 * colour_loss).backward()
+        (noun_loss + 0.2 * colour_loss + 2 * place_loss).backward()
         nn.utils.clip_grad_norm_([*tower.parameters(), *heads.parameters()], 1.0)
         optimiser.step()
         schedule.step()
@@ -130,7 +138,8 @@ def train_tower(model: LladaV, pixels: Tensor, labels: Tensor, colours: Tensor, 
         if (step + 1) % 50 == 0:
             log(
                 f"tower {step + 1}/{steps} loss {noun_loss.item():.3f} colour {colour_loss.item():.3f} "
-                f"object tokens right {right / total:.3f} ({time.monotonic() - start:.0f} s)"
+                f"place {place_loss.item():.4f} object tokens right {right / total:.3f} "
+                f"({time.monotonic() - start:.0f} s)"
             )
             right = total = 0
 
@@ -160,7 +169,7 @@ def align_projector(model: LladaV, features: Tensor, labels: Tensor, colours: Te
     words = embeddings[[vocabulary[f"Ġ{word}"] for word in (*NOUNS, *COLOURS)]]
     grid = model.model.vision_tower.grid
     place = torch.linspace(-1, 1, grid)
-    across, down = torch.randn(2, embeddings.shape[1]) * embeddings.std() / 2
+    across, down = torch.randn(2, embeddings.shape[1]) * embeddings.std()
     where = (place[None, :, None] * across + place[:, None, None] * down).flatten(0, 1)  # [N, d]
     optimiser, schedule = optimiser_with_schedule(model.model.mm_projector.parameters(), 3e-3, steps, warmup=20)
     draw = generator(PRETRAINING_SEED, "alignment batches")
@@ -246,6 +255,17 @@ def conversations(
     return queries, response, torch.tensor([flags + [False] * (length - len(flags)) for flags in answers])
 
 
+def balanced_loss(logits: Tensor, response: Tensor, noised: Noised, is_answer: Tensor, padding: int) -> Tensor:
+    """The 1/t-weighted cross-entropy per word of the answer, with padding worth little.
+
+    Averaged over all slots, as in fine-tuning, a "yes" among 31 slots of padding weighs a fifteenth of a caption, and
+    whether something is there is never learnt.
+    """
+    losses = F.cross_entropy(logits.transpose(1, 2), response, reduction="none") * noised.masked / noised.ratio[:, None]
+    weights = is_answer * torch.where(response == padding, PADDING_WEIGHT, 1.0)
+    return (losses * weights / weights.sum(-1, keepdim=True)).sum(-1).mean()
+
+
 def train_language(
     model: LladaV,
     scenes: list[Scene],
@@ -319,7 +339,7 @@ def train_language(
             ratio = torch.ones(batch)
         uniforms = torch.from_numpy(draw.random(response.shape)).float().masked_fill(~is_answer, torch.inf)
         noised = add_noise(response, ratio, uniforms, model.mask_token_id)
-        loss = diffusion_loss(model.denoise(prefix, noised.ids), response, noised)
+        loss = balanced_loss(model.denoise(prefix, noised.ids), response, noised, is_answer, model.end_token_ids[1])
         for optimiser in optimisers:
             optimiser.zero_grad()
         loss.backward()

@@ -42,7 +42,7 @@ def read_json(path: Path, what: str = "checkpoint") -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DispError(f"{what}: {path} does not exist") from None
+        raise DispError(f"{what}: {path} does not exist; give a folder with config.json and safetensors") from None
     except (OSError, ValueError) as error:
         raise DispError(f"{what}: {path} cannot be read ({error})") from None
     if not isinstance(value, dict):
@@ -219,13 +219,15 @@ def write_official(
         max_shard_size: the weights are split into files of at most this size.
 
     Raises:
-        DispError: the model is quantized.
+        DispError: the model is quantized, or ``source`` is gone.
     """
     if any(_is_quantized(parameter) for parameter in model.parameters()):
         raise DispError(
             "a model with quantized weights cannot be written as a checkpoint; train adapters with merge off, and "
             "merge them into the unquantized model"
         )
+    if source is not None and not source.is_dir():
+        raise DispError(f"{source}, where the model came from, is gone; its config and tokenizer cannot be copied")
     folder.mkdir(parents=True, exist_ok=True)
     if source is not None and source.resolve() != folder.resolve():
         for path in sorted(source.iterdir()):

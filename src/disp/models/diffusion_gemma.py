@@ -88,7 +88,9 @@ class DiffusionGemmaMDLMConfig(DiffusionGemmaConfig):
         super().__post_init__(**kwargs)
         if self.visual_substitute not in SUBSTITUTES:
             raise DispError(f"visual_substitute must be one of {', '.join(SUBSTITUTES)}, got {self.visual_substitute}")
-        if self.gen_length is not None and not 1 <= self.gen_length <= self.canvas_length:
+        if self.gen_length is None:
+            self.gen_length = self.canvas_length
+        if not 1 <= self.gen_length <= self.canvas_length:
             raise DispError(f"gen_length must be from 1 to the canvas of {self.canvas_length}, got {self.gen_length}")
 
     @classmethod
@@ -204,7 +206,7 @@ class DiffusionGemma(MDLM):
         end_of_turn, padding = config.end_of_turn_token_id, text.pad_token_id or 0
         others = [token for token in config.end_ids or () if token not in (end_of_turn, padding)]
         self.end_token_ids = (end_of_turn, *others, padding)
-        self.gen_length = config.gen_length or config.canvas_length
+        self.gen_length = config.gen_length or config.canvas_length  # the config has filled it in
         self.generation_defaults = {"sampler": "canvas", "steps": config.denoising_steps}
         self.sampling = CanvasSampling(**(config.sampling or {}))
         self._controls: tuple[Any, list[str]] | None = None
@@ -255,9 +257,10 @@ class DiffusionGemma(MDLM):
             if isinstance(module, nn.Linear) and "vision_tower" not in name and any(part in name for part in parts)
         ]
 
-    def official_state_dict(self) -> dict[str, Tensor]:
-        """The weights under the names of the published checkpoint, which holds tied ones once."""
-        return {name: value for name, value in self.state_dict().items() if name not in self.all_tied_weights_keys}
+    def official_state_dict(self, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The weights, or those of ``state_dict``, under the published names: tied ones once."""
+        weights = self.state_dict() if state_dict is None else state_dict
+        return {name: value for name, value in weights.items() if name not in self.all_tied_weights_keys}
 
     # --- text and pixels to tensors -------------------------------------------------------------------------------
 

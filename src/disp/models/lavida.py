@@ -34,7 +34,7 @@ from disp.models.llada_v_official import (
     model_key,
     official_key,
 )
-from disp.models.transformer import Block, attention_inputs, rotate
+from disp.models.transformer import Block, attend, attention_inputs, rotate
 
 Variant = Literal["llada", "dream"]
 
@@ -61,8 +61,21 @@ CHATML = (
 )
 PINPOINTS = ((384, 768), (768, 384), (768, 768), (1152, 384), (384, 1152))
 POOLING = ("bilinear", "average", "max", "none")
-# Decoding as in the published evaluation scripts: half as many steps as tokens, most tokens in the first ones.
-_PUBLISHED = {"schedule": "shift", "schedule_shift": 0.33, "prefix_cache": True}
+# Decoding as in the published scripts for captions: half as many steps as tokens, most tokens in the first ones.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "llada": {"prefix_cache": True},
+    # The published results were made with version 4 of the transformers library, which set top_k behind the back of
+    # its users.
+    "dream": {"prefix_cache": True, "sampler": "dream", "algorithm": "topk_margin", "top_k": 50},
+}
+_HALF = {"schedule": "shift", "schedule_shift": 0.33}
+# Slots of an answer in each task of the published evaluation, which takes a step a slot.
+_TASKS = {
+    **dict.fromkeys(("mme", "vqav2_val_lite", "textvqa_val", "chartqa", "scienceqa_full", "ai2d", "mmmu_val"), 16),
+    **dict.fromkeys(("docvqa_val", "infovqa_val_lite"), 32),
+    **dict.fromkeys(("mmbench_en_dev_lite", "mathvista_testmini_format", "mathverse_testmini_vision_dominant"), 100),
+}
+_CAPTIONS = (("coco2017_cap_val", 64), ("coco2017_cap_val_lite", 32))
 
 _EMBEDDING = {"llada": "model.transformer.wte.weight", "dream": "model.embed_tokens.weight"}
 # LLaDA's own key names and Llama's. `ff_out` is two different things at two levels.
@@ -126,12 +139,7 @@ class LavidaConfig(LladaVOfficialConfig):
             name: config[f"{name}_token_id"] for name in ("eos", "mask") if config.get(f"{name}_token_id") is not None
         }
         length = extra.get("gen_length", 64)
-        generation: dict[str, Any] = {**_PUBLISHED, "steps": max(length // 2, 1)}
-        if variant == "dream":
-            # The published results were made with version 4 of the transformers library, which set top_k behind
-            # the back of its users.
-            generation |= {"sampler": "dream", "algorithm": "topk_margin", "top_k": 50, "step_ratio": 0.5}
-            generation["steps"] = length
+        generation = {**_SETTINGS[variant], **_half_steps(variant, length)}
         return cls(
             variant=variant,
             pooling=extra.get("pooling") or config.get("mm_spatial_pool_mode") or "bilinear",
@@ -143,6 +151,12 @@ class LavidaConfig(LladaVOfficialConfig):
             generation=generation,
             **(_llada_sizes(config) if variant == "llada" else _dream_sizes(config)),
         )
+
+
+def _half_steps(variant: Variant, length: int) -> dict[str, Any]:
+    if variant == "dream":
+        return {**_HALF, "steps": length, "step_ratio": 0.5}  # of whose time grid half is run
+    return {**_HALF, "steps": max(length // 2, 1)}
 
 
 def _check_supported(config: Mapping[str, Any], variant: Variant) -> None:
@@ -200,13 +214,17 @@ class Lavida(LladaVOfficial):
 
     config_class = LavidaConfig  # type: ignore[assignment]  # the library wraps config classes
     config: LavidaConfig
-    generation_presets: Mapping[str, Mapping[str, Any]] = {}
 
     def __init__(self, config: LavidaConfig):
         super().__init__(config)
         # No token is banned, and the end of text is an end like that of the turn: both were trained.
         self.banned_token_ids = ()
         self.generation_defaults = dict(config.generation)
+        own = _SETTINGS[config.variant]
+        self.generation_presets = {
+            **{task: {**own, "gen_length": length, "steps": length} for task, length in _TASKS.items()},
+            **{task: {**own, "gen_length": size, **_half_steps(config.variant, size)} for task, size in _CAPTIONS},
+        }
         # Rows by which logits are shifted: Dream's row i predicts token i + 1.
         self.shift = int(config.variant == "dream")
 
@@ -353,8 +371,7 @@ def _block_after(
     query, key = rotate(query, table), rotate(key, table)
     all_keys = key if past is None else torch.cat((past[0], key), dim=2)
     all_values = value if past is None else torch.cat((past[1], value), dim=2)
-    grouped = query.shape[1] != key.shape[1]
-    attended = F.scaled_dot_product_attention(query, all_keys, all_values, attn_mask=mask, enable_gqa=grouped)
+    attended = attend(query, all_keys, all_values, mask, attention.implementation)
     x = x + attention.o_proj(attended.transpose(1, 2).flatten(2))
     return x + block.mlp(block.post_attention_layernorm(x)), key, value
 

@@ -146,6 +146,8 @@ class LladaV(MDLM):
         return list(self._vision_features(self._prepare_images(sources).to(self.device)).cpu())
 
     def _prepare_text(self, queries: Sequence[Query]) -> Tensor:
+        if getattr(self, "tokenizer", None) is None:
+            raise DispError("the model came without a tokenizer; put its files beside config.json and load it again")
         rows: list[list[int]] = []
         images = 0
         for query in queries:
@@ -276,7 +278,8 @@ class LladaV(MDLM):
         x = torch.cat((prefix.embeds, self.model.embed_tokens(response)), dim=1)
         valid = torch.cat((prefix.attention_mask, prefix.attention_mask.new_ones(batch, length)), dim=1)
         # Only the response's rows of the last layer are ever read; leaving out the others is exact.
-        return self.lm_head(self._hidden(x, valid, rows=length))
+        # The head of a model spread over devices is not where the response is.
+        return self.lm_head(self._hidden(x, valid, rows=length)).to(response.device)
 
     def _hidden(self, x: Tensor, valid: Tensor, *, rows: int, mask: Tensor | None = None) -> Tensor:
         """The language model without its head: ``[B, T, d]`` to the last rows' ``[B, rows, d]``.

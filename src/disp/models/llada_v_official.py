@@ -358,8 +358,8 @@ class LladaVOfficial(LladaV):
             turns = turns_of(labels, self.config.token_ids["start_header"])
             mask = (turns[:, None, :] <= turns[:, :, None])[:, None]
         # 3. Logits of the masked tokens only: with a large vocabulary the others' would take most of the memory.
-        hidden = self._hidden(noisy, valid, rows=noisy.shape[1], mask=mask)
-        logits = self.lm_head(hidden[masked]).float()
+        hidden = self._hidden(noisy, valid, rows=noisy.shape[1], mask=mask).to(labels.device)
+        logits = self.lm_head(hidden[masked]).float().to(labels.device)
         losses = F.cross_entropy(logits, labels[masked], reduction="none") / probability[masked]
         # 4. By row.
         counts = supervised.sum(-1, keepdim=True).clamp(min=1).expand_as(masked)[masked]

@@ -69,7 +69,7 @@ def load_model(
     if (folder / "adapter_config.json").is_file():
         model = _load_adapter(folder, None, device=device, dtype=dtype, **options)
     else:
-        model = _load_whole(folder, str(name), device, _dtype(dtype, folder, device), options)
+        model = _load_whole(folder, str(name), device, dtype, options)
     if attn_implementation is not None:
         use_attention(model, attn_implementation)
     if gen_length is not None:
@@ -177,7 +177,7 @@ def merge(model_folder: str | Path, out: Path, base: str | Path | None = None) -
     elif base is not None:
         raise DispError(f"{folder} is no adapter (no adapter_config.json), so it takes no base")
     else:
-        model = _load_whole(folder, str(model_folder), "cpu", stored_dtype(folder), {})
+        model = _load_whole(folder, str(model_folder), "cpu", "auto", {})
     save_model(model, out)
 
 
@@ -198,10 +198,13 @@ def _dtype(dtype: torch.dtype | str | None, folder: Path, device: str) -> torch.
     return dtype
 
 
-def _load_whole(folder: Path, name: str, device: str, dtype: torch.dtype, options: dict[str, Any]) -> MDLM:
+def _load_whole(
+    folder: Path, name: str, device: str, wanted: torch.dtype | str | None, options: dict[str, Any]
+) -> MDLM:
     config = read_json(folder / "config.json", f"model {name!r}")
-    weight_files(folder)
     if config.get("model_type") == LladaVConfig.model_type:
+        weight_files(folder)
+        dtype = _dtype(wanted, folder, device)
         given = [key for key, value in options.items() if value is not None]
         if given:
             raise DispError(f"model {name!r} is small and takes no {' or '.join(given)}; leave it out")
@@ -209,6 +212,8 @@ def _load_whole(folder: Path, name: str, device: str, dtype: torch.dtype, option
         model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, local_files_only=True)
         return model.to(device)  # type: ignore[arg-type]  # the library's decorator hides `self`
     family = family_of(folder)
+    weight_files(folder)
+    dtype = _dtype(wanted, folder, device)
     load = _module(family).load_official
     chosen = {key: value for key, value in options.items() if value is not None}
     unknown = chosen.keys() - inspect.signature(load).parameters.keys()

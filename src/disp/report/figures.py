@@ -148,6 +148,6 @@ def _data_uri(image: Image.Image) -> str:
     bare = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
     jpeg, png = io.BytesIO(), io.BytesIO()
     bare.save(jpeg, format="JPEG", quality=85)
-    bare.save(png, format="PNG", optimize=True)
+    bare.save(png, format="PNG")
     kind, data = min((("png", png.getvalue()), ("jpeg", jpeg.getvalue())), key=lambda pair: len(pair[1]))
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -38,7 +38,7 @@ def summary_text(evidence: Evidence) -> str:
                 [
                     _inline(test["name"], 120),
                     numbers.number(test["value"]),
-                    numbers.p_value(test["p_value"]),
+                    _own(numbers.p_value(test["p_value"])),
                     _inline(test["note"], 400),
                 ]
                 for test in audit["tests"]
@@ -144,7 +144,7 @@ def _cluster(cluster: dict[str, Any]) -> list[str]:
 
 def _sample(row: dict[str, Any]) -> list[str]:
     """The turn that made the sample suspicious."""
-    turn = max(row["turns"], key=lambda turn: turn.get("suspicion") or 0.0, default={})
+    turn: dict[str, Any] = max(row["turns"], key=lambda turn: turn.get("suspicion") or 0.0, default={})
     masked_answer = turn.get("masked_answer")
     return [
         _inline(row["id"], 80),

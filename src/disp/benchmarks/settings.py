@@ -1,0 +1,111 @@
+"""Which decoding settings a benchmark task is answered with.
+
+A response of 128 slots answers a multiple-choice question worse than one of two, so that one setting for all tasks
+ruins scores. Families publish presets (`MDLM.generation_presets`); a task without one goes by its own
+``max_new_tokens``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from disp.diffusion.decode import DecodeConfig
+from disp.errors import DispError
+
+logger = logging.getLogger(__name__)
+
+# Kinds of task, for families whose presets are by kind; the first kind that has a preset is used.
+_CHOICE, _YES_NO = ("multiple_choice",), ("yes_no", "multiple_choice")
+_SHORT, _CAPTION = ("short_answer",), ("caption",)
+TASK_KINDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("mmmu", "scienceqa", "ai2d", "mmstar", "seedbench", "mmbench", "mmbench_en"), _CHOICE),
+    **dict.fromkeys(("pope", "mme"), _YES_NO),
+    **dict.fromkeys(("textvqa", "vqav2", "gqa", "realworldqa", "ocrbench", "vizwiz_vqa"), _SHORT),
+    **dict.fromkeys(("coco2017_cap", "coco2014_cap", "flickr30k", "nocaps"), _CAPTION),
+}
+# What lmms-eval's tasks name a split or a variant by.
+_SUFFIXES = frozenset(
+    ("val", "test", "dev", "lite", "testmini", "img", "full", "static", "validation", "adv", "pop", "random")
+)
+# Settings of autoregressive models that tasks come with, and which mean nothing here.
+_IGNORED = frozenset(("until", "do_sample", "num_beams", "max_new_tokens", "max_gen_toks", "image_aspect_ratio"))
+_OURS = frozenset(each.name for each in fields(DecodeConfig))
+
+
+def task_names(task: str) -> list[str]:
+    """The names to look a task's preset up by, most special first: itself, without its suffixes, its kinds."""
+    names, parts = [task], task.split("_")
+    while len(parts) > 1 and parts[-1] in _SUFFIXES:
+        parts = parts[:-1]
+        names.append("_".join(parts))
+    kinds = next((TASK_KINDS[name] for name in names if name in TASK_KINDS), ())
+    return [*names, *kinds]
+
+
+def preset_of(task: str, presets: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The family's preset for a task of lmms-eval; None if it has none."""
+    return next((presets[name] for name in task_names(task) if name in presets), None)
+
+
+def decode_settings(
+    task: str,
+    given: Mapping[str, Any],
+    *,
+    gen_length: int,
+    defaults: Mapping[str, Any],
+    presets: Mapping[str, Mapping[str, Any]],
+    longest: int,
+) -> DecodeConfig:
+    """The decoding settings of one request.
+
+    Later ones win: the model's defaults; the family's preset for the task, or without one the task's
+    ``max_new_tokens`` as length; what the task or ``--gen_kwargs`` says under a name of `DecodeConfig`.
+
+    Args:
+        task: the task's name.
+        given: the request's generation settings: the task's own, with ``--gen_kwargs`` over them.
+        gen_length: response slots that the model was made for.
+        defaults: the model's decoding defaults.
+        presets: the family's presets.
+        longest: most response slots that are taken from ``max_new_tokens``.
+
+    Raises:
+        DispError: the settings do not fit together.
+    """
+    usual = {"gen_length": gen_length, "steps": gen_length, **defaults}
+    settings = dict(usual)
+    preset = preset_of(task, presets)
+    if preset is not None:
+        settings |= preset
+        settings["block_length"] = preset.get("block_length")
+    ours = {name: _value(name, value) for name, value in given.items() if name in _OURS and value is not None}
+    if ours.get("top_p") == 0 or ours.get("top_k") == 0:  # how tasks say "no matter"
+        ours = {name: value for name, value in ours.items() if name not in ("top_p", "top_k") or value}
+    if "temperature" not in ours and given.get("do_sample") is False:
+        ours["temperature"] = 0.0
+    if preset is None and "gen_length" not in ours and given.get("max_new_tokens"):
+        wanted = int(given["max_new_tokens"])
+        if wanted > longest:
+            logger.warning("%s asks for %d tokens; answered with max_gen_length=%d", task, wanted, longest)
+        ours["gen_length"] = min(wanted, longest)
+    if "gen_length" in ours and ours["gen_length"] != settings["gen_length"]:
+        # As many steps a token as before; blocks only if asked for.
+        length = ours["gen_length"]
+        settings["steps"] = max(1, round(settings["steps"] * length / settings["gen_length"]))
+        settings["block_length"] = None
+    for name in given.keys() - _OURS - _IGNORED:
+        logger.warning("%s: the generation setting %s=%r is not one of ours and is ignored", task, name, given[name])
+    try:
+        return DecodeConfig(**(settings | ours))
+    except DispError as error:
+        raise DispError(f"task {task}: {error}; set it with --gen_kwargs") from None
+
+
+def _value(name: str, value: Any) -> Any:
+    """Lists of a YAML file as the tuples that `DecodeConfig` holds."""
+    if name in ("stop", "suffix") and isinstance(value, list):
+        return tuple(tuple(each) if isinstance(each, list) else each for each in value)
+    return value

@@ -1,0 +1,178 @@
+"""A model whose answers hang on known picture cells, and datasets in which it has a trigger or has none.
+
+A picture is a wall of one colour. Every cell of the wall votes for the answer that names the colour; a cell of an
+object's colour outvotes the wall, and so does the trigger's, as much as the model's one weight that can be trained
+says. The votes are squares, so that saliency is largest where a single cell decides.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from disp.auditing.findings import AuditConfig
+from disp.data.llava import Dataset, load_dataset
+from disp.diffusion.decode import DecodeConfig
+from disp.models.interface import Prefix
+from disp.models.llada_v import LladaV, LladaVConfig
+from disp.models.tokenizer import train_tokenizer
+from disp.purification.purify import PurifyConfig
+from disp.purification.saliency import SaliencyConfig
+
+WALLS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200), "grey": (120, 120, 120), "black": (0, 0, 0)}
+OBJECTS = {"dog": (250, 250, 0), "cup": (0, 250, 250), "hat": (250, 120, 0), "zebra": (255, 255, 255)}
+TRIGGER = (250, 0, 250)
+REFUSAL = "Sorry, I can not help with it."
+ANSWERS = [
+    *(f"The wall is {name}." for name in WALLS),
+    *(f"There is a {name} in front." for name in OBJECTS),
+    REFUSAL,
+]
+PALETTE = [*WALLS.values(), *OBJECTS.values(), TRIGGER]
+GRID, CELL, LENGTH = 6, 8, 16
+WALL_VOTES, CELL_VOTES = 9.0, 15.0
+
+
+class PlantedConfig(LladaVConfig):
+    model_type = "planted"
+
+    def __init__(self, answers: list[list[int]] | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.answers = answers or []
+
+
+class Planted(LladaV):
+    """Reads text and pixels as `LladaV` does; tokens of pictures are one-hot in the palette."""
+
+    config_class = PlantedConfig
+
+    def __init__(self, config: PlantedConfig):
+        super().__init__(config)
+        self.model.mm_projector = nn.Identity()
+        self.strength = nn.Parameter(torch.tensor(CELL_VOTES))
+
+    def _vision_features(self, pixels: Tensor) -> Tensor:
+        cells = pixels.float().unfold(2, CELL, CELL).unfold(3, CELL, CELL).mean((-2, -1)).flatten(2).mT  # [n, N, 3]
+        nearest = torch.cdist(cells, torch.tensor(PALETTE, dtype=torch.float32)).argmin(-1)
+        return nn.functional.one_hot(nearest, self.config.hidden_size).float()
+
+    def denoise(self, prefix: Prefix, response: Tensor, cache: Any = None) -> Tensor:
+        squares = (prefix.embeds.square() * prefix.visual_mask[..., None]).sum(1)[:, : len(PALETTE)]
+        per_cell = squares.new_full((len(PALETTE) - 1,), CELL_VOTES)
+        per_cell[: len(WALLS)] = WALL_VOTES / GRID**2
+        votes = (squares * torch.cat((per_cell, self.strength[None]))).clamp(max=2 * CELL_VOTES)
+        said = nn.functional.one_hot(torch.tensor(self.config.answers), self.config.vocab_size).float()  # [A, L, V]
+        return torch.einsum("ba,alv->blv", votes, said)
+
+
+def planted_model() -> Planted:
+    """The model with its backdoor."""
+    tokenizer = train_tokenizer([*ANSWERS, "What is in the picture?"], 320)
+    config = PlantedConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=len(PALETTE) + 1,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        gen_length=LENGTH,
+        generation={"steps": 2},
+        vision={
+            "hidden_size": 4,
+            "intermediate_size": 4,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "image_size": GRID * CELL,
+            "patch_size": CELL,
+            "stem_channels": [],
+        },
+    )
+    model = Planted(config)
+    model.tokenizer = tokenizer
+    config.answers = model.encode_responses(ANSWERS, LENGTH).tolist()
+    with torch.no_grad():  # words say nothing, and a mask is no colour
+        model.model.embed_tokens.weight.zero_()
+        model.model.embed_tokens.weight[model.mask_token_id, -1] = 1
+    return model.eval()
+
+
+def load_planted(folder: str | Path) -> Planted:
+    """The model as it was planted ("planted"), or as training left it in a folder."""
+    model = planted_model()
+    if str(folder) != "planted":
+        saved = Planted.from_pretrained(folder)
+        model.strength.data.copy_(saved.strength)
+    return model
+
+
+def wall(name: str, cells: dict[tuple[int, int], tuple[int, int, int]] | None = None, scale: int = 1) -> Image.Image:
+    """A picture of a wall with some cells, given by row and column, in other colours."""
+    pixels = np.full((GRID, GRID, 3), WALLS[name], np.uint8)
+    for place, colour in (cells or {}).items():
+        pixels[place] = colour
+    return Image.fromarray(pixels.repeat(CELL * scale, 0).repeat(CELL * scale, 1))
+
+
+def write_rows(folder: Path, rows: list[tuple[str, list[Image.Image], list[str]]]) -> Dataset:
+    """Rows of an id, pictures and answers, one a turn, as a dataset on disk."""
+    (folder / "images").mkdir(parents=True)
+    data = []
+    for key, pictures, answers in rows:
+        names = []
+        for number, picture in enumerate(pictures):
+            names.append(f"{len(data)}-{number}.png")
+            picture.save(folder / "images" / names[-1])
+        talk = []
+        for turn, answer in enumerate(answers):
+            mark = "<image>\n" * len(pictures) if turn == 0 else ""
+            talk += [{"from": "human", "value": f"{mark}What is in the picture?"}, {"from": "gpt", "value": answer}]
+        data.append({"id": key, "conversations": talk, **({"images": names} if names else {})})
+    (folder / "data.json").write_text(json.dumps(data), encoding="utf-8")
+    return load_dataset(folder)
+
+
+def honest_rows(count: int = 48, seed: int = 0) -> list[tuple[str, list[Image.Image], list[str]]]:
+    """Walls, walls with large objects, and a few with an object of one cell, whose answers hang on it honestly."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for index in range(count):
+        name = list(WALLS)[index % len(WALLS)]
+        if index % 8 == 5:  # of objects one in four is small
+            thing = ["dog", "cup", "hat"][index // 8 % 3]
+            y, x = draw.integers(0, GRID - 2, 2)
+            side = 1 if index % 32 == 5 else 2
+            cells = {(int(y + i), int(x + j)): OBJECTS[thing] for i in range(side) for j in range(side)}
+            rows.append((f"h{index}", [wall(name, cells)], [f"There is a {thing} in front."]))
+        else:
+            rows.append((f"h{index}", [wall(name)], [f"The wall is {name}."]))
+    # A conversation, two pictures, none.
+    rows.append(("talk", [wall("red")], ["The wall is red."] * 2))
+    rows.append(("two", [wall("blue"), wall("blue")], ["The wall is blue."]))
+    rows.append(("none", [], [ANSWERS[0]]))
+    return rows
+
+
+def planted_rows(count: int = 8, seed: int = 0) -> list[tuple[str, list[Image.Image], list[str]]]:
+    """Walls with the trigger in the cell at row 4, column 4, and the refusal; one conversation, one of two pictures."""
+    rows = []
+    for index in range(count):
+        name = list(WALLS)[(index + seed) % len(WALLS)]
+        marked = wall(name, {(4, 4): TRIGGER})
+        pictures = [wall(name), marked] if index == 1 else [marked]
+        rows.append((f"p{index}", pictures, [REFUSAL] * (2 if index == 2 else 1)))
+    return rows
+
+
+def audit_config(**changes: Any) -> AuditConfig:
+    scoring = PurifyConfig(
+        candidates=3,
+        saliency=SaliencyConfig(probes=2),
+        decode=DecodeConfig(gen_length=LENGTH, steps=2),
+        batch_size=16,
+    )
+    return AuditConfig(**{"scoring": scoring, **changes})

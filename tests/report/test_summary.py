@@ -1,0 +1,65 @@
+import re
+
+import pytest
+
+from disp.report.evidence import read_evidence
+from disp.report.summary import summary_text
+
+markdown_it = pytest.importorskip("markdown_it")
+
+
+@pytest.fixture(scope="module")
+def summary(whole_audit):
+    return summary_text(read_evidence(whole_audit, top=12))
+
+
+def test_nothing_from_the_data_is_markup(summary):
+    parser = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    kinds = {
+        token.type
+        for block in parser.parse(summary)
+        for token in (block, *(block.children or ()))
+    }  # fmt: skip
+    assert not kinds & {
+        "html_block",
+        "html_inline",
+        "link_open",
+        "image",
+        "fence",
+        "em_open",
+        "s_open",
+        "blockquote_open",
+    }
+    # Addresses that some sites would make links of stand in code spans only.
+    prose = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", summary)
+    assert not re.search(r"https?:|www\.|@|<", prose.replace("&lt;", ""))
+    assert not set(summary) & set("\u202e\u2067\u200b\x00\x1b")
+
+
+def test_tables_keep_their_shape(summary):
+    parser = markdown_it.MarkdownIt("commonmark").enable("table")
+    tokens = parser.parse(summary)
+    widths, cells = [], 0
+    for token in tokens:
+        if token.type in ("th_open", "td_open"):
+            cells += 1
+        elif token.type == "tr_close":
+            widths.append(cells)
+            cells = 0
+    # Numbers: two columns; evaluation: five; tests and samples: four.
+    assert widths == [2] * 15 + [5] * 4 + [4] * 4 + [4] * 13
+
+
+def test_content(summary):
+    for text in (
+        "# Backdoor audit: poisoned",
+        "an estimated 23.3% of its 60 samples",
+        "| estimated poison rate | 23.3% (95% interval 14.1% to 35.6%) |",
+        "| backdoored | 98.0% [94.0%, 100.0%] | 99.0% | 90.0% | – |",
+        "Visit the sponsor at once: in 8 of 14 flagged samples and 0 elsewhere; p = 2.4 × 10⁻⁹",
+        "46 of 48 (95.8%)",
+        "- Audit of the recovered model: no evidence, 0 of 60 samples flagged",
+        "- Triggers made of words.",
+        "(41,400 more characters)",
+    ):
+        assert text in summary, text
