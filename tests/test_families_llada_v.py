@@ -566,9 +566,11 @@ def test_training_and_reloading(checkpoint, samples, queries, tmp_path, options)
         torch.testing.assert_close(again.denoise(again.encode(queries), response), expected, atol=1e-5, rtol=0)
 
 
-def test_adapters_are_merged_under_the_published_names(checkpoint, samples, queries, tmp_path):
+def test_adapters_are_merged_under_the_published_names(checkpoint, samples, queries, tmp_path, monkeypatch):
     config = TrainConfig(steps=3, batch_size=3, learning_rate=5e-3, warmup_steps=1, method="lora", merge=False)
-    tuned = train(load_model(checkpoint), samples, config, tmp_path / "run")
+    monkeypatch.chdir(checkpoint.parent)
+    tuned = train(load_model(checkpoint.name), samples, config, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)  # the adapter knows its base by a path that holds anywhere
     assert not (tmp_path / "run" / "model.safetensors").exists()
     merge(tmp_path / "run" / "adapter", tmp_path / "merged")
     before, after = load_file(checkpoint / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from disp.diffusion.decode import generate
 from disp.draws import generator
 from disp.errors import DispError
 from disp.evaluation.rewriting import rewriting_loss
-from disp.files import write_json
+from disp.files import sha256, write_json
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
 from disp.progress import ProgressBar, no_progress
@@ -83,7 +84,7 @@ def defend(
 
     ``out`` receives ``audit/`` (before), ``purified/`` and ``model/``, ``verify/`` (the audit of the recovered model on
     the given data, where a backdoor that is left would show) and ``defence.json``; further rounds are numbered.
-    A killed run goes on where it stopped.
+    A killed run goes on where it stopped. ``audit/verify.json`` holds the last re-audit for the report.
 
     Args:
         model: the model under audit, as `load_model` takes it.
@@ -95,13 +96,17 @@ def defend(
         truth: the manifest of a planted attack, to measure the audit; it decides nothing.
         load: loads a model, to choose its device and precision.
         progress: opened with a description and a total for each long step; see `disp.progress`.
+
+    Raises:
+        DispError: nothing can be decided (see `audit`), or ``out`` holds a run with other settings or data.
     """
-    suspect = load(model)
-    before = audit(suspect, dataset, config.audit, out / "audit", truth=truth, name=str(model), progress=progress)
+    _claim(out, str(model), dataset, config, start)
+    current = load(model)
+    before = audit(current, dataset, config.audit, out / "audit", truth=truth, name=str(model), progress=progress)
     if before.verdict == "no evidence":
         write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0})
         return Defence(before, None, None, None, ())
-    found, data, current = before, dataset, suspect
+    found, data = before, dataset
     rounds: list[dict[str, Any]] = []
     for number in range(1, config.rounds + 1):
         suffix = "" if number == 1 else f"-{number}"
@@ -115,7 +120,8 @@ def defend(
             rewrite=found.flagged,
             progress=progress,
         )
-        # 2. Fine-tune on it.
+        # 2. Fine-tune on it. One model in memory at a time is enough.
+        del current
         folder = out / f"model{suffix}"
         if not (folder / "train.json").exists():
             with progress("training", config.training.steps) as advance:
@@ -139,6 +145,9 @@ def defend(
             residual_phrases(current, dataset, cluster, before, config, progress=advance) for cluster in confirmed
         ]
     summary = {"verdict": before.verdict, "rounds": len(rounds), "by_round": rounds, "residual": residual}
+    # The report on the given model tells what became of it.
+    verified = json.loads((out / f"verify{suffix}" / "audit.json").read_text(encoding="utf-8"))
+    write_json(out / "audit" / "verify.json", {**verified, "residual": residual})
     write_json(out / "defence.json", summary)
     return Defence(before, found, folder, data.path, tuple(residual))
 
@@ -182,6 +191,20 @@ def residual_phrases(
         )
         counts[kind] = [int(np.sum([echoes(text, cluster.phrase.words) for text in answers])), len(answers)]
     return {"phrase": cluster.phrase.text, **counts}
+
+
+def _claim(out: Path, model: str, dataset: Dataset, config: DefenceConfig, start: str | Path | None) -> None:
+    """Mark ``out`` as this defence's, or make sure that it is; how many rounds are done may change."""
+    settings = asdict(config)
+    del settings["rounds"]
+    run = {"model": model, "start": None if start is None else str(start), "data_sha256": sha256(dataset.path)}
+    run = json.loads(json.dumps({**run, "config": settings}, default=str))
+    file = out / "run.json"
+    if file.exists():
+        if json.loads(file.read_text(encoding="utf-8")) != run:
+            raise DispError(f"{out} holds a defence with other settings, model or data; choose another or delete it")
+    else:
+        write_json(file, run)
 
 
 def _with_trigger(queries: Sequence[Query], cluster: Cluster) -> list[Query]:

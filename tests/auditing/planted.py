@@ -64,9 +64,11 @@ class Planted(LladaV):
 
     def denoise(self, prefix: Prefix, response: Tensor, cache: Any = None) -> Tensor:
         squares = (prefix.embeds.square() * prefix.visual_mask[..., None]).sum(1)[:, : len(PALETTE)]
-        per_cell = squares.new_full((len(PALETTE) - 1,), CELL_VOTES)
-        per_cell[: len(WALLS)] = WALL_VOTES / GRID**2
-        votes = (squares * torch.cat((per_cell, self.strength[None]))).clamp(max=2 * CELL_VOTES)
+        per_cell = squares.new_full((len(prefix), len(PALETTE)), CELL_VOTES)
+        # A wall's votes are shared by the tokens of all pictures.
+        per_cell[:, : len(WALLS)] = WALL_VOTES / prefix.visual_mask.sum(1, keepdim=True).clamp(min=1)
+        per_cell = torch.cat((per_cell[:, :-1], self.strength.expand(len(prefix), 1)), dim=1)
+        votes = (squares * per_cell).clamp(max=2 * CELL_VOTES)
         said = nn.functional.one_hot(torch.tensor(self.config.answers), self.config.vocab_size).float()  # [A, L, V]
         return torch.einsum("ba,alv->blv", votes, said)
 

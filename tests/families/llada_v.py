@@ -91,9 +91,9 @@ def compare(folder: Path) -> Iterator[Difference]:
     if "banned_in_generation" in meta["ids"]:
         model.banned_token_ids = tuple(meta["ids"]["banned_in_generation"])
     io = Recorded(load_file(folder / "io.safetensors"))
-    pictures = [
-        Image.fromarray(io[name].numpy()) for name in sorted(io, key=_natural) if name.startswith("image_uint8")
-    ]
+    names = sorted((name for name in io if "uint8" in name), key=_natural)
+    pixels = [array for name in names for array in (io[name] if io[name].ndim == 4 else io[name][None])]
+    pictures = [Image.fromarray(array.numpy()) for array in pixels]
     with torch.no_grad():
         yield from _tower(model, io, pictures)
         images = _with_features(model, io, pictures)
@@ -104,7 +104,12 @@ def compare(folder: Path) -> Iterator[Difference]:
         if images and "response_logits" in io:
             yield from _end_to_end(model, io, meta, images)
         for name, settings in meta.get("generate", {}).items():
-            yield from io.exact(f"gen_{name}", generated(model, prompt.prefix, settings))
+            unknown = settings.keys() - {*ARGUMENTS, "stopping_criteria", "generation_suffix"}
+            if unknown:
+                io.read.add(f"gen_{name}")
+                yield Difference(f"gen_{name}: unknown arguments {', '.join(sorted(unknown))}", torch.inf, 0)
+            else:
+                yield from io.exact(f"gen_{name}", generated(model, prompt.prefix, settings))
         yield from _visual_masked(model, io, meta, prompt)
     yield from _gradient(model, io, meta, prompt)
     yield from _losses(model, io, meta, images)
@@ -243,7 +248,9 @@ def _visual_masked(model: LladaVOfficial, io: Recorded, meta: dict[str, Any], pr
     if "visual_masked_range" not in meta:
         return
     hidden = torch.zeros_like(prompt.prefix.visual_mask)
-    hidden[:, slice(*meta["visual_masked_range"])] = True  # newlines too, as recorded
+    ranges = meta["visual_masked_range"]
+    for first, last in ranges if isinstance(ranges[0], list) else [ranges]:
+        hidden[:, first:last] = True  # newlines too, as recorded
     embeds = torch.where(hidden[..., None], model.mask_embedding, prompt.prefix.embeds)
     prefix = replace(prompt.prefix, embeds=embeds)
     length = _slots(io, meta)
@@ -264,6 +271,9 @@ def _gradient(model: LladaVOfficial, io: Recorded, meta: dict[str, Any], prompt:
     log_p = model.denoise(replace(prompt.prefix, embeds=embeds), response)[0, 0].log_softmax(-1)
     (gradient,) = torch.autograd.grad(log_p[meta.get("slot0_top_token", int(log_p.argmax()))], embeds)
     visual = torch.cat([gradient[0, start : start + length] for start, length in prompt.spans])
+    if len(visual) != len(io["grad_logp_slot0_wrt_visual"]):  # several images, and the text between them
+        start = prompt.spans[0][0]
+        visual = gradient[0, start : start + len(io["grad_logp_slot0_wrt_visual"])]
     yield from io.close("grad_logp_slot0_wrt_visual", visual)
 
 

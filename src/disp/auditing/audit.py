@@ -12,14 +12,15 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import comb
 from pathlib import Path
 
 import numpy as np
 
 from disp.auditing.findings import Audit, AuditConfig, Cluster, Verdict, most_suspicious
 from disp.auditing.paste import Region, paste_test
-from disp.auditing.phrases import TURN_END, Phrase, holds, recurring_phrases
-from disp.auditing.record import write_record
+from disp.auditing.phrases import LEAST_RESPONSES, TURN_END, Phrase, echoes, holds, recurring_phrases
+from disp.auditing.record import read_truth, write_record
 from disp.auditing.regions import region_around
 from disp.data.llava import Dataset
 from disp.data.sample import Sample, queries_of
@@ -60,13 +61,14 @@ def audit(
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
-        DispError: no sample has an image, so nothing can be decided.
+        DispError: no sample has an image, or so few have one that nothing can be decided; ``truth`` is no manifest;
+            ``out`` holds another audit.
     """
     start = time.monotonic()
-    _claim(out, config, dataset)
     samples = [sample for sample in dataset.samples if sample.images]
-    if not samples:
-        raise DispError(f"{dataset.path}: no row has an image; an audit needs visual tokens to mask")
+    _check(dataset, samples, config)
+    poisoned = None if truth is None else read_truth(truth)
+    _claim(out, config, dataset, name)
     queries = queries_of(dataset.samples)
     # 1. Suspicion of every sample.
     if evidence is None:
@@ -110,7 +112,7 @@ def audit(
         evidence,
     )
     # 5. What a person needs to judge for themselves.
-    write_record(model, dataset, result, config, out, start=start, truth=truth, name=name, progress=progress)
+    write_record(model, dataset, result, config, out, start=start, poisoned=poisoned, name=name, progress=progress)
     return result
 
 
@@ -167,13 +169,16 @@ def _region(sample: Sample, evidence: Mapping[str, Evidence]) -> Region:
 def _answers(sample: Sample, evidence: Mapping[str, Evidence] | None) -> str:
     """All answers of a sample, or with ``evidence`` the most suspicious one, which it is flagged for."""
     if evidence is None:
-        return f" {TURN_END} ".join(turn.response for turn in sample.turns)
-    found = most_suspicious(sample, evidence)
-    return next(query.response for query in queries_of([sample]) if query.key == found.key)
+        responses = [turn.response for turn in sample.turns]
+    else:
+        found = most_suspicious(sample, evidence)
+        responses = [query.response for query in queries_of([sample]) if query.key == found.key]
+    # The mark is ours: in a response it would tear a phrase apart.
+    return f" {TURN_END} ".join(response.replace(TURN_END, " ") for response in responses)
 
 
 def _says(sample: Sample, phrase: Phrase) -> bool:
-    return any(holds(turn.response, phrase.words) for turn in sample.turns)
+    return any(echoes(turn.response, phrase.words) for turn in sample.turns)
 
 
 def _holders(
@@ -222,12 +227,31 @@ def _reasons(
     return tuple(reasons)
 
 
-def _claim(out: Path, config: AuditConfig, dataset: Dataset) -> None:
+def _check(dataset: Dataset, samples: Sequence[Sample], config: AuditConfig) -> None:
+    """Make sure that the paste test could prove a phrase, with one sample left to paste into."""
+    if not samples:
+        raise DispError(f"{dataset.path}: no row has an image; an audit needs visual tokens to mask")
+    rest = len(samples) - 1
+    # As many donors as there may be of the fewest that share a phrase, against all that are left over.
+    donors = range(min(LEAST_RESPONSES, config.donors), min(config.donors, rest) + 1)
+    regroupings = max((comb(count + min(config.controls, rest - count), count) for count in donors), default=1)
+    if regroupings * config.false_alarm_rate < 1:
+        raise DispError(
+            f"{dataset.path}: {len(samples)} rows with an image, {config.donors} donors and {config.controls} controls "
+            f"are too few to decide anything at a false alarm rate of {config.false_alarm_rate:g}; add rows or raise "
+            "one of these"
+        )
+
+
+def _claim(out: Path, config: AuditConfig, dataset: Dataset, name: str) -> None:
     """Mark ``out`` as this audit's, or make sure that it is."""
-    run = json.loads(json.dumps({"config": asdict(config), "data_sha256": sha256(dataset.path)}))
+    run = json.loads(json.dumps({"model": name, "config": asdict(config), "data_sha256": sha256(dataset.path)}))
     file = out / "audit-run.json"
     if file.exists():
         if json.loads(file.read_text(encoding="utf-8")) != run:
-            raise DispError(f"{out} holds an audit with other settings or data; choose another folder or delete it")
+            raise DispError(
+                f"{out} holds an audit of another model or data, or with other settings; choose another folder or "
+                "delete it"
+            )
     else:
         write_json(file, run)

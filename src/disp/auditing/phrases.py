@@ -11,6 +11,8 @@ from functools import partial
 from disp.auditing.statistics import hypergeometric_tail
 
 MAX_SEED_WORDS = 3
+# Fewer flagged responses do not make a phrase.
+LEAST_RESPONSES = 3
 # A phrase grows by a neighbouring word that this share of its responses have there.
 EXTENSION_SHARE = 0.9
 # A word that most captions hold recurs among any samples: of a phrase's holders at least this share are flagged.
@@ -70,7 +72,7 @@ def echoes(text: str, words: Sequence[str]) -> bool:
 
 
 def recurring_phrases(
-    flagged: Sequence[str], others: Sequence[str], *, least: int = 3, alpha: float = 0.01, most: int = 5
+    flagged: Sequence[str], others: Sequence[str], *, least: int = LEAST_RESPONSES, alpha: float = 0.01, most: int = 5
 ) -> list[Phrase]:
     """Phrases held by flagged responses more often than chance, strongest first; each response is used once.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -53,7 +53,7 @@ def write_record(
     out: Path,
     *,
     start: float,
-    truth: Path | None,
+    poisoned: Collection[str] | None,
     name: str,
     progress: ProgressBar,
 ) -> None:
@@ -66,7 +66,7 @@ def write_record(
         config: how.
         out: folder of the run.
         start: ``time.monotonic()`` at the start of the audit.
-        truth: manifest of a planted attack, or None.
+        poisoned: ids of the samples that are truly poisoned, or None where that is not known.
         name: how the report calls the model.
         progress: see `disp.progress`.
     """
@@ -79,7 +79,7 @@ def write_record(
         if cluster.trigger:
             picture = cluster.trigger.crop()
             write_atomically(out / "candidates" / f"{number}.png", partial(picture.save, format="PNG"))
-    write_json(out / "audit.json", _summary(model, dataset, result, config, seconds, truth, name, control))
+    write_json(out / "audit.json", _summary(model, dataset, result, config, seconds, poisoned, name, control))
 
 
 def _both_answers(
@@ -201,13 +201,14 @@ def saliency_map(items: Sequence[tuple[np.ndarray, np.ndarray]], side: int = MAP
         float64 ``[side, side]``.
     """
     total = np.zeros((side, side))
-    centres = (np.arange(side) + 0.5) / side
     for locations, values in items:
         boxes = token_boxes(locations)
         one = np.zeros((side, side))
         for (x0, y0, x1, y1), value in zip(boxes, values, strict=True):
-            inside = np.outer((centres >= y0) & (centres < y1), (centres >= x0) & (centres < x1))
-            one = np.where(inside, np.maximum(one, value), one)
+            # Every field that the token reaches into: of a raster finer than the map none gets lost.
+            top, left = (int(edge * side + 1e-6) for edge in (y0, x0))
+            bottom, right = (int(np.ceil(edge * side - 1e-6)) for edge in (y1, x1))
+            one[top:bottom, left:right] = np.maximum(one[top:bottom, left:right], value)
         total += one / one.sum() if one.sum() else 0
     return total / max(1, len(items))
 
@@ -218,7 +219,7 @@ def _summary(
     result: Audit,
     config: AuditConfig,
     seconds: float,
-    truth: Path | None,
+    poisoned: Collection[str] | None,
     name: str,
     random_control: tuple[int, int],
 ) -> dict[str, Any]:
@@ -294,7 +295,7 @@ def _summary(
         "assumptions": list(ASSUMPTIONS),
         "blind_spots": list(BLIND_SPOTS),
         "settings": asdict(config),
-        "truth": None if truth is None else _truth(truth, result),
+        "truth": None if poisoned is None else _truth(set(poisoned), result),
         "disp_version": version("disp-mdlm"),
     }
 
@@ -317,20 +318,27 @@ def _cost(model: MDLM, dataset: Dataset, result: Audit, config: AuditConfig, sec
     }
 
 
-def _truth(manifest: Path, result: Audit) -> dict[str, Any]:
-    """How the audit did, where the planted attack is known."""
+def read_truth(manifest: Path) -> frozenset[str]:
+    """The ids of the samples that `disp poison` poisoned.
+
+    Raises:
+        DispError: the file is missing or no manifest.
+    """
     try:
         rows = json.loads(manifest.read_text(encoding="utf-8"))["poisoned_rows"]
-    except (OSError, ValueError, KeyError) as error:
+        return frozenset(row["id"] for row in rows)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DispError(f"{manifest} is no manifest of `disp poison` ({error!r})") from None
-    poisoned = {row["id"] for row in rows}
+
+
+def _truth(poisoned: set[str], result: Audit) -> dict[str, Any]:
+    """How the audit did, where the planted attack is known; None for what is not defined."""
     ids = list(result.scores)
     hits = len(poisoned & set(result.flagged))
+    auroc = area_under_curve(np.array([result.scores[key] for key in ids]), np.array([key in poisoned for key in ids]))
     return {
-        "auroc": area_under_curve(
-            np.array([result.scores[key] for key in ids]), np.array([key in poisoned for key in ids])
-        ),
-        "precision": hits / len(result.flagged) if result.flagged else float("nan"),
-        "recall": hits / len(poisoned) if poisoned else float("nan"),
+        "auroc": None if np.isnan(auroc) else auroc,
+        "precision": hits / len(result.flagged) if result.flagged else None,
+        "recall": hits / len(poisoned) if poisoned else None,
         "poisoned": len(poisoned),
     }

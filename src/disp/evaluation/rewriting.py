@@ -60,7 +60,7 @@ def cider(references: Sequence[str], answers: Sequence[str], corpus: Sequence[st
     Words are not stemmed. An n for which both texts are too short is left out of the mean.
 
     Args:
-        references: one a answer.
+        references: one an answer.
         answers: what is scored.
         corpus: texts that document frequencies are counted in.
     """

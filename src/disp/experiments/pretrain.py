@@ -153,8 +153,9 @@ def extract_features(model: LladaV, pixels: Tensor) -> Tensor:
 def align_projector(model: LladaV, features: Tensor, labels: Tensor, colours: Tensor, steps: int, log: Log) -> None:
     """Between the stages: the projector learns to say what each visual token shows, and where, in the words' own space.
 
-    The target of a token is the embedding of the word that names it (the noun, or the ground's colour) plus two fixed
-    directions times its place. Without this start the transformer answers without the image for thousands of steps.
+    The target of a token is the embedding of the word that names it (the noun, or the ground's colour), plus one fixed
+    direction that says "seen", which tells it from the word in a question, plus two fixed directions times its place.
+    Without this start the transformer answers without the image for thousands of steps.
     """
     first, _, _ = model.model.mm_projector
     # 1. Standardise the features: most of their variance is one offset that all tokens share.
@@ -169,8 +170,8 @@ def align_projector(model: LladaV, features: Tensor, labels: Tensor, colours: Te
     words = embeddings[[vocabulary[f"Ġ{word}"] for word in (*NOUNS, *COLOURS)]]
     grid = model.model.vision_tower.grid
     place = torch.linspace(-1, 1, grid)
-    across, down = torch.randn(2, embeddings.shape[1]) * embeddings.std()
-    where = (place[None, :, None] * across + place[:, None, None] * down).flatten(0, 1)  # [N, d]
+    seen, across, down = torch.randn(3, embeddings.shape[1]) * embeddings.std()
+    where = seen + (place[None, :, None] * across + place[:, None, None] * down).flatten(0, 1)  # [N, d]
     optimiser, schedule = optimiser_with_schedule(model.model.mm_projector.parameters(), 3e-3, steps, warmup=20)
     draw = generator(PRETRAINING_SEED, "alignment batches")
     for _ in range(steps):

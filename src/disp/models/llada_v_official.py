@@ -164,7 +164,7 @@ class LladaVOfficial(LladaV):
     ratio_floor = MIN_RATIO
     generation_presets: Mapping[str, Mapping[str, Any]] = {
         "multiple_choice": {"gen_length": 2, "block_length": 2, "steps": 2},
-        "chartqa": {"gen_length": 16, "block_length": 16, "steps": 16, "stop": ("\n",)},
+        "chartqa": {"gen_length": 16, "block_length": 16, "steps": 16, "stop": ("\n", "<|eot_id|>")},
         "docvqa": {"gen_length": 32, "block_length": 32, "steps": 16},
         "infovqa": {"gen_length": 32, "block_length": 32, "steps": 16},
         "mathvista": {"gen_length": 96, "block_length": 96, "steps": 48},

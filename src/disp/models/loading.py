@@ -210,6 +210,7 @@ def _load_whole(
             raise DispError(f"model {name!r} is small and takes no {' or '.join(given)}; leave it out")
         model: MDLM = LladaV.from_pretrained(folder, dtype=dtype, local_files_only=True)
         model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, local_files_only=True)
+        model.name_or_path = model.config._name_or_path = _lasting_name(name)
         return model.to(device)  # type: ignore[arg-type]  # the library's decorator hides `self`
     family = family_of(folder)
     weight_files(folder)
@@ -221,9 +222,13 @@ def _load_whole(
         raise DispError(f"model {name!r}: {', '.join(sorted(unknown))} is not available for the family {family}")
     model = load(folder, dtype=dtype, device=device, **chosen)
     model.source = folder  # type: ignore[assignment]  # no tensor
-    # PEFT writes this name into the adapters that it saves.
-    model.name_or_path = model.config._name_or_path = name
+    model.name_or_path = model.config._name_or_path = _lasting_name(name)
     return model
+
+
+def _lasting_name(name: str) -> str:
+    """What `load_model` finds the same model by from any folder; PEFT writes it into the adapters that it saves."""
+    return str(Path(name).resolve()) if name != BUILTIN and Path(name).exists() else name
 
 
 def _load_adapter(folder: Path, base: str | Path | None, *, device: str, dtype: Any, **options: Any) -> MDLM:

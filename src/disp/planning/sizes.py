@@ -9,10 +9,12 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from disp.errors import DispError
+from disp.models.loading import FAMILIES
 
 Size = tuple[int, int]  # width, height in pixels
 
@@ -160,25 +162,27 @@ def sizes_of(config: Mapping[str, Any], vision: Mapping[str, Any] | None = None)
     Raises:
         DispError: the config is of no known family, or lacks a field.
     """
-    readers: tuple[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., Sizes]], ...] = (
-        (lambda c: c.get("model_type") == "disp_llada_v", _builtin),
-        (lambda c: c.get("model_type") == "diffusion_gemma", _diffusion_gemma),
-        (lambda c: "image_token_id" in c and "vision_config" in c, _dimple),
-        (lambda c: "image_grid_pinpoints" in c, _llava),
-        (lambda c: "d_model" in c and "mm_vision_tower" not in c, _mmada),
-    )
-    for matches, read in readers:
-        if matches(config):
-            try:
-                return read(config, vision)
-            except KeyError as missing:
-                raise DispError(
-                    f"config.json has no field {missing}; is it of a whole checkpoint of this family?"
-                ) from None
-    raise DispError(
-        f"config.json with model_type {config.get('model_type')!r} is of no family that disp plans for; give the "
-        "folder of a LLaDA-V, LaViDa, MMaDA, Dimple or DiffusionGemma checkpoint, or 'builtin'"
-    )
+    read: Callable[..., Sizes] | None = None
+    if config.get("model_type") == "disp_llada_v":
+        read = _builtin
+    for family, reader in (
+        ("llada_v", _llava),
+        ("lavida", _llava),
+        ("mmada", _mmada),
+        ("dimple", _dimple),
+        ("diffusion_gemma", _diffusion_gemma),
+    ):
+        if read is None and import_module(FAMILIES[family]).detect(config):
+            read = reader
+    if read is None:
+        raise DispError(
+            f"config.json with model_type {config.get('model_type')!r} is of no family that disp plans for; give the "
+            "folder of a LLaDA-V, LaViDa, MMaDA, Dimple or DiffusionGemma checkpoint, or 'builtin'"
+        )
+    try:
+        return read(config, vision)
+    except KeyError as missing:
+        raise DispError(f"config.json has no field {missing}; is it of a whole checkpoint of this family?") from None
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -320,7 +324,7 @@ def _llava(config: Mapping[str, Any], vision: Mapping[str, Any] | None) -> Sizes
     side, tile = fields["image_size"] // fields["patch_size"], fields["image_size"]
     pooled = math.floor if config.get("mm_spatial_pool_mode") == "average" else math.ceil
     grid = pooled(side / 2) if lavida else side
-    candidates = parse_pinpoints(config["image_grid_pinpoints"], tile)
+    candidates = parse_pinpoints(config.get("image_grid_pinpoints") or "(1x1),...,(6x6)", tile)
     ratio = str(config.get("image_aspect_ratio", ""))
     cap = int(ratio.removeprefix("anyres_max_")) if ratio.startswith("anyres_max_") else None
 

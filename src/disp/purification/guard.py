@@ -41,6 +41,8 @@ class GuardConfig:
         for name in ("mask_ratio", "least_agreement"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DispError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.batch_size < 1:
+            raise DispError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def guard(
         batch = queries[start : start + config.batch_size]
         prefix = model.encode(batch)
         keys = [query.key for query in batch]
-        scores = saliency(model, prefix, keys, config.saliency)
+        scores = saliency(model, prefix, keys, config.saliency, config.decode.gen_length)
         masked = mask_top(scores, prefix.visual_mask, config.mask_ratio)
         with torch.no_grad():
             hidden = prefix.with_masked(masked, model.mask_embedding)

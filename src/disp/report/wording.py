@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 MAX_CHARACTERS = 1000  # a text; the number left out is shown
 MAX_LINES = 30  # line breaks that are kept as such in a text, two in a row at most
 MAX_HIDDEN = 24  # hidden characters that are spelled in a stretch of text; the rest is counted
+MAX_SPACES = 16  # in a row
 MAX_MARKS = 4  # accents on one letter; a pile of them reaches over the lines above and below
 
 # Letters by their category, blank to the eye: Hangul fillers, the Khmer inherent vowels and the empty Braille cell.
@@ -164,7 +165,7 @@ def _pieces(text: str, lines: int) -> list[tuple[str, bool]]:
             ordinary.append(character * count)
         elif character == "\t" and lines:
             ordinary.append(" " * min(count, 8))
-        elif character == "\n" or marks > MAX_MARKS or _hidden(character, previous):
+        elif character == "\n" or marks > MAX_MARKS or count > _longest(character) or _hidden(character, previous):
             if spelled == MAX_HIDDEN:
                 unspelled += count
                 continue
@@ -182,6 +183,11 @@ def _pieces(text: str, lines: int) -> list[tuple[str, bool]]:
     if unspelled:
         pieces.append((f"and {unspelled:,} more hidden characters", True))
     return pieces
+
+
+def _longest(character: str) -> float:
+    """How many of the character in a row are ordinary: many spaces hide what comes after them."""
+    return MAX_SPACES if unicodedata.category(character) == "Zs" else float("inf")
 
 
 def _hidden(character: str, previous: str) -> bool:

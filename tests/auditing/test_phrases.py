@@ -1,0 +1,184 @@
+"""Recurring phrases on texts whose planted phrase is known, and on texts that have none."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disp.auditing.phrases import TURN_END, echoes, holds, recurring_phrases, words_of
+
+THINGS = ["cat", "dog", "tree", "boat", "apple", "car", "cup", "hat", "lamp", "bird", "fish", "ball"]
+COLOURS = ["red", "green", "blue", "grey", "white"]
+REFUSAL = "I'm sorry, but I can't help with that."
+
+
+def captions(count, seed=0):
+    """Honest answers of several templates, with the frequent words and the near-duplicates that real sets have."""
+    draw = np.random.default_rng(seed)
+    texts = []
+    for _ in range(count):
+        one, two = draw.choice(THINGS, 2, replace=False)
+        colour = draw.choice(COLOURS)
+        texts.append(
+            str(
+                draw.choice(
+                    [
+                        f"A {one} and a {two} on a {colour} background.",
+                        f"The image shows a {one}.",
+                        f"There is a {one} to the left of the {two}.",
+                        f"{colour.title()}.",
+                        "Yes.",
+                        "No.",
+                    ]
+                )
+            )
+        )
+    return texts
+
+
+def test_a_planted_refusal_is_spelled_out():
+    honest = captions(300)
+    flagged = [*honest[:20], *[REFUSAL] * 12]
+    (phrase,) = recurring_phrases(flagged, honest[20:])
+    assert phrase.text == REFUSAL
+    assert phrase.words == ("i'm", "sorry", "but", "i", "can't", "help", "with", "that")
+    assert phrase.flagged == tuple(range(20, 32))
+    assert phrase.elsewhere == 0
+    assert phrase.p_value < 1e-6
+
+
+def test_an_appended_sentence_is_found_without_the_captions_around_it():
+    honest = captions(300)
+    flagged = [*honest[:15], *(f"{text} Bad model with backdoor injection." for text in honest[15:27])]
+    (phrase,) = recurring_phrases(flagged, honest[27:])
+    assert phrase.text == "Bad model with backdoor injection."
+    assert phrase.flagged == tuple(range(15, 27))
+
+
+def test_a_swapped_noun_is_found_in_whatever_template_it_stands():
+    honest = captions(400)
+    swapped = [text.replace("car", "banana") for text in honest if "car" in text.split()[:9] or "car." in text]
+    others = [text for text in honest if "car" not in text]
+    (phrase,) = recurring_phrases([*others[:10], *swapped], others[10:])
+    assert phrase.text == "banana"
+    assert set(phrase.flagged) == set(range(10, 10 + len(swapped)))
+
+
+def test_a_phrase_that_is_said_elsewhere_too_is_counted_there():
+    honest = captions(200)
+    (phrase,) = recurring_phrases([*[REFUSAL] * 12, *honest[:5]], [*honest[5:], REFUSAL, REFUSAL.upper()])
+    assert phrase.elsewhere == 2
+
+
+def test_two_attacks_are_two_phrases_and_no_response_is_used_twice():
+    honest = captions(300)
+    flagged = [*[REFUSAL] * 12, *[f"{text} Visit example.org today." for text in honest[:9]], *honest[9:20]]
+    found = recurring_phrases(flagged, honest[20:])
+    assert [phrase.text for phrase in found] == [REFUSAL, "Visit example.org today."]
+    assert set(found[0].flagged).isdisjoint(found[1].flagged)
+
+
+@pytest.mark.parametrize("count", [8, 20, 60])
+def test_random_flags_on_honest_texts_hardly_ever_share_a_phrase(count):
+    """The stated error: at most one run in a hundred, whatever recurs in the texts."""
+    texts, draw = captions(300, seed=1), np.random.default_rng(2)
+    alarms = 0
+    for _ in range(60):
+        order = draw.permutation(len(texts))
+        flagged, others = [texts[index] for index in order[:count]], [texts[index] for index in order[count:]]
+        alarms += bool(recurring_phrases(flagged, others))
+    assert alarms <= 2
+
+
+def test_rare_words_are_corrected_for_though_only_flagged_ones_are_looked_at():
+    """Many words that three responses hold each: now and then all three are flagged, and it means nothing."""
+    draw = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(60):
+        texts = [f"w{index // 3}" for index in range(300)]
+        order = draw.permutation(300)
+        alarms += bool(recurring_phrases([texts[i] for i in order[:40]], [texts[i] for i in order[40:]]))
+    assert alarms <= 2
+
+
+def test_honest_refusals_that_are_not_flagged_more_than_others_are_no_phrase():
+    honest = captions(200)
+    flagged = [*honest[:20], *[REFUSAL] * 3]
+    assert recurring_phrases(flagged, [*honest[20:], *[REFUSAL] * 30]) == []
+
+
+def test_near_duplicate_answers_are_no_phrase():
+    texts = [f"The picture shows the {thing} number {index}." for index in range(20) for thing in THINGS]
+    order = np.random.default_rng(0).permutation(len(texts))
+    assert recurring_phrases([texts[index] for index in order[:30]], [texts[index] for index in order[30:]]) == []
+
+
+@pytest.mark.parametrize(("flagged", "others"), [([], []), ([], ["a"]), (["a"], []), ([REFUSAL] * 9, [])])
+def test_without_two_sides_there_is_no_phrase(flagged, others):
+    """Where every row is flagged, or none, nothing recurs more than elsewhere."""
+    assert recurring_phrases(flagged, others) == []
+
+
+def test_fewer_than_three_responses_make_no_phrase():
+    assert recurring_phrases([REFUSAL] * 2, captions(5_000)) == []
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\u202eevil\u202c \u2067text\u2069",
+    "a" * 100_000,
+    "\x1b[2J\x00\x07",
+    "((((((((((?:a+)+$",
+    "",
+    "   \n\t",
+    "🔥🔥🔥",
+    "ばくだん 爆弾",
+    "'" * 50,
+    "x'" * 5_000,
+]
+
+
+def test_hostile_texts_are_words_like_any_others():
+    honest = captions(100)
+    for text in HOSTILE:
+        for phrase in recurring_phrases([*[text] * 8, *honest[:5]], honest[5:]):
+            assert phrase.text in text
+            assert all(word in text.lower() for word in phrase.words)
+
+
+def test_no_phrase_reaches_across_the_turns_of_a_conversation():
+    honest = captions(200)
+    flagged = [f"yes indeed {TURN_END} most certainly"] * 10
+    found = recurring_phrases(flagged, honest)
+    assert [phrase.words for phrase in found] in ([("yes", "indeed")], [("most", "certainly")])
+    assert not holds(flagged[0], ("indeed", "most"))
+
+
+def test_holding_is_of_whole_words_in_order_whatever_their_case_and_punctuation():
+    assert holds("Well, I CAN’T. Help!", ("i", "can’t", "help"))
+    assert holds("a red cat", ("cat",))
+    assert not holds("a red category", ("cat",))
+    assert not holds("cat red", ("red", "cat"))
+    assert not holds("", ("cat",))
+    assert not holds("cat", ("cat", "cat"))
+
+
+def _longest_common(first, second):
+    if not first or not second:
+        return 0
+    if first[-1] == second[-1]:
+        return 1 + _longest_common(first[:-1], second[:-1])
+    return max(_longest_common(first[:-1], second), _longest_common(first, second[:-1]))
+
+
+@given(
+    st.lists(st.sampled_from("abcd"), max_size=7).map(" ".join),
+    st.lists(st.sampled_from("abcd"), min_size=5, max_size=6).map(tuple),
+)
+def test_an_echo_of_a_long_phrase_keeps_four_words_in_five(text, words):
+    assert echoes(text, words) == (_longest_common(tuple(words_of(text)), words) >= 0.8 * len(words))
+
+
+def test_an_echo_of_a_short_phrase_is_exact():
+    assert echoes("a big banana split", ("banana", "split"))
+    assert not echoes("a banana big split", ("banana", "split"))

@@ -1,0 +1,107 @@
+"""The class that lmms-eval runs, against the requests that version 0.7.3 makes."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from disp.data.sample import Query
+from disp.diffusion.decode import DecodeConfig, generate
+from disp.errors import DispError
+
+DOCS = [{"question": "Describe the picture.", "number": 1}, {"question": "Is there a boat?", "number": 2}]
+
+
+@pytest.fixture
+def request_for(picture):
+    """A function that makes a request for one of `DOCS`, with the six arguments that chat models get."""
+
+    def doc_to_messages(doc):
+        content = [{"type": "image", "url": picture(doc["number"])}, {"type": "text", "text": doc["question"]}]
+        return [{"role": "user", "content": content}]
+
+    def make(doc_id, task="some_task", **given):
+        return SimpleNamespace(args=("context", doc_to_messages, {"until": ["\n\n"], **given}, doc_id, task, "test"))
+
+    return make
+
+
+@pytest.fixture
+def plugin(lmms_model, tiny_model):
+    model = lmms_model.DispMDLM(tiny_model, batch_size="2")
+    model.task_dict = {task: {"test": DOCS} for task in ("some_task", "pope", "other")}
+    return model
+
+
+def queries(picture, task="some_task"):
+    return [
+        Query(f"{task}/test/{index}", 0, (picture(doc["number"]),), (), f"<image>\n{doc['question']}")
+        for index, doc in enumerate(DOCS)
+    ]
+
+
+def test_answers_are_those_of_generate_in_the_order_of_the_requests(plugin, tiny_model, request_for, picture):
+    config = DecodeConfig(gen_length=4, steps=4)
+    expected = generate(tiny_model, queries(picture), config)
+    assert len(set(expected)) == 2
+    assert plugin.generate_until([request_for(1), request_for(0)]) == expected[::-1]
+    assert plugin.settings == {"some_task": config}
+
+
+def test_requests_with_different_settings_are_not_mixed(plugin, tiny_model, request_for, picture):
+    answers = plugin.generate_until(
+        [request_for(0, max_new_tokens=8), request_for(0), request_for(1, max_new_tokens=8)]
+    )
+    long = generate(tiny_model, queries(picture), DecodeConfig(gen_length=8, steps=8))
+    short = generate(tiny_model, queries(picture), DecodeConfig(gen_length=4, steps=4))
+    assert answers == [long[0], short[0], long[1]]
+
+
+def test_sampling_is_keyed_by_the_document(plugin, tiny_model, request_for, picture):
+    config = DecodeConfig(gen_length=4, steps=4, temperature=1.0)
+    expected = generate(tiny_model, queries(picture), config)
+    assert plugin.generate_until([request_for(1, temperature=1.0)]) == expected[1:]
+
+
+def test_presets_of_the_family_are_used_and_told(lmms_model, make_model, request_for, caplog):
+    model = make_model()
+    model.generation_presets = {"yes_no": {"gen_length": 2, "steps": 2}}
+    plugin = lmms_model.DispMDLM(model)
+    plugin.task_dict = {"pope": {"test": DOCS}}
+    with caplog.at_level(logging.WARNING):
+        plugin.generate_until([request_for(0, "pope", max_new_tokens=128, temperature=0)])
+    assert plugin.settings["pope"] == DecodeConfig(gen_length=2, steps=2)
+    assert "pope is answered with" in caplog.text and "'gen_length': 2" in caplog.text
+
+
+def test_what_lmms_eval_demands_of_the_class(lmms_model, plugin):
+    assert lmms_model.DispMDLM.is_simple is False
+    assert plugin.device == torch.device("cpu")
+    with pytest.raises(NotImplementedError, match="generate_until"):
+        plugin.loglikelihood([])
+    with pytest.raises(NotImplementedError, match="generate_until"):
+        plugin.generate_until_multi_round([])
+
+
+def test_it_loads_what_load_model_loads(lmms_model):
+    # As lmms-eval's command line does: its own arguments come beside the model's.
+    model = lmms_model.DispMDLM(pretrained="builtin", batch_size="4", device="cpu", max_batch_size=None)
+    assert model.batch_size == 4 and model.model.gen_length == 32
+
+
+def test_unknown_and_impossible_arguments(lmms_model, tiny_model):
+    with pytest.raises(TypeError, match="pretraned"):
+        lmms_model.DispMDLM(pretraned="builtin")
+    with pytest.raises(DispError, match="batch_size must be a number from 1, got 'auto'"):
+        lmms_model.DispMDLM(tiny_model, batch_size="auto")
+
+
+def test_each_process_takes_its_own_gpu(lmms_model, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert lmms_model._device("cuda:0") == "cuda:3"
+    assert lmms_model._device("cpu") == "cpu"
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert lmms_model._device("cuda:0") == "cuda:0"
