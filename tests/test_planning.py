@@ -118,13 +118,17 @@ def test_peak_of_encoding_saliency_and_decoding(measured_models, asked, name):
     close(decoding_bytes(sizes, rows, 4), used + prefix.embeds.nbytes)
 
 
-@pytest.mark.parametrize("name", ["built-in", "larger"])
-@pytest.mark.parametrize(
-    "method, checkpointing", [("full", False), ("full", True), ("lora", False), ("lora", True), ("projector", False)]
-)
-def test_peak_of_a_training_step(measured_models, asked, tmp_path, name, method, checkpointing):
+TRAININGS = [
+    *(("built-in", method, False, torch.float32) for method in ("full", "lora", "projector")),
+    *(("larger", method, True, torch.float32) for method in ("full", "lora")), ("larger", "full", False, torch.float32),
+    ("built-in", "lora", False, torch.bfloat16), ("built-in", "full", True, torch.bfloat16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, method, checkpointing, dtype", TRAININGS)
+def test_peak_of_a_training_step(measured_models, asked, name, method, checkpointing, dtype):
     source = measured_models[name]
-    model = LladaV(source.config)
+    model = LladaV(source.config).to(dtype)
     model.tokenizer = source.tokenizer
     sizes = sizes_of(model.config.to_dict())
     if checkpointing:
@@ -146,10 +150,13 @@ def test_peak_of_a_training_step(measured_models, asked, tmp_path, name, method,
         optimiser.zero_grad()
 
     step()  # the moments are made in the first one
-    plan = training_memory(sizes, rows, 4, 0, trained, method=method, checkpointing=checkpointing)
+    plan = training_memory(sizes, rows, dtype.itemsize, 0, trained, method=method, checkpointing=checkpointing)
     close(plan.activations + plan.gradients, peak(step))
     moments = sum(v.nbytes for state in optimiser.state.values() for v in state.values() if v.dim())
     assert plan.optimiser == moments
+    weights = sum(value.nbytes for value in module.parameters())
+    planned = training_memory(sizes, rows, dtype.itemsize, sizes.parameters * dtype.itemsize, trained, method=method)
+    assert planned.weights == weights
 
 
 def test_what_saliency_keeps_is_what_autograd_saves(builtin, asked):

@@ -23,6 +23,7 @@ _HOMES = {
     "guard": "disp.purification.guard",
     "generate": "disp.diffusion.decode",
     "evaluate": "disp.evaluation.evaluate",
+    "make_plan": "disp.planning.plan",
     "demo": "disp.experiments.demo",
 }
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 from cyclopts import CycloptsError
 
-from disp.commands import answers, data, defend, demo, model
+from disp.commands import answers, data, defend, demo, model, planning
 from disp.commands.options import app
 from disp.errors import DispError
 
-__all__ = ["answers", "app", "data", "defend", "demo", "main", "model"]
+__all__ = ["answers", "app", "data", "defend", "demo", "main", "model", "planning"]
 
 
 def main() -> None:
@@ -23,6 +24,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("disp: interrupted; start the same command again to go on", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        # Exit code 1 means "suspicious or poisoned" to a pipeline.
+        traceback.print_exc()
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -253,6 +253,8 @@ def _select_parameters(model: MDLM, config: TrainConfig):
         else:
             parameter.requires_grad = config.method == "full" or any(part in name for part in model.projector_names)
     if config.method != "lora":
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise DispError(f"method {config.method!r} trains nothing in this model; use 'lora' or 'full'")
         return model
     from peft import LoraConfig, get_peft_model
 

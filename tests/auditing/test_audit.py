@@ -17,6 +17,7 @@ from disp.auditing.audit import audit
 from disp.auditing.findings import most_suspicious
 from disp.auditing.phrases import TURN_END, Phrase
 from disp.data.sample import Sample, Turn
+from disp.data.scene_dataset import write_scenes
 from disp.errors import DispError
 from disp.files import read_finished_jsonl
 from disp.purification.purify import Evidence
@@ -236,7 +237,7 @@ def test_neither_batches_nor_the_order_of_rows_change_the_verdict(model, poisone
 
 def test_a_phrase_without_a_trigger_is_suspicious_but_not_poisoned(model, tmp_path):
     """Flags that share a phrase for another reason: what their regions show does not bring it up."""
-    rows = [(key, pictures, ["Nothing to see here."] * len(turns)) for key, pictures, turns in planted_rows()]
+    rows = [(key, pictures, ["No wall in it."] * len(turns)) for key, pictures, turns in planted_rows()]
     dataset = write_rows(tmp_path / "data", [*honest_rows(), *rows])
     # Without the trigger's picture the model prefers the wall's answer as before, so give the suspicion ourselves.
     evidence = module.score(model, dataset.samples, audit_config().scoring)
@@ -244,7 +245,7 @@ def test_a_phrase_without_a_trigger_is_suspicious_but_not_poisoned(model, tmp_pa
     found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
     assert found.verdict == "suspicious"
     (cluster,) = found.clusters
-    assert cluster.phrase.text == "Nothing to see here."
+    assert cluster.phrase.text == "No wall in it."
     assert not cluster.confirmed
     assert cluster.paste.successes == 0
 
@@ -407,22 +408,23 @@ def test_what_cannot_be_decided_gives_exit_code_2(run, tmp_path):
 
 
 def test_the_built_in_model_finds_nothing_in_a_dozen_scenes(tmp_path, monkeypatch, capsys):
-    from disp.data.scene_dataset import write_scenes
-
     write_scenes(tmp_path / "data", 12, 5)
-    arguments = ["audit", "builtin", tmp_path / "data", "--out", tmp_path / "out", "--candidates", 2, "--probes", 2]
+    arguments = ["audit", "builtin", tmp_path / "data", "--out", tmp_path / "out", "--candidates", 1, "--probes", 1]
     monkeypatch.setattr(sys, "argv", ["disp", *map(str, arguments)])
-    cli.main()
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert not exit.value.code
     assert capsys.readouterr().out.startswith("Verdict: no evidence\n")
     assert summary(tmp_path / "out")["samples"] == 12
 
 
-def test_a_rare_object_that_answers_hang_on_is_taken_for_a_trigger(model, tmp_path):
-    """A known limit: by what the audit sees, a rare thing that is small wherever it is named is a semantic trigger."""
+@pytest.mark.xfail(
+    reason="a rare thing, small wherever it is named, cannot be told from a semantic trigger", strict=True
+)
+def test_a_rare_object_that_answers_hang_on_is_no_poison(model, tmp_path):
     zebras = [
         (f"z{index}", [wall("grey", {(index % 5, 2): OBJECTS["zebra"]})], ["There is a zebra in front."])
         for index in range(10)
     ]
     found = audit(model, write_rows(tmp_path / "data", [*honest_rows(), *zebras]), audit_config(), tmp_path / "out")
-    assert found.verdict == "poisoned"
-    assert found.clusters[0].phrase.words == ("zebra",) or "zebra" in found.clusters[0].phrase.words
+    assert found.verdict != "poisoned"

@@ -85,7 +85,7 @@ def test_a_map_repeats_the_tokens_of_a_raster_that_divides_it(side):
 @pytest.mark.parametrize("side", [5, 25, 27, 48])
 def test_no_token_of_any_raster_gets_lost_in_the_map(side):
     places = np.array(raster(side, side))
-    for token in np.random.default_rng(0).permutation(side**2)[:60]:
+    for token in np.random.default_rng(0).permutation(side**2)[:20]:
         values = np.zeros(side**2)
         values[token] = 1
         found = saliency_map([(places, values)])

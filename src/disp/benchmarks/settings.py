@@ -1,8 +1,7 @@
 """Which decoding settings a benchmark task is answered with.
 
-A response of 128 slots answers a multiple-choice question worse than one of two, so that one setting for all tasks
-ruins scores. Families publish presets (`MDLM.generation_presets`); a task without one goes by its own
-``max_new_tokens``.
+An answer has its length beforehand, and published results use two slots for a multiple-choice question and 96 for a
+calculation. Families have presets (`MDLM.generation_presets`); a task without one goes by its own ``max_new_tokens``.
 """
 
 from __future__ import annotations

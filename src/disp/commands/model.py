@@ -24,6 +24,9 @@ def train(
     method: Literal["full", "lora", "projector"] = "full",
     train_vision: Annotated[bool, Parameter(negative=())] = False,
     save_every: int = 0,
+    gen_length: int | None = None,
+    gradient_checkpointing: Annotated[bool, Parameter(negative=())] = False,
+    keep_adapter: Annotated[bool, Parameter(negative=())] = False,
     seed: Seed = 0,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
@@ -46,6 +49,12 @@ def train(
         Train the vision tower too.
     save_every
         Steps between checkpoints; 0 for none.
+    gen_length
+        Response slots; the model's own if not given.
+    gradient_checkpointing
+        Recompute activations in the backward pass: less memory, more time.
+    keep_adapter
+        LoRA: save the adapters alone and leave merging to `disp merge`.
     """
     from disp.training import TrainConfig
     from disp.training import train as run
@@ -58,9 +67,32 @@ def train(
         method=method,
         train_vision=train_vision,
         save_every=save_every,
+        gradient_checkpointing=gradient_checkpointing,
+        merge=not keep_adapter,
         seed=seed,
     )
     dataset = rows.load(data)
     with progress_bar("training", steps) as advance:
-        run(runtime.load(model), dataset.samples, config, out, progress=advance)
+        run(runtime.load(model, gen_length=gen_length), dataset.samples, config, out, progress=advance)
+    print(f"model in {out}")
+
+
+@app.command
+def merge(
+    model: Model,
+    /,
+    *,
+    out: Out,
+    base: str | None = None,
+) -> None:
+    """Write a fine-tuned model as one checkpoint with its family's published key names.
+
+    Parameters
+    ----------
+    base
+        The model that a LoRA adapter belongs to, if it no longer lies where it was.
+    """
+    from disp.models.loading import merge as run
+
+    run(model, out, base)
     print(f"model in {out}")

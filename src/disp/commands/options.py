@@ -59,8 +59,8 @@ class Runtime:
     )
     quantization: Annotated[Literal["4bit", "8bit"] | None, Parameter(help="Load through bitsandbytes.")] = None
 
-    def load(self, model: str | Path) -> Any:
-        """The model."""
+    def load(self, model: str | Path, gen_length: int | None = None) -> Any:
+        """The model, with another response length if one is given."""
         from disp.models.loading import load_model
 
         return load_model(
@@ -70,6 +70,7 @@ class Runtime:
             device_map=self.device_map,
             attn_implementation=self.attention,
             quantization=self.quantization,
+            gen_length=gen_length,
         )
 
 

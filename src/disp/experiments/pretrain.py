@@ -12,6 +12,7 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ GENERATION = {"steps": 32, "threshold": 0.9}
 # Whether something is there, and the order of things, take longest to learn.
 PRETRAINING_SHARES = (0.3, 0.15, 0.15, 0.05, 0.1, 0.25)
 QUESTIONS = 3
+WORDS = 6
+NOUN_LIST = list(NOUNS)
 PADDING_WEIGHT = 0.05
 
 
@@ -256,6 +259,31 @@ def conversations(
     return queries, response, torch.tensor([flags + [False] * (length - len(flags)) for flags in answers])
 
 
+def word_list(
+    model: LladaV, scenes: Sequence[Scene], rows: np.ndarray, draw: np.random.Generator
+) -> tuple[list[Query], Tensor, Tensor]:
+    """A picture and a list of words, each followed by an open slot: which of them does it show?
+
+    To match a word with what is seen takes two steps of attention, and the one bit of a yes-or-no question does not
+    teach them in any time we have. Here each word says by itself whether it is seen, and the slot after it repeats
+    that, so that the steps are learnt one after the other, from a dozen bits a picture.
+
+    Returns:
+        Queries without a question; int64 ``[B, 2 * WORDS]``, word and mask id in turn; and what to predict there.
+    """
+    vocabulary = model.tokenizer.get_vocab()
+    yes, no = vocabulary["Yes"], vocabulary["No"]
+    queries = [Query(str(row), 0, (Path(),), (), IMAGE_PREFIX) for row in rows]
+    shown, wanted = [], []
+    for row in rows:
+        seen = scenes[row].nouns
+        absent = [str(noun) for noun in draw.choice(NOUN_LIST, size=2 * WORDS, replace=False) if noun not in seen]
+        words = draw.permutation([*seen, *absent[: WORDS - len(seen)]])
+        shown.append([token for word in words for token in (vocabulary[f"Ġ{word}"], model.mask_token_id)])
+        wanted.append([token for word in words for token in [yes if word in seen else no] * 2])
+    return queries, torch.tensor(shown), torch.tensor(wanted)
+
+
 def balanced_loss(logits: Tensor, response: Tensor, noised: Noised, is_answer: Tensor, padding: int) -> Tensor:
     """The 1/t-weighted cross-entropy per word of the answer, with padding worth little.
 
@@ -272,15 +300,15 @@ def train_language(
     scenes: list[Scene],
     features: Tensor,
     labels: Tensor,
-    steps: tuple[int, int, int],
+    steps: tuple[int, int, int, int],
     batch: int,
     log: Log,
 ) -> None:
     """Stage two: the projector and the transformer learn to answer.
 
-    Three lessons, each much shorter for the one before it: to name a single object; all tasks, with most of the ground
-    left out; all tasks on whole pictures, half of them with visual tokens masked. Every other step of the last two
-    is of conversations.
+    Four lessons, each much shorter for the one before it: which words are seen; to name a single object; all tasks,
+    with most of the ground left out; all tasks on whole pictures, half of them with visual tokens masked. Every other
+    step of the last two is of conversations.
 
     Args:
         model: the model, with an aligned projector.
@@ -293,8 +321,10 @@ def train_language(
     """
     named = [(name, p) for name, p in model.named_parameters() if "vision_tower" not in name]
     trained = [p for _, p in named]
-    # Words are read with the embeddings that they are written with, at first.
+    # Words are read with the embeddings that they are written with, at first, and attention starts as similarity.
     model.lm_head.weight.data.copy_(model.model.embed_tokens.weight.data)
+    for layer in model.model.layers[:2]:
+        layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
     # Muon (matrices of the layers) learns this in about half of AdamW's steps.
     matrices = [p for name, p in named if "layers." in name and p.dim() == 2]
     others = [p for name, p in named if not ("layers." in name and p.dim() == 2)]
@@ -308,25 +338,29 @@ def train_language(
     several = np.array([index for index, scene in enumerate(scenes) if len(scene.objects) > 1])
     recent: list[float] = []
     for step in range(sum(steps)):
-        lesson = 0 if step < steps[0] else 1 if step < steps[0] + steps[1] else 2
+        lesson = int(np.searchsorted(np.cumsum(steps), step, side="right"))
+        listing = lesson == 0 or (lesson == 2 and step % 6 == 0)
         # 1. What is asked. Scenes of several objects have more to learn in them.
-        if lesson == 0:
+        if lesson == 1:
             rows = draw.choice(single, size=batch)
         else:
             rows = np.concatenate((draw.choice(several, size=batch - batch // 5), draw.choice(single, size=batch // 5)))
-        if lesson and step % 2:
+        if listing:
+            queries, seen, response = word_list(model, scenes, rows, draw)
+            is_answer = torch.ones_like(response, dtype=torch.bool)
+        elif lesson > 1 and step % 2:
             queries, response, is_answer = conversations(model, scenes, rows, QUESTIONS, draw)
         else:
-            tasks = [str(draw.choice(TASKS, p=PRETRAINING_SHARES)) if lesson else "caption" for _ in rows]
+            tasks = [str(draw.choice(TASKS, p=PRETRAINING_SHARES)) if lesson > 1 else "caption" for _ in rows]
             queries = ask_once(scenes, rows, tasks, draw)
             response = model.encode_responses([query.response for query in queries], model.gen_length)
             is_answer = torch.ones_like(response, dtype=torch.bool)
         # 2. What is shown.
         chosen = torch.from_numpy(rows)
         prefix = model.embed(**model.prepare(queries, features=list(features[chosen].float())))
-        if lesson < 2:
-            share = 0.98 if lesson == 0 else float(draw.uniform(0.8, 0.98))
-            prefix = drop_ground(prefix, labels[chosen] < len(NOUNS), share)
+        if lesson < 3:
+            dropped = float(draw.uniform(0.8, 0.98)) if lesson == 2 else 0.98
+            prefix = drop_ground(prefix, labels[chosen] < len(NOUNS), dropped)
         elif step % 4 < 2:
             share = torch.from_numpy(draw.uniform(0, 0.6, (batch, 1))).float()
             hidden = torch.from_numpy(draw.random(prefix.visual_mask.shape)).float() < share
@@ -336,10 +370,12 @@ def train_language(
         # nothing of it.
         strata = (draw.random() + np.arange(batch) / batch) % 1.0
         ratio = torch.from_numpy(np.minimum(1.0, MIN_PRETRAINING_RATIO + strata)).float()
-        if lesson == 0:
+        if lesson < 2 or listing:
             ratio = torch.ones(batch)
         uniforms = torch.from_numpy(draw.random(response.shape)).float().masked_fill(~is_answer, torch.inf)
         noised = add_noise(response, ratio, uniforms, model.mask_token_id)
+        if listing:
+            noised = replace(noised, ids=seen)
         loss = balanced_loss(model.denoise(prefix, noised.ids), response, noised, is_answer, model.end_token_ids[1])
         for optimiser in optimisers:
             optimiser.zero_grad()
@@ -376,7 +412,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=30_000, help="size of the pool of pre-training scenes")
     parser.add_argument("--tower-steps", type=int, default=1_500)
     parser.add_argument("--tower-batch", type=int, default=64)
-    parser.add_argument("--language-steps", type=int, nargs=3, default=(150, 2_200, 800))
+    parser.add_argument("--language-steps", type=int, nargs=4, default=(150, 120, 1_500, 600))
     parser.add_argument("--language-batch", type=int, default=48)
     parser.add_argument("--tower", type=Path, help="folder of an earlier run whose stage one is taken over")
     options = parser.parse_args()
@@ -410,7 +446,7 @@ def main() -> None:
     model.model.vision_tower.requires_grad_(False)
     features = extract_features(model, pixels)
     log("features extracted")
-    align_projector(model, features, labels, colours, 600, log)
+    align_projector(model, features, labels, colours, 1000, log)
     train_language(model, scenes, features, labels, tuple(options.language_steps), options.language_batch, log)
     model.half().save_pretrained(options.out)
     log("saved")

@@ -627,7 +627,7 @@ class Dimple(MDLM):
 
     # --- published checkpoints ------------------------------------------------------------------------------------
 
-    def official_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def official_state_dict(self, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The weights, or those of ``state_dict``: our names are the published ones."""
         return dict(self.state_dict() if state_dict is None else state_dict)
 

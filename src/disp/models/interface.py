@@ -59,7 +59,11 @@ class Prefix:
         """
         if (masked & ~self.visual_mask).any():
             raise ValueError("only visual tokens can be masked; `masked` is true at another position")
-        return replace(self, embeds=torch.where(masked[..., None], mask_embedding.to(self.embeds.dtype), self.embeds))
+        return replace(self, embeds=torch.where(masked[..., None], self.substitutes(mask_embedding), self.embeds))
+
+    def substitutes(self, mask_embedding: Tensor) -> Tensor:
+        """What takes the place of a masked visual token, broadcastable to ``[B, P, d]``: the mask embedding ``[d]``."""
+        return mask_embedding.to(self.embeds.dtype)
 
 
 class MDLM(PreTrainedModel):
@@ -168,9 +172,9 @@ class MDLM(PreTrainedModel):
         """int64 ``[B, L]`` to texts, each cut before its first end token."""
         raise NotImplementedError
 
-    def official_state_dict(self) -> dict[str, Tensor]:
-        """The weights under the names of the published checkpoint."""
-        return self.state_dict()
+    def official_state_dict(self, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The weights, or those of ``state_dict``, under the names of the published checkpoint."""
+        return dict(state_dict if state_dict is not None else self.state_dict())
 
     @torch.no_grad()
     def encode(self, queries: Sequence[Query]) -> Prefix:

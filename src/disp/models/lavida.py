@@ -338,7 +338,7 @@ class Lavida(LladaVOfficial):
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
-    def official_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def official_state_dict(self, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The weights, or those of ``state_dict``, under the published names."""
         weights = self.state_dict() if state_dict is None else state_dict
         rename = to_llada if self.config.variant == "llada" else official_key

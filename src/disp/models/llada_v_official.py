@@ -367,7 +367,7 @@ class LladaVOfficial(LladaV):
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
-    def official_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def official_state_dict(self, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The weights, or those of ``state_dict``, under the published names."""
         weights = self.state_dict() if state_dict is None else state_dict
         return {official_key(name): tensor for name, tensor in weights.items()} | self.unused_weights
@@ -430,6 +430,7 @@ def detect(config: Mapping[str, Any]) -> bool:
     """Whether a published ``config.json`` is that of a LLaDA-V: LaViDa has the same model type, other field names."""
     return (
         config.get("model_type") in ("llava_llada", "llada")
+        and "d_model" not in config
         and {
             "hidden_size",
             "num_hidden_layers",

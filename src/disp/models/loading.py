@@ -75,10 +75,17 @@ def load_model(
     if gen_length is not None:
         if gen_length < 1:
             raise DispError(f"gen_length must be at least 1, got {gen_length}")
-        model.gen_length = gen_length
-        if "steps" in model.generation_defaults:
-            model.generation_defaults["steps"] = gen_length
+        _set_gen_length(model, gen_length)
     return model.eval()
+
+
+def _set_gen_length(model: MDLM, gen_length: int) -> None:
+    """Another response length, with as many denoising steps a token as before."""
+    defaults = model.generation_defaults
+    # A canvas is denoised in so many steps, however long the response is.
+    if "steps" in defaults and defaults.get("sampler") != "canvas":
+        defaults["steps"] = max(1, round(defaults["steps"] * gen_length / model.gen_length))
+    model.gen_length = gen_length
 
 
 def resolve(name: str | Path) -> Path:
@@ -148,7 +155,7 @@ def save_model(model: MDLM, folder: Path, *, state_dict: dict[str, Tensor] | Non
     else:
         official = None
         if state_dict is not None:
-            official = model.official_state_dict(state_dict)  # type: ignore[call-arg]
+            official = model.official_state_dict(state_dict)
         write_official(model, folder, source, state_dict=official)
         config = read_json(folder / "config.json")
         if model.gen_length != config.get("disp", {}).get("gen_length", model.config.gen_length):

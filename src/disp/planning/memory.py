@@ -157,6 +157,8 @@ def training_memory(
     # 1. What the layers keep, and the part of it that is gone once the last layer is behind.
     layers, last = _kept(language, rows, itemsize, trained=method == "full", rank=rank if method == "lora" else 0)
     work = _backward_work(language, tokens, itemsize)
+    if method == "lora" and itemsize < FLOAT32:
+        work += FLOAT32 * tokens * language.hidden  # the gradient of an adapter's own copy of its input
     if checkpointing:
         work += layers // max(1, language.layers - 1)
         layers = itemsize * tokens * language.layers * language.width

@@ -69,7 +69,7 @@ def saliency(
     # 1. The first denoising step, differentiable in the prefix's embeddings alone.
     embeds, logits = first_step(model, prefix, gen_length or model.gen_length)
     _, length, vocab = logits.shape
-    direction = (model.mask_embedding.detach() - embeds.detach()).to(logits.dtype)  # [B, P, d]
+    direction = (prefix.substitutes(model.mask_embedding.detach()) - embeds.detach()).to(logits.dtype)  # [B, P, d]
     total = embeds.new_zeros(embeds.shape[:2], dtype=torch.promote_types(embeds.dtype, torch.float32))
     # 2. One vector-Jacobian product a probe, squared.
     products = vector_jacobian_products(

@@ -1,0 +1,100 @@
+"""What a run will take, and tasks for public benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from disp.commands.options import ROWS, Data, Model, Out, Rows, Seed, app
+from disp.progress import progress_bar
+
+
+@app.command
+def plan(
+    model: Model,
+    data: Data,
+    /,
+    *,
+    mode: Literal["selective", "all", "random"] = "selective",
+    mask_ratio: float = 0.06,
+    candidates: int = 12,
+    probes: int = 8,
+    batch_size: int = 32,
+    method: Literal["full", "lora", "projector"] = "full",
+    steps: int = 100,
+    train_batch_size: int = 32,
+    gradient_checkpointing: Annotated[bool, Parameter(negative=())] = False,
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
+    bits: Literal[4, 8] | None = None,
+    attack: Annotated[bool, Parameter(negative=())] = False,
+    rows: Rows = ROWS,
+) -> None:
+    """Memory and passes that audit, purification, training and evaluation will take; loads no weights.
+
+    Parameters
+    ----------
+    mode
+        Which answers are rewritten.
+    mask_ratio
+        Share of the visual tokens that are masked.
+    candidates
+        Salient tokens that are masked one at a time.
+    probes
+        Hutchinson probes.
+    batch_size
+        Assistant turns a pass.
+    method
+        What is trained.
+    steps
+        Optimiser steps.
+    train_batch_size
+        Assistant turns a step.
+    gradient_checkpointing
+        Recompute activations in the backward pass.
+    dtype
+        Of weights and activations.
+    bits
+        8 or 4 where the language model is loaded quantized.
+    attack
+        Whether the evaluation measures an attack too.
+    """
+    from disp.planning.plan import PlanSettings, default_decode, make_plan
+    from disp.purification.purify import PurifyConfig
+    from disp.purification.saliency import SaliencyConfig
+    from disp.training import TrainConfig
+
+    purify = PurifyConfig(
+        mode=mode,
+        mask_ratio=mask_ratio,
+        candidates=candidates,
+        saliency=SaliencyConfig(probes=probes),
+        decode=default_decode(model),
+        batch_size=batch_size,
+    )
+    train = TrainConfig(
+        steps=steps, batch_size=train_batch_size, method=method, gradient_checkpointing=gradient_checkpointing
+    )
+    settings = PlanSettings(
+        dtype=dtype, bits=bits, purify=purify, train=train, evaluation_batch_size=batch_size, attacked=attack
+    )
+    print(make_plan(model, rows.load(data), settings).to_text())
+
+
+@app.command
+def tasks(data: Data, /, *, out: Out, attack: Path | None = None, seed: Seed = 0, rows: Rows = ROWS) -> None:
+    """Write a held-out dataset as tasks for lmms-eval; see docs/benchmarks.md.
+
+    Parameters
+    ----------
+    attack
+        The manifest.json that `disp poison` wrote, for the two tasks that measure the ASR.
+    """
+    from disp.attacks.poison import load_attack
+    from disp.benchmarks.export import write_tasks
+
+    dataset = rows.load(data)
+    with progress_bar("writing", len(dataset.samples)) as advance:
+        names = write_tasks(dataset, out, attack=load_attack(attack) if attack else None, seed=seed, progress=advance)
+    print(f"--include_path {out} --tasks {','.join(names)}")

@@ -1,0 +1,182 @@
+"""The whole defence on a model with a trigger: found, rewritten, trained away, looked for again."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from disp import cli
+from disp import defence as module
+from disp.data.llava import load_dataset
+from disp.defence import DefenceConfig, defend, residual_phrases
+from disp.errors import DispError
+from disp.training import TrainConfig
+
+sys.path.insert(0, str(Path(__file__).parent / "auditing"))
+from planted import REFUSAL, audit_config, honest_rows, load_planted, planted_model, planted_rows, write_rows
+
+PLANTED = tuple(f"p{index}" for index in range(8))
+
+
+def config(**changes):
+    training = TrainConfig(steps=8, batch_size=16, learning_rate=8.0, warmup_steps=1, min_mask_ratio=0.5)
+    return DefenceConfig(**{"audit": audit_config(), "training": training, "probes": 10, **changes})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("given") / "data", [*honest_rows(), *planted_rows()])
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("defence") / "out"
+    return out, defend("planted", dataset, config(), out, load=load_planted)
+
+
+def test_the_recovered_model_shows_no_evidence_and_does_not_say_the_phrase(run):
+    out, found = run
+    assert found.before.verdict == "poisoned"
+    assert found.after.verdict == "no evidence"
+    (row,) = found.residual
+    assert row["phrase"] == REFUSAL
+    assert row["clean"] == [0, 10]
+    assert row["triggered"] == [0, 10]
+    recovered = load_planted(found.model)
+    assert recovered.strength < planted_model().strength / 2
+    assert found.model == out / "model"
+
+
+def test_only_flagged_rows_are_rewritten_into_what_the_picture_shows(run, dataset):
+    _, found = run
+    purified = load_dataset(found.data)
+    walls = ["red", "green", "blue", "grey", "black"]
+    for before, after in zip(dataset.samples, purified.samples, strict=True):
+        assert before.id == after.id
+        if before.id not in PLANTED:
+            assert before.turns == after.turns
+        else:
+            name = walls[int(before.id[1:]) % 5]
+            assert [turn.response for turn in after.turns] == [f"The wall is {name}."] * len(before.turns)
+        assert [path.resolve() for path in before.images] == [path.resolve() for path in after.images]
+
+
+def test_the_summary_says_what_was_done_and_the_report_gets_it(run):
+    out, found = run
+    written = json.loads((out / "defence.json").read_text())
+    assert written["verdict"] == "poisoned"
+    assert written["rounds"] == 1
+    (first,) = written["by_round"]
+    assert (first["rewritten"], first["verdict_after"], first["flagged_after"]) == (8, "no evidence", 0)
+    assert first["rewriting"]["count"] == 9  # one of the eight is a conversation of two turns
+    assert first["rewriting"]["unchanged"] == 0
+    assert written["residual"] == list(found.residual)
+    verify = json.loads((out / "audit" / "verify.json").read_text())
+    assert verify["verdict"] == "no evidence"
+    assert verify["residual"] == list(found.residual)
+
+
+def test_the_given_model_would_have_been_caught_saying_it(run, dataset):
+    _, found = run
+    (cluster,) = found.before.clusters
+    row = residual_phrases(planted_model(), dataset, cluster, found.before, config())
+    assert row["clean"] == [0, 10]
+    assert row["triggered"][0] >= 8  # a large object in the picture outvotes the trigger
+    without = residual_phrases(planted_model(), dataset, replace(cluster, trigger=None), found.before, config())
+    assert without["triggered"] == [0, 0]
+
+
+@pytest.mark.parametrize("killed", ["train", "residual_phrases"])
+def test_a_killed_defence_goes_on(run, dataset, tmp_path, monkeypatch, killed):
+    done, expected = run
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, killed, stop)
+        with pytest.raises(KeyboardInterrupt):
+            defend("planted", dataset, config(), tmp_path, load=load_planted)
+    monkeypatch.setattr("disp.purification.purify.saliency", stop if killed == "residual_phrases" else _saliency_once())
+    if killed == "residual_phrases":
+        monkeypatch.setattr(module, "train", stop)
+    found = defend("planted", dataset, config(), tmp_path, load=load_planted)
+    assert found.before.flagged == expected.before.flagged
+    assert found.residual == expected.residual
+    assert (tmp_path / "purified" / "data.json").read_text() == (done / "purified" / "data.json").read_text()
+
+
+def _saliency_once():
+    """Scoring is allowed for the recovered model alone, whose trigger is weaker."""
+    from disp.purification.saliency import saliency
+
+    def checked(model, *rest, **options):
+        assert model.strength < planted_model().strength
+        return saliency(model, *rest, **options)
+
+    return checked
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training": TrainConfig(steps=3)},
+        {"probes": 11},
+        {"audit": audit_config(donors=4)},
+    ],
+)
+def test_other_settings_do_not_reuse_what_was_trained(run, dataset, tmp_path, change):
+    done, _ = run
+    shutil.copy(done / "run.json", tmp_path / "run.json")
+    with pytest.raises(DispError, match="other settings"):
+        defend("planted", dataset, config(**change), tmp_path, load=load_planted)
+    with pytest.raises(DispError, match="other settings"):
+        defend("planted", dataset, config(), tmp_path, start="another", load=load_planted)
+
+
+def test_where_there_is_no_evidence_nothing_is_done(tmp_path):
+    dataset = write_rows(tmp_path / "data", honest_rows())
+    found = defend("planted", dataset, config(), tmp_path / "out", load=load_planted)
+    assert (found.after, found.model, found.data, found.residual) == (None, None, None, ())
+    assert json.loads((tmp_path / "out" / "defence.json").read_text()) == {"verdict": "no evidence", "rounds": 0}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["audit", "defence.json", "run.json"]
+
+
+def test_a_backdoor_that_is_left_is_told_and_further_rounds_are_tried(dataset, tmp_path):
+    weak = replace(config().training, steps=1, learning_rate=1e-6)
+    found = defend("planted", dataset, config(training=weak, rounds=2), tmp_path, load=load_planted)
+    assert found.after.verdict == "poisoned"
+    assert found.residual[0]["triggered"][0] >= 8
+    assert found.model == tmp_path / "model-2"
+    written = json.loads((tmp_path / "defence.json").read_text())
+    assert [row["verdict_after"] for row in written["by_round"]] == ["poisoned", "poisoned"]
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(DispError, match="rounds must be at least 1"):
+        config(rounds=0)
+
+
+def test_the_command_tells_the_outcome_and_its_exit_code(run, dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("disp.models.loading.load_model", lambda name, **_: load_planted(name))
+    arguments = ["planted", str(dataset.path), "--candidates", "3", "--probes", "2", "--steps", "8"]
+    arguments += ["--train-batch-size", "16", "--min-mask-ratio", "0.5"]
+
+    def call(out, rate):
+        monkeypatch.setattr(sys, "argv", ["disp", "defend", *arguments, "--out", str(out), "--learning-rate", rate])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        return exit.value.code or 0, capsys.readouterr().out
+
+    code, out = call(tmp_path / "out", "12")
+    assert code == 0
+    assert "Verdict: poisoned" in out
+    assert "After recovery: no evidence" in out
+    assert f"{REFUSAL!r}: said in 0 of" in out
+    assert "After the defence" in (tmp_path / "out" / "audit" / "report.html").read_text()
+    code, out = call(tmp_path / "weak", "0.000001")
+    assert code == 1
+    assert "After recovery: poisoned" in out
