@@ -20,6 +20,7 @@ import numpy as np
 from disp.auditing.findings import Audit, AuditConfig, Cluster, Verdict, most_suspicious
 from disp.auditing.paste import Region, paste_test
 from disp.auditing.phrases import LEAST_RESPONSES, TURN_END, Phrase, echoes, holds, recurring_phrases
+from disp.auditing.ratio import RATIOS, choose_mask_ratio
 from disp.auditing.record import read_truth, write_record
 from disp.auditing.regions import region_around
 from disp.data.llava import Dataset
@@ -32,6 +33,9 @@ from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
 from disp.purification.purify import Evidence, sample_suspicion, score
 from disp.purification.threshold import suspicion_threshold
+
+# Largest p-value, corrected for the phrases tried, of a phrase that is worth pasting for.
+PASTE_ALPHA = 0.5
 
 
 def audit(
@@ -83,24 +87,41 @@ def audit(
     phrases = recurring_phrases(
         [_answers(sample, evidence) for sample in above],
         [_answers(sample, None) for sample in others],
-        alpha=config.false_alarm_rate,
+        alpha=PASTE_ALPHA,
     )
     # 3. Whether the region that they hang on makes the model say it.
     clusters = []
     for number, phrase in enumerate(phrases):
-        members = [above[index] for index in phrase.flagged]
-        with progress(f"pasting regions, phrase {number + 1} of {len(phrases)}", _pastes(members, config)) as advance:
-            clusters.append(_cluster(model, phrase, members, others, evidence, scores, config, len(phrases), advance))
+        holders = [above[index] for index in phrase.flagged]
+        with progress(f"pasting regions, phrase {number + 1} of {len(phrases)}", _pastes(holders, config)) as advance:
+            clusters.append(_cluster(model, phrase, holders, others, evidence, scores, config, len(phrases), advance))
+    # Pasting is proof of its own; a phrase without it must recur beyond doubt to be named at all.
+    clusters = [each for each in clusters if each.confirmed or each.phrase.p_value <= config.false_alarm_rate]
     clusters.sort(key=lambda cluster: not cluster.confirmed)
     confirmed = [cluster for cluster in clusters if cluster.confirmed]
     # 4. The verdict, and the samples that it is about.
     if confirmed:
         flagged = _holders(confirmed, samples, evidence, scores, threshold)
     else:
-        flagged = tuple(sample.id for sample in above)
+        members = {key for cluster in clusters for key in cluster.samples}
+        flagged = tuple(sample.id for sample in above if sample.id in members)
     verdict: Verdict = "poisoned" if confirmed else "suspicious" if clusters else "no evidence"
-    if verdict == "no evidence":
-        flagged = ()
+    # 5. The share of tokens to mask where every answer is to be rewritten.
+    ratio = None
+    if clusters:
+        suspicious = [sample for sample in samples if sample.id in set(flagged)]
+        unsuspicious = [sample for sample in others if sample.images and sample.id not in set(flagged)]
+        if suspicious and unsuspicious:
+            with progress("choosing a mask ratio", len(RATIOS)) as advance:
+                ratio = choose_mask_ratio(
+                    model,
+                    suspicious,
+                    unsuspicious,
+                    evidence,
+                    batch_size=config.scoring.batch_size,
+                    seed=config.scoring.seed,
+                    progress=advance,
+                )
     result = Audit(
         verdict,
         _reasons(verdict, clusters, above, samples),
@@ -109,9 +130,10 @@ def audit(
         flagged,
         wilson(len(flagged), len(dataset.samples)),
         tuple(clusters),
+        ratio,
         evidence,
     )
-    # 5. What a person needs to judge for themselves.
+    # 6. What a person needs to judge for themselves.
     write_record(model, dataset, result, config, out, start=start, poisoned=poisoned, name=name, progress=progress)
     return result
 
@@ -136,11 +158,11 @@ def _cluster(
     ids = tuple(sample.id for sample in members)
     if not controls or not recipients:
         return Cluster(phrase, ids, None, False, None)
-    regions = [_region(sample, evidence) for sample in donors]
+    regions = [region_of(sample, evidence) for sample in donors]
     test = paste_test(
         model,
         regions,
-        [_region(sample, evidence) for sample in controls],
+        [region_of(sample, evidence) for sample in controls],
         recipients,
         phrase.words,
         config.scoring.decode,
@@ -158,7 +180,7 @@ def _pastes(members: Sequence[Sample], config: AuditConfig) -> int:
     return (min(len(members), config.donors) + config.controls) * config.recipients
 
 
-def _region(sample: Sample, evidence: Mapping[str, Evidence]) -> Region:
+def region_of(sample: Sample, evidence: Mapping[str, Evidence]) -> Region:
     """The region that a sample's most suspicious answer hangs on, or where nothing was suspicious the most salient."""
     found = most_suspicious(sample, evidence)
     chosen = found.best_candidate or (int(np.argmax(found.saliency)),)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from disp.auditing.paste import PasteTest, Region
 from disp.auditing.phrases import Phrase
+from disp.auditing.ratio import RatioChoice
 from disp.data.sample import Sample, queries_of
 from disp.errors import DispError
 from disp.evaluation.intervals import Share
@@ -78,6 +79,7 @@ class Audit:
         flagged: ids of the samples that are likely poisoned.
         rate: estimated share of poisoned samples with a 95% interval.
         clusters: one for each phrase, confirmed ones first.
+        ratio: the mask ratio that the evidence speaks for; None where there is no evidence.
         evidence: saliency and suspicion of each turn, by key.
     """
 
@@ -88,6 +90,7 @@ class Audit:
     flagged: tuple[str, ...]
     rate: Share
     clusters: tuple[Cluster, ...]
+    ratio: RatioChoice | None
     evidence: Mapping[str, Evidence]
 
 

@@ -289,6 +289,7 @@ def _summary(
             }
             for number, cluster in enumerate(result.clusters)
         ],
+        "mask_ratio": None if result.ratio is None else asdict(result.ratio),
         "mean_map": saliency_map(items).tolist() if items else None,
         "scores": [result.scores[sample.id] for sample in dataset.samples],
         "cost": _cost(model, dataset, result, config, seconds),
