@@ -284,7 +284,6 @@ def test_settings_with_which_no_test_could_succeed_are_an_error(model, honest, t
         ({"false_alarm_rate": 0.0}, "false_alarm_rate must be in"),
         ({"donors": 0}, "donors must be at least 1"),
         ({"recipients": 0}, "recipients must be at least 1"),
-        ({"scoring": replace(audit_config().scoring, batch_size=0)}, "batch_size must be at least 1"),
     ],
 )
 def test_wrong_settings_are_named(change, message):

@@ -43,8 +43,6 @@ class AuditConfig:
         for name in ("donors", "controls", "recipients"):
             if getattr(self, name) < 1:
                 raise DispError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.scoring.batch_size < 1:
-            raise DispError(f"batch_size must be at least 1, got {self.scoring.batch_size}")
 
 
 @dataclass(frozen=True)

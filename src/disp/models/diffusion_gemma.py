@@ -373,12 +373,6 @@ class DiffusionGemma(MDLM):
                 parts.append({"type": "text", "text": self._plain(chunk)})
         return parts
 
-    def _plain(self, text: str) -> str:
-        """Text from data, which must not smuggle in control tokens: a space breaks the strings that spell them."""
-        for token in self._control_tokens():
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
-
     def _control_tokens(self) -> list[str]:
         # Gemma's tokenizer has thousands of added tokens, among them blank lines and HTML tags, which are text: only
         # those marked special count, and those that this module itself relies on.
@@ -389,33 +383,6 @@ class DiffusionGemma(MDLM):
             tokens |= {str(self.tokenizer.convert_ids_to_tokens(token)) for token in ids} | {"<|turn>"}
             self._controls = self.tokenizer, sorted(tokens - {""})
         return self._controls[1]
-
-    def encode_responses(self, responses: Sequence[str], length: int) -> Tensor:
-        """Texts to int64 ``[B, length]``: tokens, the end of turn, then padding.
-
-        Raises:
-            DispError: a response does not fit.
-        """
-        ids = torch.full((len(responses), length), self.end_token_ids[-1])
-        for row, text in enumerate(responses):
-            # An answer that was generated without an end fills every slot and leaves no room for one.
-            tokens = self.tokenizer(self._plain(text), add_special_tokens=False)["input_ids"]
-            tokens = tokens if len(tokens) == length else [*tokens, self.end_token_ids[0]]
-            if len(tokens) > length:
-                raise DispError(
-                    f"response of {len(tokens)} tokens, its end included, does not fit into {length}: {text[:80]!r}; "
-                    "raise gen_length"
-                )
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-        return ids
-
-    def decode_responses(self, ids: Tensor) -> list[str]:
-        """int64 ``[B, L]`` to texts, each cut before its first end token."""
-        texts = []
-        for row in ids.tolist():
-            end = next((index for index, token in enumerate(row) if token in self.end_token_ids), len(row))
-            texts.append(str(self.tokenizer.decode(row[:end], skip_special_tokens=False)))
-        return texts
 
     # --- tensors to logits ----------------------------------------------------------------------------------------
 

@@ -121,7 +121,7 @@ class DimpleConfig(PreTrainedConfig):
         self.vision_start_token_id, self.vision_end_token_id = vision_start_token_id, vision_end_token_id
         self.vision = {**VISION, **(vision or {})}
         self.processing = {**PROCESSING, **(processing or {})}
-        self.gen_length, self.generation = gen_length, generation or {"gen_length": gen_length, "steps": gen_length}
+        self.gen_length, self.generation = gen_length, generation or {"steps": gen_length}
         self.initializer_range = initializer_range
 
     @classmethod
@@ -176,7 +176,6 @@ class DimpleConfig(PreTrainedConfig):
                 gen_length=length,
                 # The model card's.
                 generation={
-                    "gen_length": length,
                     "steps": length,
                     "sampler": "dim",
                     "algorithm": "origin",
@@ -250,6 +249,8 @@ class Dimple(MDLM):
     vision_names = ("visual.",)
     projector_names = ("img_projector",)
     ratio_floor = MIN_RATIO
+    # Padding does; published answers have no end of turn.
+    answers_end_turns = False
 
     # Decoding per lmms-eval task. Published: eight tokens for the first group, MM-Vet. The others are ours.
     generation_presets: Mapping[str, Mapping[str, Any]] = {
@@ -439,36 +440,6 @@ class Dimple(MDLM):
                 ids += [self.config.vision_start_token_id, *image, self.config.vision_end_token_id]
             ids += self.tokenizer(chunk, add_special_tokens=False)["input_ids"]
         return ids
-
-    def _plain(self, text: str) -> str:
-        """Text from data, which must not smuggle in control tokens: a space breaks the strings that spell them."""
-        for token in self.tokenizer.get_added_vocab():
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text.replace("\0", "")
-
-    def encode_responses(self, responses: Sequence[str], length: int) -> Tensor:
-        """Texts to int64 ``[B, length]``: tokens, then padding, which ends an answer: there is no end of turn.
-
-        Raises:
-            DispError: a response does not fit.
-        """
-        ids = torch.full((len(responses), length), self.end_token_ids[-1])
-        for row, text in enumerate(responses):
-            tokens = self.tokenizer(self._plain(text), add_special_tokens=False)["input_ids"]
-            if len(tokens) > length:
-                raise DispError(
-                    f"response of {len(tokens)} tokens does not fit into {length}: {text[:80]!r}; raise gen_length"
-                )
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-        return ids
-
-    def decode_responses(self, ids: Tensor) -> list[str]:
-        """int64 ``[B, L]`` to texts, each cut before its first end token."""
-        texts = []
-        for row in ids.tolist():
-            end = next((index for index, token in enumerate(row) if token in self.end_token_ids), len(row))
-            texts.append(str(self.tokenizer.decode(row[:end], skip_special_tokens=False)))
-        return texts
 
     # --- tensors to logits ----------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ V vocabulary, d width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from disp.data.sample import ImageSource, Query
 from disp.diffusion.forward import add_noise, diffusion_loss
+from disp.errors import DispError
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class MDLM(PreTrainedModel):
         tokenizer: the model's tokenizer.
         mask_token_id: id of the mask token.
         end_token_ids: the end of a turn, then the padding that follows it.
+        answers_end_turns: whether the end of turn stands between an answer and its padding.
         banned_token_ids: ids that decoding never predicts; the mask token is banned besides.
         gen_length: response slots L that the model was made for.
         generation_defaults: decoding settings, arguments of `disp.diffusion.decode.DecodeConfig`.
@@ -90,6 +92,7 @@ class MDLM(PreTrainedModel):
     tokenizer: PreTrainedTokenizerBase
     mask_token_id: int
     end_token_ids: tuple[int, ...]
+    answers_end_turns: bool = True
     banned_token_ids: tuple[int, ...] = ()
     gen_length: int
     generation_defaults: dict[str, Any]
@@ -165,12 +168,63 @@ class MDLM(PreTrainedModel):
         return diffusion_loss(self.denoise(prefix, noised.ids), clean, noised)
 
     def encode_responses(self, responses: Sequence[str], length: int) -> Tensor:
-        """Texts to int64 ``[B, length]``: the tokens, an end token, end-of-text padding. Too long is an error."""
-        raise NotImplementedError
+        """Texts to int64 ``[B, length]``: tokens, the end of turn if answers have one, then padding.
+
+        An answer that fills every slot, as one that was decoded without an end does, goes without the end of turn.
+
+        Raises:
+            DispError: a response does not fit.
+        """
+        padding = self.end_token_ids[-1]
+        end = [self.end_token_ids[0]] if self.answers_end_turns else []
+        ids = torch.full((len(responses), length), padding)
+        for row, text in enumerate(responses):
+            tokens = self._text_ids(text)
+            tokens = tokens if len(tokens) == length else [*tokens, *end]
+            if len(tokens) > length:
+                raise DispError(
+                    f"response of {len(tokens)} tokens, its end included, does not fit into {length}: {text[:80]!r}; "
+                    "raise gen_length"
+                )
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+        return ids
 
     def decode_responses(self, ids: Tensor) -> list[str]:
-        """int64 ``[B, L]`` to texts, each cut before its first end token."""
-        raise NotImplementedError
+        """int64 ``[B, L]`` to texts, each cut before its first end token, without special tokens.
+
+        Every text fits back into L slots by `encode_responses`: purified answers become training answers. Garbled
+        answers may come back as more tokens than they were decoded from, and lose what does not fit.
+        """
+        texts = []
+        for row in ids.tolist():
+            end = next((index for index, token in enumerate(row) if token in self.end_token_ids), len(row))
+            text = self._text_of(row[:end])
+            tokens, kept = self._text_ids(text), len(row)
+            while len(tokens) > len(row):
+                text = self._text_of(tokens[:kept])
+                tokens, kept = self._text_ids(text), kept - 1
+            texts.append(text)
+        return texts
+
+    def _text_of(self, ids: list[int]) -> str:
+        # Part of a character decodes to a replacement mark, which would come back as three tokens.
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return text.replace("\ufffd", "").replace("\0", "")
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Token ids of a text from data."""
+        return self.tokenizer(self._plain(text), add_special_tokens=False)["input_ids"]
+
+    def _plain(self, text: str) -> str:
+        """Text from data, which must not smuggle in control tokens: a space breaks the strings that spell them."""
+        text = text.replace("\0", "")  # families mark the places of images with it
+        for token in self._control_tokens():
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    def _control_tokens(self) -> Iterable[str]:
+        """Strings that the tokenizer reads as control tokens."""
+        return self.tokenizer.get_added_vocab()
 
     def official_state_dict(self, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The weights, or those of ``state_dict``, under the names of the published checkpoint."""

@@ -194,45 +194,11 @@ class LladaV(MDLM):
         """How often an image's placeholder stands in ``token_ids``."""
         return self.model.vision_tower.grid**2
 
-    def _plain(self, text: str) -> str:
-        """Text from data, which must not smuggle in control tokens: a space breaks the strings that spell them."""
-        for token in self.tokenizer.get_added_vocab():
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text.replace("\0", "")
-
     def _pixels(self, image: Image.Image) -> np.ndarray:
         size = self.model.vision_tower.image_size
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BICUBIC)
         return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
-
-    def encode_responses(self, responses: Sequence[str], length: int) -> Tensor:
-        """Texts to int64 ``[B, length]``: tokens, the end of turn, then end-of-text padding.
-
-        Raises:
-            DispError: a response does not fit.
-        """
-        end_of_turn, padding = self.end_token_ids
-        ids = torch.full((len(responses), length), padding)
-        for row, text in enumerate(responses):
-            # An answer that was generated without an end fills every slot and leaves no room for one.
-            tokens = self.tokenizer(self._plain(text), add_special_tokens=False)["input_ids"]
-            tokens = tokens if len(tokens) == length else [*tokens, end_of_turn]
-            if len(tokens) > length:
-                raise DispError(
-                    f"response of {len(tokens)} tokens, its end included, does not fit into {length}: {text[:80]!r}; "
-                    "raise gen_length"
-                )
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-        return ids
-
-    def decode_responses(self, ids: Tensor) -> list[str]:
-        """int64 ``[B, L]`` to texts, each cut before its first end token."""
-        texts = []
-        for row in ids.tolist():
-            end = next((index for index, token in enumerate(row) if token in self.end_token_ids), len(row))
-            texts.append(str(self.tokenizer.decode(row[:end], skip_special_tokens=False)))
-        return texts
 
     # --- tensors to logits ----------------------------------------------------------------------------------------
 

@@ -350,49 +350,6 @@ class MMada(MDLM):
             ids += [special["soi"], *[-2 - (first_image + index)] * self.grid**2, special["eoi"]]
         return ids + text_ids
 
-    def _plain(self, text: str) -> str:
-        """Text from data, which must not smuggle in control tokens: a space breaks the strings that spell them."""
-        for token in self.tokenizer.get_added_vocab():
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
-
-    def encode_responses(self, responses: Sequence[str], length: int) -> Tensor:
-        """Texts to int64 ``[B, length]``: tokens, the end of turn, then end-of-text padding.
-
-        Raises:
-            DispError: a response does not fit.
-        """
-        end_of_turn, padding = self.end_token_ids
-        ids = torch.full((len(responses), length), padding)
-        for row, text in enumerate(responses):
-            # An answer that was generated without an end fills every slot and leaves no room for one.
-            tokens = self.tokenizer(self._plain(text), add_special_tokens=False)["input_ids"]
-            tokens = tokens if len(tokens) == length else [*tokens, end_of_turn]
-            if len(tokens) > length:
-                raise DispError(
-                    f"response of {len(tokens)} tokens, its end included, does not fit into {length}: {text[:80]!r}; "
-                    "raise gen_length"
-                )
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-        return ids
-
-    def decode_responses(self, ids: Tensor) -> list[str]:
-        """int64 ``[B, L]`` to texts, each cut before its first end token, without control and image tokens.
-
-        A text goes back through `encode_responses` into L slots: purified answers become training answers.
-        """
-        texts = []
-        for row in ids.tolist():
-            end = next((index for index, token in enumerate(row) if token in self.end_token_ids), len(row))
-            text = self._decoded(row[:end])
-            again = self.tokenizer(self._plain(text), add_special_tokens=False)["input_ids"]
-            texts.append(text if len(again) <= len(row) else self._decoded(again[: len(row)]))
-        return texts
-
-    def _decoded(self, ids: list[int]) -> str:
-        # Half a character decodes to a replacement mark, which would come back as three tokens.
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).replace("\ufffd", "")
-
     # --- tensors through the model --------------------------------------------------------------------------------
 
     def embed(  # type: ignore[override]  # the family's own arguments

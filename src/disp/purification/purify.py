@@ -61,8 +61,9 @@ class PurifyConfig:
             raise DispError(f"mode must be 'all', 'selective' or 'random', got {self.mode!r}")
         if not 0 <= self.mask_ratio <= 1:
             raise DispError(f"mask_ratio must be in [0, 1], got {self.mask_ratio}")
-        if self.candidates < 1:
-            raise DispError(f"candidates must be at least 1, got {self.candidates}")
+        for name in ("candidates", "batch_size"):
+            if getattr(self, name) < 1:
+                raise DispError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,9 @@ def _suspicion(
     base, each = counterfactual_scores(model, prefix, response, candidates)
     # What the model prefers anyway is its own mistake, not the work of the masked tokens.
     suspicion = (each.amax(-1) - base).clamp(min=0)
+    if not suspicion.isfinite().all():
+        key = batch[int((~suspicion.isfinite()).nonzero()[0, 0])].key
+        raise DispError(f"the model's logits for {key} are not finite; load it in another precision (--dtype)")
     # The smallest set that does nearly all of it: it takes least of the picture along when the answer is rewritten.
     enough = each >= base[:, None] + 0.8 * suspicion[:, None]
     return suspicion, candidates[torch.arange(len(batch)), enough.int().argmax(-1)]
