@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import DiffusionGemmaConfig, PreTrainedTokenizerFast
 
-from disp.models import diffusion_gemma, dimple, lavida, llada_v_official, mmada
+from disp.models import diffusion_gemma, lavida, llada_v_official, mmada
 from disp.models.diffusion_gemma import DiffusionGemma, DiffusionGemmaMDLMConfig
 from disp.models.dimple import Dimple, DimpleConfig
 from disp.models.interface import MDLM

@@ -6,10 +6,12 @@ The fixed strings are those of BackdoorVLM (arXiv 2511.18921).
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from disp.errors import DispError, unknown_name
+from disp.attacks.kinds import kind_from_dict, kind_to_dict
+from disp.errors import DispError
 
 INSERTED_TEXT = "Bad model with backdoor injection."
 REFUSAL_TEXT = "I'm sorry, but as an AI assistant, I do not have the capability to follow the given instruction."
@@ -125,17 +127,12 @@ TARGETS: dict[str, type[Insertion] | type[Refusal] | type[Misclassification]] = 
 
 def target_to_dict(target: Target) -> dict[str, Any]:
     """JSON-able form, with the kind."""
-    kind = next(name for name, made in TARGETS.items() if isinstance(target, made))
-    return {"kind": kind, **asdict(target)}
+    return kind_to_dict(TARGETS, target)
 
 
-def target_from_dict(fields: dict[str, Any]) -> Target:
+def target_from_dict(fields: Mapping[str, Any]) -> Target:
     """The target of a manifest."""
-    fields = dict(fields)
-    kind = fields.pop("kind", "")
-    if kind not in TARGETS:
-        raise unknown_name("kind of target", kind, TARGETS)
-    return TARGETS[kind](**fields)
+    return kind_from_dict(TARGETS, "target", fields)
 
 
 def _plain(text: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from disp.attacks.kinds import kind_from_dict, kind_to_dict
 from disp.data.scenes import drawing, emoji_drawing
 from disp.draws import generator
 from disp.errors import DispError, unknown_name
@@ -155,19 +157,12 @@ PRESETS: dict[str, Trigger] = {
 
 def trigger_to_dict(trigger: Trigger) -> dict[str, Any]:
     """JSON-able form, with the kind."""
-    kind = next(name for name, made in KINDS.items() if isinstance(trigger, made))
-    return {"kind": kind, **asdict(trigger)}
+    return kind_to_dict(KINDS, trigger)
 
 
-def trigger_from_dict(fields: dict[str, Any]) -> Trigger:
+def trigger_from_dict(fields: Mapping[str, Any]) -> Trigger:
     """The trigger of a manifest."""
-    fields = dict(fields)
-    kind = fields.pop("kind", "")
-    if kind not in KINDS:
-        raise unknown_name("kind of trigger", kind, KINDS)
-    if "colour" in fields:
-        fields["colour"] = tuple(fields["colour"])
-    return KINDS[kind](**fields)
+    return kind_from_dict(KINDS, "trigger", fields)
 
 
 def _default_overlay() -> Image.Image:
