@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import DiffusionGemmaConfig, PreTrainedTokenizerFast
 
 from disp.models import diffusion_gemma, lavida, llada_v_official, mmada
@@ -23,6 +23,7 @@ from disp.models.mmada import MMada, MMadaConfig
 # Response slots of every tiny model.
 LENGTH = 24
 TILE = 56
+ADDED = "<tool_call>"
 SIGLIP = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -69,7 +70,7 @@ def write_checkpoint(family: str, folder: Path, texts: Sequence[str]) -> Path:
 
 
 def make_tokenizer(texts: Sequence[str], special: Sequence[str], **named: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE whose special tokens are ``special``."""
+    """Byte-level BPE whose special tokens are ``special``, and `ADDED`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -78,6 +79,8 @@ def make_tokenizer(texts: Sequence[str], special: Sequence[str], **named: str) -
         vocab_size=400, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    # Published tokenizers have such: added, but not special.
+    tokenizer.add_tokens([AddedToken(ADDED, special=False)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **named)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import os
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -17,15 +18,17 @@ def train(
     /,
     *,
     out: Out,
-    steps: int = 100,
-    batch_size: int = 32,
-    learning_rate: float = 1e-3,
-    min_mask_ratio: float = 1e-3,
-    method: Literal["full", "lora", "projector"] = "full",
+    recipe: str | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    accumulate: int | None = None,
+    learning_rate: float | None = None,
+    min_mask_ratio: float | None = None,
+    method: Literal["full", "lora", "projector"] | None = None,
     train_vision: Annotated[bool, Parameter(negative=())] = False,
-    save_every: int = 0,
+    save_every: int | None = None,
     gen_length: int | None = None,
-    gradient_checkpointing: Annotated[bool, Parameter(negative=())] = False,
+    gradient_checkpointing: bool | None = None,
     keep_adapter: Annotated[bool, Parameter(negative=())] = False,
     seed: Seed = 0,
     rows: Rows = ROWS,
@@ -35,20 +38,24 @@ def train(
 
     Parameters
     ----------
+    recipe
+        Published settings, such as llada-v or disp; other options win over them. A wrong name lists them all.
     steps
-        Optimiser steps.
+        Optimiser steps, 100 by default.
     batch_size
-        Assistant turns a step.
+        Assistant turns a pass, 32 by default.
+    accumulate
+        Passes a step: 1, or as many as the recipe's batch size takes.
     learning_rate
-        Peak of the cosine schedule.
+        Peak of the cosine schedule, 1e-3 by default.
     min_mask_ratio
-        Lower end of the mask ratio t; a higher one means steadier gradients.
+        Lower end of the mask ratio t, 1e-3 by default; a higher one means steadier gradients.
     method
-        Train everything but the vision tower, LoRA adapters, or the projector alone.
+        Train everything but the vision tower, which is the default, LoRA adapters, or the projector alone.
     train_vision
         Train the vision tower too.
     save_every
-        Steps between checkpoints; 0 for none.
+        Steps between checkpoints; none by default.
     gen_length
         Response slots; the model's own if not given.
     gradient_checkpointing
@@ -56,23 +63,29 @@ def train(
     keep_adapter
         LoRA: save the adapters alone and leave merging to `disp merge`.
     """
+    from disp.recipes import recipe as settings_of
     from disp.training import TrainConfig
     from disp.training import train as run
 
-    config = TrainConfig(
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        min_mask_ratio=min_mask_ratio,
-        method=method,
-        train_vision=train_vision,
-        save_every=save_every,
-        gradient_checkpointing=gradient_checkpointing,
-        merge=not keep_adapter,
-        seed=seed,
-    )
+    given: dict[str, Any] = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "min_mask_ratio": min_mask_ratio,
+        "method": method,
+        "train_vision": train_vision,
+        "save_every": save_every,
+        "gradient_checkpointing": gradient_checkpointing,
+        "merge": not keep_adapter,
+        "seed": seed,
+        "trainer": None if accumulate is None else {"gradient_accumulation_steps": accumulate},
+    }
+    if recipe is None:
+        config = TrainConfig(**{name: value for name, value in given.items() if value is not None})
+    else:
+        config = settings_of(recipe, devices=int(os.environ.get("WORLD_SIZE", "1")), **given)
     dataset = rows.load(data)
-    with progress_bar("training", steps) as advance:
+    with progress_bar("training", config.steps) as advance:
         run(runtime.load(model, gen_length=gen_length), dataset.samples, config, out, progress=advance)
     print(f"model in {out}")
 
