@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from disp.data.sample import queries_of
 from disp.data.scene_dataset import write_scenes
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
+from disp.recipes import RECIPES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from families.tiny import ADDED, FAMILIES, LENGTH, write_checkpoint
@@ -255,3 +257,22 @@ def test_a_zero_byte_cannot_hide_a_control_token(model):
         spelt = model.tokenizer.convert_ids_to_tokens(token)
         ids = model.encode_responses([f"{spelt[:3]}\0{spelt[3:]}"], 64)[0].tolist()
         assert model.mask_token_id not in ids and ids.count(end) == model.answers_end_turns
+
+
+PAGES = sorted((Path(__file__).parents[1] / "docs" / "models").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_of_the_pages_exist(page):
+    """Verbs, options and their values, not what they do; recipes are looked up."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("disp ")]
+    assert commands
+    for command in commands:
+        _, bound, _ = app.parse_args(command, print_error=False, exit_on_error=False)
+        if name := bound.arguments.get("recipe"):
+            assert name in RECIPES
+    if page.stem == "index":
+        text = page.read_text(encoding="utf-8")
+        assert all(f"| `{name}` |" in text for name in RECIPES)

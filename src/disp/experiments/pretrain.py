@@ -327,10 +327,21 @@ def train_language(
         layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
     # Muon (matrices of the layers) learns this in about half of AdamW's steps.
     matrices = [p for name, p in named if "layers." in name and p.dim() == 2]
-    others = [p for name, p in named if not ("layers." in name and p.dim() == 2)]
+    words = [p for name, p in named if "embed_tokens" in name or "lm_head" in name]
+    projector = list(model.model.mm_projector.parameters())
+    chosen_already = {id(p) for p in (*matrices, *words, *projector)}
     optimisers = [
         torch.optim.Muon(matrices, lr=2e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.AdamW(
+            [
+                {"params": [p for p in trained if id(p) not in chosen_already], "lr": 2e-3},
+                {"params": words, "lr": 5e-4},
+                # Until a lesson asks where things are, noise in its gradients would wipe the place out again.
+                {"params": projector, "lr": 5e-5},
+            ],
+            betas=(0.9, 0.98),
+            weight_decay=0.0,
+        ),
     ]
     schedules = [cosine_schedule(optimiser, sum(steps), warmup=20) for optimiser in optimisers]
     draw = generator(PRETRAINING_SEED, "language batches")
@@ -412,7 +423,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=30_000, help="size of the pool of pre-training scenes")
     parser.add_argument("--tower-steps", type=int, default=1_500)
     parser.add_argument("--tower-batch", type=int, default=64)
-    parser.add_argument("--language-steps", type=int, nargs=4, default=(150, 120, 1_500, 600))
+    parser.add_argument("--language-steps", type=int, nargs=4, default=(150, 100, 1_100, 450))
     parser.add_argument("--language-batch", type=int, default=48)
     parser.add_argument("--tower", type=Path, help="folder of an earlier run whose stage one is taken over")
     options = parser.parse_args()
