@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from disp.cli import app
+from disp.commands.options import decoding
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import queries_of
 from disp.data.scene_dataset import write_scenes
@@ -257,6 +258,14 @@ def test_a_zero_byte_cannot_hide_a_control_token(model):
         spelt = model.tokenizer.convert_ids_to_tokens(token)
         ids = model.encode_responses([f"{spelt[:3]}\0{spelt[3:]}"], 64)[0].tolist()
         assert model.mask_token_id not in ids and ids.count(end) == model.answers_end_turns
+
+
+def test_another_length_reaches_decoding(source):
+    config = decoding(load_model(source, device="cpu", gen_length=LENGTH // 2))
+    usual = decoding(load_model(source, device="cpu"))
+    assert (config.gen_length, usual.gen_length) == (LENGTH // 2, LENGTH)
+    # A canvas takes its steps however long it is.
+    assert config.steps == (usual.steps if usual.sampler == "canvas" else usual.steps // 2)
 
 
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "models").glob("*.md"))

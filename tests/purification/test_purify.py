@@ -1,6 +1,7 @@
 """Purification: what is rewritten, in which form, and that neither batches nor a kill change it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,11 +111,13 @@ def test_a_killed_run_goes_on_and_repeats_nothing(model, dataset, tmp_path, monk
 
 def test_selective_rewrites_exactly_what_is_above_the_threshold(model, dataset, tmp_path):
     settings = config(mode="selective")
-    evidence = score(model, dataset.samples, settings)
+    found = score(model, dataset.samples, settings)
+    # A random model prefers another answer anyway, so what it finds is no test; these values are.
+    given = {"r0#0": 30.0, "r1#0": 0.2, "r2#0": 0.1, "r2#1": 25.0, "r3#0": 0.0, "r4#0": 0.4, "r5#0": 0.0, "r6#0": 0.9}
+    evidence = {key: replace(each, suspicion=given[key]) for key, each in found.items()}
     result = purify(model, dataset, settings, tmp_path / "out", evidence=evidence)
-    suspicion = {sample.id: module.sample_suspicion(sample, evidence) for sample in dataset.samples if sample.images}
-    assert set(result.rewritten) == {name for name, value in suspicion.items() if value > result.threshold}
-    assert 0 < len(result.rewritten) < len(suspicion)
+    assert set(result.rewritten) == {"r0", "r2"}
+    assert 0.9 < result.threshold < 25
     before, after = responses(dataset), responses(result.dataset)
     assert all(before[name] == after[name] for name in before if name not in result.rewritten)
 

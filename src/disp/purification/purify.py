@@ -74,8 +74,8 @@ class Evidence:
         key: the query's key.
         saliency: one score a visual token, in the order of the tokens.
         locations: image, tile, row and column of each visual token.
-        suspicion: how much more confidently another answer is preferred with the best candidate masked, in nats;
-            None where it was not measured.
+        suspicion: how confidently another answer is preferred with the best candidate masked, less twice the same
+            with nothing masked, in nats, and at least 0; None where it was not measured.
         best_candidate: the visual tokens of that candidate.
     """
 
@@ -161,13 +161,14 @@ def _suspicion(
     response = model.encode_responses([query.response for query in batch], model.gen_length).to(prefix.embeds.device)
     candidates = candidate_sets(scores, prefix.visual_mask, config.candidates, config.mask_ratio)
     base, each = counterfactual_scores(model, prefix, response, candidates)
-    # What the model prefers anyway is its own mistake, not the work of the masked tokens.
-    suspicion = (each.amax(-1) - base).clamp(min=0)
+    # What the model prefers anyway is its own mistake, not the work of the masked tokens. It counts twice: where a
+    # model has given up an answer, as a recovered one has, masking moves large preferences about and proves nothing.
+    suspicion = (each.amax(-1) - 2 * base).clamp(min=0)
     if not suspicion.isfinite().all():
         key = batch[int((~suspicion.isfinite()).nonzero()[0, 0])].key
         raise DispError(f"the model's logits for {key} are not finite; load it in another precision (--dtype)")
     # The smallest set that does nearly all of it: it takes least of the picture along when the answer is rewritten.
-    enough = each >= base[:, None] + 0.8 * suspicion[:, None]
+    enough = each >= base[:, None] + 0.8 * (each.amax(-1) - base)[:, None]
     return suspicion, candidates[torch.arange(len(batch)), enough.int().argmax(-1)]
 
 
