@@ -24,15 +24,8 @@ from disp.diffusion.canvas import CanvasSampling, accept, decode_canvas, draw_to
 from disp.diffusion.decode import DecodeConfig, decode
 from disp.draws import generator
 from disp.errors import DispError
-from disp.models.diffusion_gemma import (
-    DiffusionGemma,
-    DiffusionGemmaMDLMConfig,
-    detect,
-    image_patches,
-    load_official,
-    patch_positions,
-    token_grid,
-)
+from disp.models.diffusion_gemma import DiffusionGemma, DiffusionGemmaMDLMConfig, detect, load_official
+from disp.models.diffusion_gemma_images import image_patches, patch_positions, token_grid
 from disp.models.loading import load_model, merge, save_model
 from disp.models.tokenizer import train_tokenizer
 from disp.purification.purify import PurifyConfig, purify

@@ -20,17 +20,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from disp.data.sample import Query, Sample, Turn
 from disp.diffusion.decode import DecodeConfig, decode
 from disp.errors import DispError
-from disp.models.dimple import (
-    CHAT_TEMPLATE,
-    Dimple,
-    DimpleConfig,
-    detect,
-    lay_out,
-    load_official,
-    load_tokenizer,
-    padded_lengths,
-    processing_of,
-)
+from disp.models.dimple import Dimple, DimpleConfig, detect, load_official
+from disp.models.dimple_config import processing_of
+from disp.models.dimple_images import lay_out
+from disp.models.dimple_padding import padded_lengths
+from disp.models.dimple_tokenizer import CHAT_TEMPLATE, load_tokenizer
 from disp.models.loading import load_model, merge
 from disp.training import TrainConfig, train
 

@@ -21,17 +21,9 @@ from disp.diffusion.decode import DecodeConfig, decode, generate
 from disp.errors import DispError
 from disp.models.anyres import grid_of, token_count
 from disp.models.checkpoint import write_official
-from disp.models.lavida import (
-    TOKENS,
-    Lavida,
-    LavidaConfig,
-    complementary_pair,
-    detect,
-    from_llada,
-    load_official,
-    pool_tiles,
-    to_llada,
-)
+from disp.models.lavida import TOKENS, Lavida, LavidaConfig, detect, load_official, pool_tiles
+from disp.models.lavida_loading import official_name, our_name
+from disp.models.lavida_masks import complementary_pair
 from disp.models.llada_v_official import SYSTEM
 from disp.models.loading import load_model
 from disp.training import TrainConfig, train
@@ -476,7 +468,7 @@ def test_a_checkpoint_is_written_and_read_under_the_published_names(model, tmp_p
     names = set(model.official_state_dict())
     if model.config.variant == "llada":
         assert {"model.transformer.ff_out.weight", "model.transformer.blocks.1.ff_out.weight"} <= names
-        assert all(to_llada(from_llada(name)) == name for name in names)
+        assert all(official_name(our_name(name, "llada"), "llada") == name for name in names)
         assert not any(name.startswith(("lm_head", "model.layers")) for name in names)
     else:
         assert {"lm_head.weight", "model.layers.1.self_attn.q_proj.bias"} <= names

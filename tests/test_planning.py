@@ -26,6 +26,8 @@ from disp.evaluation.evaluate import evaluate
 from disp.models.interface import Prefix
 from disp.models.llada_v import LladaV, LladaVConfig
 from disp.models.loading import load_model
+from disp.planning.checkpoints import read_config, stored_parameters
+from disp.planning.families import sizes_of
 from disp.planning.memory import (
     Rows,
     decoding_bytes,
@@ -37,7 +39,6 @@ from disp.planning.memory import (
 )
 from disp.planning.passes import decoding_passes
 from disp.planning.plan import PlanSettings, default_decode, make_plan
-from disp.planning.sizes import read_config, sizes_of, stored_parameters
 from disp.purification.purify import PurifyConfig, purify, score
 from disp.purification.saliency import SaliencyConfig, first_step, saliency
 from disp.training import TrainConfig, _select_parameters, train
@@ -52,6 +53,9 @@ LAVIDA = {
     "d_model": 4096, "n_layers": 32, "n_heads": 32, "mlp_hidden_size": 12288, "vocab_size": 126464,
     "image_grid_pinpoints": [[384, 768], [768, 384], [768, 768], [1152, 384], [384, 1152]], "model_type": "llava_llada",
     "mm_vision_tower": "siglip", "image_aspect_ratio": "anyres", "mm_spatial_pool_mode": "bilinear",
+}  # fmt: skip
+MMADA = {"model_type": "mmada", **{name: LAVIDA[name] for name in ("d_model", "n_layers", "n_heads")}} | {
+    "mlp_hidden_size": 12288, "vocab_size": 126464, "embedding_size": 134656,
 }  # fmt: skip
 
 
@@ -464,6 +468,15 @@ def test_a_config_alone_is_enough(data):
     assert plan.memory["decoding"].weights == 2 * plan.parameters
     assert "by its config" in plan.to_text() and "guessed" in plan.to_text()
     assert default_decode(LLADA_8B).gen_length == 128
+
+
+def test_a_method_that_trains_nothing_is_refused(data):
+    """Nothing stands between MMaDA's image tokens and its language model."""
+    settings = PlanSettings(train=TrainConfig(method="projector"))
+    with pytest.raises(DispError, match="method 'projector' trains nothing in this model; use 'lora' or 'full'"):
+        make_plan(MMADA, data, settings)
+    plan = make_plan(MMADA, data, PlanSettings(train=TrainConfig(method="lora")))
+    assert plan.trained == sizes_of(MMADA).language.adapter_parameters(16)
 
 
 def test_saliency_of_the_published_size_is_what_its_layers_keep():

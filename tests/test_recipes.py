@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
-from disp import training
+from disp import defence, training
 from disp.cli import app
 from disp.data.scene_dataset import write_scenes
 from disp.errors import DispError
+from disp.planning import plan
 from disp.recipes import RECIPES, recipe
 from disp.training import TrainConfig
 
@@ -70,19 +73,37 @@ def test_mistakes_are_named():
         recipe("llada-v", batch_size=0)
 
 
+class Stopped(Exception):
+    """Raised where a command would begin its work."""
+
+
 @pytest.fixture
-def trained(tmp_path, monkeypatch):
-    """A function that gives the configuration which `disp train` with these options comes to."""
+def settings(tmp_path, monkeypatch):
+    """A function that gives the training configuration which a command with these options comes to."""
     write_scenes(tmp_path / "data", 2, seed=0)
     seen = []
-    monkeypatch.setattr(training, "train", lambda model, samples, config, out, **_: seen.append(config))
 
-    def run(*options: str) -> TrainConfig:
-        arguments = ["train", "builtin", tmp_path / "data", "--out", tmp_path / "out", "--device", "cpu", *options]
-        app([str(each) for each in arguments], print_error=False, exit_on_error=False, result_action="return_value")
+    def stop(config: TrainConfig) -> None:
+        seen.append(config)
+        raise Stopped
+
+    monkeypatch.setattr(training, "train", lambda model, samples, config, out, **_: stop(config))
+    monkeypatch.setattr(defence, "defend", lambda model, dataset, config, out, **_: stop(config.training))
+    monkeypatch.setattr(plan, "make_plan", lambda model, dataset, config: stop(config.train))
+    where = {verb: ["--out", tmp_path / "out", "--device", "cpu"] for verb in ("train", "defend")}
+
+    def run(verb: str, *options: str) -> TrainConfig:
+        arguments = [verb, "builtin", tmp_path / "data", *where.get(verb, ()), *options]
+        with pytest.raises(Stopped):
+            app([str(each) for each in arguments], print_error=False, exit_on_error=False)
         return seen.pop()
 
     return run
+
+
+@pytest.fixture
+def trained(settings):
+    return partial(settings, "train")
 
 
 def test_the_command_line(trained, monkeypatch):
@@ -96,6 +117,29 @@ def test_the_command_line(trained, monkeypatch):
     assert trained("--recipe", "llada-v").trainer["gradient_accumulation_steps"] == 16
     with pytest.raises(DispError, match="Did you mean 'llada-v'"):
         trained("--recipe", "llada_v")
+
+
+@pytest.mark.parametrize("verb", ["defend", "plan"])
+def test_the_other_commands_with_a_recipe(settings, verb, monkeypatch):
+    assert settings(verb) == TrainConfig()
+    given = ["--steps", "7", "--train-batch-size", "4", "--method", "lora"]
+    assert settings(verb, *given) == TrainConfig(steps=7, batch_size=4, method="lora")
+    assert settings(verb, "--recipe", "dimple") == recipe("dimple")
+    given = ["--recipe", "llada-v", *given]
+    assert settings(verb, *given) == recipe("llada-v", steps=7, batch_size=4, method="lora")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert settings(verb, "--recipe", "lavida").trainer["gradient_accumulation_steps"] == 32
+    with pytest.raises(DispError, match="Did you mean 'llada-v'"):
+        settings(verb, "--recipe", "llada_v")
+
+
+def test_what_only_one_command_takes(settings):
+    given = ["--learning-rate", "1e-4", "--min-mask-ratio", "0.25", "--seed", "3"]
+    expected = {"learning_rate": 1e-4, "min_mask_ratio": 0.25, "seed": 3}
+    assert settings("defend", *given) == TrainConfig(**expected)
+    assert settings("defend", "--recipe", "mmada", *given) == recipe("mmada", **expected)
+    assert settings("plan", "--gradient-checkpointing").gradient_checkpointing
+    assert not settings("plan", "--recipe", "mmada", "--no-gradient-checkpointing").gradient_checkpointing
 
 
 def test_a_recipe_trains(tmp_path):

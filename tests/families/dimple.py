@@ -16,7 +16,8 @@ from torch import Tensor
 from disp.diffusion.decode import DecodeConfig
 from disp.diffusion.dream import decode_dream
 from disp.models.checkpoint import read_weights
-from disp.models.dimple import Dimple, lay_out, load_official
+from disp.models.dimple import Dimple, load_official
+from disp.models.dimple_images import lay_out
 from disp.models.interface import Prefix
 
 from . import Difference

@@ -21,7 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from disp.diffusion.decode import DecodeConfig, commit_schedule, decode
 from disp.models.checkpoint import read_weights
-from disp.models.lavida import Lavida, complementary_pair, load_official, pool_tiles
+from disp.models.lavida import Lavida, load_official, pool_tiles
+from disp.models.lavida_masks import complementary_pair
 from disp.models.vision import normalise_pixels
 
 from . import Difference

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import DiffusionGemmaConfig, PreTrainedTokenizerFast
 
-from disp.models import diffusion_gemma, lavida, llada_v_official, mmada
+from disp.models import lavida, llada_v_official, mmada
 from disp.models.diffusion_gemma import DiffusionGemma, DiffusionGemmaMDLMConfig
+from disp.models.diffusion_gemma_chat import CHAT_TEMPLATE
 from disp.models.dimple import Dimple, DimpleConfig
 from disp.models.interface import MDLM
 from disp.models.lavida import Lavida, LavidaConfig
@@ -212,7 +213,7 @@ def _diffusion_gemma(folder: Path, texts: Sequence[str]) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [ids["<eos>"], ids["<turn|>"]]}))
     model = DiffusionGemma(DiffusionGemmaMDLMConfig.from_official(config))
     _randomise(model)
-    tokenizer.chat_template = diffusion_gemma.CHAT_TEMPLATE
+    tokenizer.chat_template = CHAT_TEMPLATE
     _write(folder, config, model, tokenizer)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from disp.commands.options import ROWS, RUNTIME, Data, Model, Out, Rows, Runtime, Seed, app, decoding
+from disp.commands.training import training_settings
 from disp.progress import progress_bar
 
 
@@ -177,11 +178,12 @@ def defend(
     out: Out,
     start: str | None = None,
     rounds: int = 1,
-    steps: int = 100,
-    train_batch_size: int = 32,
-    learning_rate: float = 1e-3,
-    min_mask_ratio: float = 1e-3,
-    method: Literal["full", "lora", "projector"] = "full",
+    recipe: str | None = None,
+    steps: int | None = None,
+    train_batch_size: int | None = None,
+    learning_rate: float | None = None,
+    min_mask_ratio: float | None = None,
+    method: Literal["full", "lora", "projector"] | None = None,
     mask_ratio: float = 0.06,
     candidates: int = 12,
     probes: int = 8,
@@ -204,16 +206,19 @@ def defend(
         The model to fine-tune on the purified set, such as the checkpoint before fine-tuning; the given one if none.
     rounds
         How often to do it all at most, while evidence is left.
+    recipe
+        Published settings of the training, such as llada-v or disp; other options win over them. A wrong name lists
+        them all.
     steps
-        Optimiser steps.
+        Optimiser steps, 100 by default.
     train_batch_size
-        Assistant turns a step.
+        Assistant turns a pass of the training, 32 by default.
     learning_rate
-        Peak of the cosine schedule.
+        Peak of the cosine schedule, 1e-3 by default.
     min_mask_ratio
-        Lower end of the mask ratio t in training.
+        Lower end of the mask ratio t in training, 1e-3 by default.
     method
-        Train everything but the vision tower, LoRA adapters, or the projector alone.
+        Train everything but the vision tower, which is the default, LoRA adapters, or the projector alone.
     mask_ratio
         Largest block of visual tokens that is masked, as a share of them all.
     candidates
@@ -230,10 +235,9 @@ def defend(
     from disp.defence import DefenceConfig
     from disp.defence import defend as run
     from disp.report.html import write_report
-    from disp.training import TrainConfig
 
-    dataset = rows.load(data)
-    training = TrainConfig(
+    training = training_settings(
+        recipe,
         steps=steps,
         batch_size=train_batch_size,
         learning_rate=learning_rate,
@@ -241,6 +245,7 @@ def defend(
         method=method,
         seed=seed,
     )
+    dataset = rows.load(data)
     scoring = _audit_config(runtime.load(model), mask_ratio, candidates, probes, false_alarm_rate, batch_size, seed)
     config = DefenceConfig(audit=scoring, training=training, rounds=rounds)
     found = run(model, dataset, config, out, start=start, truth=truth, load=runtime.load, progress=progress_bar)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from disp.commands.options import ROWS, RUNTIME, Data, Model, Out, Rows, Runtime, Seed, app
+from disp.commands.training import training_settings
 from disp.progress import progress_bar
 
 
@@ -63,27 +63,22 @@ def train(
     keep_adapter
         LoRA: save the adapters alone and leave merging to `disp merge`.
     """
-    from disp.recipes import recipe as settings_of
-    from disp.training import TrainConfig
     from disp.training import train as run
 
-    given: dict[str, Any] = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "min_mask_ratio": min_mask_ratio,
-        "method": method,
-        "train_vision": train_vision,
-        "save_every": save_every,
-        "gradient_checkpointing": gradient_checkpointing,
-        "merge": not keep_adapter,
-        "seed": seed,
-        "trainer": None if accumulate is None else {"gradient_accumulation_steps": accumulate},
-    }
-    if recipe is None:
-        config = TrainConfig(**{name: value for name, value in given.items() if value is not None})
-    else:
-        config = settings_of(recipe, devices=int(os.environ.get("WORLD_SIZE", "1")), **given)
+    config = training_settings(
+        recipe,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        min_mask_ratio=min_mask_ratio,
+        method=method,
+        train_vision=train_vision,
+        save_every=save_every,
+        gradient_checkpointing=gradient_checkpointing,
+        merge=not keep_adapter,
+        seed=seed,
+        trainer=None if accumulate is None else {"gradient_accumulation_steps": accumulate},
+    )
     dataset = rows.load(data)
     with progress_bar("training", config.steps) as advance:
         run(runtime.load(model, gen_length=gen_length), dataset.samples, config, out, progress=advance)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from disp.commands.options import ROWS, Data, Model, Out, Rows, Seed, app
+from disp.commands.training import training_settings
 from disp.progress import progress_bar
 
 
@@ -22,10 +23,11 @@ def plan(
     candidates: int = 12,
     probes: int = 8,
     batch_size: int = 32,
-    method: Literal["full", "lora", "projector"] = "full",
-    steps: int = 100,
-    train_batch_size: int = 32,
-    gradient_checkpointing: Annotated[bool, Parameter(negative=())] = False,
+    recipe: str | None = None,
+    method: Literal["full", "lora", "projector"] | None = None,
+    steps: int | None = None,
+    train_batch_size: int | None = None,
+    gradient_checkpointing: bool | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
     bits: Literal[4, 8] | None = None,
     attack: Annotated[bool, Parameter(negative=())] = False,
@@ -45,12 +47,15 @@ def plan(
         Hutchinson probes.
     batch_size
         Assistant turns a pass.
+    recipe
+        Published settings of the training, such as llada-v or disp; other options win over them. A wrong name lists
+        them all.
     method
-        What is trained.
+        What is trained: "full" by default.
     steps
-        Optimiser steps.
+        Optimiser steps, 100 by default.
     train_batch_size
-        Assistant turns a step.
+        Assistant turns a pass of the training, 32 by default.
     gradient_checkpointing
         Recompute activations in the backward pass.
     dtype
@@ -63,7 +68,6 @@ def plan(
     from disp.planning.plan import PlanSettings, default_decode, make_plan
     from disp.purification.purify import PurifyConfig
     from disp.purification.saliency import SaliencyConfig
-    from disp.training import TrainConfig
 
     purify = PurifyConfig(
         mode=mode,
@@ -73,8 +77,12 @@ def plan(
         decode=default_decode(model),
         batch_size=batch_size,
     )
-    train = TrainConfig(
-        steps=steps, batch_size=train_batch_size, method=method, gradient_checkpointing=gradient_checkpointing
+    train = training_settings(
+        recipe,
+        steps=steps,
+        batch_size=train_batch_size,
+        method=method,
+        gradient_checkpointing=gradient_checkpointing,
     )
     settings = PlanSettings(
         dtype=dtype, bits=bits, purify=purify, train=train, evaluation_batch_size=batch_size, attacked=attack

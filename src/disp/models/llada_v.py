@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, initialization
+from transformers import PreTrainedConfig
 
 from disp.data.sample import ImageSource, Query, open_image
 from disp.errors import DispError
+from disp.models.backbone import Backbone as LanguageBackbone
+from disp.models.backbone import initialise, layer_linears
 from disp.models.interface import MDLM, Prefix
-from disp.models.transformer import Block, RMSNorm, attention_inputs
+from disp.models.prompts import (
+    IMAGE_PLACEHOLDER,
+    interleave,
+    left_pad,
+    messages_of,
+    name_all_images,
+    render_around_images,
+)
+from disp.models.transformer import attention_inputs
 from disp.models.vision import VisionTower, normalise_pixels, projector
-
-IMAGE_PLACEHOLDER = "<image>"
-# Stands for the placeholders that mean an image, while the chat template is applied: an answer may hold the same text.
-_IMAGE_SLOT = "\0image\0"
 
 
 class LladaVConfig(PreTrainedConfig):
@@ -62,14 +69,11 @@ class LladaVConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
 
 
-class Backbone(nn.Module):
+class Backbone(LanguageBackbone):
     """The parts under the ``model.`` prefix of a checkpoint."""
 
     def __init__(self, config: LladaVConfig):
-        super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        super().__init__(config)
         self.vision_tower = VisionTower(**config.vision)
         self.mm_projector = projector(config.vision["hidden_size"], config.hidden_size)
 
@@ -96,11 +100,7 @@ class LladaV(MDLM):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # The library's own functions leave alone what was loaded from a checkpoint.
-        if isinstance(module, nn.Linear | nn.Embedding):
-            initialization.normal_(module.weight, 0.0, self.config.initializer_range)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                initialization.zeros_(module.bias)
+        initialise(module, self.config.initializer_range)
 
     @property
     def mask_embedding(self) -> Tensor:
@@ -109,11 +109,7 @@ class LladaV(MDLM):
 
     def lora_modules(self) -> list[str]:
         """Every linear layer of the blocks; not the head."""
-        return [
-            f"model.layers.{name}"
-            for name, module in self.model.layers.named_modules()
-            if isinstance(module, nn.Linear)
-        ]
+        return layer_linears(self.model)
 
     # --- text and pixels to tensors -------------------------------------------------------------------------------
 
@@ -153,41 +149,18 @@ class LladaV(MDLM):
         for query in queries:
             rows.append(self._token_ids(query, first_image=images))
             images += len(query.images)
-        longest = max(len(row) for row in rows)
-        token_ids = torch.full((len(rows), longest), -1)
-        for index, row in enumerate(rows):
-            token_ids[index, longest - len(row) :] = torch.tensor(row)
-        return token_ids
+        return left_pad(rows)
 
     def _token_ids(self, query: Query, first_image: int) -> list[int]:
-        system = query.system or self.default_system
-        messages = [{"role": "system", "content": system}] if system else []
-        for turn in query.history:
-            messages.append({"role": "user", "content": turn.prompt})
-            messages.append({"role": "assistant", "content": turn.response})
-        messages.append({"role": "user", "content": query.prompt})
-        user = [message for message in messages if message["role"] == "user"]
-        missing = len(query.images) - sum(message["content"].count(IMAGE_PLACEHOLDER) for message in user)
-        if missing < 0:
-            raise DispError(
-                f"sample {query.sample_id!r}: {len(query.images) - missing} {IMAGE_PLACEHOLDER} placeholders for "
-                f"{len(query.images)} images; remove the surplus placeholders or add the images"
-            )
-        user[0]["content"] = f"{IMAGE_PLACEHOLDER}\n" * missing + user[0]["content"]
+        messages = messages_of(replace(query, system=query.system or self.default_system))
+        name_all_images(messages, query, "\n")
         if self.image_first and len(query.images) == 1:
+            user = [message for message in messages if message["role"] == "user"]
             holder = next(message for message in user if IMAGE_PLACEHOLDER in message["content"])
             holder["content"] = f"{IMAGE_PLACEHOLDER}\n" + holder["content"].replace(IMAGE_PLACEHOLDER, "").strip()
-        for message in messages:
-            message["content"] = self._plain(message["content"])
-        for message in user:
-            message["content"] = message["content"].replace(IMAGE_PLACEHOLDER, _IMAGE_SLOT)
-        text = str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        ids: list[int] = []
-        for index, chunk in enumerate(text.split(_IMAGE_SLOT)):
-            if index:
-                ids += [-2 - (first_image + index - 1)] * self._slots_an_image
-            ids += self.tokenizer(chunk, add_special_tokens=False)["input_ids"]
-        return ids
+        texts = render_around_images(messages, self.tokenizer, self._plain)
+        images = [[-2 - (first_image + index)] * self._slots_an_image for index in range(len(query.images))]
+        return interleave(texts, images, self.tokenizer)
 
     @property
     def _slots_an_image(self) -> int:

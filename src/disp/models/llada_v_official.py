@@ -18,127 +18,37 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from disp.data.sample import ImageSource, Query, open_image
+from disp.diffusion.forward import MIN_RATIO
 from disp.errors import DispError
-from disp.models.anyres import Merged, grid_of, merge_tiles, pad_to_square, parse_pinpoints, single_tile, tile_image
+from disp.models.anyres import Merged, grid_of, merge_tiles, pad_to_square, single_tile, tile_image
 from disp.models.checkpoint import assemble, read_json, read_weights
 from disp.models.interface import Prefix
-from disp.models.llada_v import Backbone, LladaV, LladaVConfig
+from disp.models.key_names import TOWER, from_llava, to_llava
+from disp.models.llada_v import Backbone, LladaV
+from disp.models.llada_v_official_config import (
+    CHAT_TEMPLATE,
+    GENERATION_PRESETS,
+    SPECIAL_TOKENS,
+    SYSTEM,
+    LladaVOfficialConfig,
+    detect,
+)
+from disp.models.llada_v_splice import splice_images
 
-# siglip2-so400m-patch14-384, whose last layer the checkpoints leave out. Their config names the tower but not its
-# sizes.
-SIGLIP = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "image_size": 384,
-    "patch_size": 14,
-}
-# Name, token and id of the special tokens. The ids of a folder's own tokenizer come before these.
-SPECIAL_TOKENS = {
-    "mask": ("<|mdm_mask|>", 126336),
-    "bos": ("<|startoftext|>", 126080),
-    "eos": ("<|endoftext|>", 126081),
-    "start_header": ("<|start_header_id|>", 126346),
-    "end_header": ("<|end_header_id|>", 126347),
-    "eot": ("<|eot_id|>", 126348),
-}
-SYSTEM = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
-)
-CHAT_TEMPLATE = (
-    "<|startoftext|>{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-# Smallest masking probability of the published loss.
-MIN_RATIO = 1e-3
+__all__ = [
+    "IGNORED",
+    "IMAGE_ID",
+    "SPECIAL_TOKENS",
+    "SYSTEM",
+    "LladaVOfficial",
+    "LladaVOfficialConfig",
+    "detect",
+    "load_official",
+    "turns_of",
+]
+
 IGNORED = -100
 IMAGE_ID = -200
-
-_TOWER = "model.vision_tower.vision_tower.vision_model."
-
-
-class LladaVOfficialConfig(LladaVConfig):
-    """Sizes and geometry of a published LLaDA-V; see `from_official`.
-
-    ``token_ids`` holds the ids of `SPECIAL_TOKENS`; ``pinpoints`` the sizes that a picture may be tiled to, and
-    ``max_ratio_sq`` how many tiles' tokens it may become.
-    """
-
-    model_type = "disp_llada_v_official"
-
-    def __init__(
-        self,
-        token_ids: Mapping[str, int] | None = None,
-        pinpoints: Sequence[Sequence[int]] = ((384, 384),),
-        max_ratio_sq: int | None = None,
-        **kwargs: Any,
-    ):
-        self.token_ids = {**{name: number for name, (_, number) in SPECIAL_TOKENS.items()}, **(token_ids or {})}
-        kwargs.setdefault("vision", dict(SIGLIP))
-        kwargs["mask_token_id"] = self.token_ids["mask"]
-        kwargs["end_token_ids"] = (self.token_ids["eot"], self.token_ids["eos"])
-        super().__init__(**kwargs)
-        self.pinpoints = [list(pair) for pair in pinpoints]
-        self.max_ratio_sq = max_ratio_sq
-
-    @property
-    def candidates(self) -> list[tuple[int, int]]:
-        """``pinpoints`` as pairs; a config read from JSON holds lists."""
-        return [(width, height) for width, height in self.pinpoints]
-
-    @classmethod
-    def from_official(
-        cls, config: Mapping[str, Any], vision: Mapping[str, Any] | None = None, **token_ids: int
-    ) -> LladaVOfficialConfig:
-        """The config of a checkpoint.
-
-        Args:
-            config: the published ``config.json``. A section ``"disp"``, which the published code does not read, may
-                hold ``gen_length`` and ``token_ids``.
-            vision: sizes of the vision tower before its last layer is left out; SigLIP-so400m's by default.
-            token_ids: ids under the names of `SPECIAL_TOKENS`, where they are not the published ones.
-
-        Raises:
-            DispError: the config asks for something that no published LLaDA-V has.
-        """
-        for name, value, expected in (
-            ("mm_projector_type", config.get("mm_projector_type", "mlp2x_gelu"), ("mlp2x_gelu",)),
-            ("hidden_act", config.get("hidden_act", "silu"), ("silu",)),
-            ("mm_patch_merge_type", config.get("mm_patch_merge_type", "spatial_unpad"), ("spatial_unpad",)),
-        ):
-            if value not in expected:
-                raise DispError(f"config.json: {name} {value!r} is not supported for LLaDA-V; expected {expected[0]!r}")
-        extra = config.get("disp", {})
-        vision = {**SIGLIP, **{name: value for name, value in (vision or {}).items() if name in SIGLIP}}
-        vision["num_hidden_layers"] -= 1
-        aspect = str(config.get("image_aspect_ratio", "anyres_max_4"))
-        ratio = re.fullmatch(r"anyres(?:_max_(\d+))?", aspect)
-        if ratio is None:
-            raise DispError(f"config.json: image_aspect_ratio {aspect!r} is not supported; expected 'anyres_max_4'")
-        rope = config.get("rope_parameters") or {}
-        ids = {**extra.get("token_ids", {}), **token_ids}
-        length = extra.get("gen_length", 128)
-        return cls(
-            token_ids=ids,
-            pinpoints=parse_pinpoints(config.get("image_grid_pinpoints", "(1x1),...,(6x6)"), vision["image_size"]),
-            max_ratio_sq=int(ratio[1]) if ratio[1] else None,
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_hidden_layers=config["num_hidden_layers"],
-            num_attention_heads=config["num_attention_heads"],
-            num_key_value_heads=config.get("num_key_value_heads"),
-            attention_bias=config.get("attention_bias", False),
-            rope_theta=config.get("rope_theta") or rope.get("rope_theta") or 500_000.0,
-            rms_norm_eps=config.get("rms_norm_eps", 1e-5),
-            initializer_range=config.get("initializer_range", 0.02),
-            vision=vision,
-            gen_length=length,
-            generation={"steps": length},
-        )
 
 
 class OfficialBackbone(Backbone):
@@ -162,14 +72,7 @@ class LladaVOfficial(LladaV):
     default_system = SYSTEM
     image_first = True
     ratio_floor = MIN_RATIO
-    generation_presets: Mapping[str, Mapping[str, Any]] = {
-        "multiple_choice": {"gen_length": 2, "block_length": 2, "steps": 2},
-        "chartqa": {"gen_length": 16, "block_length": 16, "steps": 16, "stop": ("\n", "<|eot_id|>")},
-        "docvqa": {"gen_length": 32, "block_length": 32, "steps": 16},
-        "infovqa": {"gen_length": 32, "block_length": 32, "steps": 16},
-        "mathvista": {"gen_length": 96, "block_length": 96, "steps": 48},
-        "mathverse": {"gen_length": 64, "block_length": 64, "steps": 32},
-    }
+    generation_presets = GENERATION_PRESETS
 
     def __init__(self, config: LladaVOfficialConfig):
         super().__init__(config)
@@ -230,7 +133,7 @@ class LladaVOfficial(LladaV):
                     raise ValueError("placeholders of images need `pixels` or `features`")
                 features = self._vision_features(pixels)
             images = self._merged(self.model.mm_projector(features.to(self.dtype)), sizes.tolist())
-        return self._spliced(token_ids, images)
+        return splice_images(token_ids, self.model.embed_tokens(token_ids.clamp(min=0)), images)
 
     def splice(self, prompt_ids: Tensor, images: Sequence[Image.Image], features: Tensor | None = None) -> Prefix:
         """A prefix of one row from ids int64 ``[P']`` with -200 at each of the images, as the published code has it.
@@ -267,44 +170,6 @@ class LladaVOfficial(LladaV):
             images.append(merge_tiles(tiles, (width, height), grid, newline, self.config.max_ratio_sq))
             first += count
         return images
-
-    def _spliced(self, token_ids: Tensor, images: Sequence[Merged]) -> Prefix:
-        """Rows of text and images, left-padded to one length."""
-        embeds = self.model.embed_tokens(token_ids.clamp(min=0))
-        rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        for row, ids in enumerate(token_ids.tolist()):
-            parts: list[tuple[Tensor, Tensor, Tensor]] = []
-            start = next((place for place, token in enumerate(ids) if token != -1), len(ids))
-            first_image: int | None = None
-            for place in [*(place for place, token in enumerate(ids) if token < -1), len(ids)]:
-                text = embeds[row, start:place]
-                nowhere = torch.full((len(text), 4), -1, device=embeds.device)
-                parts.append((text, nowhere, nowhere[:, 0] >= 0))
-                if place < len(ids):
-                    index = -2 - ids[place]
-                    first_image = index if first_image is None else first_image
-                    tokens, locations, visual = images[index]
-                    number = torch.full_like(locations[:, :1], index - first_image).where(visual[:, None], -1)
-                    parts.append(
-                        (
-                            tokens.to(embeds),
-                            torch.cat((number, locations), dim=1).to(embeds.device),
-                            visual.to(embeds.device),
-                        )
-                    )
-                start = place + 1
-            joined = [torch.cat(column) for column in zip(*parts, strict=True)]
-            rows.append((joined[0], joined[1], joined[2]))
-        longest = max(len(tokens) for tokens, _, _ in rows)
-        gaps = [longest - len(tokens) for tokens, _, _ in rows]
-        return Prefix(
-            torch.stack([F.pad(tokens, (0, 0, gap, 0)) for (tokens, _, _), gap in zip(rows, gaps, strict=True)]),
-            torch.stack([torch.arange(longest, device=embeds.device) >= gap for gap in gaps]),
-            torch.stack([F.pad(visual, (gap, 0)) for (_, _, visual), gap in zip(rows, gaps, strict=True)]),
-            torch.stack(
-                [F.pad(places, (0, 0, gap, 0), value=-1) for (_, places, _), gap in zip(rows, gaps, strict=True)]
-            ),
-        )
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -370,7 +235,7 @@ class LladaVOfficial(LladaV):
     def official_state_dict(self, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The weights, or those of ``state_dict``, under the published names."""
         weights = self.state_dict() if state_dict is None else state_dict
-        return {official_key(name): tensor for name, tensor in weights.items()} | self.unused_weights
+        return {to_llava(name): tensor for name, tensor in weights.items()} | self.unused_weights
 
 
 def _size(source: ImageSource) -> tuple[int, int]:
@@ -409,35 +274,6 @@ def turns_of(labels: Tensor, start_header: int) -> Tensor:
                 turn, answered = turn + 1, False
             turns[row, start:] = turn
     return turns
-
-
-def model_key(name: str) -> str:
-    """A published key as the model's own."""
-    if not name.startswith(_TOWER):
-        return name
-    return "model.vision_tower." + name.removeprefix(_TOWER).removeprefix("encoder.")
-
-
-def official_key(name: str) -> str:
-    """The model's key as the published one."""
-    if not name.startswith("model.vision_tower."):
-        return name
-    rest = name.removeprefix("model.vision_tower.")
-    return _TOWER + (f"encoder.{rest}" if rest.startswith("layers.") else rest)
-
-
-def detect(config: Mapping[str, Any]) -> bool:
-    """Whether a published ``config.json`` is that of a LLaDA-V: LaViDa has the same model type, other field names."""
-    return (
-        config.get("model_type") in ("llava_llada", "llada")
-        and "d_model" not in config
-        and {
-            "hidden_size",
-            "num_hidden_layers",
-            "mm_vision_tower",
-        }
-        <= config.keys()
-    )
 
 
 def load_official(
@@ -481,14 +317,14 @@ def load_official(
     model, unused = assemble(
         lambda: LladaVOfficial(sizes),
         read_weights(folder),
-        model_key,
+        from_llava,
         dtype=dtype,
         device=device,
         device_map=device_map,
         quantization=quantization,
         quantized=lambda name: name.startswith("model.layers."),
         # Never read: the norm and the pooling head behind the tower, and its last layer where it was kept.
-        ignore=(rf"{re.escape(_TOWER)}(post_layernorm|head|encoder\.layers\.{layers})\..*",),
+        ignore=(rf"{re.escape(TOWER)}(post_layernorm|head|encoder\.layers\.{layers})\..*",),
         what=str(folder),
     )
     model.unused_weights = unused

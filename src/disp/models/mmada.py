@@ -17,182 +17,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, initialization
 
 from disp.data.sample import ImageSource, Query, open_image
 from disp.diffusion.forward import MIN_RATIO, add_noise, diffusion_loss
 from disp.errors import DispError
+from disp.models.backbone import Backbone, initialise, layer_linears
 from disp.models.checkpoint import assemble, read_json, read_weights
 from disp.models.interface import MDLM, Prefix
-from disp.models.transformer import Block, RMSNorm, attention_inputs
+from disp.models.key_names import from_llada, to_llada
+from disp.models.mmada_config import GENERATION_PRESETS, SPECIAL_TOKENS, MMadaConfig, detect
+from disp.models.mmada_tokenizers import VQ_FILE, VQ_HUB_ID, load_tokenizer, special_ids, vq_source
+from disp.models.prompts import IMAGE_PLACEHOLDER, left_pad, messages_of, unnamed_images
+from disp.models.transformer import attention_inputs
 from disp.models.vq import VQEncoder, build_encoder, quantize, read_encoder, square_image
 
-IMAGE_PLACEHOLDER = "<image>"
-VQ_FILE = "vq.safetensors"
-VQ_HUB_ID = "showlab/magvitv2"
-
-# One newline after each header, where LLaDA's own template has two. Used where the checkpoint brings no template.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n' + message['content'] | trim + '<|eot_id|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n' }}{% endif %}"
-)
-
-# Name, spellings and id of the special tokens. MMaDA took LLaDA's reserved tokens without renaming them. The ids of a
-# folder's own tokenizer come before these.
-SPECIAL_TOKENS: dict[str, tuple[tuple[str, ...], int]] = {
-    "mask": (("<|mdm_mask|>",), 126336),
-    "bos": (("<|startoftext|>",), 126080),
-    "eos": (("<|endoftext|>",), 126081),
-    "eot": (("<|eot_id|>",), 126348),
-    "mmu": (("<|mmu|>", "<|reserved_token_5|>"), 126089),
-    "soi": (("<|soi|>", "<|reserved_token_0|>"), 126084),
-    "eoi": (("<|eoi|>", "<|reserved_token_1|>"), 126085),
-}
-
-# Published are: two tokens for whatever is not named, MathVista, MathVerse and MM-Vet (the repository's VLMEvalKit).
-# The others are ours: room for the answers, one token a step.
-GENERATION_PRESETS: dict[str, dict[str, Any]] = {
-    "multiple_choice": {"gen_length": 2, "steps": 2, "block_length": 2},
-    "yes_no": {"gen_length": 2, "steps": 2, "block_length": 2},
-    "mathvista": {"gen_length": 96, "steps": 96, "block_length": 48},
-    "mathverse": {"gen_length": 256, "steps": 128, "block_length": 32},
-    "mmvet": {"gen_length": 512, "steps": 256, "block_length": 128},
-    "short_answer": {"gen_length": 16, "steps": 16, "block_length": 16},
-    "chartqa": {"gen_length": 16, "steps": 16, "block_length": 16},
-    "docvqa": {"gen_length": 32, "steps": 32, "block_length": 32},
-    "infovqa": {"gen_length": 32, "steps": 32, "block_length": 32},
-    "caption": {"gen_length": 64, "steps": 64, "block_length": 64},
-}
-
-# Field of the published config -> the only values that this architecture has.
-_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "block_type": ("llama",),
-    "block_group_size": (1,),
-    "activation_type": ("silu",),
-    "layer_norm_type": ("rms",),
-    "rope": (True,),
-    "alibi": (False,),
-    "weight_tying": (False,),
-    "include_bias": (False,),
-    "attention_layer_norm": (False,),
-    "input_emb_norm": (False,),
-    "scale_logits": (False,),
-}
-
-# Published name -> ours, outside and inside a block. `ff_out` is the head outside and the down projection inside.
-_OUTER = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
-_INNER = {
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "attn_out": "self_attn.o_proj",
-    "ff_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "ff_out": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ff_norm": "post_attention_layernorm",
-}
-_BLOCKS, _LAYERS, _ROOT = "model.transformer.blocks.", "model.layers.", "model.transformer."
-
-
-class MMadaConfig(PreTrainedConfig):
-    """Sizes and token ids of an MMaDA model; the other names are those of Llama's config.
-
-    ``token_ids`` holds the ids of `SPECIAL_TOKENS`; ``vision`` the arguments of `disp.models.vq.VQEncoder`, or None
-    for a model without an image tokenizer; ``image_size`` is the side of the picture that it is shown; ``squash`` says
-    whether pictures are squashed to the square rather than cropped.
-    """
-
-    model_type = "disp_mmada"
-
-    def __init__(
-        self,
-        vocab_size: int = 134656,
-        hidden_size: int = 4096,
-        intermediate_size: int = 12288,
-        num_hidden_layers: int = 32,
-        num_attention_heads: int = 32,
-        num_key_value_heads: int | None = None,
-        attention_bias: bool = False,
-        rope_theta: float = 500_000.0,
-        rms_norm_eps: float = 1e-5,
-        token_ids: Mapping[str, int] | None = None,
-        image_token_offset: int = 126349,
-        codebook_size: int = 8192,
-        vision: dict[str, Any] | None = None,
-        image_size: int = 512,
-        squash: bool = False,
-        gen_length: int = 512,
-        initializer_range: float = 0.02,
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
-        self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
-        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
-        self.num_key_value_heads = num_key_value_heads or num_attention_heads
-        self.head_dim = hidden_size // num_attention_heads
-        self.attention_bias, self.rope_theta, self.rms_norm_eps = attention_bias, rope_theta, rms_norm_eps
-        self.token_ids = {**{name: number for name, (_, number) in SPECIAL_TOKENS.items()}, **(token_ids or {})}
-        self.image_token_offset, self.codebook_size = image_token_offset, codebook_size
-        self.vision, self.image_size, self.squash = vision, image_size, squash
-        self.gen_length, self.initializer_range = gen_length, initializer_range
-
-    @classmethod
-    def from_official(
-        cls, config: Mapping[str, Any], vision: dict[str, Any] | None = None, **token_ids: int
-    ) -> MMadaConfig:
-        """The config of a published checkpoint.
-
-        Args:
-            config: its ``config.json``. A section ``"disp"``, which the published code does not read, may hold
-                ``gen_length`` (512 by default, the published one), ``squash`` and ``token_ids``.
-            vision: arguments of `VQEncoder`; None for a model without an image tokenizer.
-            token_ids: ids under the names of `SPECIAL_TOKENS`, where they are not the published ones.
-
-        Raises:
-            DispError: a field has a value that MMaDA's architecture does not have, or a size is missing.
-        """
-        for name, values in _SUPPORTED.items():
-            if config.get(name, values[0]) not in values:
-                raise DispError(f"config.json: {name} is {config[name]!r}, but MMaDA has {values[0]!r}; not supported")
-        try:
-            width, heads = config["d_model"], config["n_heads"]
-            kv_heads = config.get("n_kv_heads") or (1 if config.get("multi_query_attention") else heads)
-            stride = 2 ** (len(vision["multipliers"]) - 1) if vision else 16
-            extra = config.get("disp", {})
-            mask = {"mask": config["mask_token_id"]} if "mask_token_id" in config else {}
-            return cls(
-                # LLaDA's rule: the embeddings may have more rows than the vocabulary has words.
-                vocab_size=config.get("embedding_size") or config["vocab_size"],
-                hidden_size=width,
-                intermediate_size=config.get("mlp_hidden_size") or config["mlp_ratio"] * width,
-                num_hidden_layers=config["n_layers"],
-                num_attention_heads=heads,
-                num_key_value_heads=kv_heads,
-                attention_bias=bool(config.get("include_qkv_bias")),
-                rope_theta=config.get("rope_theta", 10_000.0),
-                rms_norm_eps=config.get("rms_norm_eps", 1e-5),
-                token_ids={**mask, **token_ids, **extra.get("token_ids", {})},
-                codebook_size=2 ** vision["code_bits"] if vision else config.get("codebook_size", 8192),
-                vision=vision,
-                image_size=math.isqrt(config.get("num_vq_tokens", 1024)) * stride,
-                squash=extra.get("squash", False),
-                gen_length=extra.get("gen_length", 512),
-            )
-        except KeyError as error:
-            raise DispError(f"config.json: no field {error}; is this an MMaDA checkpoint?") from None
-
-
-class Backbone(nn.Module):
-    """The parts under the ``model.`` prefix."""
-
-    def __init__(self, config: MMadaConfig):
-        super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+__all__ = ["GENERATION_PRESETS", "SPECIAL_TOKENS", "VQ_FILE", "MMada", "MMadaConfig", "detect", "load_official"]
 
 
 class MMada(MDLM):
@@ -221,11 +60,7 @@ class MMada(MDLM):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # The library's own functions leave alone what was loaded from a checkpoint.
-        if isinstance(module, nn.Linear | nn.Embedding):
-            initialization.normal_(module.weight, 0.0, self.config.initializer_range)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                initialization.zeros_(module.bias)
+        initialise(module, self.config.initializer_range)
 
     @property
     def generation_defaults(self) -> dict[str, Any]:  # type: ignore[override]  # follows `gen_length`
@@ -246,11 +81,7 @@ class MMada(MDLM):
 
     def lora_modules(self) -> list[str]:
         """Full names of the language model's linear layers, without the head."""
-        return [
-            f"model.layers.{name}"
-            for name, module in self.model.layers.named_modules()
-            if isinstance(module, nn.Linear)
-        ]
+        return layer_linears(self.model)
 
     # --- text and pixels to tensors -------------------------------------------------------------------------------
 
@@ -275,10 +106,7 @@ class MMada(MDLM):
         for query in queries:
             rows.append(self._token_ids(query, first_image=images))
             images += len(query.images)
-        longest = max(len(row) for row in rows)
-        token_ids = torch.full((len(rows), longest), -1)
-        for index, row in enumerate(rows):
-            token_ids[index, longest - len(row) :] = torch.tensor(row)
+        token_ids = left_pad(rows)
         if features:
             return {"token_ids": token_ids, "codes": torch.stack(list(features))}
         return {"token_ids": token_ids, "pixels": self.pixels([s for query in queries for s in query.images])}
@@ -316,19 +144,8 @@ class MMada(MDLM):
 
     def _token_ids(self, query: Query, first_image: int) -> list[int]:
         """Task token, images, then the chat: MMaDA reads every image before any text."""
-        named = query.prompt.count(IMAGE_PLACEHOLDER) + sum(t.prompt.count(IMAGE_PLACEHOLDER) for t in query.history)
-        count = len(query.images)
-        if named > count:
-            raise DispError(
-                f"sample {query.sample_id!r}: {named} {IMAGE_PLACEHOLDER} placeholders for {count} images; remove the "
-                "surplus placeholders or add the images"
-            )
-        messages = [{"role": "system", "content": query.system}] if query.system else []
-        for turn in query.history:
-            messages.append({"role": "user", "content": turn.prompt})
-            messages.append({"role": "assistant", "content": turn.response})
-        messages.append({"role": "user", "content": query.prompt})
-        seen = 0
+        unnamed_images(query)  # refuses placeholders without an image
+        messages, count, seen = messages_of(query), len(query.images), 0
         for message in messages:
             parts = message["content"].split(IMAGE_PLACEHOLDER) if message["role"] == "user" else [message["content"]]
             text = parts[0]
@@ -458,7 +275,7 @@ class MMada(MDLM):
         The image tokenizer is a checkpoint of its own, which no training changes.
         """
         weights = self.state_dict() if state_dict is None else state_dict
-        return {official_name(name): tensor for name, tensor in weights.items() if not name.startswith("vision_tower.")}
+        return {to_llada(name): tensor for name, tensor in weights.items() if not name.startswith("vision_tower.")}
 
     def vq_state_dict(self) -> dict[str, Tensor]:
         """The image tokenizer's weights under the published names, to be written to ``vq.safetensors``."""
@@ -487,37 +304,6 @@ def _locations(visual_mask: Tensor) -> Tensor:
     return locations
 
 
-def official_name(name: str) -> str:
-    """The published name of one of our parameters, such as ``model.transformer.wte.weight``."""
-    if name.startswith(_LAYERS):
-        layer, inner = name.removeprefix(_LAYERS).split(".", 1)
-        module, kind = inner.rsplit(".", 1)
-        official = {ours: theirs for theirs, ours in _INNER.items()}[module]
-        return f"{_BLOCKS}{layer}.{official}.{kind}"
-    module, kind = name.rsplit(".", 1)
-    return f"{_ROOT}{({ours: theirs for theirs, ours in _OUTER.items()})[module]}.{kind}"
-
-
-def our_name(name: str) -> str:
-    """Our name of a published parameter; one that MMaDA does not have keeps its name."""
-    if name.startswith(_BLOCKS):
-        layer, _, inner = name.removeprefix(_BLOCKS).partition(".")
-        module, _, kind = inner.rpartition(".")
-        return f"{_LAYERS}{layer}.{_INNER[module]}.{kind}" if module in _INNER else name
-    module, _, kind = name.removeprefix(_ROOT).rpartition(".")
-    return f"{_OUTER[module]}.{kind}" if name.startswith(_ROOT) and module in _OUTER else name
-
-
-def detect(config: Mapping[str, Any]) -> bool:
-    """Whether a published ``config.json`` is MMaDA's.
-
-    LaViDa is built on the same LLaDA config but names a vision tower; plain LLaDA has a ``model_type`` of its own.
-    """
-    if "model_type" in config:
-        return config["model_type"] == "mmada"
-    return "d_model" in config and "n_layers" in config and not any(name.startswith("mm_") for name in config)
-
-
 def load_official(
     folder: str | Path,
     dtype: torch.dtype = torch.float32,
@@ -543,13 +329,9 @@ def load_official(
     """
     folder = Path(folder)
     published = read_json(folder / "config.json")
-    tokenizer, ids = None, {}
-    if (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=MMadaConfig(), local_files_only=True)
-        ids = _special_ids(tokenizer, folder)
-        if not tokenizer.chat_template:
-            tokenizer.chat_template = CHAT_TEMPLATE
-    source = _vq_source(folder, vq)
+    tokenizer = load_tokenizer(folder)
+    ids = special_ids(tokenizer, folder) if tokenizer is not None else {}
+    source = vq_source(folder, vq)
     tower = build_encoder(read_encoder(source), str(source)) if source else None
     config = MMadaConfig.from_official(published, tower.sizes if tower else None, **ids)
     if tokenizer is not None:
@@ -563,12 +345,12 @@ def load_official(
     model, _ = assemble(
         lambda: _without_tower(config),
         read_weights(folder),
-        our_name,
+        from_llada,
         dtype=dtype,
         device=device,
         device_map=device_map,
         quantization=quantization,
-        quantized=lambda name: name.startswith(_LAYERS),
+        quantized=lambda name: name.startswith("model.layers."),
         what=str(folder),
     )
     if tower is not None:
@@ -582,32 +364,3 @@ def _without_tower(config: MMadaConfig) -> MMada:
     model = MMada(config)
     model.vision_tower = None
     return model
-
-
-def _vq_source(folder: Path, vq: str | Path | None) -> Path | None:
-    """Where the image tokenizer's weights are; None where they are nowhere."""
-    if vq is not None:
-        return Path(vq)
-    if (folder / VQ_FILE).is_file():
-        return folder / VQ_FILE
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    # A model that came from the hub brings its tokenizer from there too; one in a folder never opens a connection.
-    offline = not folder.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve())
-    try:
-        cached = Path(snapshot_download(VQ_HUB_ID, allow_patterns="*.safetensors", local_files_only=offline))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
-        return None
-    return cached if any(cached.glob("*.safetensors")) else None
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, int]:
-    """Ids under the names of `SPECIAL_TOKENS`."""
-    known, ids = tokenizer.get_vocab(), {}
-    for name, (spellings, _) in SPECIAL_TOKENS.items():
-        found = [known[spelling] for spelling in spellings if spelling in known]
-        if not found:
-            raise DispError(f"{folder}: the tokenizer has no {' or '.join(spellings)}; is it MMaDA's?")
-        ids[name] = found[0]
-    return ids

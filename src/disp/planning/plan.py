@@ -18,6 +18,9 @@ from disp.data.sample import ImageSource, Query, queries_of
 from disp.diffusion.decode import DecodeConfig
 from disp.errors import DispError
 from disp.models.loading import resolve
+from disp.models.prompts import IMAGE_PLACEHOLDER, messages_of
+from disp.planning.checkpoints import adapter_base, read_config, stored_parameters
+from disp.planning.families import sizes_of
 from disp.planning.memory import (
     Memory,
     Rows,
@@ -37,7 +40,7 @@ from disp.planning.passes import (
     scoring_passes,
     training_passes,
 )
-from disp.planning.sizes import Size, Sizes, VisualCount, adapter_base, read_config, sizes_of, stored_parameters
+from disp.planning.sizes import Size, Sizes, VisualCount
 from disp.purification.purify import PurifyConfig
 from disp.training import TrainConfig
 
@@ -157,7 +160,8 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
         settings: see `PlanSettings`.
 
     Raises:
-        DispError: the folder has no config.json, or the model is of no known family.
+        DispError: the folder has no config.json, the model is of no known family, or the training method trains
+            nothing in it.
     """
     # 1. The model.
     folder: Path | None = None
@@ -185,6 +189,8 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
     scored = Rows(batch, prefix, length, visual, tiles)
     decoded = Rows(batch, prefix, purify.decode.gen_length, visual, tiles)
     trained = trained_parameters(sizes, parameters, train.method, train.lora_rank, train.train_vision)
+    if not trained:
+        raise DispError(f"method {train.method!r} trains nothing in this model; use 'lora' or 'full'")
     guided, cached = purify.decode.cfg_scale > 0, purify.decode.prefix_cache
     memory = {
         "encoding": Memory(weights, encoding_bytes(sizes, scored, itemsize)),
@@ -320,16 +326,15 @@ def _tokenizer(folder: Path | None) -> Any:
 
 def _text_tokens(query: Query, tokenizer: Any) -> int:
     """Tokens of the chat around the images."""
-    messages = [{"role": "system", "content": query.system}] if query.system else []
-    for turn in query.history:
-        messages += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": turn.response}]
-    messages.append({"role": "user", "content": query.prompt})
+    messages = messages_of(query)
     if tokenizer is not None and tokenizer.chat_template:
         text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         return sum(
-            len(tokenizer(chunk, add_special_tokens=False)["input_ids"]) for chunk in text.split("<image>") if chunk
+            len(tokenizer(chunk, add_special_tokens=False)["input_ids"])
+            for chunk in text.split(IMAGE_PLACEHOLDER)
+            if chunk
         )
-    text = "\n".join(message["content"] for message in messages).replace("<image>", "")
+    text = "\n".join(message["content"] for message in messages).replace(IMAGE_PLACEHOLDER, "")
     # A role, a start and an end around each message.
     return len(text) // CHARACTERS_A_TOKEN + 6 * (len(messages) + 1)
 

@@ -1,0 +1,37 @@
+"""The language model without its head, for the families that keep the rest of their modules elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import initialization
+
+from disp.models.transformer import Block, RMSNorm
+
+
+class Backbone(nn.Module):
+    """The parts under the ``model.`` prefix of a checkpoint; ``config`` has the names of Llama's."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+def layer_linears(backbone: nn.Module) -> list[str]:
+    """Full names of every linear layer of ``model.layers``: what adapters are put on."""
+    layers = backbone.get_submodule("layers")
+    return [f"model.layers.{name}" for name, module in layers.named_modules() if isinstance(module, nn.Linear)]
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """Normal weights and no bias, for one module of a new model.
+
+    The library's own functions leave alone what was loaded from a checkpoint.
+    """
+    if isinstance(module, nn.Linear | nn.Embedding | nn.Conv3d):
+        initialization.normal_(module.weight, 0.0, std)
+        if not isinstance(module, nn.Embedding) and module.bias is not None:
+            initialization.zeros_(module.bias)

@@ -1,0 +1,98 @@
+"""From a query to token ids: the chat's messages, the places of the images in them, and rows of one length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from disp.data.sample import Query
+from disp.errors import DispError
+
+IMAGE_PLACEHOLDER = "<image>"
+# Stands for the placeholders that mean an image, while the chat template is applied: an answer may hold the same text.
+_IMAGE_SLOT = "\0image\0"
+
+Message = dict[str, str]
+
+
+def messages_of(query: Query) -> list[Message]:
+    """The system message if there is one, the turns before and the question, each with its role and content."""
+    messages = [{"role": "system", "content": query.system}] if query.system else []
+    for turn in query.history:
+        messages.append({"role": "user", "content": turn.prompt})
+        messages.append({"role": "assistant", "content": turn.response})
+    messages.append({"role": "user", "content": query.prompt})
+    return messages
+
+
+def unnamed_images(query: Query) -> int:
+    """How many of a query's images no placeholder stands for.
+
+    Raises:
+        DispError: there are more placeholders than images.
+    """
+    prompts = [*(turn.prompt for turn in query.history), query.prompt]
+    named, count = sum(prompt.count(IMAGE_PLACEHOLDER) for prompt in prompts), len(query.images)
+    if named > count:
+        raise DispError(
+            f"sample {query.sample_id!r}: {named} {IMAGE_PLACEHOLDER} placeholders for {count} images; remove the "
+            "surplus placeholders or add the images"
+        )
+    return count - named
+
+
+def name_all_images(messages: Sequence[Message], query: Query, separator: str = "") -> None:
+    """Put a placeholder and ``separator`` before the first question for each image that has none; changes messages.
+
+    Raises:
+        DispError: there are more placeholders than images.
+    """
+    missing = unnamed_images(query)
+    first = next(message for message in messages if message["role"] == "user")
+    first["content"] = f"{IMAGE_PLACEHOLDER}{separator}" * missing + first["content"]
+
+
+def render_around_images(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, plain: Callable[[str], str]
+) -> list[str]:
+    """The chat up to the answer as the tokenizer's template writes it, cut at its images.
+
+    Args:
+        messages: of the chat; only a user's placeholders mean images.
+        tokenizer: has the template.
+        plain: takes control tokens out of a text from data.
+
+    Returns:
+        One text more than there are placeholders.
+    """
+    conversation = []
+    for message in messages:
+        content = plain(message["content"])
+        if message["role"] == "user":
+            content = content.replace(IMAGE_PLACEHOLDER, _IMAGE_SLOT)
+        conversation.append({**message, "content": content})
+    return str(tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)).split(
+        _IMAGE_SLOT
+    )
+
+
+def interleave(texts: Sequence[str], images: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of texts with those of one image between each two; there is one text more than images."""
+    ids: list[int] = []
+    for index, text in enumerate(texts):
+        if index:
+            ids += images[index - 1]
+        ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def left_pad(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Token ids to int64 ``[B, P]``, padded with -1 on the left."""
+    longest = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), longest), -1)
+    for index, row in enumerate(rows):
+        ids[index, longest - len(row) :] = torch.tensor(row, dtype=torch.int64)
+    return ids
