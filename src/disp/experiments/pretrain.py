@@ -420,10 +420,10 @@ def main() -> None:
     """Run both stages and save the model in half precision."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and its log")
-    parser.add_argument("--scenes", type=int, default=30_000, help="size of the pool of pre-training scenes")
+    parser.add_argument("--scenes", type=int, default=20_000, help="size of the pool of pre-training scenes")
     parser.add_argument("--tower-steps", type=int, default=1_500)
     parser.add_argument("--tower-batch", type=int, default=64)
-    parser.add_argument("--language-steps", type=int, nargs=4, default=(150, 100, 1_100, 450))
+    parser.add_argument("--language-steps", type=int, nargs=4, default=(150, 100, 1_100, 850))
     parser.add_argument("--language-batch", type=int, default=48)
     parser.add_argument("--tower", type=Path, help="folder of an earlier run whose stage one is taken over")
     options = parser.parse_args()
