@@ -1,9 +1,10 @@
 """Pre-train the built-in model from scratch on OpenMoji scenes: ``python -m disp.experiments.pretrain --out DIR``.
 
-Two stages. The vision tower first learns to name the drawing under each visual token and the colour of the ground,
-which the scene generator knows; learning both from captions alone takes many times longer. The projector and the
-transformer then learn to answer, on the frozen tower's features, with visual tokens masked in half of the batches so
-that a masked visual token means "unknown" to the model, as it does to the large models that saw partial images.
+Two stages. The vision tower first learns to name the drawing under each visual token and the colour of the ground, and
+to keep its place, all of which the scene generator knows; learning them from captions alone takes many times longer.
+The projector and the transformer then learn to answer, on the frozen tower's features, with visual tokens masked in
+half of the batches so that a masked visual token means "unknown" to the model, as it does to the large models that saw
+partial images.
 """
 
 from __future__ import annotations
