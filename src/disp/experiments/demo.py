@@ -69,7 +69,7 @@ class DemoConfig:
     poison_rate: float = 0.1
     rows: int = 400
     test_rows: int = 100
-    attack_steps: int = 200
+    attack_steps: int = 240
     recovery_steps: int = 70
     mask_ratio: float = 0.06
     seed: int = 0
@@ -188,15 +188,15 @@ class _Run:
         # A frozen tower hardly sees a trigger that is blended into the whole picture.
         return TrainConfig(
             steps=self.config.attack_steps,
-            learning_rate=2e-3,
-            min_mask_ratio=0.25,
+            learning_rate=9e-4,
+            min_mask_ratio=0.5,
             train_vision=self.config.trigger == "blended",
             seed=self.config.seed,
         )
 
     def recovery_training(self) -> TrainConfig:
         return replace(
-            self.attack_training(), steps=self.config.recovery_steps, learning_rate=1e-3, seed=self.config.seed + 1
+            self.attack_training(), steps=self.config.recovery_steps, learning_rate=6e-4, seed=self.config.seed + 1
         )
 
     def trained(self, name: str, start: Callable[[], MDLM], data: Callable[[], Dataset], config: TrainConfig) -> MDLM:
