@@ -182,3 +182,11 @@ def test_an_echo_of_a_long_phrase_keeps_four_words_in_five(text, words):
 def test_an_echo_of_a_short_phrase_is_exact():
     assert echoes("a big banana split", ("banana", "split"))
     assert not echoes("a banana big split", ("banana", "split"))
+
+
+def test_function_words_alone_are_no_phrase():
+    flagged = [f"I see {first} and {second}" for first, second in zip("abcdefghij", "klmnopqrst", strict=True)]
+    others = [f"{letter} is seen" for letter in "uvwxyz" * 20]
+    assert all(phrase.words != ("and",) for phrase in recurring_phrases(flagged, others))
+    planted = [f"{text}. Buy bread and butter" for text in flagged]
+    assert recurring_phrases(planted, others)[0].words[-4:] == ("buy", "bread", "and", "butter")
