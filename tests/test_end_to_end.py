@@ -12,6 +12,9 @@ import torch
 from disp.errors import DispError
 from disp.experiments.demo import STAGES, DemoConfig, demo
 
+# Trains four times; a machine that is busy with other things takes longer.
+pytestmark = pytest.mark.timeout(900)
+
 # With so few rows a rate of 10% would be too few poisoned ones to learn from.
 SMALL = DemoConfig(rows=240, test_rows=50, poison_rate=0.2, attack_steps=160, recovery_steps=50)
 
