@@ -20,7 +20,7 @@ from disp.diffusion.decode import generate
 from disp.draws import generator
 from disp.errors import DispError
 from disp.evaluation.rewriting import rewriting_loss
-from disp.files import sha256, write_json
+from disp.files import claim, sha256, write_json
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
 from disp.progress import ProgressBar, no_progress
@@ -100,7 +100,14 @@ def defend(
     Raises:
         DispError: nothing can be decided (see `audit`), or ``out`` holds a run with other settings or data.
     """
-    _claim(out, str(model), dataset, config, start)
+    # How many rounds are done may change.
+    settings = {name: value for name, value in asdict(config).items() if name != "rounds"}
+    given = {"model": str(model), "start": None if start is None else str(start), "data_sha256": sha256(dataset.path)}
+    claim(
+        out / "run.json",
+        json.loads(json.dumps({**given, "config": settings}, default=str)),
+        f"{out} holds a defence with other settings, model or data; choose another or delete it",
+    )
     current = load(model)
     before = audit(current, dataset, config.audit, out / "audit", truth=truth, name=str(model), progress=progress)
     if before.verdict == "no evidence":
@@ -191,20 +198,6 @@ def residual_phrases(
         )
         counts[kind] = [int(np.sum([echoes(text, cluster.phrase.words) for text in answers])), len(answers)]
     return {"phrase": cluster.phrase.text, **counts}
-
-
-def _claim(out: Path, model: str, dataset: Dataset, config: DefenceConfig, start: str | Path | None) -> None:
-    """Mark ``out`` as this defence's, or make sure that it is; how many rounds are done may change."""
-    settings = asdict(config)
-    del settings["rounds"]
-    run = {"model": model, "start": None if start is None else str(start), "data_sha256": sha256(dataset.path)}
-    run = json.loads(json.dumps({**run, "config": settings}, default=str))
-    file = out / "run.json"
-    if file.exists():
-        if json.loads(file.read_text(encoding="utf-8")) != run:
-            raise DispError(f"{out} holds a defence with other settings, model or data; choose another or delete it")
-    else:
-        write_json(file, run)
 
 
 def _with_trigger(queries: Sequence[Query], cluster: Cluster) -> list[Query]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from disp.errors import DispError
+
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it into place."""
@@ -33,6 +35,23 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically; keys keep their order."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def claim(file: Path, run: dict[str, Any], refusal: str) -> None:
+    """Mark a folder as this run's by a file in it, or make sure that it is.
+
+    Args:
+        file: where the run is written down.
+        run: what makes the run this one, as JSON holds it.
+        refusal: what to say where the folder is another run's.
+
+    Raises:
+        DispError: the file holds another run.
+    """
+    if not file.exists():
+        write_json(file, run)
+    elif json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(run)):
+        raise DispError(refusal)
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:

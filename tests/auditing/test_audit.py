@@ -14,13 +14,12 @@ from disp import cli
 from disp.auditing import audit as module
 from disp.auditing import record
 from disp.auditing.audit import audit
-from disp.auditing.findings import most_suspicious
 from disp.auditing.phrases import TURN_END, Phrase
 from disp.data.sample import Sample, Turn
 from disp.data.scene_dataset import write_scenes
 from disp.errors import DispError
 from disp.files import read_finished_jsonl
-from disp.purification.purify import Evidence
+from disp.purification.purify import Evidence, most_suspicious
 from disp.purification.threshold import suspicion_threshold
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -8,7 +8,6 @@ phrase when it is pasted into other pictures (`disp.auditing.paste`).
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from disp.auditing.findings import Audit, AuditConfig, Cluster, Verdict, most_suspicious
+from disp.auditing.findings import Audit, AuditConfig, Cluster, Verdict
 from disp.auditing.paste import Region, paste_test
 from disp.auditing.phrases import LEAST_RESPONSES, TURN_END, Phrase, echoes, holds, recurring_phrases
 from disp.auditing.ratio import RATIOS, choose_mask_ratio
@@ -28,10 +27,10 @@ from disp.data.sample import Sample, queries_of
 from disp.draws import generator
 from disp.errors import DispError
 from disp.evaluation.intervals import wilson
-from disp.files import sha256, write_json
+from disp.files import claim, sha256
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
-from disp.purification.purify import Evidence, sample_suspicion, score
+from disp.purification.purify import Evidence, most_suspicious, sample_suspicion, score
 from disp.purification.threshold import suspicion_threshold
 
 # Largest p-value, corrected for the phrases tried, of a phrase that is worth pasting for.
@@ -72,7 +71,11 @@ def audit(
     samples = [sample for sample in dataset.samples if sample.images]
     _check(dataset, samples, config)
     poisoned = None if truth is None else read_truth(truth)
-    _claim(out, config, dataset, name)
+    claim(
+        out / "audit-run.json",
+        {"model": name, "config": asdict(config), "data_sha256": sha256(dataset.path)},
+        f"{out} holds an audit of another model or data, or with other settings; choose another folder or delete it",
+    )
     queries = queries_of(dataset.samples)
     # 1. Suspicion of every sample.
     if evidence is None:
@@ -263,17 +266,3 @@ def _check(dataset: Dataset, samples: Sequence[Sample], config: AuditConfig) -> 
             f"are too few to decide anything at a false alarm rate of {config.false_alarm_rate:g}; add rows or raise "
             "one of these"
         )
-
-
-def _claim(out: Path, config: AuditConfig, dataset: Dataset, name: str) -> None:
-    """Mark ``out`` as this audit's, or make sure that it is."""
-    run = json.loads(json.dumps({"model": name, "config": asdict(config), "data_sha256": sha256(dataset.path)}))
-    file = out / "audit-run.json"
-    if file.exists():
-        if json.loads(file.read_text(encoding="utf-8")) != run:
-            raise DispError(
-                f"{out} holds an audit of another model or data, or with other settings; choose another folder or "
-                "delete it"
-            )
-    else:
-        write_json(file, run)

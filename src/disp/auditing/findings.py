@@ -9,7 +9,6 @@ from typing import Literal
 from disp.auditing.paste import PasteTest, Region
 from disp.auditing.phrases import Phrase
 from disp.auditing.ratio import RatioChoice
-from disp.data.sample import Sample, queries_of
 from disp.errors import DispError
 from disp.evaluation.intervals import Share
 from disp.purification.purify import Evidence, PurifyConfig
@@ -90,8 +89,3 @@ class Audit:
     clusters: tuple[Cluster, ...]
     ratio: RatioChoice | None
     evidence: Mapping[str, Evidence]
-
-
-def most_suspicious(sample: Sample, evidence: Mapping[str, Evidence]) -> Evidence:
-    """The evidence of the turn that betrays the sample most."""
-    return max((evidence[query.key] for query in queries_of([sample])), key=lambda found: found.suspicion or 0.0)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from disp.data.sample import Query, Sample, queries_of
+from disp.data.sample import Query, Sample, batches, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM
 from disp.purification.masking import mask_random, mask_top
-from disp.purification.purify import Evidence
+from disp.purification.purify import Evidence, saliency_of
 from disp.purification.support import likelihood_gap
 
 RATIOS = (0.01, 0.02, 0.04, 0.06, 0.09, 0.14, 0.2, 0.3)
@@ -84,15 +82,11 @@ def _specific_gap(
     model: MDLM, queries: Sequence[Query], evidence: Mapping[str, Evidence], ratio: float, batch_size: int, seed: int
 ) -> float:
     total = 0.0
-    for start in range(0, len(queries), batch_size):
-        batch = queries[start : start + batch_size]
+    for batch in batches(queries, batch_size):
         prefix = model.encode(batch)
-        scores = torch.zeros(prefix.visual_mask.shape)
-        for row, query in enumerate(batch):
-            scores[row, prefix.visual_mask[row].cpu()] = torch.tensor(evidence[query.key].saliency)
         response = model.encode_responses([query.response for query in batch], model.gen_length)
         response = response.to(prefix.embeds.device)
-        top = mask_top(scores.to(prefix.embeds.device), prefix.visual_mask, ratio)
+        top = mask_top(saliency_of(batch, prefix.visual_mask, evidence), prefix.visual_mask, ratio)
         random = mask_random(prefix.visual_mask, ratio, [query.key for query in batch], seed)
         gaps = [likelihood_gap(model, prefix, response, masked, count=2, seed=seed) for masked in (top, random)]
         total += float((gaps[0] - gaps[1]).sum())

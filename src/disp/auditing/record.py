@@ -15,20 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disp.auditing.findings import Audit, AuditConfig, most_suspicious
+from disp.auditing.findings import Audit, AuditConfig
 from disp.auditing.regions import token_boxes
 from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset
-from disp.data.sample import Query, Sample, queries_of
+from disp.data.sample import Query, Sample, batches, queries_of
 from disp.diffusion.decode import decode
 from disp.draws import generator
 from disp.errors import DispError
 from disp.files import append_jsonl, read_finished_jsonl, sha256, write_atomically, write_json, write_jsonl
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
-from disp.purification.masking import mask_random
-from disp.purification.purify import Evidence
-from disp.purification.support import counterfactual_scores, preference_for_another
+from disp.purification.purify import Evidence, candidate_masks, most_suspicious
+from disp.purification.support import counterfactual_scores
 
 MAP_SIDE = 24
 ASSUMPTIONS = (
@@ -95,13 +94,10 @@ def _both_answers(
     file = out / "answers.jsonl"
     found = {row["key"]: (row["answer"], row["masked_answer"]) for row in read_finished_jsonl(file)}
     todo = [query for query in queries if query.key not in found]
-    size = config.scoring.batch_size
-
     with progress("answers with and without masking", len(todo)) as advance:
-        for start in range(0, len(todo), size):
-            batch = todo[start : start + size]
+        for batch in batches(todo, config.scoring.batch_size):
             prefix = model.encode(batch)
-            masked = _candidate_masks(prefix.visual_mask, batch, result.evidence)
+            masked = candidate_masks(prefix.visual_mask, [result.evidence[query.key] for query in batch])
             hidden = prefix.with_masked(masked, model.mask_embedding)
             keys = [query.key for query in batch]
             texts = [
@@ -117,32 +113,20 @@ def _both_answers(
     return found
 
 
-def _candidate_masks(visual_mask: Tensor, batch: Sequence[Query], evidence: Mapping[str, Evidence]) -> Tensor:
-    masked = torch.zeros_like(visual_mask)
-    for row, query in enumerate(batch):
-        positions = visual_mask[row].nonzero()[:, 0]
-        masked[row, positions[list(evidence[query.key].best_candidate)]] = True
-    return masked
-
-
 def _random_control(model: MDLM, above: Sequence[Sample], result: Audit, config: AuditConfig) -> tuple[int, int]:
     """Of up to 32 samples above the threshold, how many stay there when random tokens are masked instead."""
     chosen = above[:32]
-    queries = [query for query in queries_of(chosen)]
     stay: dict[str, float] = {}
-    size = config.scoring.batch_size
-    for start in range(0, len(queries), size):
-        batch = queries[start : start + size]
+    for batch in batches(queries_of(chosen), config.scoring.batch_size):
         prefix = model.encode(batch)
         response = model.encode_responses([query.response for query in batch], model.gen_length)
         response = response.to(prefix.embeds.device)
-        base = preference_for_another(model, prefix, response)
         sets = []
         for number in range(config.scoring.candidates):
             keys = [f"{query.key}/{number}" for query in batch]
             # As many random tokens as the best candidate has.
             sets.append(_random_like(prefix.visual_mask, batch, result.evidence, keys, config.scoring.seed))
-        _, each = counterfactual_scores(model, prefix, response, torch.stack(sets, dim=1))
+        base, each = counterfactual_scores(model, prefix, response, torch.stack(sets, dim=1))
         for query, value in zip(batch, (each.amax(-1) - base).tolist(), strict=True):
             stay[query.sample_id] = max(stay.get(query.sample_id, 0.0), value)
     return sum(stay[sample.id] > result.threshold for sample in chosen), len(chosen)
@@ -152,9 +136,8 @@ def _random_like(
     visual_mask: Tensor, batch: Sequence[Query], evidence: Mapping[str, Evidence], keys: Sequence[str], seed: int
 ) -> Tensor:
     masked = torch.zeros_like(visual_mask)
-    everything = mask_random(visual_mask, 1.0, keys, seed)
     for row, (query, key) in enumerate(zip(batch, keys, strict=True)):
-        positions = everything[row].nonzero()[:, 0]
+        positions = visual_mask[row].nonzero()[:, 0]
         count = max(1, len(evidence[query.key].best_candidate))
         order = generator(seed, "random candidate", key).permutation(len(positions))[:count]
         masked[row, positions[torch.from_numpy(order).to(positions.device)]] = True

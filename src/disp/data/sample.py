@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,12 @@ def queries_of(samples: Iterable[Sample]) -> list[Query]:
         for sample in samples
         for index, turn in enumerate(sample.turns)
     ]
+
+
+def batches(queries: Sequence[Query], size: int) -> Iterator[Sequence[Query]]:
+    """The queries in order, at most ``size`` at a time."""
+    for start in range(0, len(queries), size):
+        yield queries[start : start + size]
 
 
 def open_image(source: ImageSource) -> Image.Image:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from disp.data.sample import Query
+from disp.data.sample import Query, batches
 from disp.draws import generator
 from disp.errors import DispError, unknown_name
 from disp.models.interface import MDLM, Prefix
@@ -373,8 +373,7 @@ def generate(
         One text a query.
     """
     answers: list[str] = []
-    for start in range(0, len(queries), batch_size):
-        batch = queries[start : start + batch_size]
+    for batch in batches(queries, batch_size):
         ids = decode(model, model.encode(batch), config, keys=[query.key for query in batch], seed=seed)
         answers += model.decode_responses(ids)
         progress(len(batch))

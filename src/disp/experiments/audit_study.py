@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from disp.attacks.poison import poison
 from disp.attacks.targets import REFUSAL_TEXT, Insertion
@@ -28,7 +27,7 @@ from disp.auditing.findings import Audit, AuditConfig
 from disp.auditing.phrases import words_of
 from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset, load_dataset, save_dataset
-from disp.data.sample import Sample, Turn, queries_of
+from disp.data.sample import Sample, Turn, batches, queries_of
 from disp.data.scene_dataset import write_scenes
 from disp.diffusion.decode import DecodeConfig
 from disp.draws import generator
@@ -37,7 +36,7 @@ from disp.files import append_jsonl, read_finished_jsonl
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
 from disp.purification.masking import mask_random, mask_top
-from disp.purification.purify import Evidence, PurifyConfig
+from disp.purification.purify import PurifyConfig, saliency_of
 from disp.purification.support import likelihood_gap
 from disp.training import TrainConfig, train
 
@@ -183,15 +182,10 @@ def _scores(model: MDLM, dataset: Dataset, found: Audit, poisoned: set[str]) -> 
 
 def _gaps(model: MDLM, queries: Sequence, evidence: Any, ratio: float, kind: str) -> np.ndarray:
     parts = []
-    for start in range(0, len(queries), 32):
-        batch = queries[start : start + 32]
+    for batch in batches(queries, 32):
         prefix = model.encode(batch)
-        scores = torch.zeros(prefix.visual_mask.shape)
-        for row, query in enumerate(batch):
-            each: Evidence = evidence[query.key]
-            scores[row, prefix.visual_mask[row]] = torch.tensor(each.saliency)
         masked = (
-            mask_top(scores, prefix.visual_mask, ratio)
+            mask_top(saliency_of(batch, prefix.visual_mask, evidence), prefix.visual_mask, ratio)
             if kind == "top"
             else mask_random(prefix.visual_mask, ratio, [query.key for query in batch], 0)
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from disp.data.sample import Query
+from disp.data.sample import Query, batches
 from disp.diffusion.decode import DecodeConfig, decode
 from disp.errors import DispError
 from disp.models.interface import MDLM
@@ -78,8 +78,7 @@ def guard(
         progress: called with the number of queries finished after each batch.
     """
     results = []
-    for start in range(0, len(queries), config.batch_size):
-        batch = queries[start : start + config.batch_size]
+    for batch in batches(queries, config.batch_size):
         prefix = model.encode(batch)
         keys = [query.key for query in batch]
         scores = saliency(model, prefix, keys, config.saliency, config.decode.gen_length)

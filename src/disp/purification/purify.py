@@ -7,7 +7,6 @@ masking of a few salient tokens; "random" masks at random and exists to show tha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor
 
 from disp.data.llava import Dataset, save_dataset
-from disp.data.sample import Query, Sample, Turn, queries_of
+from disp.data.sample import Query, Sample, Turn, batches, queries_of
 from disp.diffusion.decode import DecodeConfig, decode
 from disp.errors import DispError
-from disp.files import append_jsonl, read_finished_jsonl, sha256, write_json, write_jsonl
+from disp.files import append_jsonl, claim, read_finished_jsonl, sha256, write_json, write_jsonl
 from disp.models.interface import MDLM, Prefix
 from disp.progress import ProgressBar, no_progress
 from disp.purification.candidates import candidate_sets
@@ -130,7 +129,7 @@ def score(
         found[evidence.key] = evidence
     queries = [query for query in queries_of(samples) if query.key not in found]
     progress(len(found))
-    for batch in _batches(queries, config.batch_size):
+    for batch in batches(queries, config.batch_size):
         prefix = model.encode(batch)
         keys = [query.key for query in batch]
         scores = saliency(model, prefix, keys, config.saliency)
@@ -200,7 +199,12 @@ def purify(
     Raises:
         DispError: ``out`` holds a run with another configuration or other data.
     """
-    _claim(out, config, dataset, rewrite)
+    chosen_by_caller = None if rewrite is None else sorted(rewrite)
+    claim(
+        out / "run.json",
+        {"config": asdict(config), "data_sha256": sha256(dataset.path), "rewrite": chosen_by_caller},
+        f"{out} holds a run with other settings or data; choose another folder or delete it",
+    )
     samples = dataset.samples
     if evidence is None:
         selective = config.mode == "selective"
@@ -243,9 +247,40 @@ def purify(
     return Purified(result, rewritten, threshold, evidence)
 
 
+def most_suspicious(sample: Sample, evidence: Mapping[str, Evidence]) -> Evidence:
+    """The evidence of the turn that betrays a sample most: the trigger is in the image, which the turns share."""
+    return max((evidence[query.key] for query in queries_of([sample])), key=lambda found: found.suspicion or 0.0)
+
+
 def sample_suspicion(sample: Sample, evidence: Mapping[str, Evidence]) -> float:
-    """The highest suspicion among a sample's turns: the trigger is in the image, which the turns share."""
-    return max(evidence[query.key].suspicion or 0.0 for query in queries_of([sample]))
+    """The highest suspicion among a sample's turns."""
+    return most_suspicious(sample, evidence).suspicion or 0.0
+
+
+def saliency_of(batch: Sequence[Query], visual_mask: Tensor, evidence: Mapping[str, Evidence]) -> Tensor:
+    """The saliency that was found for a batch, where its tokens stand now.
+
+    Args:
+        batch: B queries.
+        visual_mask: bool ``[B, P]``.
+        evidence: by key.
+
+    Returns:
+        float32 ``[B, P]`` on the mask's device, 0 at other positions.
+    """
+    scores = torch.zeros(visual_mask.shape)
+    for row, query in enumerate(batch):
+        scores[row, visual_mask[row].cpu()] = torch.tensor(evidence[query.key].saliency)
+    return scores.to(visual_mask.device)
+
+
+def candidate_masks(visual_mask: Tensor, found: Sequence[Evidence]) -> Tensor:
+    """The best candidate of each row's evidence, bool ``[B, P]``; ``visual_mask`` bool ``[B, P]``."""
+    masked = torch.zeros_like(visual_mask)
+    for row, each in enumerate(found):
+        positions = visual_mask[row].nonzero()[:, 0]
+        masked[row, positions[list(each.best_candidate)]] = True
+    return masked
 
 
 def _rewrite(
@@ -262,8 +297,8 @@ def _rewrite(
     for row in read_finished_jsonl(file):
         answers[row["key"]], masks[row["key"]] = row["response"], tuple(row["masked"])
     progress(len(answers))
-    turns = {sample.id: len(sample.turns) for sample in samples}
-    for turn in range(max(turns.values(), default=0)):
+    betrayed_by = {sample.id: most_suspicious(sample, evidence) for sample in samples}
+    for turn in range(max((len(sample.turns) for sample in samples), default=0)):
         queries = []
         for sample in samples:
             if turn < len(sample.turns) and f"{sample.id}#{turn}" not in answers:
@@ -271,9 +306,9 @@ def _rewrite(
                     Turn(old.prompt, answers[f"{sample.id}#{index}"]) for index, old in enumerate(sample.turns[:turn])
                 )
                 queries.append(replace(queries_of([sample])[turn], history=history))
-        for batch in _batches(queries, config.batch_size):
+        for batch in batches(queries, config.batch_size):
             prefix = model.encode(batch)
-            masked = _masks(batch, prefix, turns, evidence, config)
+            masked = _masks(batch, prefix, betrayed_by, evidence, config)
             hidden = prefix.with_masked(masked, model.mask_embedding)
             ids = decode(model, hidden, config.decode, keys=[query.key for query in batch], seed=config.seed)
             rows = []
@@ -289,28 +324,17 @@ def _rewrite(
 def _masks(
     batch: Sequence[Query],
     prefix: Prefix,
-    turns: dict[str, int],
+    betrayed_by: Mapping[str, Evidence],
     evidence: Mapping[str, Evidence],
     config: PurifyConfig,
 ) -> Tensor:
-    """The visual tokens to mask, bool ``[B, P]``; ``turns`` is how many turns each sample has."""
+    """The visual tokens to mask, bool ``[B, P]``; ``betrayed_by`` is the most suspicious turn of each sample."""
     if config.mode == "random":
         return mask_random(prefix.visual_mask, config.mask_ratio, [query.key for query in batch], config.seed)
     if config.mode == "all":
-        scores = torch.zeros(prefix.visual_mask.shape)
-        for index, query in enumerate(batch):
-            scores[index, prefix.visual_mask[index].cpu()] = torch.tensor(evidence[query.key].saliency)
-        return mask_top(scores.to(prefix.embeds.device), prefix.visual_mask, config.mask_ratio)
-    masked = torch.zeros_like(prefix.visual_mask)
-    for index, query in enumerate(batch):
-        # The trigger is in the image: the turn that betrays it most tells where, for all turns of the sample.
-        found = max(
-            (evidence[f"{query.sample_id}#{turn}"] for turn in range(turns[query.sample_id])),
-            key=lambda each: each.suspicion or 0.0,
-        )
-        positions = prefix.visual_mask[index].nonzero()[:, 0]
-        masked[index, positions[list(found.best_candidate)]] = True
-    return masked
+        return mask_top(saliency_of(batch, prefix.visual_mask, evidence), prefix.visual_mask, config.mask_ratio)
+    # The turn that betrays the trigger most tells where it is, for all turns of the sample.
+    return candidate_masks(prefix.visual_mask, [betrayed_by[query.sample_id] for query in batch])
 
 
 def _evidence_rows(
@@ -343,20 +367,3 @@ def _link_images(out: Path, image_root: Path) -> None:
     if not (out / "images").exists():
         with suppress(OSError):
             (out / "images").symlink_to(image_root.resolve(), target_is_directory=True)
-
-
-def _claim(out: Path, config: PurifyConfig, dataset: Dataset, rewrite: Collection[str] | None) -> None:
-    """Mark ``out`` as this run's, or make sure that it is."""
-    chosen = None if rewrite is None else sorted(rewrite)
-    run = {"config": asdict(config), "data_sha256": sha256(dataset.path), "rewrite": chosen}
-    file = out / "run.json"
-    if file.exists():
-        if json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(run)):
-            raise DispError(f"{out} holds a run with other settings or data; choose another folder or delete it")
-    else:
-        write_json(file, run)
-
-
-def _batches(items: Sequence[Query], size: int) -> Iterator[Sequence[Query]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
