@@ -1,12 +1,13 @@
-"""The language model without its head, for the families that keep the rest of their modules elsewhere."""
+"""The language model without its head, and what the families that are built on it have in common."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization
 
+from disp.models.interface import MDLM
 from disp.models.transformer import Block, RMSNorm
 
 
@@ -35,3 +36,19 @@ def initialise(module: nn.Module, std: float) -> None:
         initialization.normal_(module.weight, 0.0, std)
         if not isinstance(module, nn.Embedding) and module.bias is not None:
             initialization.zeros_(module.bias)
+
+
+class BackboneMDLM(MDLM):
+    """An MDLM whose ``model`` is a `Backbone`, with a mask token among its words."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        initialise(module, self.config.initializer_range)
+
+    @property
+    def mask_embedding(self) -> Tensor:
+        """Float ``[d]``: the embedding of the mask token."""
+        return self.model.embed_tokens.weight[self.mask_token_id]
+
+    def lora_modules(self) -> list[str]:
+        """Every linear layer of the language model's blocks; not the head."""
+        return layer_linears(self.model)

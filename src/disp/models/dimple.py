@@ -21,14 +21,14 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 
 from disp.data.sample import ImageSource, Query, open_image
 from disp.diffusion.forward import MIN_RATIO
-from disp.models.backbone import Backbone, initialise, layer_linears
+from disp.models.backbone import Backbone, BackboneMDLM
 from disp.models.checkpoint import assemble, read_weights
 from disp.models.dimple_cache import PromptCache
 from disp.models.dimple_config import GENERATION_PRESETS, DimpleConfig, detect, read_config
 from disp.models.dimple_images import cut_into_patches, lay_out, mrope_table, normalise_patches
 from disp.models.dimple_padding import padded_lengths
 from disp.models.dimple_tokenizer import load_tokenizer
-from disp.models.interface import MDLM, Prefix
+from disp.models.interface import Prefix
 from disp.models.prompts import interleave, left_pad, messages_of, name_all_images, render_around_images
 
 __all__ = ["Dimple", "DimpleConfig", "PromptCache", "detect", "load_official"]
@@ -46,7 +46,7 @@ class Projector(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
-class Dimple(MDLM):
+class Dimple(BackboneMDLM):
     """Dimple; see `disp.models.interface.MDLM` for what each method promises.
 
     The vision tower was never trained with the rest. ``extras["positions"]`` of a prefix are the three position
@@ -78,18 +78,6 @@ class Dimple(MDLM):
         self.end_token_ids = tuple(config.end_token_ids)
         self.gen_length, self.generation_defaults = config.gen_length, dict(config.generation)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        initialise(module, self.config.initializer_range)
-
-    @property
-    def mask_embedding(self) -> Tensor:
-        """Float ``[d]``: the embedding of the mask token."""
-        return self.model.embed_tokens.weight[self.mask_token_id]
-
-    def lora_modules(self) -> list[str]:
-        """Every linear layer of the language model's blocks; not the head."""
-        return layer_linears(self.model)
 
     # --- text and pixels to tensors -------------------------------------------------------------------------------
 

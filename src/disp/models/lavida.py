@@ -8,7 +8,6 @@ values. The Dream variant has grouped key heads and predicts each token one posi
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,13 +19,11 @@ from torch import Tensor
 
 from disp.errors import DispError
 from disp.models.anyres import Merged
-from disp.models.checkpoint import assemble, read_json, read_weights
 from disp.models.interface import Prefix
-from disp.models.key_names import TOWER
 from disp.models.lavida_config import POOLING, TOKENS, LavidaConfig, Variant, detect, generation_presets
 from disp.models.lavida_loading import embedding_rows, load_tokenizer, official_name, our_name
 from disp.models.lavida_masks import complementary_pair
-from disp.models.llada_v_official import IGNORED, LladaVOfficial
+from disp.models.llada_v_official import IGNORED, LladaVOfficial, assemble_llava, read_configs
 from disp.models.prefix_cache import block_after
 from disp.models.transformer import attention_inputs
 
@@ -214,9 +211,7 @@ def load_official(
     Raises:
         DispError: the config is not that of a LaViDa, or keys are missing or surplus.
     """
-    config, vision = read_json(folder / "config.json"), None
-    if (folder / "vision_config.json").is_file():
-        vision = read_json(folder / "vision_config.json")
+    config, vision = read_configs(folder)
     if not detect(config):
         raise DispError(
             f"{folder / 'config.json'} is not that of a LaViDa; its model_type is {config.get('model_type')!r}"
@@ -231,21 +226,14 @@ def load_official(
     sizes = LavidaConfig.from_official(config, vision, **{**found, **own, **(token_ids or {})})
     # Training may have cut the unused rows off without the config saying so.
     sizes.vocab_size = embedding_rows(folder, variant) or sizes.vocab_size
-    layers = sizes.vision["num_hidden_layers"]
-    model, unused = assemble(
+    return assemble_llava(
         lambda: Lavida(sizes),
-        read_weights(folder),
+        folder,
         partial(our_name, variant=variant),
+        sizes.vision["num_hidden_layers"],
+        tokenizer,
         dtype=dtype,
         device=device,
         device_map=device_map,
         quantization=quantization,
-        quantized=lambda name: name.startswith("model.layers."),
-        # Never read: the norm and the pooling head behind the tower, and its last layer where it was kept.
-        ignore=(rf"{re.escape(TOWER)}(post_layernorm|head|encoder\.layers\.{layers})\..*",),
-        what=str(folder),
     )
-    model.unused_weights = unused
-    if tokenizer is not None:
-        model.tokenizer = tokenizer
-    return model

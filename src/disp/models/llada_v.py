@@ -15,8 +15,8 @@ from transformers import PreTrainedConfig
 from disp.data.sample import ImageSource, Query, open_image
 from disp.errors import DispError
 from disp.models.backbone import Backbone as LanguageBackbone
-from disp.models.backbone import initialise, layer_linears
-from disp.models.interface import MDLM, Prefix
+from disp.models.backbone import BackboneMDLM
+from disp.models.interface import Prefix
 from disp.models.prompts import (
     IMAGE_PLACEHOLDER,
     interleave,
@@ -78,7 +78,7 @@ class Backbone(LanguageBackbone):
         self.mm_projector = projector(config.vision["hidden_size"], config.hidden_size)
 
 
-class LladaV(MDLM):
+class LladaV(BackboneMDLM):
     """An MDLM in the LLaDA-V arrangement; see `disp.models.interface.MDLM` for what each method promises."""
 
     config_class: type[LladaVConfig] = LladaVConfig
@@ -98,18 +98,6 @@ class LladaV(MDLM):
         self.end_token_ids = tuple(config.end_token_ids)
         self.gen_length, self.generation_defaults = config.gen_length, dict(config.generation)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        initialise(module, self.config.initializer_range)
-
-    @property
-    def mask_embedding(self) -> Tensor:
-        """Float ``[d]``: the embedding of the mask token."""
-        return self.model.embed_tokens.weight[self.mask_token_id]
-
-    def lora_modules(self) -> list[str]:
-        """Every linear layer of the blocks; not the head."""
-        return layer_linears(self.model)
 
     # --- text and pixels to tensors -------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ tiles, a newline vector after each row of visual tokens, Llama's role headers, i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from disp.data.sample import ImageSource, Query, open_image
 from disp.diffusion.forward import MIN_RATIO
@@ -276,6 +276,46 @@ def turns_of(labels: Tensor, start_header: int) -> Tensor:
     return turns
 
 
+def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """``config.json``, and ``vision_config.json`` or None."""
+    vision = folder / "vision_config.json"
+    return read_json(folder / "config.json"), read_json(vision) if vision.is_file() else None
+
+
+def assemble_llava(
+    make: Callable[[], LladaVOfficial],
+    folder: Path,
+    key_map: Callable[[str], str],
+    tower_layers: int,
+    tokenizer: PreTrainedTokenizerBase | None,
+    **placing: Any,
+) -> Any:
+    """Build a model with LLaVA's modules from a checkpoint, and give it its tokenizer.
+
+    Args:
+        make: makes the model.
+        folder: the checkpoint.
+        key_map: see `disp.models.checkpoint.assemble`.
+        tower_layers: layers of the vision tower that are used.
+        tokenizer: the tokenizer, or None.
+        placing: ``dtype``, ``device``, ``device_map`` and ``quantization``, see `disp.models.checkpoint.assemble`.
+    """
+    model, unused = assemble(
+        make,
+        read_weights(folder),
+        key_map,
+        quantized=lambda name: name.startswith("model.layers."),
+        # Never read: the norm and the pooling head behind the tower, and its last layer where it was kept.
+        ignore=(rf"{re.escape(TOWER)}(post_layernorm|head|encoder\.layers\.{tower_layers})\..*",),
+        what=str(folder),
+        **placing,
+    )
+    model.unused_weights = unused
+    if tokenizer is not None:
+        model.tokenizer = tokenizer
+    return model
+
+
 def load_official(
     folder: Path,
     dtype: torch.dtype = torch.float32,
@@ -300,9 +340,7 @@ def load_official(
     Raises:
         DispError: the config is not that of a LLaDA-V, or keys are missing or surplus.
     """
-    config, vision = read_json(folder / "config.json"), None
-    if (folder / "vision_config.json").is_file():
-        vision = read_json(folder / "vision_config.json")
+    config, vision = read_configs(folder)
     tokenizer = None
     found: dict[str, int] = {}
     if (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
@@ -313,21 +351,14 @@ def load_official(
             tokenizer.chat_template = CHAT_TEMPLATE
     own = config.get("disp", {}).get("token_ids", {})
     sizes = LladaVOfficialConfig.from_official(config, vision, **{**found, **own, **(token_ids or {})})
-    layers = sizes.vision["num_hidden_layers"]
-    model, unused = assemble(
+    return assemble_llava(
         lambda: LladaVOfficial(sizes),
-        read_weights(folder),
+        folder,
         from_llava,
+        sizes.vision["num_hidden_layers"],
+        tokenizer,
         dtype=dtype,
         device=device,
         device_map=device_map,
         quantization=quantization,
-        quantized=lambda name: name.startswith("model.layers."),
-        # Never read: the norm and the pooling head behind the tower, and its last layer where it was kept.
-        ignore=(rf"{re.escape(TOWER)}(post_layernorm|head|encoder\.layers\.{layers})\..*",),
-        what=str(folder),
     )
-    model.unused_weights = unused
-    if tokenizer is not None:
-        model.tokenizer = tokenizer
-    return model

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from disp.data.sample import ImageSource, Query, open_image
 from disp.diffusion.forward import MIN_RATIO, add_noise, diffusion_loss
 from disp.errors import DispError
-from disp.models.backbone import Backbone, initialise, layer_linears
+from disp.models.backbone import Backbone, BackboneMDLM
 from disp.models.checkpoint import assemble, read_json, read_weights
-from disp.models.interface import MDLM, Prefix
+from disp.models.interface import Prefix
 from disp.models.key_names import from_llada, to_llada
 from disp.models.mmada_config import GENERATION_PRESETS, SPECIAL_TOKENS, MMadaConfig, detect
 from disp.models.mmada_tokenizers import VQ_FILE, VQ_HUB_ID, load_tokenizer, special_ids, vq_source
@@ -34,7 +34,7 @@ from disp.models.vq import VQEncoder, build_encoder, quantize, read_encoder, squ
 __all__ = ["GENERATION_PRESETS", "SPECIAL_TOKENS", "VQ_FILE", "MMada", "MMadaConfig", "detect", "load_official"]
 
 
-class MMada(MDLM):
+class MMada(BackboneMDLM):
     """MMaDA; see `disp.models.interface.MDLM` for what each method promises.
 
     The image tokenizer is ``vision_tower``, frozen and in float32; what is cached of an image is its codes.
@@ -59,9 +59,6 @@ class MMada(MDLM):
         self.gen_length = config.gen_length
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        initialise(module, self.config.initializer_range)
-
     @property
     def generation_defaults(self) -> dict[str, Any]:  # type: ignore[override]  # follows `gen_length`
         """The published inference script's: half as many steps as slots, in four blocks."""
@@ -69,19 +66,10 @@ class MMada(MDLM):
         return {"steps": max(self.gen_length // 2, 1), "block_length": self.gen_length // blocks}
 
     @property
-    def mask_embedding(self) -> Tensor:
-        """Float ``[d]``: the embedding of the mask token."""
-        return self.model.embed_tokens.weight[self.mask_token_id]
-
-    @property
     def grid(self) -> int:
         """Codes along a side of the image."""
         stride = self.vision_tower.stride if self.vision_tower is not None else 16
         return self.config.image_size // stride
-
-    def lora_modules(self) -> list[str]:
-        """Full names of the language model's linear layers, without the head."""
-        return layer_linears(self.model)
 
     # --- text and pixels to tensors -------------------------------------------------------------------------------
 
