@@ -75,7 +75,7 @@ def paste_test(
     controls: Sequence[Region],
     recipients: Sequence[Query],
     words: Sequence[str],
-    decode: DecodeConfig,
+    decode: DecodeConfig | None,
     *,
     seed: int = 0,
     batch_size: int = 32,
@@ -92,7 +92,7 @@ def paste_test(
         controls: the most salient regions of unflagged samples.
         recipients: what is asked; their own responses do not hold the phrase.
         words: the phrase's words.
-        decode: how answers are decoded.
+        decode: how answers are decoded; the model's own settings if None.
         seed: seed of decoding and of the permutation test.
         batch_size: answers a pass.
         progress: called with the number of answers finished.

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import ROWS, RUNTIME, Data, Model, Rows, Runtime, Seed, app, decoding
+from disp.commands.options import ROWS, RUNTIME, Data, Model, Rows, Runtime, Seed, app
 from disp.errors import DispError
 from disp.progress import progress_bar
 
@@ -67,6 +67,7 @@ def generate(
     """
     from disp.data.sample import Query, queries_of
     from disp.diffusion.decode import generate as run
+    from disp.diffusion.decode import own_settings
     from disp.files import write_jsonl
 
     if (prompt is None) == (data is None):
@@ -77,7 +78,7 @@ def generate(
     if data is not None:
         queries = queries_of(rows.load(data).samples)
     mdlm = runtime.load(model)
-    config = decoding(
+    config = own_settings(
         mdlm,
         gen_length=gen_length,
         steps=steps,
@@ -159,7 +160,6 @@ def evaluate(
             mdlm,
             samples,
             attack=planted,
-            decode=decoding(mdlm),
             seed=seed,
             batch_size=batch_size,
             progress=advance,

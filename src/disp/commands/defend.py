@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import ROWS, RUNTIME, Data, Model, Out, Rows, Runtime, Seed, app, decoding
+from disp.commands.options import ROWS, RUNTIME, Data, Model, Out, Rows, Runtime, Seed, app
 from disp.commands.training import training_settings
 from disp.progress import progress_bar
 
@@ -91,6 +91,7 @@ def purify(
     threshold
         Confidence at which a token is committed early; the model's own if not given.
     """
+    from disp.diffusion.decode import own_settings
     from disp.purification.purify import PurifyConfig
     from disp.purification.purify import purify as run
     from disp.purification.saliency import SaliencyConfig
@@ -102,7 +103,7 @@ def purify(
         mask_ratio=mask_ratio,
         candidates=candidates,
         saliency=SaliencyConfig(score=score, probes=probes, seed=seed),
-        decode=decoding(mdlm, steps=steps, threshold=threshold),
+        decode=own_settings(mdlm, steps=steps, threshold=threshold),
         batch_size=batch_size,
         seed=seed,
     )
@@ -156,9 +157,8 @@ def audit(
     from disp.report.html import write_report
 
     dataset = rows.load(data)
-    mdlm = runtime.load(model)
-    config = _audit_config(mdlm, mask_ratio, candidates, probes, false_alarm_rate, batch_size, seed)
-    found = run(mdlm, dataset, config, out, truth=truth, name=model, progress=progress_bar)
+    config = _audit_config(mask_ratio, candidates, probes, false_alarm_rate, batch_size, seed)
+    found = run(runtime.load(model), dataset, config, out, truth=truth, name=model, progress=progress_bar)
     report = write_report(out)
     if json:
         print((out / "audit.json").read_text(encoding="utf-8"))
@@ -246,7 +246,7 @@ def defend(
         seed=seed,
     )
     dataset = rows.load(data)
-    scoring = _audit_config(runtime.load(model), mask_ratio, candidates, probes, false_alarm_rate, batch_size, seed)
+    scoring = _audit_config(mask_ratio, candidates, probes, false_alarm_rate, batch_size, seed)
     config = DefenceConfig(audit=scoring, training=training, rounds=rounds)
     found = run(model, dataset, config, out, start=start, truth=truth, load=runtime.load, progress=progress_bar)
     print("\n".join((f"Verdict: {found.before.verdict}", *found.before.reasons)))
@@ -266,13 +266,7 @@ def defend(
 
 
 def _audit_config(
-    model: Any,
-    mask_ratio: float,
-    candidates: int,
-    probes: int,
-    false_alarm_rate: float,
-    batch_size: int,
-    seed: int,
+    mask_ratio: float, candidates: int, probes: int, false_alarm_rate: float, batch_size: int, seed: int
 ) -> Any:
     from disp.auditing.findings import AuditConfig
     from disp.purification.purify import PurifyConfig
@@ -282,7 +276,6 @@ def _audit_config(
         mask_ratio=mask_ratio,
         candidates=candidates,
         saliency=SaliencyConfig(probes=probes, seed=seed),
-        decode=decoding(model),
         batch_size=batch_size,
         seed=seed,
     )

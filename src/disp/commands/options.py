@@ -75,11 +75,3 @@ class Runtime:
 
 
 ROWS, RUNTIME = Rows(), Runtime()
-
-
-def decoding(model: Any, **given: Any) -> Any:
-    """The model's own decoding settings with what was given on the command line."""
-    from disp.diffusion.decode import DecodeConfig
-
-    settings = {"gen_length": model.gen_length, **model.generation_defaults}
-    return DecodeConfig(**{**settings, **{name: value for name, value in given.items() if value is not None}})

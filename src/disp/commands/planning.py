@@ -65,7 +65,7 @@ def plan(
     attack
         Whether the evaluation measures an attack too.
     """
-    from disp.planning.plan import PlanSettings, default_decode, make_plan
+    from disp.planning.plan import PlanSettings, make_plan
     from disp.purification.purify import PurifyConfig
     from disp.purification.saliency import SaliencyConfig
 
@@ -74,7 +74,6 @@ def plan(
         mask_ratio=mask_ratio,
         candidates=candidates,
         saliency=SaliencyConfig(probes=probes),
-        decode=default_decode(model),
         batch_size=batch_size,
     )
     train = training_settings(

@@ -115,6 +115,12 @@ class DecodeConfig:
             raise DispError(f"remasking must be one of {', '.join(map(repr, REMASKING))}, got {self.remasking!r}")
 
 
+def own_settings(model: MDLM, **given: Any) -> DecodeConfig:
+    """How the model decodes by itself, but for the settings that are given and not None."""
+    settings = {"gen_length": model.gen_length, **model.generation_defaults}
+    return DecodeConfig(**{**settings, **{name: value for name, value in given.items() if value is not None}})
+
+
 @dataclass(frozen=True)
 class Decoded:
     """Decoded responses.
@@ -173,7 +179,7 @@ def commit_schedule(slots: int, steps: int, schedule: str | None = None, shift: 
 def decode(
     model: MDLM,
     prefix: Prefix,
-    config: DecodeConfig,
+    config: DecodeConfig | None = None,
     *,
     keys: Sequence[str] | None = None,
     seed: int = 0,
@@ -186,7 +192,7 @@ def decode(
     Args:
         model: the MDLM.
         prefix: prompts and visual tokens, B rows.
-        config: see `DecodeConfig`.
+        config: see `DecodeConfig`; the model's own settings if None.
         keys: one key a row for random draws; needed when ``remasking`` is random or ``temperature`` is not 0.
         seed: the run's seed.
 
@@ -201,12 +207,13 @@ def decode(
 def decode_with_lengths(
     model: MDLM,
     prefix: Prefix,
-    config: DecodeConfig,
+    config: DecodeConfig | None = None,
     *,
     keys: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Decoded:
     """`decode`, which tells besides how long each answer is."""
+    config = config or own_settings(model)
     if config.sampler in ("dream", "dim"):
         from disp.diffusion.dream import decode_dream
 
@@ -353,7 +360,7 @@ def _finish(model: MDLM, response: Tensor, ends: Tensor, suffix: tuple[int, ...]
 def generate(
     model: MDLM,
     queries: Sequence[Query],
-    config: DecodeConfig,
+    config: DecodeConfig | None = None,
     *,
     seed: int = 0,
     batch_size: int = 32,
@@ -364,7 +371,7 @@ def generate(
     Args:
         model: the MDLM.
         queries: what to answer; their own responses are not read.
-        config: see `DecodeConfig`.
+        config: see `DecodeConfig`; the model's own settings if None.
         seed: seed of random remasking and sampling.
         batch_size: queries a pass; the answers do not depend on it.
         progress: called with the number of queries finished after each batch.

@@ -57,7 +57,7 @@ def evaluate(
     samples: Sequence[Sample],
     *,
     attack: Attack | None = None,
-    decode: DecodeConfig,
+    decode: DecodeConfig | None = None,
     seed: int = 0,
     batch_size: int = 32,
     progress: Callable[[int], None] = lambda count: None,
@@ -71,7 +71,7 @@ def evaluate(
         model: the MDLM.
         samples: held-out samples with the right responses.
         attack: the attack to measure (trigger and target), or None for clean quality alone.
-        decode: how answers are decoded.
+        decode: how answers are decoded; the model's own settings if None.
         seed: seed of the trigger's place, of decoding and of the bootstrap.
         batch_size: queries a pass; no result depends on it.
         progress: called with the number of queries finished after each batch; a clean and a triggered query count

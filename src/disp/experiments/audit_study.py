@@ -29,7 +29,6 @@ from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset, load_dataset, save_dataset
 from disp.data.sample import Sample, Turn, batches, queries_of
 from disp.data.scene_dataset import write_scenes
-from disp.diffusion.decode import DecodeConfig
 from disp.draws import generator
 from disp.experiments.demo import SOURCE, TARGET, TARGETS
 from disp.files import append_jsonl, read_finished_jsonl
@@ -132,9 +131,8 @@ def _tune_and_audit(
         tuning = TrainConfig(steps=steps, learning_rate=2e-3, min_mask_ratio=0.25, train_vision=train_vision, seed=seed)
         train(load_model(), dataset.samples, tuning, folder / "model")
     model = load_model(folder / "model")
-    decoding = DecodeConfig(gen_length=model.gen_length, **model.generation_defaults)
     start = time.monotonic()
-    found = audit(model, dataset, AuditConfig(scoring=PurifyConfig(decode=decoding, seed=seed)), folder / "audit")
+    found = audit(model, dataset, AuditConfig(scoring=PurifyConfig(seed=seed)), folder / "audit")
     return model, found, time.monotonic() - start
 
 

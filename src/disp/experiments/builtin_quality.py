@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from disp.data.scene_dataset import write_scenes
-from disp.diffusion.decode import DecodeConfig
 from disp.evaluation.evaluate import evaluate
 from disp.files import write_json
 from disp.models.interface import MDLM
@@ -25,12 +24,11 @@ def measure(model: MDLM, count: int) -> dict[str, Any]:
         model: the model.
         count: scenes of each kind.
     """
-    decode = DecodeConfig(gen_length=model.gen_length, **model.generation_defaults)
     with tempfile.TemporaryDirectory() as folder:
         test = write_scenes(Path(folder) / "test", count, TEST_SEED)
         pairs = write_scenes(Path(folder) / "pairs", count, HELD_OUT_SEED, held_out=True)
-        clean = evaluate(model, test.samples, decode=decode)
-        composed = evaluate(model, pairs.samples, decode=decode)
+        clean = evaluate(model, test.samples)
+        composed = evaluate(model, pairs.samples)
     questions = [row["clean_quality"] for row in clean.answers if row["task"] != "caption"]
     return {
         "caption_nouns": clean.quality_by_task["caption"].value,

@@ -17,7 +17,7 @@ from disp.attacks.triggers import PRESETS, trigger_to_dict
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import open_image, queries_of
 from disp.data.scene_dataset import write_scenes
-from disp.diffusion.decode import DecodeConfig, decode
+from disp.diffusion.decode import decode
 from disp.errors import DispError, unknown_name
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.table import stage_table
@@ -101,13 +101,12 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     poisoned = run.poisoned(tuning)
     attack = load_attack(out / "poisoned" / "manifest.json")
     builtin = load_model()
-    decoding = DecodeConfig(gen_length=builtin.gen_length, **builtin.generation_defaults)
 
-    run.measure("clean", lambda: builtin, test, attack, decoding)
+    run.measure("clean", lambda: builtin, test, attack)
     model = run.trained("backdoored", load_model, lambda: poisoned, run.attack_training())
-    run.measure("backdoored", lambda: model, test, attack, decoding)
+    run.measure("backdoored", lambda: model, test, attack)
 
-    settings = PurifyConfig(mask_ratio=config.mask_ratio, decode=decoding, seed=config.seed)
+    settings = PurifyConfig(mask_ratio=config.mask_ratio, seed=config.seed)
     evidence = run.scored(model, poisoned, settings)
     for stage in MODES:
 
@@ -124,7 +123,7 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
                 ).dataset
 
         recovered = run.trained(stage, lambda: load_model(out / "backdoored"), purified, run.recovery_training())
-        run.measure(stage, lambda recovered=recovered: recovered, test, attack, decoding)  # type: ignore[misc]
+        run.measure(stage, lambda recovered=recovered: recovered, test, attack)  # type: ignore[misc]
     write_json(out / "metrics.json", run.metrics())
     metrics = _read_json(out / "metrics.json")
     write_text(out / "table.md", stage_table({stage: metrics[stage] for stage in STAGES}) + "\n")
@@ -212,17 +211,13 @@ class _Run:
         with self.phase("saliency and counterfactuals"), self.progress("scoring training answers", turns) as advance:
             return score(model, poisoned.samples, settings, self.out / "scores.jsonl", progress=advance)
 
-    def measure(
-        self, stage: str, model: Callable[[], MDLM], test: Dataset, attack: Attack, decoding: DecodeConfig
-    ) -> None:
+    def measure(self, stage: str, model: Callable[[], MDLM], test: Dataset, attack: Attack) -> None:
         file = self.out / "stages" / f"{stage}.json"
         if file.exists():
             return
         total = 2 * len(queries_of(test.samples))
         with self.phase(f"evaluate {stage}"), self.progress(f"{stage}: measuring", total) as advance:
-            found = evaluate(
-                model(), test.samples, attack=attack, decode=decoding, seed=self.config.seed, progress=advance
-            )
+            found = evaluate(model(), test.samples, attack=attack, seed=self.config.seed, progress=advance)
             write_json(self.out / "stages" / f"{stage}-answers.json", list(found.answers))
             write_json(file, to_metrics(found))
 

@@ -78,7 +78,7 @@ def scoring_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
 def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     """`disp.auditing.audit.audit`, at most, where flagged answers share one phrase; each further one pastes as much."""
     scoring = config.scoring
-    decode, size = scoring.decode, scoring.batch_size
+    decode, size = _decoding(scoring), scoring.batch_size
     turns = sorted((count for count in _turns_with_image(asked) if count), reverse=True)
     pasted = decoding_passes((config.donors + config.controls) * config.recipients, size, decode)
     shown = decoding_passes(sum(turns[:SHOWN_SAMPLES]), size, decode)
@@ -95,6 +95,12 @@ def candidate_count(visual: int, count: int, ratio: float) -> int:
     while size <= ratio * visual:
         blocks, size = blocks + 1, 2 * size
     return max(1, min(count, visual)) + blocks
+
+
+def _decoding(config: PurifyConfig) -> DecodeConfig:
+    if config.decode is None:
+        raise ValueError("passes depend on how answers are decoded, and the model is not there to say; set `decode`")
+    return config.decode
 
 
 def decoding_passes(rows: int, batch_size: int, config: DecodeConfig) -> Passes:
@@ -124,7 +130,7 @@ def purification_passes(asked: Sequence[Asked], config: PurifyConfig) -> tuple[P
     rewriting = Passes(0, 0, 0, selective)
     for turn in range(max((each.turn for each in asked), default=-1) + 1):
         rows = sum(each.turn == turn and each.visual > 0 for each in asked)
-        rewriting += decoding_passes(rows, config.batch_size, config.decode)
+        rewriting += decoding_passes(rows, config.batch_size, _decoding(config))
     return scoring, rewriting
 
 

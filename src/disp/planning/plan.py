@@ -6,7 +6,7 @@ Nothing but configs, headers of weight files, the tokenizer, the data file and t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +59,8 @@ class PlanSettings:
         bits: 8 or 4 where the language model is loaded quantized.
         purify: how the data is purified; also how it is scored in an audit.
         train: how the model is fine-tuned.
-        decode: how answers are decoded in the evaluation; None for ``purify.decode``.
+        decode: how answers are decoded in the evaluation; None for ``purify.decode``, and where that is None too for
+            the model's own settings.
         evaluation_batch_size: queries a pass in the evaluation.
         attacked: whether the evaluation measures an attack too.
         gen_length: response slots of saliency and training; None for the model's own.
@@ -181,17 +182,18 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
     # 3. Memory.
     itemsize = ITEMSIZE[settings.dtype]
     weights = weight_bytes(sizes, parameters, itemsize, settings.bits)
-    purify, train = settings.purify, settings.train
+    own = settings.purify.decode or default_decode(config if folder is None else folder)
+    purify, train = replace(settings.purify, decode=own), settings.train
     length = settings.gen_length or sizes.gen_length
     visual = max((count.visual + count.others for count in counts.values()), default=0)
     tiles = max((count.tiles for count in counts.values()), default=0)
     batch = min(purify.batch_size, max(len(queries), 1))
     scored = Rows(batch, prefix, length, visual, tiles)
-    decoded = Rows(batch, prefix, purify.decode.gen_length, visual, tiles)
+    decoded = Rows(batch, prefix, own.gen_length, visual, tiles)
     trained = trained_parameters(sizes, parameters, train.method, train.lora_rank, train.train_vision)
     if not trained:
         raise DispError(f"method {train.method!r} trains nothing in this model; use 'lora' or 'full'")
-    guided, cached = purify.decode.cfg_scale > 0, purify.decode.prefix_cache
+    guided, cached = own.cfg_scale > 0, own.prefix_cache
     memory = {
         "encoding": Memory(weights, encoding_bytes(sizes, scored, itemsize)),
         "saliency": Memory(weights, saliency_bytes(sizes, scored, itemsize)),
@@ -210,13 +212,12 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
     }
     # 4. Passes.
     scoring, rewriting = purification_passes(asked, purify)
-    decode = settings.decode or purify.decode
     passes = {
         "score": scoring_passes(asked, purify),
         "audit": audit_passes(asked, AuditConfig(scoring=purify)),
         "purify": scoring + rewriting,
         "train": training_passes(train, sizes.loss_rows),
-        "evaluate": evaluation_passes(asked, decode, settings.evaluation_batch_size, settings.attacked),
+        "evaluate": evaluation_passes(asked, settings.decode or own, settings.evaluation_batch_size, settings.attacked),
     }
     images = sum(len(sample.images) for sample in dataset.samples)
     return Plan(

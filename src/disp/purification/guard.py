@@ -25,7 +25,7 @@ class GuardConfig:
         least_agreement: word agreement (F1, in [0, 1]) of the masked and the unmasked answer below which an input
             is flagged.
         saliency: the saliency estimator.
-        decode: how answers are decoded.
+        decode: how answers are decoded; the model's own settings if None.
         batch_size: queries a pass.
         seed: seed of decoding.
     """
@@ -33,7 +33,7 @@ class GuardConfig:
     mask_ratio: float = 0.06
     least_agreement: float = 0.5
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    decode: DecodeConfig | None = None
     batch_size: int = 32
     seed: int = 0
 
@@ -77,11 +77,12 @@ def guard(
         config: see `GuardConfig`.
         progress: called with the number of queries finished after each batch.
     """
+    length = config.decode.gen_length if config.decode else model.gen_length
     results = []
     for batch in batches(queries, config.batch_size):
         prefix = model.encode(batch)
         keys = [query.key for query in batch]
-        scores = saliency(model, prefix, keys, config.saliency, config.decode.gen_length)
+        scores = saliency(model, prefix, keys, config.saliency, length)
         masked = mask_top(scores, prefix.visual_mask, config.mask_ratio)
         with torch.no_grad():
             hidden = prefix.with_masked(masked, model.mask_embedding)

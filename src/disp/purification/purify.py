@@ -41,7 +41,7 @@ class PurifyConfig:
         candidates: salient tokens that "selective" masks one at a time; see `candidate_sets`.
         least_suspicion: nats below which "selective" rewrites nothing: another answer must win clearly.
         saliency: the saliency estimator.
-        decode: how answers are regenerated.
+        decode: how answers are regenerated; the model's own settings if None.
         batch_size: assistant turns a pass.
         seed: seed of random masks and decoding.
     """
@@ -51,7 +51,7 @@ class PurifyConfig:
     candidates: int = 12
     least_suspicion: float = LEAST_SUSPICION
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    decode: DecodeConfig | None = None
     batch_size: int = 32
     seed: int = 0
 
