@@ -50,6 +50,22 @@ def test_only_what_is_asked_for_is_trained(model, samples, tmp_path, options, ch
     assert not any(part in name for name in changed for part in keeps)
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_projector_and_tower_learn_at_their_own_rates(model, samples, tmp_path, method):
+    # Adam's first step moves every weight by the learning rate, whatever its gradient.
+    config = TrainConfig(
+        steps=1, batch_size=4, warmup_steps=0, learning_rate=4e-3, projector_learning_rate=2e-4,
+        vision_learning_rate=1e-5, train_vision=True, method=method,
+    )  # fmt: skip
+    before = _weights(model)
+    after = _weights(train(model, samples, config, tmp_path))
+    moved = {name: (after[name] - before[name]).abs().max().item() for name in before}
+    for part, rate in (("mm_projector", 2e-4), ("vision_tower", 1e-5)):
+        assert max(value for name, value in moved.items() if part in name) == pytest.approx(rate, rel=0.02)
+    if method == "full":
+        assert moved["lm_head.weight"] == pytest.approx(4e-3, rel=0.02)
+
+
 def test_the_loss_falls_and_the_saved_model_is_the_trained_one(model, samples, tmp_path):
     seen = []
     config = TrainConfig(steps=60, batch_size=6, learning_rate=1e-2, warmup_steps=5)

@@ -18,15 +18,17 @@ RECIPES: dict[str, dict[str, Any]] = {
     "disp": {**_LLAVA, "method": "projector", "learning_rate": 1e-3, "rows_a_step": 64},
     # Stage 1, 16 rows a GPU; here as on eight.
     "llada-v-projector": {**_LLAVA, "method": "projector", "learning_rate": 1e-3, "rows_a_step": 128},
-    # Fine-tuning, 32 GPUs with two batches of one row each. Their vision tower is trained too, at 2e-6.
+    # Fine-tuning, 32 GPUs with two batches of one row each. Their vision tower is trained too (--train-vision).
     "llada-v": {
-        **_LLAVA, "method": "full", "learning_rate": 1e-5, "rows_a_step": 64, "gradient_checkpointing": True,
+        **_LLAVA, "method": "full", "learning_rate": 1e-5, "vision_learning_rate": 2e-6, "rows_a_step": 64,
+        "gradient_checkpointing": True,
     },
     # Stage 1, eight GPUs.
     "lavida-projector": {**_LLAVA, "method": "projector", "learning_rate": 1e-3, "rows_a_step": 256},
-    # Stages 2 and 3; each row is two in the loss. Their vision tower is trained too, at 2e-6.
+    # Stages 2 and 3; each row is two in the loss. Their vision tower is trained too (--train-vision).
     "lavida": {
-        **_LLAVA, "method": "full", "learning_rate": 2e-5, "rows_a_step": 128, "gradient_checkpointing": True,
+        **_LLAVA, "method": "full", "learning_rate": 2e-5, "vision_learning_rate": 2e-6, "rows_a_step": 128,
+        "gradient_checkpointing": True,
         "trainer": _LAVIDA_SCHEDULE,
     },
     # Their warm-up is 5000 steps of a far longer run.
@@ -44,7 +46,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Learning rates, batch sizes and clipping of the training scripts of LLaDA-V (arXiv 2505.16933), LaViDa (2505.16839),
 MMaDA (2505.15809) and Dimple (2505.16990), and the method of DiSP (2602.22246). What a comment names is different
-here: a run has one learning rate, and the vision tower is frozen. DiffusionGemma's makers publish no rate."""
+here: the vision tower is frozen unless asked for. DiffusionGemma's makers publish no rate."""
 
 
 def recipe(name: str, *, devices: int = 1, **given: Any) -> TrainConfig:

@@ -33,6 +33,8 @@ class TrainConfig:
         steps: optimiser steps.
         batch_size: assistant turns a step on each device.
         learning_rate: peak, after linear warm-up; cosine decay to zero.
+        projector_learning_rate: peak for the projector, where it is trained; ``learning_rate`` if None.
+        vision_learning_rate: peak for the vision tower, where it is trained; ``learning_rate`` if None.
         method: "full" trains the language model and the projector, "projector" the projector alone, "lora"
             low-rank adapters on every linear layer of the language model and the projector itself.
         train_vision: train the vision tower too.
@@ -54,6 +56,8 @@ class TrainConfig:
     steps: int = 100
     batch_size: int = 32
     learning_rate: float = 1e-3
+    projector_learning_rate: float | None = None
+    vision_learning_rate: float | None = None
     method: Literal["full", "lora", "projector"] = "full"
     train_vision: bool = False
     gradient_checkpointing: bool = False
@@ -68,9 +72,11 @@ class TrainConfig:
     trainer: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "lora_rank"):
-            if getattr(self, name) <= 0:
-                raise DispError(f"{name} must be positive, got {getattr(self, name)}")
+        rates = ("learning_rate", "projector_learning_rate", "vision_learning_rate")
+        for name in ("steps", "batch_size", "lora_rank", *rates):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise DispError(f"{name} must be positive, got {value}")
         if not 0 < self.min_mask_ratio <= 1:
             raise DispError(f"min_mask_ratio must be in (0, 1], got {self.min_mask_ratio}")
         if self.method not in ("full", "lora", "projector"):
@@ -155,6 +161,7 @@ def train(
         train_dataset=examples,
         data_collator=_Collator(model),
         callbacks=[_Progress(progress)],
+        rate_of=partial(_learning_rate, model, config),
     )
     trainer.remove_callback(PrinterCallback)
     checkpoints = sorted((out / "checkpoints").glob("checkpoint-*"))
@@ -231,6 +238,23 @@ class _Trainer(Trainer):
         loss = model(**inputs)
         return (loss, {"loss": loss}) if return_outputs else loss
 
+    def __init__(self, *args: Any, rate_of: Callable[[str], float], **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.rate_of = rate_of
+
+    def create_optimizer(self, model=None):
+        """The library's optimiser, with the parameters grouped by learning rate too."""
+        optimizer = super().create_optimizer(model)
+        names = {id(parameter): name for name, parameter in (model or self.model).named_parameters()}
+        groups: list[dict[str, Any]] = []
+        for group in optimizer.param_groups:
+            by_rate: dict[float, list[Any]] = {}
+            for parameter in group["params"]:
+                by_rate.setdefault(self.rate_of(names[id(parameter)]), []).append(parameter)
+            groups += [{**group, "params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
+        optimizer.param_groups[:] = groups
+        return optimizer
+
     def _get_train_sampler(self, *_: Any) -> Sampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # `_Examples` has a length
 
@@ -258,13 +282,26 @@ def _select_parameters(model: MDLM, config: TrainConfig):
         return model
     from peft import LoraConfig, get_peft_model
 
+    # Not adapted but trained and saved as a whole.
+    whole = (*model.projector_names, *(model.vision_names if config.train_vision else ()))
     adapters = LoraConfig(
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank,
         target_modules=model.lora_modules(),
-        modules_to_save=list(model.projector_names),
+        modules_to_save=[name.rstrip(".") for name in whole],
     )
     return get_peft_model(model, adapters)
+
+
+def _learning_rate(model: MDLM, config: TrainConfig, name: str) -> float:
+    """The peak rate of the parameter of this name."""
+    for parts, rate in (
+        (model.vision_names, config.vision_learning_rate),
+        (model.projector_names, config.projector_learning_rate),
+    ):
+        if rate is not None and any(part in name for part in parts):
+            return rate
+    return config.learning_rate
 
 
 def _cached_features(model: MDLM, queries: Sequence[Query]) -> dict[str, list[Tensor]] | None:

@@ -182,6 +182,7 @@ def defend(
     steps: int | None = None,
     train_batch_size: int | None = None,
     learning_rate: float | None = None,
+    projector_learning_rate: float | None = None,
     min_mask_ratio: float | None = None,
     method: Literal["full", "lora", "projector"] | None = None,
     mask_ratio: float = 0.06,
@@ -215,6 +216,8 @@ def defend(
         Assistant turns a pass of the training, 32 by default.
     learning_rate
         Peak of the cosine schedule, 1e-3 by default.
+    projector_learning_rate
+        The projector's own peak.
     min_mask_ratio
         Lower end of the mask ratio t in training, 1e-3 by default.
     method
@@ -241,6 +244,7 @@ def defend(
         steps=steps,
         batch_size=train_batch_size,
         learning_rate=learning_rate,
+        projector_learning_rate=projector_learning_rate,
         min_mask_ratio=min_mask_ratio,
         method=method,
         seed=seed,

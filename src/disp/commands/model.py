@@ -23,6 +23,8 @@ def train(
     batch_size: int | None = None,
     accumulate: int | None = None,
     learning_rate: float | None = None,
+    projector_learning_rate: float | None = None,
+    vision_learning_rate: float | None = None,
     min_mask_ratio: float | None = None,
     method: Literal["full", "lora", "projector"] | None = None,
     train_vision: Annotated[bool, Parameter(negative=())] = False,
@@ -48,6 +50,10 @@ def train(
         Passes a step: 1, or as many as the recipe's batch size takes.
     learning_rate
         Peak of the cosine schedule, 1e-3 by default.
+    projector_learning_rate
+        The projector's own peak.
+    vision_learning_rate
+        The vision tower's own peak, with --train-vision.
     min_mask_ratio
         Lower end of the mask ratio t, 1e-3 by default; a higher one means steadier gradients.
     method
@@ -70,6 +76,8 @@ def train(
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        projector_learning_rate=projector_learning_rate,
+        vision_learning_rate=vision_learning_rate,
         min_mask_ratio=min_mask_ratio,
         method=method,
         train_vision=train_vision,
