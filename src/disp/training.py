@@ -245,7 +245,8 @@ class _Trainer(Trainer):
     def create_optimizer(self, model=None):
         """The library's optimiser, with the parameters grouped by learning rate too."""
         optimizer = super().create_optimizer(model)
-        names = {id(parameter): name for name, parameter in (model or self.model).named_parameters()}
+        parameters = (self.model if model is None else model).named_parameters()  # type: ignore[union-attr]
+        names = {id(parameter): name for name, parameter in parameters}
         groups: list[dict[str, Any]] = []
         for group in optimizer.param_groups:
             by_rate: dict[float, list[Any]] = {}

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from disp.data.sample import Query, Turn
+from disp.diffusion.decode import own_settings
 from disp.errors import DispError
 from disp.models.llada_v import LladaV
+from disp.models.loading import load_model
 from disp.models.tokenizer import ASSISTANT, USER
 from disp.models.transformer import attention_inputs
 from disp.models.vision import normalise_pixels
@@ -277,3 +279,12 @@ def test_text_cannot_smuggle_in_control_tokens(tiny_model, picture):
     response = tiny_model.encode_responses([evil], 60)[0].tolist()
     assert tiny_model.mask_token_id not in response
     assert response.count(tiny_model.end_token_ids[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("gen_length", "steps", "block"), [(64, 64, 16), (24, 24, 8), (40, 40, 8), (16, 16, 16), (7, 7, 1)]
+)
+def test_another_response_length_keeps_decoding_settings_that_fit(gen_length, steps, block):
+    model = load_model("builtin", gen_length=gen_length)
+    settings = own_settings(model)
+    assert (settings.gen_length, settings.steps, settings.block_length) == (gen_length, steps, block)

@@ -27,7 +27,7 @@ from disp.files import append_jsonl, read_finished_jsonl, sha256, write_atomical
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.purify import Evidence, candidate_masks, most_suspicious
-from disp.purification.support import counterfactual_scores
+from disp.purification.support import counterfactual_scores, suspicion_of
 
 MAP_SIDE = 24
 ASSUMPTIONS = (
@@ -127,7 +127,7 @@ def _random_control(model: MDLM, above: Sequence[Sample], result: Audit, config:
             # As many random tokens as the best candidate has.
             sets.append(_random_like(prefix.visual_mask, batch, result.evidence, keys, config.scoring.seed))
         base, each = counterfactual_scores(model, prefix, response, torch.stack(sets, dim=1))
-        for query, value in zip(batch, (each.amax(-1) - base).tolist(), strict=True):
+        for query, value in zip(batch, suspicion_of(base, each).tolist(), strict=True):
             stay[query.sample_id] = max(stay.get(query.sample_id, 0.0), value)
     return sum(stay[sample.id] > result.threshold for sample in chosen), len(chosen)
 

@@ -77,10 +77,9 @@ def generate(
     queries = [Query("prompt", 0, tuple(image or ()), (), prompt)] if prompt is not None else []
     if data is not None:
         queries = queries_of(rows.load(data).samples)
-    mdlm = runtime.load(model)
+    mdlm = runtime.load(model, gen_length=gen_length)
     config = own_settings(
         mdlm,
-        gen_length=gen_length,
         steps=steps,
         block_length=block_length,
         remasking=remasking,

@@ -30,14 +30,14 @@ from disp.data.llava import Dataset, load_dataset, save_dataset
 from disp.data.sample import Sample, Turn, batches, queries_of
 from disp.data.scene_dataset import write_scenes
 from disp.draws import generator
-from disp.experiments.demo import SOURCE, TARGET, TARGETS
+from disp.experiments.demo import SOURCE, TARGET, TARGETS, attack_training
 from disp.files import append_jsonl, read_finished_jsonl
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
 from disp.purification.masking import mask_random, mask_top
 from disp.purification.purify import PurifyConfig, saliency_of
 from disp.purification.support import likelihood_gap
-from disp.training import TrainConfig, train
+from disp.training import train
 
 LOCALISED = ("patch", "patch-random", "object")
 TRIGGERS = (*LOCALISED, "blended")
@@ -54,7 +54,7 @@ def planted(name: str, target: str, trigger: str, rate: float, rows: int, steps:
         )
         poison(honest, folder / "poisoned", PRESETS[trigger], TARGETS[target], rate, seed)
     dataset = load_dataset(folder / "poisoned")
-    model, found, seconds = _tune_and_audit(dataset, steps, seed, folder, trigger == "blended")
+    model, found, seconds = _tune_and_audit(dataset, steps, seed, folder, trigger)
     manifest = json.loads((folder / "poisoned" / "manifest.json").read_text(encoding="utf-8"))
     rows_by_id = {row["id"]: row for row in manifest["poisoned_rows"]}
     wanted = TARGETS[target]
@@ -87,7 +87,7 @@ def clean(name: str, kind: str, rows: int, steps: int, seed: int, out: Path) -> 
         samples = CLEAN_KINDS[kind](list(honest.samples), seed)
         save_dataset(samples, folder / "set" / "data.json", honest.image_root)
     dataset = load_dataset(folder / "set", folder / "set-images" / "images")
-    _, found, seconds = _tune_and_audit(dataset, steps, seed, folder, False)
+    _, found, seconds = _tune_and_audit(dataset, steps, seed, folder)
     return _common(name, found, dataset, seconds) | {"kind": kind}
 
 
@@ -125,11 +125,10 @@ CLEAN_KINDS: dict[str, Callable[[list[Sample], int], list[Sample]]] = {
 
 
 def _tune_and_audit(
-    dataset: Dataset, steps: int, seed: int, folder: Path, train_vision: bool
+    dataset: Dataset, steps: int, seed: int, folder: Path, trigger: str = ""
 ) -> tuple[MDLM, Audit, float]:
     if not (folder / "model" / "train.json").exists():
-        tuning = TrainConfig(steps=steps, learning_rate=2e-3, min_mask_ratio=0.25, train_vision=train_vision, seed=seed)
-        train(load_model(), dataset.samples, tuning, folder / "model")
+        train(load_model(), dataset.samples, attack_training(trigger, steps, seed), folder / "model")
     model = load_model(folder / "model")
     start = time.monotonic()
     found = audit(model, dataset, AuditConfig(scoring=PurifyConfig(seed=seed)), folder / "audit")

@@ -67,10 +67,10 @@ class DemoConfig:
     target: str = "refusal"
     trigger: str = "patch"
     poison_rate: float = 0.1
-    rows: int = 400
+    rows: int = 1000
     test_rows: int = 100
-    attack_steps: int = 240
-    recovery_steps: int = 70
+    attack_steps: int = 200
+    recovery_steps: int = 50
     mask_ratio: float = 0.06
     seed: int = 0
 
@@ -103,9 +103,11 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     builtin = load_model()
 
     run.measure("clean", lambda: builtin, test, attack)
-    model = run.trained("backdoored", load_model, lambda: poisoned, run.attack_training())
+    planting = attack_training(config.trigger, config.attack_steps, config.seed)
+    model = run.trained("backdoored", load_model, lambda: poisoned, planting)
     run.measure("backdoored", lambda: model, test, attack)
 
+    recovery = replace(planting, steps=config.recovery_steps, learning_rate=3e-4, seed=config.seed + 1)
     settings = PurifyConfig(mask_ratio=config.mask_ratio, seed=config.seed)
     evidence = run.scored(model, poisoned, settings)
     for stage in MODES:
@@ -122,13 +124,29 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
                     progress=run.bars(stage),
                 ).dataset
 
-        recovered = run.trained(stage, lambda: load_model(out / "backdoored"), purified, run.recovery_training())
+        recovered = run.trained(stage, lambda: load_model(out / "backdoored"), purified, recovery)
         run.measure(stage, lambda recovered=recovered: recovered, test, attack)  # type: ignore[misc]
     write_json(out / "metrics.json", run.metrics())
     metrics = _read_json(out / "metrics.json")
     write_text(out / "table.md", stage_table({stage: metrics[stage] for stage in STAGES}) + "\n")
     _draw(run, model, load_model(out / "disp_selective"), test, attack, settings, out / "story.png")
     return metrics
+
+
+def attack_training(trigger: str, steps: int, seed: int) -> TrainConfig:
+    """Fine-tuning of the built-in model that plants a backdoor and harms little else.
+
+    Its projector knows where things are, which a larger rate would wipe out.
+    """
+    return TrainConfig(
+        steps=steps,
+        learning_rate=9e-4,
+        projector_learning_rate=5e-5,
+        min_mask_ratio=0.5,
+        # A frozen tower hardly sees a trigger that is blended into the whole picture.
+        train_vision=trigger == "blended",
+        seed=seed,
+    )
 
 
 class _Run:
@@ -182,21 +200,6 @@ class _Run:
                 trigger, target = PRESETS[self.config.trigger], TARGETS[self.config.target]
                 poison(tuning, folder, trigger, target, self.config.poison_rate, self.config.seed, progress=advance)
         return load_dataset(folder)
-
-    def attack_training(self) -> TrainConfig:
-        # A frozen tower hardly sees a trigger that is blended into the whole picture.
-        return TrainConfig(
-            steps=self.config.attack_steps,
-            learning_rate=9e-4,
-            min_mask_ratio=0.5,
-            train_vision=self.config.trigger == "blended",
-            seed=self.config.seed,
-        )
-
-    def recovery_training(self) -> TrainConfig:
-        return replace(
-            self.attack_training(), steps=self.config.recovery_steps, learning_rate=6e-4, seed=self.config.seed + 1
-        )
 
     def trained(self, name: str, start: Callable[[], MDLM], data: Callable[[], Dataset], config: TrainConfig) -> MDLM:
         folder = self.out / name

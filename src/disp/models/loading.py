@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -80,11 +81,15 @@ def load_model(
 
 
 def _set_gen_length(model: MDLM, gen_length: int) -> None:
-    """Another response length, with as many denoising steps a token as before."""
+    """Another response length, with as many denoising steps a token as before and the largest blocks that fit."""
     defaults = model.generation_defaults
     # A canvas is denoised in so many steps, however long the response is.
     if "steps" in defaults and defaults.get("sampler") != "canvas":
-        defaults["steps"] = max(1, round(defaults["steps"] * gen_length / model.gen_length))
+        block = math.gcd(defaults.get("block_length") or gen_length, gen_length)
+        blocks = gen_length // block
+        defaults["steps"] = blocks * max(1, round(defaults["steps"] * gen_length / model.gen_length / blocks))
+        if defaults.get("block_length"):
+            defaults["block_length"] = block
     model.gen_length = gen_length
 
 

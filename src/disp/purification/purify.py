@@ -27,7 +27,7 @@ from disp.progress import ProgressBar, no_progress
 from disp.purification.candidates import candidate_sets
 from disp.purification.masking import mask_random, mask_top
 from disp.purification.saliency import SaliencyConfig, saliency
-from disp.purification.support import counterfactual_scores
+from disp.purification.support import counterfactual_scores, suspicion_of
 from disp.purification.threshold import LEAST_SUSPICION, suspicion_threshold
 
 
@@ -73,8 +73,7 @@ class Evidence:
         key: the query's key.
         saliency: one score a visual token, in the order of the tokens.
         locations: image, tile, row and column of each visual token.
-        suspicion: how confidently another answer is preferred with the best candidate masked, less twice the same
-            with nothing masked, in nats, and at least 0; None where it was not measured.
+        suspicion: in nats, see `disp.purification.support.suspicion_of`; None where it was not measured.
         best_candidate: the visual tokens of that candidate.
     """
 
@@ -160,9 +159,7 @@ def _suspicion(
     response = model.encode_responses([query.response for query in batch], model.gen_length).to(prefix.embeds.device)
     candidates = candidate_sets(scores, prefix.visual_mask, config.candidates, config.mask_ratio)
     base, each = counterfactual_scores(model, prefix, response, candidates)
-    # What the model prefers anyway is its own mistake, not the work of the masked tokens. It counts twice: where a
-    # model has given up an answer, as a recovered one has, masking moves large preferences about and proves nothing.
-    suspicion = (each.amax(-1) - 2 * base).clamp(min=0)
+    suspicion = suspicion_of(base, each)
     if not suspicion.isfinite().all():
         key = batch[int((~suspicion.isfinite()).nonzero()[0, 0])].key
         raise DispError(f"the model's logits for {key} are not finite; load it in another precision (--dtype)")

@@ -107,3 +107,20 @@ def counterfactual_scores(
         hidden = prefix.select(owner[part]).with_masked(flat[part], model.mask_embedding)
         scores.append(preference_for_another(model, hidden, response[owner[part]]))
     return base, torch.cat(scores).view(rows, sets)
+
+
+def suspicion_of(base: Tensor, each: Tensor) -> Tensor:
+    """How suspicious given answers are, from `counterfactual_scores`: ``max(0, max_m c_m - 2 c_0)``.
+
+    What the model prefers with nothing masked is its own mistake, not the work of the masked tokens. It counts twice:
+    where a model has given up an answer, as a recovered one has, masking moves large preferences about and proves
+    nothing.
+
+    Args:
+        base: float ``[B]``, nothing masked.
+        each: float ``[B, M]``, each candidate set masked.
+
+    Returns:
+        float ``[B]`` in nats, at least 0.
+    """
+    return (each.amax(-1) - 2 * base).clamp(min=0)
