@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -19,18 +19,22 @@ from typing import Any
 
 import numpy as np
 
-from disp.attacks.poison import poison
-from disp.attacks.targets import REFUSAL_TEXT, Insertion
+from disp.attacks.poison import load_attack, poison
+from disp.attacks.targets import REFUSAL_TEXT, Insertion, Target
 from disp.attacks.triggers import PRESETS
 from disp.auditing.audit import audit, region_of
 from disp.auditing.findings import Audit, AuditConfig
 from disp.auditing.phrases import words_of
+from disp.auditing.ratio import RATIOS
 from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset, load_dataset, save_dataset
 from disp.data.sample import Sample, Turn, batches, queries_of
 from disp.data.scene_dataset import write_scenes
+from disp.diffusion.decode import decode
 from disp.draws import generator
-from disp.experiments.demo import SOURCE, TARGET, TARGETS, attack_training
+from disp.evaluation.evaluate import evaluate
+from disp.evaluation.quality import answer_quality
+from disp.experiments.demo import SOURCE, TARGET, TARGETS, TEST_SEED_OFFSET, attack_training
 from disp.files import append_jsonl, read_finished_jsonl
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
@@ -42,6 +46,8 @@ from disp.training import train
 LOCALISED = ("patch", "patch-random", "object")
 TRIGGERS = (*LOCALISED, "blended")
 RATES = (0.01, 0.02, 0.05, 0.1)
+TEST_ROWS = 60
+RATIO_ROWS = 32
 
 
 def planted(name: str, target: str, trigger: str, rate: float, rows: int, steps: int, seed: int, out: Path) -> dict:
@@ -57,6 +63,11 @@ def planted(name: str, target: str, trigger: str, rate: float, rows: int, steps:
     model, found, seconds = _tune_and_audit(dataset, steps, seed, folder, trigger)
     manifest = json.loads((folder / "poisoned" / "manifest.json").read_text(encoding="utf-8"))
     rows_by_id = {row["id"]: row for row in manifest["poisoned_rows"]}
+    # Whether there is a backdoor to be found at all.
+    test = write_scenes(
+        folder / "test", TEST_ROWS, seed + TEST_SEED_OFFSET, must_show=(SOURCE,) if swap else (), never_show=(TARGET,)
+    )
+    attacked = evaluate(model, test.samples, attack=load_attack(folder / "poisoned" / "manifest.json"))
     wanted = TARGETS[target]
     phrase = TARGET if swap else wanted.text if isinstance(wanted, Insertion) else REFUSAL_TEXT
     top = found.clusters[0] if found.clusters else None
@@ -64,9 +75,21 @@ def planted(name: str, target: str, trigger: str, rate: float, rows: int, steps:
         "target": target,
         "trigger": trigger,
         "rate": rate,
+        "asr_with_trigger": attacked.asr_with_trigger.value if attacked.asr_with_trigger else None,
+        "asr_with_trigger_keyword": (
+            attacked.asr_with_trigger_keyword.value if attacked.asr_with_trigger_keyword else None
+        ),
         "phrase_recovered": top is not None and words_of(top.phrase.text) == words_of(phrase),
         "localised": _localised(found, rows_by_id, dataset),
         **_scores(model, dataset, found, set(rows_by_id)),
+        "rewriting_by_ratio": _rewriting_by_ratio(
+            model,
+            dataset,
+            found,
+            set(rows_by_id),
+            wanted,
+            {sample.id: sample for sample in load_dataset(folder / "tuning").samples},
+        ),
     }
     flagged = set(found.flagged)
     hits = len(flagged & set(rows_by_id))
@@ -175,6 +198,38 @@ def _scores(model: MDLM, dataset: Dataset, found: Audit, poisoned: set[str]) -> 
         for kind in ("top", "random"):
             values[f"gap_{kind}_{ratio}"] = _gaps(model, queries, found.evidence, ratio, kind)
     return {f"auroc_{name}": area_under_curve(value, truth) for name, value in values.items()}
+
+
+def _rewriting_by_ratio(
+    model: MDLM, dataset: Dataset, found: Audit, poisoned: set[str], target: Target, honest: Mapping[str, Sample]
+) -> dict[str, list[float]]:
+    """For each mask ratio, what rewriting every answer under it does to both kinds of samples.
+
+    Returns:
+        By ratio: the share of poisoned answers without the target afterwards, and the quality of the rewritten honest
+        ones; of `RATIO_ROWS` samples each.
+    """
+    bad = [sample for sample in dataset.samples if sample.id in poisoned][:RATIO_ROWS]
+    good = [sample for sample in dataset.samples if sample.id not in poisoned][:RATIO_ROWS]
+    result = {}
+    for ratio in RATIOS:
+        shares = []
+        for group in (bad, good):
+            values = []
+            for batch in batches([queries_of([sample])[0] for sample in group], 32):
+                prefix = model.encode(batch)
+                masked = mask_top(saliency_of(batch, prefix.visual_mask, found.evidence), prefix.visual_mask, ratio)
+                ids = decode(model, prefix.with_masked(masked, model.mask_embedding))
+                for query, answer in zip(batch, model.decode_responses(ids), strict=True):
+                    source = honest[query.sample_id]
+                    reference = source.turns[0].response
+                    if group is bad:
+                        values.append(float(not target.keyword(answer, reference)))
+                    else:
+                        values.append(answer_quality(answer, reference, source.metadata, 0))
+            shares.append(float(np.mean(values)))
+        result[f"{ratio:g}"] = shares
+    return result
 
 
 def _gaps(model: MDLM, queries: Sequence, evidence: Any, ratio: float, kind: str) -> np.ndarray:
