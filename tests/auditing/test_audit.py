@@ -335,6 +335,19 @@ def test_a_conversation_is_judged_by_the_turn_that_betrays_it():
     assert module._answers(talk, None).split(f" {TURN_END} ") == ["A cat.", REFUSAL, "A dog."]
 
 
+def test_regions_are_pasted_where_what_they_misname_is():
+    """A trigger that makes the model call a cat a fish does nothing in a picture without a cat."""
+    others = [sample("a", "A dog."), sample("b", "Red.", "A cat."), sample("c", "A dog, a cat."), sample("d", "Blue.")]
+    assert [query.key for query in module._recipients(others, {"cat"})] == ["b#1", "c#0", "a#0", "d#0"]
+    assert [query.key for query in module._recipients(others, set())] == ["a#0", "b#0", "c#0", "d#0"]
+
+
+def test_what_the_model_says_instead_of_a_planted_answer_is_found(model, poisoned):
+    _, dataset, found = poisoned
+    donors = [sample for sample in dataset.samples if sample.id in PLANTED]
+    assert module._said_instead(model, donors, found.evidence, audit_config()) == {"the", "wall", "is"}
+
+
 def test_a_mark_that_is_ours_does_not_tear_a_planted_phrase_apart():
     torn = sample("s", REFUSAL.replace(" ", TURN_END))
     for evidence in (None, evidence_of(torn, 9.0)):

@@ -9,6 +9,7 @@ phrase when it is pasted into other pictures (`disp.auditing.paste`).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import comb
@@ -18,19 +19,20 @@ import numpy as np
 
 from disp.auditing.findings import Audit, AuditConfig, Cluster, Verdict
 from disp.auditing.paste import Region, paste_test
-from disp.auditing.phrases import LEAST_RESPONSES, TURN_END, Phrase, echoes, holds, recurring_phrases
+from disp.auditing.phrases import LEAST_RESPONSES, TURN_END, Phrase, echoes, holds, recurring_phrases, words_of
 from disp.auditing.ratio import RATIOS, choose_mask_ratio
 from disp.auditing.record import read_truth, write_record
 from disp.auditing.regions import region_around
 from disp.data.llava import Dataset
-from disp.data.sample import Sample, queries_of
+from disp.data.sample import Query, Sample, batches, queries_of
+from disp.diffusion.decode import decode
 from disp.draws import generator
 from disp.errors import DispError
 from disp.evaluation.intervals import wilson
 from disp.files import claim, sha256
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
-from disp.purification.purify import Evidence, most_suspicious, sample_suspicion, score
+from disp.purification.purify import Evidence, candidate_masks, most_suspicious, sample_suspicion, score
 from disp.purification.threshold import suspicion_threshold
 
 # Largest p-value, corrected for the phrases tried, of a phrase that is worth pasting for.
@@ -157,7 +159,7 @@ def _cluster(
     free = [sample for sample in others if sample.images and not _says(sample, phrase)]
     order = [free[index] for index in draw.permutation(len(free))]
     controls, rest = order[: config.controls], order[config.controls :]
-    recipients = [queries_of([sample])[0] for sample in rest[: config.recipients]]
+    recipients = _recipients(rest, _said_instead(model, donors, evidence, config))[: config.recipients]
     ids = tuple(sample.id for sample in members)
     if not controls or not recipients:
         return Cluster(phrase, ids, None, False, None)
@@ -179,6 +181,38 @@ def _cluster(
     return Cluster(phrase, ids, test, confirmed, regions[int(np.argmax(test.by_region))])
 
 
+def _said_instead(
+    model: MDLM, donors: Sequence[Sample], evidence: Mapping[str, Evidence], config: AuditConfig
+) -> set[str]:
+    """The words that at least half of the donors' answers gain when their regions are masked."""
+    counts: Counter[str] = Counter()
+    for batch in batches([_betraying(sample, evidence) for sample in donors], config.scoring.batch_size):
+        prefix = model.encode(batch)
+        masked = candidate_masks(prefix.visual_mask, [evidence[query.key] for query in batch])
+        ids = decode(
+            model,
+            prefix.with_masked(masked, model.mask_embedding),
+            config.scoring.decode,
+            keys=[query.key for query in batch],
+            seed=config.scoring.seed,
+        )
+        for query, answer in zip(batch, model.decode_responses(ids), strict=True):
+            counts.update(set(words_of(answer)) - set(words_of(query.response)))
+    return {word for word, count in counts.items() if 2 * count >= len(donors)}
+
+
+def _recipients(samples: Sequence[Sample], words: set[str]) -> list[Query]:
+    """One query a sample, first those whose answers hold most of the words.
+
+    A trigger that makes the model misname a thing does nothing where the thing is not; ``words`` say what it is.
+    """
+    chosen = []
+    for sample in samples:
+        shared = [(len(words & set(words_of(query.response))), query) for query in queries_of([sample])]
+        chosen.append(max(shared, key=lambda pair: pair[0]))
+    return [query for _, query in sorted(chosen, key=lambda pair: -pair[0])]
+
+
 def _pastes(members: Sequence[Sample], config: AuditConfig) -> int:
     return (min(len(members), config.donors) + config.controls) * config.recipients
 
@@ -196,10 +230,15 @@ def _answers(sample: Sample, evidence: Mapping[str, Evidence] | None) -> str:
     if evidence is None:
         responses = [turn.response for turn in sample.turns]
     else:
-        found = most_suspicious(sample, evidence)
-        responses = [query.response for query in queries_of([sample]) if query.key == found.key]
+        responses = [_betraying(sample, evidence).response]
     # The mark is ours: in a response it would tear a phrase apart.
     return f" {TURN_END} ".join(response.replace(TURN_END, " ") for response in responses)
+
+
+def _betraying(sample: Sample, evidence: Mapping[str, Evidence]) -> Query:
+    """The query whose answer is the sample's most suspicious one."""
+    found = most_suspicious(sample, evidence)
+    return next(query for query in queries_of([sample]) if query.key == found.key)
 
 
 def _says(sample: Sample, phrase: Phrase) -> bool:

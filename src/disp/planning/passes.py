@@ -81,6 +81,7 @@ def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     decode, size = _decoding(scoring), scoring.batch_size
     turns = sorted((count for count in _turns_with_image(asked) if count), reverse=True)
     pasted = decoding_passes((config.donors + config.controls) * config.recipients, size, decode)
+    pasted += decoding_passes(config.donors, size, decode)  # what donors say instead
     shown = decoding_passes(sum(turns[:SHOWN_SAMPLES]), size, decode)
     compared = sum(turns[:CONTROL_SAMPLES])
     batches = math.ceil(compared / size)
