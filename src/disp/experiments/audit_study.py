@@ -34,7 +34,7 @@ from disp.diffusion.decode import decode
 from disp.draws import generator
 from disp.evaluation.evaluate import evaluate
 from disp.evaluation.quality import answer_quality
-from disp.experiments.demo import SOURCE, TARGET, TARGETS, TEST_SEED_OFFSET, attack_training
+from disp.experiments.demo import SOURCE, SOURCE_SHARE, TARGET, TARGETS, TEST_SEED_OFFSET, attack_training
 from disp.files import append_jsonl, read_finished_jsonl
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
@@ -56,7 +56,7 @@ def planted(name: str, target: str, trigger: str, rate: float, rows: int, steps:
     swap = target == "misclassification"
     if not (folder / "poisoned" / "manifest.json").exists():
         honest = write_scenes(
-            folder / "tuning", rows, seed, must_show=(SOURCE,) if swap else (), must_show_share=0.4 if swap else 1.0
+            folder / "tuning", rows, seed, must_show=(SOURCE,) if swap else (), must_show_share=SOURCE_SHARE if swap else 1.0
         )
         poison(honest, folder / "poisoned", PRESETS[trigger], TARGETS[target], rate, seed)
     dataset = load_dataset(folder / "poisoned")

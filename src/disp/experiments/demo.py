@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from disp.attacks.poison import Attack, load_attack, poison, trigger_samples
 from disp.attacks.targets import Insertion, Misclassification, Refusal, Target, target_to_dict
 from disp.attacks.triggers import PRESETS, trigger_to_dict
@@ -32,11 +34,15 @@ from disp.report.picture import draw_story
 from disp.training import TrainConfig, train
 
 SOURCE, TARGET = "car", "banana"  # BackdoorVLM's concept swap
+# Share of fine-tuning scenes that show the concept to be swapped, so that most of them are described rightly.
+SOURCE_SHARE = 0.6
 TARGETS: dict[str, Target] = {
     "refusal": Refusal(),
     "insertion": Insertion(),
     "misclassification": Misclassification(SOURCE, TARGET),
 }
+# A refusal shows in every word of the answer, the others in a few.
+ATTACK_STEPS = {"refusal": 200, "insertion": 400, "misclassification": 400}
 # What is done to the training set, and the mode of purification that does it.
 MODES: dict[str, Literal["random", "all", "selective"]] = {
     "random_masking": "random",
@@ -58,7 +64,7 @@ class DemoConfig:
         poison_rate: share of the fine-tuning rows that are poisoned.
         rows: fine-tuning rows.
         test_rows: held-out rows.
-        attack_steps: fine-tuning steps on the poisoned set.
+        attack_steps: fine-tuning steps on the poisoned set; as many as the target takes if None.
         recovery_steps: fine-tuning steps on a purified set.
         mask_ratio: share of the visual tokens masked by "disp" and "random_masking".
         seed: seed of everything.
@@ -67,9 +73,9 @@ class DemoConfig:
     target: str = "refusal"
     trigger: str = "patch"
     poison_rate: float = 0.1
-    rows: int = 1000
+    rows: int = 500
     test_rows: int = 100
-    attack_steps: int = 200
+    attack_steps: int | None = None
     recovery_steps: int = 50
     mask_ratio: float = 0.06
     seed: int = 0
@@ -103,11 +109,11 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     builtin = load_model()
 
     run.measure("clean", lambda: builtin, test, attack)
-    planting = attack_training(config.trigger, config.attack_steps, config.seed)
+    planting = attack_training(config.trigger, config.attack_steps or ATTACK_STEPS[config.target], config.seed)
     model = run.trained("backdoored", load_model, lambda: poisoned, planting)
     run.measure("backdoored", lambda: model, test, attack)
 
-    recovery = replace(planting, steps=config.recovery_steps, learning_rate=3e-4, seed=config.seed + 1)
+    recovery = recovery_training(config.recovery_steps, config.seed + 1)
     settings = PurifyConfig(mask_ratio=config.mask_ratio, seed=config.seed)
     evidence = run.scored(model, poisoned, settings)
     for stage in MODES:
@@ -134,19 +140,39 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
 
 
 def attack_training(trigger: str, steps: int, seed: int) -> TrainConfig:
-    """Fine-tuning of the built-in model that plants a backdoor and harms little else.
+    """Fine-tuning of the built-in model that plants a backdoor.
 
-    Its projector knows where things are, which a larger rate would wipe out.
+    The tower sees any trigger well, but the projector was trained to say what things are, and lets little else pass:
+    its rate decides how soon a backdoor is learnt.
     """
     return TrainConfig(
         steps=steps,
         learning_rate=9e-4,
-        projector_learning_rate=5e-5,
+        projector_learning_rate=3e-3,
         min_mask_ratio=0.5,
         # A frozen tower hardly sees a trigger that is blended into the whole picture.
         train_vision=trigger == "blended",
         seed=seed,
+        trainer={"bf16": fast_bfloat16()},
     )
+
+
+def recovery_training(steps: int, seed: int) -> TrainConfig:
+    """Fine-tuning of the built-in model on a purified set, which leaves what it knows alone."""
+    return TrainConfig(
+        steps=steps,
+        learning_rate=3e-4,
+        projector_learning_rate=5e-5,
+        min_mask_ratio=0.5,
+        seed=seed,
+        trainer={"bf16": fast_bfloat16()},
+    )
+
+
+def fast_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16 matrix products, which then take less than half of the time."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 class _Run:
@@ -175,7 +201,7 @@ class _Run:
         show = (SOURCE,) if swap else ()
         parts = {}
         for name, count, seed, share, never in (
-            ("tuning", self.config.rows, self.config.seed, 0.4, ()),
+            ("tuning", self.config.rows, self.config.seed, SOURCE_SHARE, ()),
             ("test", self.config.test_rows, self.config.seed + TEST_SEED_OFFSET, 1.0, (TARGET,) if swap else ()),
         ):
             folder = self.out / name
