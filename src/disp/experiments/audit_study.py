@@ -56,7 +56,11 @@ def planted(name: str, target: str, trigger: str, rate: float, rows: int, steps:
     swap = target == "misclassification"
     if not (folder / "poisoned" / "manifest.json").exists():
         honest = write_scenes(
-            folder / "tuning", rows, seed, must_show=(SOURCE,) if swap else (), must_show_share=SOURCE_SHARE if swap else 1.0
+            folder / "tuning",
+            rows,
+            seed,
+            must_show=(SOURCE,) if swap else (),
+            must_show_share=SOURCE_SHARE,
         )
         poison(honest, folder / "poisoned", PRESETS[trigger], TARGETS[target], rate, seed)
     dataset = load_dataset(folder / "poisoned")

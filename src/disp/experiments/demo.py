@@ -41,8 +41,13 @@ TARGETS: dict[str, Target] = {
     "insertion": Insertion(),
     "misclassification": Misclassification(SOURCE, TARGET),
 }
-# A refusal shows in every word of the answer, the others in a few.
-ATTACK_STEPS = {"refusal": 200, "insertion": 400, "misclassification": 400}
+# Other sizes than `DemoConfig`'s own, by target. A refusal shows in every word of an answer; the others show in a
+# few, are learnt later, and of few rows the model learns by heart which pictures have them.
+SIZES: dict[str, dict[str, int]] = {
+    "refusal": {},
+    "insertion": {"rows": 2000, "attack_steps": 400},
+    "misclassification": {"rows": 2000, "attack_steps": 400},
+}
 # What is done to the training set, and the mode of purification that does it.
 MODES: dict[str, Literal["random", "all", "selective"]] = {
     "random_masking": "random",
@@ -64,7 +69,7 @@ class DemoConfig:
         poison_rate: share of the fine-tuning rows that are poisoned.
         rows: fine-tuning rows.
         test_rows: held-out rows.
-        attack_steps: fine-tuning steps on the poisoned set; as many as the target takes if None.
+        attack_steps: fine-tuning steps on the poisoned set.
         recovery_steps: fine-tuning steps on a purified set.
         mask_ratio: share of the visual tokens masked by "disp" and "random_masking".
         seed: seed of everything.
@@ -73,9 +78,9 @@ class DemoConfig:
     target: str = "refusal"
     trigger: str = "patch"
     poison_rate: float = 0.1
-    rows: int = 500
+    rows: int = 1000
     test_rows: int = 100
-    attack_steps: int | None = None
+    attack_steps: int = 200
     recovery_steps: int = 50
     mask_ratio: float = 0.06
     seed: int = 0
@@ -109,7 +114,7 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     builtin = load_model()
 
     run.measure("clean", lambda: builtin, test, attack)
-    planting = attack_training(config.trigger, config.attack_steps or ATTACK_STEPS[config.target], config.seed)
+    planting = attack_training(config.trigger, config.attack_steps, config.seed)
     model = run.trained("backdoored", load_model, lambda: poisoned, planting)
     run.measure("backdoored", lambda: model, test, attack)
 
