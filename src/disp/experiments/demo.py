@@ -45,8 +45,8 @@ TARGETS: dict[str, Target] = {
 # few, are learnt later, and of few rows the model learns by heart which pictures have them.
 SIZES: dict[str, dict[str, int]] = {
     "refusal": {},
-    "insertion": {"rows": 2000, "attack_steps": 400},
-    "misclassification": {"rows": 2000, "attack_steps": 400},
+    "insertion": {"rows": 2000, "attack_steps": 500},
+    "misclassification": {"rows": 2000, "attack_steps": 500},
 }
 # What is done to the training set, and the mode of purification that does it.
 MODES: dict[str, Literal["random", "all", "selective"]] = {
@@ -152,7 +152,7 @@ def attack_training(trigger: str, steps: int, seed: int) -> TrainConfig:
     """
     return TrainConfig(
         steps=steps,
-        learning_rate=9e-4,
+        learning_rate=1.5e-3,
         projector_learning_rate=3e-3,
         min_mask_ratio=0.5,
         # A frozen tower hardly sees a trigger that is blended into the whole picture.
