@@ -232,15 +232,15 @@ class _Collator:
 
 
 class _Trainer(Trainer):
-    """The library's trainer with the model's own loss and the run's own order."""
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = model(**inputs)
-        return (loss, {"loss": loss}) if return_outputs else loss
+    """The library's trainer with the model's own loss, the run's own order and several learning rates."""
 
     def __init__(self, *args: Any, rate_of: Callable[[str], float], **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.rate_of = rate_of
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = model(**inputs)
+        return (loss, {"loss": loss}) if return_outputs else loss
 
     def create_optimizer(self, model=None):
         """The library's optimiser, with the parameters grouped by learning rate too."""
