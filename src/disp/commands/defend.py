@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import ROWS, RUNTIME, Data, Model, Out, Rows, Runtime, Seed, app
+from disp.commands.options import AUDITING, ROWS, RUNTIME, Auditing, Data, Model, Out, Rows, Runtime, Seed, app
 from disp.commands.training import training_settings
 from disp.progress import progress_bar
 
@@ -118,15 +118,11 @@ def audit(
     /,
     *,
     out: Out,
-    mask_ratio: float = 0.06,
-    candidates: int = 12,
-    probes: int = 8,
-    false_alarm_rate: float = 0.01,
-    batch_size: int = 32,
     truth: Path | None = None,
     fail_on: Literal["suspicious", "poisoned", "never"] = "suspicious",
     json: Annotated[bool, Parameter(negative=())] = False,
     seed: Seed = 0,
+    auditing: Auditing = AUDITING,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
 ) -> None:
@@ -138,14 +134,6 @@ def audit(
     ----------
     model
         The model that was fine-tuned on the data.
-    mask_ratio
-        Largest block of visual tokens that is masked, as a share of them all.
-    candidates
-        Salient tokens that are masked one at a time.
-    probes
-        Hutchinson probes of the saliency score.
-    false_alarm_rate
-        Chance of a wrong "poisoned" verdict that the tests are run at.
     truth
         The manifest.json of a planted attack, to measure the audit itself; it decides nothing.
     fail_on
@@ -157,8 +145,9 @@ def audit(
     from disp.report.html import write_report
 
     dataset = rows.load(data)
-    config = _audit_config(mask_ratio, candidates, probes, false_alarm_rate, batch_size, seed)
-    found = run(runtime.load(model), dataset, config, out, truth=truth, name=model, progress=progress_bar)
+    found = run(
+        runtime.load(model), dataset, auditing.config(seed), out, truth=truth, name=model, progress=progress_bar
+    )
     report = write_report(out)
     if json:
         print((out / "audit.json").read_text(encoding="utf-8"))
@@ -185,13 +174,9 @@ def defend(
     projector_learning_rate: float | None = None,
     min_mask_ratio: float | None = None,
     method: Literal["full", "lora", "projector"] | None = None,
-    mask_ratio: float = 0.06,
-    candidates: int = 12,
-    probes: int = 8,
-    false_alarm_rate: float = 0.01,
-    batch_size: int = 32,
     truth: Path | None = None,
     seed: Seed = 0,
+    auditing: Auditing = AUDITING,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
 ) -> None:
@@ -222,16 +207,6 @@ def defend(
         Lower end of the mask ratio t in training, 1e-3 by default.
     method
         Train everything but the vision tower, which is the default, LoRA adapters, or the projector alone.
-    mask_ratio
-        Largest block of visual tokens that is masked, as a share of them all.
-    candidates
-        Salient tokens that are masked one at a time.
-    probes
-        Hutchinson probes of the saliency score.
-    false_alarm_rate
-        Chance of a wrong "poisoned" verdict that the tests are run at.
-    batch_size
-        Assistant turns a pass of the audit.
     truth
         The manifest.json of a planted attack, to measure the audit itself; it decides nothing.
     """
@@ -250,8 +225,7 @@ def defend(
         seed=seed,
     )
     dataset = rows.load(data)
-    scoring = _audit_config(mask_ratio, candidates, probes, false_alarm_rate, batch_size, seed)
-    config = DefenceConfig(audit=scoring, training=training, rounds=rounds)
+    config = DefenceConfig(audit=auditing.config(seed), training=training, rounds=rounds)
     found = run(model, dataset, config, out, start=start, truth=truth, load=runtime.load, progress=progress_bar)
     print("\n".join((f"Verdict: {found.before.verdict}", *found.before.reasons)))
     print(f"Report: {write_report(out / 'audit')}")
@@ -267,20 +241,3 @@ def defend(
     print(f"Recovered model: {found.model}   purified data: {found.data}")
     if found.after.verdict != "no evidence":
         sys.exit(1)
-
-
-def _audit_config(
-    mask_ratio: float, candidates: int, probes: int, false_alarm_rate: float, batch_size: int, seed: int
-) -> Any:
-    from disp.auditing.findings import AuditConfig
-    from disp.purification.purify import PurifyConfig
-    from disp.purification.saliency import SaliencyConfig
-
-    scoring = PurifyConfig(
-        mask_ratio=mask_ratio,
-        candidates=candidates,
-        saliency=SaliencyConfig(probes=probes, seed=seed),
-        batch_size=batch_size,
-        seed=seed,
-    )
-    return AuditConfig(scoring=scoring, false_alarm_rate=false_alarm_rate)

@@ -74,4 +74,35 @@ class Runtime:
         )
 
 
-ROWS, RUNTIME = Rows(), Runtime()
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Auditing:
+    """How a dataset is audited."""
+
+    mask_ratio: Annotated[
+        float, Parameter(help="Largest block of visual tokens that is masked, as a share of them all.")
+    ] = 0.06
+    candidates: Annotated[int, Parameter(help="Salient tokens that are masked one at a time.")] = 12
+    probes: Annotated[int, Parameter(help="Hutchinson probes of the saliency score.")] = 8
+    false_alarm_rate: Annotated[
+        float, Parameter(help='Chance of a wrong "poisoned" verdict that the tests are run at.')
+    ] = 0.01
+    batch_size: Annotated[int, Parameter(help="Assistant turns a pass of the audit.")] = 32
+
+    def config(self, seed: int) -> Any:
+        """The `disp.auditing.findings.AuditConfig` that was asked for."""
+        from disp.auditing.findings import AuditConfig
+        from disp.purification.purify import PurifyConfig
+        from disp.purification.saliency import SaliencyConfig
+
+        scoring = PurifyConfig(
+            mask_ratio=self.mask_ratio,
+            candidates=self.candidates,
+            saliency=SaliencyConfig(probes=self.probes, seed=seed),
+            batch_size=self.batch_size,
+            seed=seed,
+        )
+        return AuditConfig(scoring=scoring, false_alarm_rate=self.false_alarm_rate)
+
+
+ROWS, RUNTIME, AUDITING = Rows(), Runtime(), Auditing()
