@@ -395,8 +395,15 @@ def test_passes_of_scoring_and_purification(tiny_model, tiny_folder, data, setti
     plan = make_plan(tiny_folder, data, settings)
     with counting(tiny_model) as counts:
         score(tiny_model, data.samples, settings.purify)
-    assert not plan.passes["score"].at_most
+    # How many sets are halved shows on the way; without blocks there is nothing to halve.
+    assert plan.passes["score"].at_most
     check(plan.passes["score"], counts)
+    singles = replace(settings, purify=replace(settings.purify, mask_ratio=0.0))
+    passes = make_plan(tiny_folder, data, singles).passes["score"]
+    with counting(tiny_model) as counts:
+        score(tiny_model, data.samples, singles.purify)
+    assert not passes.at_most
+    check(passes, counts)
     with counting(tiny_model) as counts:
         purify(tiny_model, data, settings.purify, tmp_path / "all")
     assert not plan.passes["purify"].at_most

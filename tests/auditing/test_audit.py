@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from disp import cli
@@ -15,11 +16,12 @@ from disp.auditing import audit as module
 from disp.auditing import record
 from disp.auditing.audit import audit
 from disp.auditing.phrases import TURN_END, Phrase
-from disp.data.sample import Sample, Turn
+from disp.data.sample import Sample, Turn, queries_of
 from disp.data.scene_dataset import write_scenes
 from disp.errors import DispError
 from disp.files import read_finished_jsonl
 from disp.purification.purify import Evidence, most_suspicious
+from disp.purification.support import counterfactual_scores, narrowed
 from disp.purification.threshold import suspicion_threshold
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -346,6 +348,22 @@ def test_what_the_model_says_instead_of_a_planted_answer_is_found(model, poisone
     _, dataset, found = poisoned
     donors = [sample for sample in dataset.samples if sample.id in PLANTED]
     assert module._said_instead(model, donors, found.evidence, audit_config()) == {"the", "wall", "is"}
+
+
+@pytest.mark.parametrize("cells", [[24, 25, 26, 27, 28, 29], [4, 10, 16, 22, 28], [28], [28, 29]])
+def test_a_set_is_narrowed_to_the_token_that_decides(model, poisoned, cells):
+    """The trigger is in cell 28 of 36; what nothing reaches is left as it is."""
+    _, dataset, _ = poisoned
+    (query,) = queries_of([next(sample for sample in dataset.samples if sample.id == "p0")])
+    prefix = model.encode([query])
+    response = model.encode_responses([query.response], model.gen_length)
+    chosen = torch.zeros_like(prefix.visual_mask)
+    chosen[0, prefix.visual_mask[0].nonzero()[cells, 0]] = True
+    base, each = counterfactual_scores(model, prefix, response, chosen[:, None])
+    left = narrowed(model, prefix, response, chosen, base + 0.8 * (each[:, 0] - base))
+    assert left[prefix.visual_mask].nonzero()[:, 0].tolist() == [28]
+    unreachable = narrowed(model, prefix, response, chosen, each[:, 0] + 100)
+    assert torch.equal(unreachable, chosen)
 
 
 def test_a_mark_that_is_ours_does_not_tear_a_planted_phrase_apart():

@@ -100,6 +100,14 @@ def test_candidates_are_singles_then_growing_blocks_of_the_most_salient():
     assert [chosen.nonzero()[:, 0].tolist() for chosen in sets] == [[2], [4], [6], [2, 4], [2, 4, 6, 8]]
 
 
+def test_ranks_beyond_the_singles_are_sliced_up_to_a_third_of_the_tokens():
+    visual = torch.ones(1, 30, dtype=torch.bool)
+    scores = torch.arange(30.0, 0, -1)[None]
+    sets = candidate_sets(scores, visual, 3, 0.1)[0]
+    chosen = [each.nonzero()[:, 0].tolist() for each in sets]
+    assert chosen == [[0], [1], [2], [0, 1], [3, 4], [5, 6], [7, 8], [9, 10]]
+
+
 def test_a_row_without_visual_tokens_has_empty_candidates():
     visual = torch.tensor([[True] * 4, [False] * 4])
     sets = candidate_sets(torch.rand(2, 4), visual, 2, 0.5)

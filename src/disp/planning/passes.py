@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from disp.auditing.audit import AuditConfig
 from disp.diffusion.decode import DecodeConfig
+from disp.purification.candidates import SLICED_SHARE
 from disp.purification.purify import PurifyConfig
 from disp.training import TrainConfig
 
@@ -66,12 +67,19 @@ def saliency_passes(asked: Sequence[Asked], batch_size: int, probes: int) -> Pas
 
 
 def scoring_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
-    """`disp.purification.purify.score` with counterfactuals: saliency, the given answer, each candidate masked."""
+    """`disp.purification.purify.score` with counterfactuals: saliency, the given answer, each candidate masked.
+
+    At most: the sets of suspicious answers are halved again and again, and here all answers are.
+    """
     total = saliency_passes(asked, config.batch_size, config.saliency.probes)
     for start in range(0, len(asked), config.batch_size):
         batch = asked[start : start + config.batch_size]
-        rows = len(batch) * candidate_count(max(each.visual for each in batch), config.candidates, config.mask_ratio)
+        visual = max(each.visual for each in batch)
+        rows = len(batch) * candidate_count(visual, config.candidates, config.mask_ratio)
         total += Passes(1 + math.ceil(rows / COUNTERFACTUAL_ROWS), 0, len(batch) + rows)
+        halvings = max(0, math.floor(math.log2(max(1.0, config.mask_ratio * visual))))
+        each_time = 1 + math.ceil(2 * len(batch) / COUNTERFACTUAL_ROWS)
+        total += Passes(halvings * each_time, 0, 3 * halvings * len(batch), at_most=halvings > 0)
     return total
 
 
@@ -95,7 +103,8 @@ def candidate_count(visual: int, count: int, ratio: float) -> int:
     blocks, size = 0, 2
     while size <= ratio * visual:
         blocks, size = blocks + 1, 2 * size
-    return max(1, min(count, visual)) + blocks
+    slices = len(range(max(count, size // 2), int(SLICED_SHARE * visual), size // 2))
+    return max(1, min(count, visual)) + blocks + slices
 
 
 def _decoding(config: PurifyConfig) -> DecodeConfig:

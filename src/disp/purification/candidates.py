@@ -5,12 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Ranks beyond the singles and blocks that are looked at in slices.
+SLICED_SHARE = 1 / 3
+
 
 def candidate_sets(scores: Tensor, visual_mask: Tensor, count: int, ratio: float) -> Tensor:
-    """The ``count`` most salient tokens one by one, then growing blocks of the most salient ones.
+    """The ``count`` most salient tokens one by one, growing blocks of the most salient ones, then slices of the next.
 
     A trigger that fits one token is found by a single, one that covers several by a block. The blocks hold 2, 4, 8 …
-    tokens, up to ``ratio`` of them all: larger ones take so much of the picture that honest answers flip too.
+    tokens, up to ``ratio`` of them all: larger ones take so much of the picture that honest answers flip too. Where a
+    model is sure of a planted answer its gradients are small and a trigger may rank low; so the following ranks, up to
+    `SLICED_SHARE` of all tokens, are masked too, in slices as large as the largest block. Honest answers hardly hang
+    on them.
 
     Args:
         scores: float ``[B, P]``, saliency at visual tokens.
@@ -19,7 +25,8 @@ def candidate_sets(scores: Tensor, visual_mask: Tensor, count: int, ratio: float
         ratio: largest block, as a share of the visual tokens of the row with the most.
 
     Returns:
-        bool ``[B, M, P]``, smaller sets first; a row with fewer visual tokens has empty sets, which mask nothing.
+        bool ``[B, M, P]``, smaller sets first, then slices; a row with fewer visual tokens has empty sets, which mask
+        nothing.
     """
     most = int(visual_mask.sum(-1).max())
     # Place of each position in the row's ranking; non-visual positions come last and are struck out below.
@@ -29,4 +36,7 @@ def candidate_sets(scores: Tensor, visual_mask: Tensor, count: int, ratio: float
     while size <= ratio * most:
         sets.append(rank < size)
         size *= 2
+    size //= 2
+    for start in range(max(count, size), int(SLICED_SHARE * most), size):
+        sets.append((rank >= start) & (rank < start + size))
     return torch.stack([chosen & visual_mask for chosen in sets], dim=1)

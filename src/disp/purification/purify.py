@@ -27,7 +27,7 @@ from disp.progress import ProgressBar, no_progress
 from disp.purification.candidates import candidate_sets
 from disp.purification.masking import mask_random, mask_top
 from disp.purification.saliency import SaliencyConfig, saliency
-from disp.purification.support import counterfactual_scores, suspicion_of
+from disp.purification.support import counterfactual_scores, narrowed, suspicion_of
 from disp.purification.threshold import LEAST_SUSPICION, suspicion_threshold
 
 
@@ -164,8 +164,12 @@ def _suspicion(
         key = batch[int((~suspicion.isfinite()).nonzero()[0, 0])].key
         raise DispError(f"the model's logits for {key} are not finite; load it in another precision (--dtype)")
     # The smallest set that does nearly all of it: it takes least of the picture along when the answer is rewritten.
-    enough = each >= base[:, None] + 0.8 * (each.amax(-1) - base)[:, None]
-    return suspicion, candidates[torch.arange(len(batch)), enough.int().argmax(-1)]
+    least = base + 0.8 * (each.amax(-1) - base)
+    best = candidates[torch.arange(len(batch)), (each >= least[:, None]).int().argmax(-1)]
+    rows = (suspicion > config.least_suspicion).nonzero()[:, 0]
+    if len(rows):
+        best[rows] = narrowed(model, prefix.select(rows), response[rows], best[rows], least[rows])
+    return suspicion, best
 
 
 def purify(

@@ -124,3 +124,32 @@ def suspicion_of(base: Tensor, each: Tensor) -> Tensor:
         float ``[B]`` in nats, at least 0.
     """
     return (each.amax(-1) - 2 * base).clamp(min=0)
+
+
+def narrowed(model: MDLM, prefix: Prefix, response: Tensor, chosen: Tensor, least: Tensor) -> Tensor:
+    """Halve sets of visual tokens for as long as one half alone does enough.
+
+    Args:
+        model: the MDLM.
+        prefix: B rows.
+        response: int64 ``[B, L]``.
+        chosen: bool ``[B, P]``, the sets.
+        least: float ``[B]``, what `preference_for_another` must still reach.
+
+    Returns:
+        bool ``[B, P]``, subsets of ``chosen``.
+    """
+    chosen = chosen.clone()
+    rows = (chosen.sum(-1) > 1).nonzero()[:, 0]
+    while len(rows):
+        # Neighbours stay together: a trigger that covers several tokens covers adjacent ones.
+        whole = chosen[rows]
+        first = whole & (whole.cumsum(-1) <= (whole.sum(-1, keepdim=True) + 1) // 2)
+        halves = torch.stack((first, whole & ~first), dim=1)
+        _, scores = counterfactual_scores(model, prefix.select(rows), response[rows], halves)
+        best, which = scores.max(-1)
+        enough = best >= least[rows]
+        rows = rows[enough]
+        chosen[rows] = halves[enough, which[enough]]
+        rows = rows[chosen[rows].sum(-1) > 1]
+    return chosen
