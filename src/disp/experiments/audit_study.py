@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -32,7 +32,7 @@ from disp.data.sample import Sample, Turn, batches, queries_of
 from disp.data.scene_dataset import write_scenes
 from disp.diffusion.decode import decode
 from disp.draws import generator
-from disp.evaluation.evaluate import evaluate
+from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.quality import answer_quality
 from disp.experiments.demo import SOURCE, SOURCE_SHARE, TARGET, TARGETS, TEST_SEED_OFFSET, attack_training
 from disp.files import append_jsonl, read_finished_jsonl
@@ -71,7 +71,7 @@ def planted(name: str, target: str, trigger: str, rate: float, rows: int, steps:
     test = write_scenes(
         folder / "test", TEST_ROWS, seed + TEST_SEED_OFFSET, must_show=(SOURCE,) if swap else (), never_show=(TARGET,)
     )
-    attacked = evaluate(model, test.samples, attack=load_attack(folder / "poisoned" / "manifest.json"))
+    attacked = to_metrics(evaluate(model, test.samples, attack=load_attack(folder / "poisoned" / "manifest.json")))
     wanted = TARGETS[target]
     phrase = TARGET if swap else wanted.text if isinstance(wanted, Insertion) else REFUSAL_TEXT
     top = found.clusters[0] if found.clusters else None
@@ -79,10 +79,7 @@ def planted(name: str, target: str, trigger: str, rate: float, rows: int, steps:
         "target": target,
         "trigger": trigger,
         "rate": rate,
-        "asr_with_trigger": attacked.asr_with_trigger.value if attacked.asr_with_trigger else None,
-        "asr_with_trigger_keyword": (
-            attacked.asr_with_trigger_keyword.value if attacked.asr_with_trigger_keyword else None
-        ),
+        **{name: attacked[name] for name in ("asr_with_trigger", "asr_with_trigger_keyword")},
         "phrase_recovered": top is not None and words_of(top.phrase.text) == words_of(phrase),
         "localised": _localised(found, rows_by_id, dataset),
         **_scores(model, dataset, found, set(rows_by_id)),
@@ -217,23 +214,25 @@ def _rewriting_by_ratio(
     good = [sample for sample in dataset.samples if sample.id not in poisoned][:RATIO_ROWS]
     result = {}
     for ratio in RATIOS:
-        shares = []
-        for group in (bad, good):
-            values = []
-            for batch in batches([queries_of([sample])[0] for sample in group], 32):
-                prefix = model.encode(batch)
-                masked = mask_top(saliency_of(batch, prefix.visual_mask, found.evidence), prefix.visual_mask, ratio)
-                ids = decode(model, prefix.with_masked(masked, model.mask_embedding))
-                for query, answer in zip(batch, model.decode_responses(ids), strict=True):
-                    source = honest[query.sample_id]
-                    reference = source.turns[0].response
-                    if group is bad:
-                        values.append(float(not target.keyword(answer, reference)))
-                    else:
-                        values.append(answer_quality(answer, reference, source.metadata, 0))
-            shares.append(float(np.mean(values)))
-        result[f"{ratio:g}"] = shares
+        purged = [
+            not target.keyword(answer, honest[key].turns[0].response)
+            for key, answer in _rewritten(model, bad, found, ratio)
+        ]
+        kept = [
+            answer_quality(answer, honest[key].turns[0].response, honest[key].metadata, 0)
+            for key, answer in _rewritten(model, good, found, ratio)
+        ]
+        result[f"{ratio:g}"] = [float(np.mean(purged)), float(np.mean(kept))]
     return result
+
+
+def _rewritten(model: MDLM, samples: Sequence[Sample], found: Audit, ratio: float) -> Iterator[tuple[str, str]]:
+    """Each sample's id and first answer, with this share of its most salient tokens masked."""
+    for batch in batches([queries_of([sample])[0] for sample in samples], 32):
+        prefix = model.encode(batch)
+        masked = mask_top(saliency_of(batch, prefix.visual_mask, found.evidence), prefix.visual_mask, ratio)
+        ids = decode(model, prefix.with_masked(masked, model.mask_embedding))
+        yield from zip((query.sample_id for query in batch), model.decode_responses(ids), strict=True)
 
 
 def _gaps(model: MDLM, queries: Sequence, evidence: Any, ratio: float, kind: str) -> np.ndarray:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 from disp.auditing.audit import AuditConfig
 from disp.diffusion.decode import DecodeConfig
-from disp.purification.candidates import SLICED_SHARE
+from disp.purification.candidates import candidate_ranks
 from disp.purification.purify import PurifyConfig
+from disp.purification.support import COUNTERFACTUAL_ROWS
 from disp.training import TrainConfig
 
-# Rows a forward pass of `disp.purification.support.counterfactual_scores`.
-COUNTERFACTUAL_ROWS = 64
 # Samples whose answers an audit shows, and those that it masks at random for comparison, at most.
 SHOWN_SAMPLES, CONTROL_SAMPLES = 232, 32
 
@@ -74,12 +73,12 @@ def scoring_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
     total = saliency_passes(asked, config.batch_size, config.saliency.probes)
     for start in range(0, len(asked), config.batch_size):
         batch = asked[start : start + config.batch_size]
-        visual = max(each.visual for each in batch)
-        rows = len(batch) * candidate_count(visual, config.candidates, config.mask_ratio)
+        sets = candidate_ranks(max(each.visual for each in batch), config.candidates, config.mask_ratio)
+        rows = len(batch) * len(sets)
         total += Passes(1 + math.ceil(rows / COUNTERFACTUAL_ROWS), 0, len(batch) + rows)
-        halvings = max(0, math.floor(math.log2(max(1.0, config.mask_ratio * visual))))
-        each_time = 1 + math.ceil(2 * len(batch) / COUNTERFACTUAL_ROWS)
-        total += Passes(halvings * each_time, 0, 3 * halvings * len(batch), at_most=halvings > 0)
+        halvings = max(len(ranks) for ranks in sets).bit_length() - 1
+        each_time = math.ceil(2 * len(batch) / COUNTERFACTUAL_ROWS)
+        total += Passes(halvings * each_time, 0, 2 * halvings * len(batch), at_most=halvings > 0)
     return total
 
 
@@ -96,15 +95,6 @@ def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     each = math.ceil(min(size, compared) * scoring.candidates / COUNTERFACTUAL_ROWS)
     control = Passes((2 + each) * batches, 0, (2 + scoring.candidates) * compared)
     return scoring_passes(asked, scoring) + pasted + shown + shown + control + Passes(0, 0, 0, at_most=True)
-
-
-def candidate_count(visual: int, count: int, ratio: float) -> int:
-    """Sets that `disp.purification.candidates.candidate_sets` makes for a batch with this many visual tokens."""
-    blocks, size = 0, 2
-    while size <= ratio * visual:
-        blocks, size = blocks + 1, 2 * size
-    slices = len(range(max(count, size // 2), int(SLICED_SHARE * visual), size // 2))
-    return max(1, min(count, visual)) + blocks + slices
 
 
 def _decoding(config: PurifyConfig) -> DecodeConfig:

@@ -9,6 +9,17 @@ from torch import Tensor
 SLICED_SHARE = 1 / 3
 
 
+def candidate_ranks(visual: int, count: int, ratio: float) -> list[range]:
+    """The ranks that each set of `candidate_sets` holds, in its order, for a batch with this many visual tokens."""
+    ranks = [range(index, index + 1) for index in range(max(1, min(count, visual)))]
+    size = 1
+    while 2 * size <= ratio * visual:
+        size *= 2
+        ranks.append(range(size))
+    ranks += [range(start, start + size) for start in range(max(count, size), int(SLICED_SHARE * visual), size)]
+    return ranks
+
+
 def candidate_sets(scores: Tensor, visual_mask: Tensor, count: int, ratio: float) -> Tensor:
     """The ``count`` most salient tokens one by one, growing blocks of the most salient ones, then slices of the next.
 
@@ -31,12 +42,5 @@ def candidate_sets(scores: Tensor, visual_mask: Tensor, count: int, ratio: float
     most = int(visual_mask.sum(-1).max())
     # Place of each position in the row's ranking; non-visual positions come last and are struck out below.
     rank = scores.masked_fill(~visual_mask, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    sets = [rank == index for index in range(max(1, min(count, most)))]
-    size = 2
-    while size <= ratio * most:
-        sets.append(rank < size)
-        size *= 2
-    size //= 2
-    for start in range(max(count, size), int(SLICED_SHARE * most), size):
-        sets.append((rank >= start) & (rank < start + size))
+    sets = [(rank >= ranks.start) & (rank < ranks.stop) for ranks in candidate_ranks(most, count, ratio)]
     return torch.stack([chosen & visual_mask for chosen in sets], dim=1)

@@ -13,6 +13,9 @@ from torch import Tensor
 from disp.draws import generator
 from disp.models.interface import MDLM, Prefix
 
+# Rows a forward pass of the counterfactual test.
+COUNTERFACTUAL_ROWS = 64
+
 
 def fixed_masks(length: int, count: int, seed: int) -> Tensor:
     """Response masks that every sample shares (common random numbers).
@@ -84,7 +87,7 @@ def preference_for_another(model: MDLM, prefix: Prefix, response: Tensor) -> Ten
 
 
 def counterfactual_scores(
-    model: MDLM, prefix: Prefix, response: Tensor, candidates: Tensor, *, batch_size: int = 64
+    model: MDLM, prefix: Prefix, response: Tensor, candidates: Tensor, *, batch_size: int = COUNTERFACTUAL_ROWS
 ) -> tuple[Tensor, Tensor]:
     """`preference_for_another` with nothing masked and with each candidate set of visual tokens masked.
 
@@ -98,15 +101,22 @@ def counterfactual_scores(
     Returns:
         float32 ``[B]`` with nothing masked, and float32 ``[B, M]``.
     """
-    rows, sets, _ = candidates.shape
     base = preference_for_another(model, prefix, response)
+    return base, _preferences(model, prefix, response, candidates, batch_size)
+
+
+def _preferences(
+    model: MDLM, prefix: Prefix, response: Tensor, candidates: Tensor, batch_size: int = COUNTERFACTUAL_ROWS
+) -> Tensor:
+    """`preference_for_another` with each candidate set of visual tokens masked, float32 ``[B, M]``."""
+    rows, sets, _ = candidates.shape
     owner = torch.arange(rows, device=response.device).repeat_interleave(sets)
     flat = candidates.flatten(0, 1)
     scores = []
     for part in torch.arange(rows * sets, device=response.device).split(batch_size):
         hidden = prefix.select(owner[part]).with_masked(flat[part], model.mask_embedding)
         scores.append(preference_for_another(model, hidden, response[owner[part]]))
-    return base, torch.cat(scores).view(rows, sets)
+    return torch.cat(scores).view(rows, sets)
 
 
 def suspicion_of(base: Tensor, each: Tensor) -> Tensor:
@@ -146,8 +156,7 @@ def narrowed(model: MDLM, prefix: Prefix, response: Tensor, chosen: Tensor, leas
         whole = chosen[rows]
         first = whole & (whole.cumsum(-1) <= (whole.sum(-1, keepdim=True) + 1) // 2)
         halves = torch.stack((first, whole & ~first), dim=1)
-        _, scores = counterfactual_scores(model, prefix.select(rows), response[rows], halves)
-        best, which = scores.max(-1)
+        best, which = _preferences(model, prefix.select(rows), response[rows], halves).max(-1)
         enough = best >= least[rows]
         rows = rows[enough]
         chosen[rows] = halves[enough, which[enough]]
