@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from disp.cli import app
-from disp.commands.options import decoding
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import queries_of
 from disp.data.scene_dataset import write_scenes
+from disp.diffusion.decode import own_settings
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
 from disp.recipes import RECIPES
@@ -261,8 +261,8 @@ def test_a_zero_byte_cannot_hide_a_control_token(model):
 
 
 def test_another_length_reaches_decoding(source):
-    config = decoding(load_model(source, device="cpu", gen_length=LENGTH // 2))
-    usual = decoding(load_model(source, device="cpu"))
+    config = own_settings(load_model(source, device="cpu", gen_length=LENGTH // 2))
+    usual = own_settings(load_model(source, device="cpu"))
     assert (config.gen_length, usual.gen_length) == (LENGTH // 2, LENGTH)
     # A canvas takes its steps however long it is.
     assert config.steps == (usual.steps if usual.sampler == "canvas" else usual.steps // 2)
