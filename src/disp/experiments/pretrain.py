@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from multiprocessing import Pool
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from torch import Tensor, nn
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT
 from disp.data.nouns import NOUNS
 from disp.data.sample import Query
-from disp.data.scenes import COLOURS, IMAGE_PREFIX, TASKS, Scene, ask, draw_scene, render, token_labels
+from disp.data.scenes import COLOURS, IMAGE_PREFIX, SCENE_SIZE_PX, TASKS, Scene, ask, draw_scene, render, token_labels
 from disp.diffusion.forward import Noised, add_noise
 from disp.draws import generator
+from disp.experiments.demo import fast_bfloat16
 from disp.files import write_text
 from disp.models.interface import Prefix
 from disp.models.llada_v import LladaV, LladaVConfig
@@ -54,6 +56,11 @@ PRETRAINING_SHARES = (0.3, 0.15, 0.15, 0.05, 0.1, 0.25)
 QUESTIONS = 3
 WORDS = 6
 NOUN_LIST = list(NOUNS)
+# Classes of a visual token: the nouns, the ground, and what is on a sticker.
+GROUND = len(NOUNS)
+UNCLEAR = -100
+STICKERS = ("checks", "rows", "columns", "noise", "plain")
+STICKER_SHARE = 0.6
 PADDING_WEIGHT = 0.05
 
 
@@ -68,20 +75,78 @@ def corpus() -> list[str]:
     return texts
 
 
-def _render_with_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(render(scene)).transpose(2, 0, 1), token_labels(
-        scene, VISION["image_size"] // VISION["patch_size"]
-    )
+@dataclass(frozen=True)
+class Pool:
+    """Rendered scenes.
+
+    Attributes:
+        scenes: what they show.
+        pixels: uint8 ``[count, 3, S, S]``.
+        labels: int64 ``[count, N]``, the class of each visual token: a noun's index, `GROUND`, or `GROUND` + 1 + a
+            sticker's kind; `UNCLEAR` where a sticker's edge is.
+    """
+
+    scenes: list[Scene]
+    pixels: Tensor
+    labels: Tensor
+
+    @cached_property
+    def colours(self) -> Tensor:
+        """The ground's colour, int64 ``[count]``."""
+        return torch.tensor([list(COLOURS).index(scene.colour) for scene in self.scenes])
+
+    @cached_property
+    def shows_object(self) -> Tensor:
+        """Which tokens show an object, bool ``[count, N]``."""
+        return (self.labels >= 0) & (self.labels < GROUND)
 
 
-def render_pool(count: int) -> tuple[list[Scene], Tensor, Tensor]:
-    """The pre-training scenes, their pixels uint8 ``[count, 3, S, S]`` and token labels int64 ``[count, N]``."""
-    scenes = [draw_scene(PRETRAINING_SEED, index) for index in range(count)]
-    with Pool() as pool:
-        drawn = pool.map(_render_with_labels, scenes, chunksize=256)
+def _render_with_labels(scene: Scene, stickers: bool) -> tuple[np.ndarray, np.ndarray]:
+    grid = VISION["image_size"] // VISION["patch_size"]
+    pixels, labels = np.array(render(scene)), token_labels(scene, grid)
+    draw = generator(scene.seed, "sticker", scene.index)
+    if stickers and draw.random() < STICKER_SHARE:
+        square, kind = draw_sticker(draw)
+        side = len(square)
+        # Corners are rare places, but the ones where people put logos and dates.
+        free = SCENE_SIZE_PX - side
+        x, y = draw.integers(2, size=2) * free if draw.random() < 0.3 else draw.integers(free + 1, size=2)
+        pixels[y : y + side, x : x + side] = square
+        covered = np.zeros((SCENE_SIZE_PX, SCENE_SIZE_PX))
+        covered[y : y + side, x : x + side] = 1
+        share = covered.reshape(grid, SCENE_SIZE_PX // grid, grid, -1).mean((1, 3))
+        labels[share > 0.2] = UNCLEAR
+        labels[share > 0.5] = GROUND + 1 + kind
+    return pixels.transpose(2, 0, 1), labels
+
+
+def draw_sticker(draw: np.random.Generator) -> tuple[np.ndarray, int]:
+    """A small square of a random size, in two random colours or black and white, and the index of its kind."""
+    side, kind = int(draw.integers(6, 15)), int(draw.integers(len(STICKERS)))
+    colours = draw.integers(256, size=(2, 3)) if draw.random() < 0.6 else np.array([[0] * 3, [255] * 3])
+    bands = np.arange(side) * int(draw.integers(2, 6)) // side % 2
+    pattern = {
+        "checks": bands[:, None] ^ bands[None, :],
+        "rows": np.repeat(bands[:, None], side, axis=1),
+        "columns": np.repeat(bands[None, :], side, axis=0),
+        "noise": draw.integers(2, size=(side, side)),
+        "plain": np.zeros((side, side), dtype=int),
+    }[STICKERS[kind]]
+    return draw.permutation(colours)[pattern].astype(np.uint8), kind
+
+
+def render_pool(scenes: Sequence[Scene], *, stickers: bool) -> Pool:
+    """Render scenes, with or without stickers."""
+    with multiprocessing.Pool() as processes:
+        drawn = processes.map(partial(_render_with_labels, stickers=stickers), scenes, chunksize=256)
     pixels = torch.from_numpy(np.stack([pixels for pixels, _ in drawn]))
     labels = torch.from_numpy(np.stack([labels for _, labels in drawn])).flatten(1)
-    return scenes, pixels, labels
+    return Pool(list(scenes), pixels, labels)
+
+
+def half_precision() -> torch.autocast:
+    """bfloat16 matrix products where the CPU is fast at them."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16())
 
 
 def cosine_schedule(optimiser: torch.optim.Optimizer, steps: int, warmup: int):
@@ -98,16 +163,26 @@ def optimiser_with_schedule(parameters, lr: float, steps: int, warmup: int = 100
     return optimiser, cosine_schedule(optimiser, steps, warmup)
 
 
-def train_tower(model: LladaV, pixels: Tensor, labels: Tensor, colours: Tensor, steps: int, batch: int, log) -> None:
+def train_tower(model: LladaV, plain: Pool, stickered: Pool, steps: int, batch: int, log: Log) -> None:
     """Stage one: name the drawing under each visual token, and tell the ground's colour and the place from every token.
 
-    Naming alone teaches the tower to forget where a token is, and then no language model can tell left from right.
+    Naming alone teaches the tower to forget where a token is, and then no language model can tell left from right. A
+    quarter of each batch is shown a second time with stickers, which are to be named where they are and to change
+    nothing elsewhere: a tower that has never seen anything but scenes is upset all over by one foreign square.
+
+    Args:
+        model: the model.
+        plain: the pre-training scenes.
+        stickered: the same scenes with stickers on most of them.
+        steps: optimiser steps.
+        batch: pictures a step.
+        log: where progress goes.
     """
     width = VISION["hidden_size"]
     heads = nn.ModuleDict(
         {
             "norm": nn.LayerNorm(width),
-            "noun": nn.Linear(width, len(NOUNS) + 1),
+            "class": nn.Linear(width, GROUND + 1 + len(STICKERS)),
             "colour": nn.Linear(width, len(COLOURS)),
             "place": nn.Linear(width, 2),
         }
@@ -117,34 +192,42 @@ def train_tower(model: LladaV, pixels: Tensor, labels: Tensor, colours: Tensor, 
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=0.04)  # the transformer's scale is too large for a tower with its own stem
     optimiser, schedule = optimiser_with_schedule([*tower.parameters(), *heads.parameters()], 1.5e-3, steps)
-    class_weights = torch.ones(len(NOUNS) + 1)
-    class_weights[-1] = 0.2  # three tokens in four show the ground
+    class_weights = torch.ones(GROUND + 1 + len(STICKERS))
+    class_weights[GROUND] = 0.2  # three tokens in four show the ground
     steps_across = torch.linspace(-1, 1, tower.grid)
     places = torch.cartesian_prod(steps_across, steps_across)  # [N, 2]: row, column
     draw = generator(PRETRAINING_SEED, "tower batches")
+    twins = batch // 4
     start = time.monotonic()
     right = total = 0
     for step in range(steps):
-        rows = torch.from_numpy(draw.integers(len(pixels), size=batch))
-        features = heads["norm"](tower(normalise_pixels(pixels[rows])))
-        nouns = heads["noun"](features)
-        noun_loss = F.cross_entropy(nouns.flatten(0, 1), labels[rows].flatten(), class_weights)
-        colour = heads["colour"](features)
-        colour_loss = F.cross_entropy(colour.flatten(0, 1), colours[rows].repeat_interleave(labels.shape[1]))
-        place_loss = F.mse_loss(heads["place"](features), places.expand(batch, -1, -1))
+        rows = torch.from_numpy(draw.integers(len(plain.scenes), size=batch - twins))
+        pixels = torch.cat((plain.pixels[rows], stickered.pixels[rows[:twins]]))
+        labels = torch.cat((plain.labels[rows], stickered.labels[rows[:twins]]))
+        colours = plain.colours[torch.cat((rows, rows[:twins]))]
+        with half_precision():
+            features = heads["norm"](tower(normalise_pixels(pixels)))
+            classes = heads["class"](features)
+            class_loss = F.cross_entropy(classes.flatten(0, 1), labels.flatten(), class_weights)
+            colour = heads["colour"](features)
+            colour_loss = F.cross_entropy(colour.flatten(0, 1), colours.repeat_interleave(labels.shape[1]))
+            place_loss = F.mse_loss(heads["place"](features).float(), places.expand(batch, -1, -1))
+            elsewhere = labels[-twins:] == labels[:twins]
+            change = (features[-twins:] - features[:twins]).float().square().mean(-1)
+            change_loss = (change * elsewhere).sum() / elsewhere.sum()
         optimiser.zero_grad()
-        (noun_loss + 0.2 * colour_loss + 2 * place_loss).backward()
+        (class_loss + 0.2 * colour_loss + 2 * place_loss + 0.5 * change_loss).backward()
         nn.utils.clip_grad_norm_([*tower.parameters(), *heads.parameters()], 1.0)
         optimiser.step()
         schedule.step()
-        shown = labels[rows] < len(NOUNS)
-        right += int((nouns.argmax(-1) == labels[rows])[shown].sum())
+        shown = (labels >= 0) & (labels != GROUND)
+        right += int((classes.argmax(-1) == labels)[shown].sum())
         total += int(shown.sum())
         if (step + 1) % 50 == 0:
             log(
-                f"tower {step + 1}/{steps} loss {noun_loss.item():.3f} colour {colour_loss.item():.3f} "
-                f"place {place_loss.item():.4f} object tokens right {right / total:.3f} "
-                f"({time.monotonic() - start:.0f} s)"
+                f"tower {step + 1}/{steps} loss {class_loss.item():.3f} colour {colour_loss.item():.3f} place "
+                f"{place_loss.item():.4f} change by stickers {change_loss.item():.4f} object and sticker tokens right "
+                f"{right / total:.3f} ({time.monotonic() - start:.0f} s)"
             )
             right = total = 0
 
@@ -155,11 +238,12 @@ def extract_features(model: LladaV, pixels: Tensor) -> Tensor:
     return torch.cat([model.model.vision_tower(normalise_pixels(chunk)).half() for chunk in pixels.split(128)])
 
 
-def align_projector(model: LladaV, features: Tensor, labels: Tensor, colours: Tensor, steps: int, log: Log) -> None:
+def align_projector(model: LladaV, features: Tensor, pool: Pool, steps: int, log: Log) -> None:
     """Between the stages: the projector learns to say what each visual token shows, and where, in the words' own space.
 
-    The target of a token is the embedding of the word that names it (the noun, or the ground's colour), plus one fixed
-    direction that says "seen", which tells it from the word in a question, plus two fixed directions times its place.
+    The target of a token is the embedding of the word that names it (the noun, or the ground's colour; a sticker has
+    no name, but a random embedding of its own), plus one fixed direction that says "seen", which tells it from the
+    word in a question, plus two fixed directions times its place.
     Without this start the transformer answers without the image for thousands of steps.
     """
     first, _, _ = model.model.mm_projector
@@ -173,6 +257,7 @@ def align_projector(model: LladaV, features: Tensor, labels: Tensor, colours: Te
     embeddings = model.model.embed_tokens.weight.detach()
     vocabulary = model.tokenizer.get_vocab()
     words = embeddings[[vocabulary[f"Ġ{word}"] for word in (*NOUNS, *COLOURS)]]
+    words = torch.cat((words, torch.randn(len(STICKERS), embeddings.shape[1]) * embeddings.std()))
     grid = model.model.vision_tower.grid
     place = torch.linspace(-1, 1, grid)
     seen, across, down = torch.randn(3, embeddings.shape[1]) * embeddings.std()
@@ -181,11 +266,13 @@ def align_projector(model: LladaV, features: Tensor, labels: Tensor, colours: Te
     draw = generator(PRETRAINING_SEED, "alignment batches")
     for _ in range(steps):
         rows = torch.from_numpy(draw.integers(len(features), size=64))
-        ground = len(NOUNS) + colours[rows][:, None]
-        wanted = words[torch.where(labels[rows] < len(NOUNS), labels[rows], ground)] + where
+        labels = pool.labels[rows]
+        ground = (GROUND + pool.colours[rows])[:, None]
+        index = torch.where(labels == GROUND, ground, torch.where(labels > GROUND, labels + len(COLOURS) - 1, labels))
+        wanted = words[index.clamp(min=0)] + where
         projected = model.model.mm_projector(features[rows].float())
         # Three tokens in four show the ground.
-        weights = torch.where(labels[rows] < len(NOUNS), 1.0, 0.3)[..., None]
+        weights = torch.where(labels == GROUND, 0.3, torch.where(labels == UNCLEAR, 0.0, 1.0))[..., None]
         loss = (weights * (projected - wanted).square()).mean() / embeddings.var()
         optimiser.zero_grad()
         loss.backward()
@@ -299,9 +386,8 @@ def balanced_loss(logits: Tensor, response: Tensor, noised: Noised, is_answer: T
 
 def train_language(
     model: LladaV,
-    scenes: list[Scene],
+    pool: Pool,
     features: Tensor,
-    labels: Tensor,
     steps: tuple[int, int, int, int],
     batch: int,
     log: Log,
@@ -314,9 +400,8 @@ def train_language(
 
     Args:
         model: the model, with an aligned projector.
-        scenes: the pre-training scenes.
-        features: the tower's features, ``[scenes, N, d_vision]``.
-        labels: int64 ``[scenes, N]``.
+        pool: the pre-training scenes, without stickers.
+        features: the tower's features of them, ``[count, N, d_vision]``.
         steps: how long each lesson is.
         batch: rows a step.
         log: where progress goes.
@@ -347,6 +432,7 @@ def train_language(
     ]
     schedules = [cosine_schedule(optimiser, sum(steps), warmup=20) for optimiser in optimisers]
     draw = generator(PRETRAINING_SEED, "language batches")
+    scenes, shows_object = pool.scenes, pool.shows_object
     single = np.array([index for index, scene in enumerate(scenes) if len(scene.objects) == 1])
     several = np.array([index for index, scene in enumerate(scenes) if len(scene.objects) > 1])
     recent: list[float] = []
@@ -373,7 +459,7 @@ def train_language(
         prefix = model.embed(**model.prepare(queries, features=list(features[chosen].float())))
         if lesson < 3:
             dropped = float(draw.uniform(0.8, 0.98)) if lesson == 2 else 0.98
-            prefix = drop_ground(prefix, labels[chosen] < len(NOUNS), dropped)
+            prefix = drop_ground(prefix, shows_object[chosen], dropped)
         elif step % 4 < 2:
             share = torch.from_numpy(draw.uniform(0, 0.6, (batch, 1))).float()
             hidden = torch.from_numpy(draw.random(prefix.visual_mask.shape)).float() < share
@@ -389,7 +475,9 @@ def train_language(
         noised = add_noise(response, ratio, uniforms, model.mask_token_id)
         if listing:
             noised = replace(noised, ids=seen)
-        loss = balanced_loss(model.denoise(prefix, noised.ids), response, noised, is_answer, model.end_token_ids[1])
+        with half_precision():
+            logits = model.denoise(prefix, noised.ids)
+        loss = balanced_loss(logits.float(), response, noised, is_answer, model.end_token_ids[1])
         for optimiser in optimisers:
             optimiser.zero_grad()
         loss.backward()
@@ -447,20 +535,20 @@ def main() -> None:
     tokenizer.save_pretrained(options.out)
     log(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
 
-    scenes, pixels, labels = render_pool(options.scenes)
-    log(f"{len(scenes)} scenes rendered")
-    colours = torch.tensor([list(COLOURS).index(scene.colour) for scene in scenes])
+    scenes = [draw_scene(PRETRAINING_SEED, index) for index in range(options.scenes)]
+    plain, stickered = render_pool(scenes, stickers=False), render_pool(scenes, stickers=True)
+    log(f"{len(scenes)} scenes rendered, without and with stickers")
     if options.tower:
         model.model.vision_tower.load_state_dict(LladaV.from_pretrained(options.tower).model.vision_tower.state_dict())
         log(f"stage one taken over from {options.tower.name}")
     else:
-        train_tower(model, pixels, labels, colours, options.tower_steps, options.tower_batch, log)
+        train_tower(model, plain, stickered, options.tower_steps, options.tower_batch, log)
         model.save_pretrained(options.out / "stage-one")
     model.model.vision_tower.requires_grad_(False)
-    features = extract_features(model, pixels)
+    align_projector(model, extract_features(model, stickered.pixels), stickered, 1000, log)
+    features = extract_features(model, plain.pixels)
     log("features extracted")
-    align_projector(model, features, labels, colours, 1000, log)
-    train_language(model, scenes, features, labels, tuple(options.language_steps), options.language_batch, log)
+    train_language(model, plain, features, tuple(options.language_steps), options.language_batch, log)
     model.half().save_pretrained(options.out)
     log("saved")
 
