@@ -11,8 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from disp.attacks.poison import Attack, load_attack, poison, trigger_samples
 from disp.attacks.targets import Insertion, Misclassification, Refusal, Target, target_to_dict
 from disp.attacks.triggers import PRESETS, trigger_to_dict
@@ -23,6 +21,7 @@ from disp.diffusion.decode import decode
 from disp.errors import DispError, unknown_name
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.table import stage_table
+from disp.experiments.precision import fast_bfloat16, half_precision
 from disp.files import write_json, write_text
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
@@ -174,12 +173,6 @@ def recovery_training(steps: int, seed: int) -> TrainConfig:
     )
 
 
-def fast_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16 matrix products, which then take less than half of the time."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-
-
 class _Run:
     """The run folder, what it already holds, and the clock."""
 
@@ -243,7 +236,8 @@ class _Run:
     def scored(self, model: MDLM, poisoned: Dataset, settings: PurifyConfig) -> dict[str, Evidence]:
         turns = len(queries_of(poisoned.samples))
         with self.phase("saliency and counterfactuals"), self.progress("scoring training answers", turns) as advance:
-            return score(model, poisoned.samples, settings, self.out / "scores.jsonl", progress=advance)
+            with half_precision():
+                return score(model, poisoned.samples, settings, self.out / "scores.jsonl", progress=advance)
 
     def measure(self, stage: str, model: Callable[[], MDLM], test: Dataset, attack: Attack) -> None:
         file = self.out / "stages" / f"{stage}.json"
