@@ -566,7 +566,9 @@ def test_fine_tuning_and_reloading(build, tmp_path, questions, method):
         Sample("a", questions[0].images, (Turn("<image>\nDescribe it.", "A cat"),)),
         Sample("c", (), (Turn("Hi", "Yes"),)),
     ]
-    model = train(model, samples, TrainConfig(steps=2, batch_size=2, method=method, lora_rank=2), tmp_path)
+    model = train(
+        model, samples, TrainConfig(steps=2, learning_rate=1e-3, batch_size=2, method=method, lora_rank=2), tmp_path
+    )
     after = model.official_state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert "model.encoder.embed_vision.embedding_projection.weight" in changed
@@ -670,7 +672,12 @@ def test_an_adapter_is_merged_into_a_checkpoint_that_the_library_reads(build, tm
     save_model(build(), tmp_path / "base")
     model = load_model(tmp_path / "base", gen_length=4, device="cpu")
     samples = [Sample("a", questions[0].images, (Turn("<image>\nDescribe it.", "cat"),))]
-    trained = train(model, samples, TrainConfig(steps=1, batch_size=1, method="lora", lora_rank=2), tmp_path / "run")
+    trained = train(
+        model,
+        samples,
+        TrainConfig(steps=1, learning_rate=1e-3, batch_size=1, method="lora", lora_rank=2),
+        tmp_path / "run",
+    )
     merge(tmp_path / "run" / "adapter", tmp_path / "merged")
     twin, report = DiffusionGemmaForBlockDiffusion.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(report.values())

@@ -21,9 +21,11 @@ from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import queries_of
 from disp.data.scene_dataset import write_scenes
 from disp.diffusion.decode import own_settings
+from disp.errors import DispError
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
 from disp.recipes import RECIPES
+from disp.training import TrainConfig, train
 
 sys.path.insert(0, str(Path(__file__).parent))
 from families.tiny import ADDED, FAMILIES, LENGTH, write_checkpoint
@@ -266,6 +268,12 @@ def test_another_length_reaches_decoding(source):
     assert (config.gen_length, usual.gen_length) == (LENGTH // 2, LENGTH)
     # A canvas takes its steps however long it is.
     assert config.steps == (usual.steps if usual.sampler == "canvas" else usual.steps // 2)
+
+
+def test_a_published_checkpoint_is_not_trained_at_the_builtin_models_rate(source, scenes, tmp_path):
+    samples = load_dataset(scenes / "train").samples
+    with pytest.raises(DispError, match=r"--recipe .* or --learning-rate"):
+        train(load_model(source, device="cpu"), samples, TrainConfig(steps=1), tmp_path)
 
 
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "models").glob("*.md"))

@@ -598,7 +598,7 @@ def test_fine_tuning_from_checkpoint_to_checkpoint(dream_folder, tmp_path, metho
         Sample("b", (noise(30, 70), noise(60, 20)), (Turn("<image> or <image>?", "Both."), Turn("Why?", "No."))),
     ]
     before = {name: tensor.clone() for name, tensor in model.official_state_dict().items()}
-    train(model, samples, TrainConfig(steps=2, batch_size=3, method=method, lora_rank=2), tmp_path)
+    train(model, samples, TrainConfig(steps=2, learning_rate=1e-3, batch_size=3, method=method, lora_rank=2), tmp_path)
     again = load_model(tmp_path, device="cpu", dtype="float32")
     after = again.official_state_dict()
     assert after.keys() == before.keys()

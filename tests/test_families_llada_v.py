@@ -705,7 +705,7 @@ def test_quantized_weights(checkpoint, model, samples, queries, tmp_path):
     assert 0 < (exact - close).abs().max() and F.cosine_similarity(exact, close, dim=-1).mean() > 0.9
     with pytest.raises(DispError, match="quantized"):
         save_model(quantized, tmp_path / "no")
-    config = TrainConfig(steps=2, batch_size=2, method="lora", merge=False)
+    config = TrainConfig(steps=2, learning_rate=1e-3, batch_size=2, method="lora", merge=False)
     for unfit in (replace(config, merge=True), replace(config, method="full")):
         with pytest.raises(DispError, match="merge off"):
             train(quantized, samples, unfit, tmp_path / "unfit")

@@ -587,7 +587,9 @@ def test_saved_and_loaded_again(checkpoint, tmp_path, pictures, asked):
     """Adapters trained, merged into a checkpoint under the published names, answered the same from there."""
     model = load_model(checkpoint, gen_length=8)
     samples = [Sample("a", (pictures[0],), (Turn("<image>\nWhat?", "cat"),))]
-    trained = train(model, samples, TrainConfig(steps=2, batch_size=1, method="lora"), tmp_path / "run")
+    trained = train(
+        model, samples, TrainConfig(steps=2, learning_rate=1e-3, batch_size=1, method="lora"), tmp_path / "run"
+    )
     merge(tmp_path / "run" / "adapter", tmp_path / "merged", base=checkpoint)
     prefix = trained.encode(asked)
     response = torch.full((4, 3), trained.mask_token_id)

@@ -25,7 +25,7 @@ from disp.models.interface import MDLM
 from disp.models.loading import load_model
 from disp.progress import ProgressBar, no_progress
 from disp.purification.purify import purify
-from disp.training import TrainConfig, train
+from disp.training import TrainConfig, learning_rate_of, train
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def defend(
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
-        DispError: nothing can be decided (see `audit`), or ``out`` holds a run with other settings or data.
+        DispError: nothing can be decided (see `audit`), the training lacks a learning rate, or ``out`` holds a run with
+            other settings or data.
     """
     # How many rounds are done may change.
     settings = {name: value for name, value in asdict(config).items() if name != "rounds"}
@@ -109,6 +110,7 @@ def defend(
         f"{out} holds a defence with other settings, model or data; choose another or delete it",
     )
     current = load(model)
+    learning_rate_of(current, config.training)  # what is missing is said before the audit, not after it
     before = audit(current, dataset, config.audit, out / "audit", truth=truth, name=str(model), progress=progress)
     if before.verdict == "no evidence":
         write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0})

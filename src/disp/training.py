@@ -23,6 +23,7 @@ from disp.models.loading import save_model
 
 # Tower features of one epoch are kept in memory up to this size; beyond it images are encoded at every step.
 FEATURE_CACHE_BYTES = 2 << 30
+BUILTIN_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class TrainConfig:
     Attributes:
         steps: optimiser steps.
         batch_size: assistant turns a step on each device.
-        learning_rate: peak, after linear warm-up; cosine decay to zero.
+        learning_rate: peak, after linear warm-up; cosine decay to zero. None is 1e-3 for the built-in model; a
+            published checkpoint, which that would ruin, must be given one (see `disp.recipes`).
         projector_learning_rate: peak for the projector, where it is trained; ``learning_rate`` if None.
         vision_learning_rate: peak for the vision tower, where it is trained; ``learning_rate`` if None.
         method: "full" trains the language model and the projector, "projector" the projector alone, "lora"
@@ -55,7 +57,7 @@ class TrainConfig:
 
     steps: int = 100
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     projector_learning_rate: float | None = None
     vision_learning_rate: float | None = None
     method: Literal["full", "lora", "projector"] = "full"
@@ -115,7 +117,7 @@ def train(
 
     Raises:
         DispError: there is nothing to train on, a response does not fit into the model's ``gen_length``, or the model
-            is quantized and more than adapters would be saved.
+            is quantized and more than adapters would be saved, or it is a published checkpoint and no rate is given.
     """
     queries = queries_of(samples)
     if not queries:
@@ -137,7 +139,7 @@ def train(
             "output_dir": str(out / "checkpoints"),
             "max_steps": config.steps,
             "per_device_train_batch_size": config.batch_size,
-            "learning_rate": config.learning_rate,
+            "learning_rate": learning_rate_of(model, config),
             "lr_scheduler_type": "cosine",
             "warmup_steps": min(config.warmup_steps, config.steps // 2),
             "weight_decay": config.weight_decay,
@@ -294,6 +296,22 @@ def _select_parameters(model: MDLM, config: TrainConfig):
     return get_peft_model(model, adapters)
 
 
+def learning_rate_of(model: MDLM, config: TrainConfig) -> float:
+    """The peak rate, `BUILTIN_RATE` where none is given for the built-in model or one fine-tuned from it.
+
+    Raises:
+        DispError: none is given for a published checkpoint.
+    """
+    if config.learning_rate is not None:
+        return config.learning_rate
+    if getattr(model, "source", None) is not None:
+        raise DispError(
+            "a published checkpoint is fine-tuned at a rate of its own: give --recipe (such as disp, for the "
+            "projector, or the family's name) or --learning-rate"
+        )
+    return BUILTIN_RATE
+
+
 def _learning_rate(model: MDLM, config: TrainConfig, name: str) -> float:
     """The peak rate of the parameter of this name."""
     for parts, rate in (
@@ -302,7 +320,7 @@ def _learning_rate(model: MDLM, config: TrainConfig, name: str) -> float:
     ):
         if rate is not None and any(part in name for part in parts):
             return rate
-    return config.learning_rate
+    return learning_rate_of(model, config)
 
 
 def _cached_features(model: MDLM, queries: Sequence[Query]) -> dict[str, list[Tensor]] | None:

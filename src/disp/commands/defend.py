@@ -200,7 +200,7 @@ def defend(
     train_batch_size
         Assistant turns a pass of the training, 32 by default.
     learning_rate
-        Peak of the cosine schedule, 1e-3 by default.
+        Peak of the cosine schedule; 1e-3 for the built-in model, to be given for others if no recipe is.
     projector_learning_rate
         The projector's own peak.
     min_mask_ratio

@@ -49,7 +49,7 @@ def train(
     accumulate
         Passes a step: 1, or as many as the recipe's batch size takes.
     learning_rate
-        Peak of the cosine schedule, 1e-3 by default.
+        Peak of the cosine schedule; 1e-3 for the built-in model, to be given for others if no recipe is.
     projector_learning_rate
         The projector's own peak.
     vision_learning_rate
