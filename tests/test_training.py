@@ -1,10 +1,16 @@
 """Fine-tuning: what changes, what does not, and that a killed run ends as an undisturbed one."""
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from disp.data.llava import save_dataset
 from disp.data.sample import Sample, Turn, queries_of
 from disp.errors import DispError
 from disp.models.loading import load_model, save_model
@@ -184,3 +190,25 @@ def test_mistakes_are_named(model, samples, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "lama"}')
     with pytest.raises(DispError, match="unknown model type"):
         load_model(tmp_path)
+
+
+def test_two_processes_train_what_one_does_with_batches_twice_as_large(model, samples, tmp_path):
+    save_model(model, tmp_path / "model")
+    data, images = tmp_path / "data.json", tmp_path / "images"
+    images.mkdir()
+    for sample in samples:
+        sample.images[0].save(images / f"{sample.id}.png")
+    save_dataset([replace(sample, images=(images / f"{sample.id}.png",)) for sample in samples], data, images)
+    launchers = {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
+    for processes, launcher in launchers.items():
+        options = {"out": tmp_path / str(processes), "steps": 3, "batch-size": 4 // processes, "learning-rate": 5e-3}
+        options |= {"images": images, "device": "cpu"}
+        command = [sys.executable, *launcher, "-m", "disp.cli", "train", tmp_path / "model", data]
+        command += [word for name, value in options.items() for word in (f"--{name}", value)]
+        subprocess.run(
+            list(map(str, command)), check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in "12")
+    start = load_file(tmp_path / "model" / "model.safetensors")
+    assert any(not torch.equal(start[name], one[name]) for name in one)
+    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
