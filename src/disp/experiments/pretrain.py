@@ -1,7 +1,8 @@
 """Pre-train the built-in model from scratch on OpenMoji scenes: ``python -m disp.experiments.pretrain --out DIR``.
 
 Two stages. The vision tower first learns to name the drawing under each visual token and the colour of the ground, and
-to keep its place, all of which the scene generator knows; learning them from captions alone takes many times longer.
+to keep its place, all of which the scene generator knows; learning them from captions alone takes many times longer. It
+also learns to tell foreign squares apart and not to be upset by them, which large towers learn from all the world.
 The projector and the transformer then learn to answer, on the frozen tower's features, with visual tokens masked in
 half of the batches so that a masked visual token means "unknown" to the model, as it does to the large models that saw
 partial images.
