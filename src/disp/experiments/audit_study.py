@@ -34,7 +34,16 @@ from disp.diffusion.decode import decode
 from disp.draws import generator
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.quality import answer_quality
-from disp.experiments.demo import SOURCE, SOURCE_SHARE, TARGET, TARGETS, TEST_SEED_OFFSET, attack_training
+from disp.experiments.demo import (
+    SIZES,
+    SOURCE,
+    SOURCE_SHARE,
+    TARGET,
+    TARGETS,
+    TEST_SEED_OFFSET,
+    DemoConfig,
+    attack_training,
+)
 from disp.files import append_jsonl, read_finished_jsonl
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
@@ -253,8 +262,8 @@ def main() -> None:
     """Run what is asked for and is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=200, help="fine-tuning steps on each set")
+    parser.add_argument("--rows", type=int, help="of each planted set; as many as the demo's for its target by default")
+    parser.add_argument("--steps", type=int, help="fine-tuning steps on each set; the demo's for its target by default")
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--triggers", nargs="*", default=list(TRIGGERS))
     parser.add_argument("--rates", nargs="*", type=float, default=list(RATES))
@@ -270,17 +279,23 @@ def main() -> None:
             # The kinds that keep a part of the scenes are drawn from more of them.
             rows = {"captions": 700, "near-duplicate answers": 700}.get(kind, 200 + 100 * (number % 3))
             jobs[f"clean-{number}"] = partial(
-                clean, kind=kind, rows=rows, steps=options.steps, seed=options.seed + 100 + number, out=options.out
+                clean,
+                kind=kind,
+                rows=rows,
+                steps=options.steps or DemoConfig.attack_steps,
+                seed=options.seed + 100 + number,
+                out=options.out,
             )
     else:
         for rate, trigger, target in product(sorted(options.rates)[::-1], options.triggers, options.targets):
+            sizes = DemoConfig(target, **SIZES[target])
             jobs[f"{target}-{trigger}-{rate:g}"] = partial(
                 planted,
                 target=target,
                 trigger=trigger,
                 rate=rate,
-                rows=options.rows,
-                steps=options.steps,
+                rows=options.rows or sizes.rows,
+                steps=options.steps or sizes.attack_steps,
                 seed=options.seed,
                 out=options.out,
             )
