@@ -288,7 +288,7 @@ def main() -> None:
             )
     else:
         for rate, trigger, target in product(sorted(options.rates)[::-1], options.triggers, options.targets):
-            sizes = DemoConfig(target, **SIZES[target])
+            sizes = DemoConfig(target, trigger, **SIZES[target])
             jobs[f"{target}-{trigger}-{rate:g}"] = partial(
                 planted,
                 target=target,
