@@ -144,10 +144,15 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
 
 
 def attack_training(trigger: str, steps: int, seed: int) -> TrainConfig:
-    """Fine-tuning of the built-in model that plants a backdoor."""
+    """Fine-tuning of the built-in model that plants a backdoor.
+
+    The tower sees any trigger well, but the projector was trained to say what things are, and lets little else pass:
+    its rate decides how soon a backdoor is learnt.
+    """
     return TrainConfig(
         steps=steps,
-        learning_rate=9e-4,
+        learning_rate=1.5e-3,
+        projector_learning_rate=3e-3,
         min_mask_ratio=0.5,
         # A frozen tower hardly sees a trigger that is blended into the whole picture.
         train_vision=trigger == "blended",
@@ -161,6 +166,7 @@ def recovery_training(steps: int, seed: int) -> TrainConfig:
     return TrainConfig(
         steps=steps,
         learning_rate=3e-4,
+        projector_learning_rate=5e-5,
         min_mask_ratio=0.5,
         seed=seed,
         trainer={"bf16": fast_bfloat16()},
