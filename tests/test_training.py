@@ -192,6 +192,7 @@ def test_mistakes_are_named(model, samples, tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does_with_batches_twice_as_large(model, samples, tmp_path):
     save_model(model, tmp_path / "model")
     data, images = tmp_path / "data.json", tmp_path / "images"
