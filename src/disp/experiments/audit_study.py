@@ -254,7 +254,8 @@ def _gaps(model: MDLM, queries: Sequence, evidence: Any, ratio: float, kind: str
             else mask_random(prefix.visual_mask, ratio, [query.key for query in batch], 0)
         )
         response = model.encode_responses([query.response for query in batch], model.gen_length)
-        parts.append(likelihood_gap(model, prefix, response, masked, count=2).numpy())
+        response = response.to(prefix.embeds.device)
+        parts.append(likelihood_gap(model, prefix, response, masked, count=2).cpu().numpy())
     return np.concatenate(parts)
 
 
