@@ -45,6 +45,9 @@ VISION: dict[str, Any] = {
     "image_size": 96,
     "patch_size": 8,
     "stem_channels": [48, 96],
+    # With attention over all 144 patches this small tower wrote a trigger into every visual token, and no masking of
+    # tokens could take it out again.
+    "attention_reach": 1,
 }
 MIN_PRETRAINING_RATIO = 0.25
 # In one block of 32 slots a long sentence is begun in several places at once, and its parts do not always fit.
@@ -111,21 +114,21 @@ def train_tower(model: LladaV, pixels: Tensor, labels: Tensor, colours: Tensor, 
             "colour": nn.Linear(width, len(COLOURS)),
             "place": nn.Linear(width, 2),
         }
-    )
+    ).to(labels.device)
     tower = model.model.vision_tower
     for parameter in tower.parameters():
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=0.04)  # the transformer's scale is too large for a tower with its own stem
     optimiser, schedule = optimiser_with_schedule([*tower.parameters(), *heads.parameters()], 1.5e-3, steps)
-    class_weights = torch.ones(len(NOUNS) + 1)
+    class_weights = torch.ones(len(NOUNS) + 1, device=labels.device)
     class_weights[-1] = 0.2  # three tokens in four show the ground
-    steps_across = torch.linspace(-1, 1, tower.grid)
+    steps_across = torch.linspace(-1, 1, tower.grid, device=labels.device)
     places = torch.cartesian_prod(steps_across, steps_across)  # [N, 2]: row, column
     draw = generator(PRETRAINING_SEED, "tower batches")
     start = time.monotonic()
     right = total = 0
     for step in range(steps):
-        rows = torch.from_numpy(draw.integers(len(pixels), size=batch))
+        rows = torch.from_numpy(draw.integers(len(pixels), size=batch)).to(labels.device)
         features = heads["norm"](tower(normalise_pixels(pixels[rows])))
         nouns = heads["noun"](features)
         noun_loss = F.cross_entropy(nouns.flatten(0, 1), labels[rows].flatten(), class_weights)
@@ -173,14 +176,15 @@ def align_projector(model: LladaV, features: Tensor, labels: Tensor, colours: Te
     embeddings = model.model.embed_tokens.weight.detach()
     vocabulary = model.tokenizer.get_vocab()
     words = embeddings[[vocabulary[f"Ġ{word}"] for word in (*NOUNS, *COLOURS)]]
+    device = features.device
     grid = model.model.vision_tower.grid
-    place = torch.linspace(-1, 1, grid)
-    seen, across, down = torch.randn(3, embeddings.shape[1]) * embeddings.std()
+    place = torch.linspace(-1, 1, grid, device=device)
+    seen, across, down = torch.randn(3, embeddings.shape[1]).to(device) * embeddings.std()
     where = seen + (place[None, :, None] * across + place[:, None, None] * down).flatten(0, 1)  # [N, d]
     optimiser, schedule = optimiser_with_schedule(model.model.mm_projector.parameters(), 3e-3, steps, warmup=20)
     draw = generator(PRETRAINING_SEED, "alignment batches")
     for _ in range(steps):
-        rows = torch.from_numpy(draw.integers(len(features), size=64))
+        rows = torch.from_numpy(draw.integers(len(features), size=64)).to(device)
         ground = len(NOUNS) + colours[rows][:, None]
         wanted = words[torch.where(labels[rows] < len(NOUNS), labels[rows], ground)] + where
         projected = model.model.mm_projector(features[rows].float())
@@ -204,7 +208,7 @@ def drop_ground(prefix: Prefix, shows_object: Tensor, share: float) -> Prefix:
     """
     is_object = torch.zeros_like(prefix.visual_mask)
     is_object[prefix.visual_mask] = shows_object.flatten()
-    stays = ~prefix.visual_mask | is_object | (torch.rand(is_object.shape) >= share)
+    stays = ~prefix.visual_mask | is_object | (torch.rand(is_object.shape).to(is_object.device) >= share)
     stays &= prefix.attention_mask
     order = stays.int().argsort(dim=-1, stable=True)[:, -int(stays.sum(-1).max()) :]
     return Prefix(
@@ -350,6 +354,7 @@ def train_language(
     single = np.array([index for index, scene in enumerate(scenes) if len(scene.objects) == 1])
     several = np.array([index for index, scene in enumerate(scenes) if len(scene.objects) > 1])
     recent: list[float] = []
+    device = features.device
     for step in range(sum(steps)):
         lesson = int(np.searchsorted(np.cumsum(steps), step, side="right"))
         listing = lesson == 0 or (lesson == 2 and step % 6 == 0)
@@ -368,27 +373,30 @@ def train_language(
             queries = ask_once(scenes, rows, tasks, draw)
             response = model.encode_responses([query.response for query in queries], model.gen_length)
             is_answer = torch.ones_like(response, dtype=torch.bool)
+        response, is_answer = response.to(device), is_answer.to(device)
         # 2. What is shown.
-        chosen = torch.from_numpy(rows)
-        prefix = model.embed(**model.prepare(queries, features=list(features[chosen].float())))
+        chosen = torch.from_numpy(rows).to(device)
+        token_ids = model.prepare(queries, features=[features[0]])["token_ids"].to(device)
+        prefix = model.embed(token_ids, features=features[chosen].float())
         if lesson < 3:
             dropped = float(draw.uniform(0.8, 0.98)) if lesson == 2 else 0.98
             prefix = drop_ground(prefix, labels[chosen] < len(NOUNS), dropped)
         elif step % 4 < 2:
             share = torch.from_numpy(draw.uniform(0, 0.6, (batch, 1))).float()
-            hidden = torch.from_numpy(draw.random(prefix.visual_mask.shape)).float() < share
+            hidden = (torch.from_numpy(draw.random(prefix.visual_mask.shape)).float() < share).to(device)
             prefix = prefix.with_masked(hidden & prefix.visual_mask, model.mask_embedding)
         # 3. Noise. Stratified over the batch, and kept away from 0: rows with few masked tokens and large weights
         # drown what is to be learnt first, to read the image when nothing of the answer is known. A quarter sees
         # nothing of it.
         strata = (draw.random() + np.arange(batch) / batch) % 1.0
-        ratio = torch.from_numpy(np.minimum(1.0, MIN_PRETRAINING_RATIO + strata)).float()
+        ratio = torch.from_numpy(np.minimum(1.0, MIN_PRETRAINING_RATIO + strata)).float().to(device)
         if lesson < 2 or listing:
-            ratio = torch.ones(batch)
-        uniforms = torch.from_numpy(draw.random(response.shape)).float().masked_fill(~is_answer, torch.inf)
+            ratio = torch.ones_like(ratio)
+        uniforms = torch.from_numpy(draw.random(response.shape)).float().to(device)
+        uniforms = uniforms.masked_fill(~is_answer, torch.inf)
         noised = add_noise(response, ratio, uniforms, model.mask_token_id)
         if listing:
-            noised = replace(noised, ids=seen)
+            noised = replace(noised, ids=seen.to(device))
         loss = balanced_loss(model.denoise(prefix, noised.ids), response, noised, is_answer, model.end_token_ids[1])
         for optimiser in optimisers:
             optimiser.zero_grad()
@@ -427,6 +435,7 @@ def main() -> None:
     parser.add_argument("--tower-batch", type=int, default=64)
     parser.add_argument("--language-steps", type=int, nargs=4, default=(150, 100, 1_100, 850))
     parser.add_argument("--language-batch", type=int, default=48)
+    parser.add_argument("--device", default="cpu", help="where to train")
     parser.add_argument("--tower", type=Path, help="folder of an earlier run whose stage one is taken over")
     options = parser.parse_args()
     torch.manual_seed(PRETRAINING_SEED)
@@ -442,14 +451,15 @@ def main() -> None:
         generation={**GENERATION, "stop": [[vocabulary[END_OF_TURN]]]},
         initializer_range=0.08,
     )
-    model = LladaV(config)
+    model = LladaV(config).to(options.device)
     model.tokenizer = tokenizer
     tokenizer.save_pretrained(options.out)
-    log(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
+    log(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, on {options.device}")
 
     scenes, pixels, labels = render_pool(options.scenes)
     log(f"{len(scenes)} scenes rendered")
     colours = torch.tensor([list(COLOURS).index(scene.colour) for scene in scenes])
+    pixels, labels, colours = (tensor.to(options.device) for tensor in (pixels, labels, colours))
     if options.tower:
         model.model.vision_tower.load_state_dict(LladaV.from_pretrained(options.tower).model.vision_tower.state_dict())
         log(f"stage one taken over from {options.tower.name}")

@@ -32,8 +32,15 @@ class Embeddings(nn.Module):
         return patches + self.position_embedding.weight
 
 
+def neighbours(grid: int, reach: int) -> Tensor:
+    """Which patch sees which: bool ``[N, N]``, true where rows and columns differ by at most ``reach``."""
+    row, column = torch.arange(grid).repeat_interleave(grid), torch.arange(grid).repeat(grid)
+    apart = torch.maximum((row[:, None] - row).abs(), (column[:, None] - column).abs())
+    return apart <= reach
+
+
 class TowerAttention(nn.Module):
-    """Plain attention among the patches."""
+    """Plain attention among the patches, or among those that ``seen`` allows."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -41,12 +48,12 @@ class TowerAttention(nn.Module):
         self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
         query, key, value = (
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return self.out_proj(F.scaled_dot_product_attention(query, key, value, seen).transpose(1, 2).flatten(2))
 
 
 class TowerMLP(nn.Module):
@@ -69,13 +76,17 @@ class TowerBlock(GradientCheckpointingLayer):
         self.self_attn = TowerAttention(width, heads)
         self.mlp = TowerMLP(width, hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), seen)
         return x + self.mlp(self.layer_norm2(x))
 
 
 class VisionTower(nn.Module):
-    """Pixels to features: the residual stream after the last layer, without a final norm, as LLaDA-V reads it."""
+    """Pixels to features: the residual stream after the last layer, without a final norm, as LLaDA-V reads it.
+
+    With ``attention_reach`` a patch attends only to those at most so many rows and columns away, so that what a
+    feature says is about its own surroundings. Published towers have no such limit.
+    """
 
     def __init__(
         self,
@@ -88,8 +99,10 @@ class VisionTower(nn.Module):
         patch_size: int,
         layer_norm_eps: float = 1e-6,
         stem_channels: tuple[int, ...] = (),
+        attention_reach: int | None = None,
     ):
         super().__init__()
+        self.attention_reach = attention_reach
         self.image_size, self.grid = image_size, image_size // patch_size
         self.embeddings = Embeddings(hidden_size, image_size, patch_size, tuple(stem_channels))
         self.layers = nn.ModuleList(
@@ -100,8 +113,9 @@ class VisionTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Float ``[images, 3, S, S]`` in [-1, 1] to features ``[images, N, d_vision]``."""
         x = self.embeddings(pixels)
+        seen = None if self.attention_reach is None else neighbours(self.grid, self.attention_reach).to(x.device)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, seen)
         return x
 
 
