@@ -8,6 +8,7 @@ GPU. What only a GPU can show, its kernels' numbers, limits and missing types, t
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -81,10 +82,14 @@ class PretendedGPU(TorchFunctionMode):
         # A module would take over the memory of a moved parameter and not its class.
         self.swapped = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)
+        # Code that asks what the GPU can do gets the answer of an H100.
+        self.capability = patch("torch.cuda.get_device_capability", lambda device=None: (9, 0))
+        self.capability.start()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        self.capability.stop()
         torch.__future__.set_swap_module_params_on_conversion(self.swapped)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -94,6 +99,8 @@ class PretendedGPU(TorchFunctionMode):
         if func is one_hot and isinstance(args[0], Pretending):
             # It makes a tensor of its own, on what it takes for the device of the first.
             return Pretending(func(args[0].value, *args[1:], **kwargs))
+        if func is torch.histc and isinstance(args[0], Pretending):
+            args = (args[0].float(), *args[1:])  # a GPU counts integers too
         if _is_gpu(kwargs.get("device")):
             wants_gradient = kwargs.pop("requires_grad", False)
             made = _wrap(func(*tree_map(_value, args), **{**kwargs, "device": "cpu"}))
