@@ -50,8 +50,8 @@ VISION: dict[str, Any] = {
     "attention_reach": 1,
 }
 MIN_PRETRAINING_RATIO = 0.25
-# In one block of 32 slots a long sentence is begun in several places at once, and its parts do not always fit.
-GENERATION: dict[str, Any] = {"steps": 32, "block_length": 16, "threshold": 0.9}
+# In larger blocks a long sentence is begun in several places at once, and its parts do not always fit.
+GENERATION: dict[str, Any] = {"steps": 32, "block_length": 8, "threshold": 0.9}
 # Whether something is there, and the order of things, take longest to learn.
 PRETRAINING_SHARES = (0.3, 0.15, 0.15, 0.05, 0.1, 0.25)
 QUESTIONS = 3
