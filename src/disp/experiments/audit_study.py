@@ -44,9 +44,9 @@ from disp.experiments.demo import (
     DemoConfig,
     attack_training,
 )
+from disp.experiments.precision import load_float32
 from disp.files import append_jsonl, read_finished_jsonl
 from disp.models.interface import MDLM
-from disp.models.loading import load_model
 from disp.purification.masking import mask_random, mask_top
 from disp.purification.purify import PurifyConfig, saliency_of
 from disp.purification.support import likelihood_gap
@@ -161,8 +161,8 @@ def _tune_and_audit(
     dataset: Dataset, steps: int, seed: int, folder: Path, trigger: str = ""
 ) -> tuple[MDLM, Audit, float]:
     if not (folder / "model" / "train.json").exists():
-        train(load_model(), dataset.samples, attack_training(trigger, steps, seed), folder / "model")
-    model = load_model(folder / "model")
+        train(load_float32(), dataset.samples, attack_training(trigger, steps, seed), folder / "model")
+    model = load_float32(folder / "model")
     start = time.monotonic()
     found = audit(model, dataset, AuditConfig(scoring=PurifyConfig(seed=seed)), folder / "audit")
     return model, found, time.monotonic() - start

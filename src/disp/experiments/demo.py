@@ -21,10 +21,9 @@ from disp.diffusion.decode import decode
 from disp.errors import DispError, unknown_name
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.table import stage_table
-from disp.experiments.precision import fast_bfloat16, half_precision
+from disp.experiments.precision import fast_bfloat16, half_precision, load_float32
 from disp.files import write_json, write_text
 from disp.models.interface import MDLM
-from disp.models.loading import load_model
 from disp.progress import ProgressBar, no_progress
 from disp.purification.masking import mask_top
 from disp.purification.purify import Evidence, PurifyConfig, purify, score
@@ -110,11 +109,11 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     tuning, test = run.data()
     poisoned = run.poisoned(tuning)
     attack = load_attack(out / "poisoned" / "manifest.json")
-    builtin = load_model()
+    builtin = load_float32()
 
     run.measure("clean", lambda: builtin, test, attack)
     planting = attack_training(config.trigger, config.attack_steps, config.seed)
-    model = run.trained("backdoored", load_model, lambda: poisoned, planting)
+    model = run.trained("backdoored", load_float32, lambda: poisoned, planting)
     run.measure("backdoored", lambda: model, test, attack)
 
     recovery = recovery_training(config.recovery_steps, config.seed + 1)
@@ -134,12 +133,12 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
                     progress=run.bars(stage),
                 ).dataset
 
-        recovered = run.trained(stage, lambda: load_model(out / "backdoored"), purified, recovery)
+        recovered = run.trained(stage, lambda: load_float32(out / "backdoored"), purified, recovery)
         run.measure(stage, lambda recovered=recovered: recovered, test, attack)  # type: ignore[misc]
     write_json(out / "metrics.json", run.metrics())
     metrics = _read_json(out / "metrics.json")
     write_text(out / "table.md", stage_table({stage: metrics[stage] for stage in STAGES}) + "\n")
-    _draw(run, model, load_model(out / "disp_selective"), test, attack, settings, out / "story.png")
+    _draw(run, model, load_float32(out / "disp_selective"), test, attack, settings, out / "story.png")
     return metrics
 
 
@@ -231,7 +230,7 @@ class _Run:
             samples = data().samples
             with self.phase(f"train {name}"), self.progress(f"{name}: training", config.steps) as advance:
                 train(start(), samples, config, folder, progress=advance)
-        return load_model(folder)
+        return load_float32(folder)
 
     def scored(self, model: MDLM, poisoned: Dataset, settings: PurifyConfig) -> dict[str, Evidence]:
         turns = len(queries_of(poisoned.samples))
