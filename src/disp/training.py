@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -52,7 +53,8 @@ class TrainConfig:
         save_every: steps between checkpoints from which a killed run resumes; 0 for none.
         seed: seed of batch order and noise.
         trainer: further arguments of `transformers.TrainingArguments`, such as ``fsdp`` or
-            ``gradient_accumulation_steps``.
+            ``gradient_accumulation_steps``; with ``bf16`` false a model in half precision is trained as it is, without
+            weights in float32.
     """
 
     steps: int = 100
@@ -154,6 +156,7 @@ def train(
             "use_cpu": next(trained.parameters()).device.type == "cpu",
             "disable_tqdm": True,
             "report_to": [],
+            **_half_precision(model, config),
             **config.trainer,
         }
     )
@@ -168,7 +171,9 @@ def train(
     trainer.remove_callback(PrinterCallback)
     checkpoints = sorted((out / "checkpoints").glob("checkpoint-*"))
     trained.train()
-    trainer.train(resume_from_checkpoint=bool(checkpoints) or None)
+    mixed = (arguments.bf16 or arguments.fp16) and not config.trainer.get("fsdp")
+    with _trained_in_float32(trained) if mixed else nullcontext():
+        trainer.train(resume_from_checkpoint=bool(checkpoints) or None)
     trainer.accelerator.wait_for_everyone()
     first = trainer.is_world_process_zero()
     # Shards are gathered by every process; the first writes them.
@@ -294,6 +299,40 @@ def _select_parameters(model: MDLM, config: TrainConfig):
         modules_to_save=[name.rstrip(".") for name in whole],
     )
     return get_peft_model(model, adapters)
+
+
+def _half_precision(model: MDLM, config: TrainConfig) -> dict[str, bool]:
+    """The trainer's arguments for products in half precision: where the model is, and nothing else is said."""
+    # The embeddings': a vision tower may be in a precision of its own, and adapters are.
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(model.mask_embedding.dtype)
+    if name is None or config.trainer.keys() & {"bf16", "fp16"} or config.trainer.get("fsdp"):
+        return {}
+    # The library has no mixed precision with float16 on a CPU; the model is trained as it is there.
+    return {name: name == "bf16" or model.device.type != "cpu"}
+
+
+@contextmanager
+def _trained_in_float32(module: nn.Module) -> Iterator[None]:
+    """Keep the parameters that are trained in float32, and give them their own precision back in the end.
+
+    A weight in bfloat16 has eight binary digits: a step of 1e-5 is lost in the rounding of all but the smallest ones.
+    """
+    halves = (torch.bfloat16, torch.float16)
+    chosen = [(each, each.dtype) for each in module.parameters() if each.requires_grad and each.dtype in halves]
+    forward = module.__dict__.get("forward")
+    for parameter, _ in chosen:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in chosen:
+            parameter.grad = None
+            parameter.data = parameter.data.to(dtype)
+        # The library leaves autocast around the module's forward.
+        module.__dict__.pop("_original_forward", None)
+        module.__dict__.pop("forward", None)
+        if forward is not None:
+            module.__dict__["forward"] = forward
 
 
 def learning_rate_of(model: MDLM, config: TrainConfig) -> float:

@@ -127,7 +127,9 @@ class MMada(BackboneMDLM):
         # near zero; and a picture takes gigabytes at full resolution.
         # The published order of operations, for the same reason.
         scaled = ((image.float() / 255 - 0.5) / 0.5 for image in pixels)
-        codes = [quantize(self.vision_tower(image.to(dtype)[None])).flatten(1) for image in scaled]
+        # Nor in half precision where the rest of a training step is.
+        with torch.autocast(pixels.device.type, enabled=False):
+            codes = [quantize(self.vision_tower(image.to(dtype)[None])).flatten(1) for image in scaled]
         return torch.cat(codes) if codes else torch.zeros((0, self.grid**2), dtype=torch.int64, device=pixels.device)
 
     def _token_ids(self, query: Query, first_image: int) -> list[int]:
