@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +26,7 @@ from disp.errors import DispError
 from disp.evaluation.evaluate import evaluate
 from disp.models.interface import Prefix
 from disp.models.llada_v import LladaV, LladaVConfig
+from disp.models.llada_v_official_config import CHAT_TEMPLATE, SYSTEM
 from disp.models.loading import load_model
 from disp.planning.checkpoints import read_config, stored_parameters
 from disp.planning.families import sizes_of
@@ -41,7 +43,10 @@ from disp.planning.passes import decoding_passes
 from disp.planning.plan import PlanSettings, default_decode, make_plan
 from disp.purification.purify import PurifyConfig, purify, score
 from disp.purification.saliency import SaliencyConfig, first_step, saliency
-from disp.training import TrainConfig, _select_parameters, train
+from disp.training import TrainConfig, _select_parameters, _trained_in_float32, train
+
+sys.path.insert(0, str(Path(__file__).parent))
+from families.tiny import write_checkpoint
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity"))
 LLADA_8B = {
@@ -125,7 +130,8 @@ def test_peak_of_encoding_saliency_and_decoding(measured_models, asked, name):
 TRAININGS = [
     *(("built-in", method, False, torch.float32) for method in ("full", "lora", "projector")),
     *(("larger", method, True, torch.float32) for method in ("full", "lora")), ("larger", "full", False, torch.float32),
-    ("built-in", "lora", False, torch.bfloat16), ("built-in", "full", True, torch.bfloat16),
+    *(("built-in", method, False, torch.bfloat16) for method in ("full", "lora", "projector")),
+    *(("larger", method, True, torch.bfloat16) for method in ("full", "lora")),
 ]  # fmt: skip
 
 
@@ -146,21 +152,24 @@ def test_peak_of_a_training_step(measured_models, asked, name, method, checkpoin
     chosen = [parameter for parameter in module.parameters() if parameter.requires_grad]
     trained = sum(parameter.numel() for parameter in chosen)
     assert trained == trained_parameters(sizes, sizes.parameters, method, 16, False)
-    optimiser = torch.optim.AdamW(chosen, fused=True)
 
     def step():
-        module(**inputs).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+            loss = module(**inputs)
+        loss.backward()
         optimiser.step()
         optimiser.zero_grad()
 
-    step()  # the moments are made in the first one
-    plan = training_memory(sizes, rows, dtype.itemsize, 0, trained, method=method, checkpointing=checkpointing)
-    close(plan.activations + plan.gradients, peak(step))
-    moments = sum(v.nbytes for state in optimiser.state.values() for v in state.values() if v.dim())
-    assert plan.optimiser == moments
-    weights = sum(value.nbytes for value in module.parameters())
-    planned = training_memory(sizes, rows, dtype.itemsize, sizes.parameters * dtype.itemsize, trained, method=method)
-    assert planned.weights == weights
+    plan = training_memory(
+        sizes, rows, dtype.itemsize, sizes.parameters * dtype.itemsize, trained, method=method,
+        checkpointing=checkpointing,
+    )  # fmt: skip
+    with _trained_in_float32(module):
+        optimiser = torch.optim.AdamW(chosen, fused=True)
+        step()  # the moments are made in the first one
+        close(plan.activations + plan.gradients, peak(step))
+        assert plan.weights == sum(value.nbytes for value in module.parameters())
+    assert plan.optimiser == sum(v.nbytes for state in optimiser.state.values() for v in state.values() if v.dim())
 
 
 def test_what_saliency_keeps_is_what_autograd_saves(builtin, asked):
@@ -467,6 +476,21 @@ def test_the_prefix_is_as_long_as_the_model_makes_it(tiny_model, tiny_folder, da
     text = plan.to_text()
     for part in ("saliency", "decoding", "training", "audit", "purify", "evaluate", "11 samples", "14 answers"):
         assert part in text
+
+
+@pytest.mark.parametrize("system", [None, "Say little."])
+def test_the_prefix_has_a_system_message(tmp_path, data, settings, system):
+    """LLaDA-V's own one, where the chat has none."""
+    from disp.data.sample import queries_of
+
+    texts = [turn.prompt for sample in data.samples for turn in sample.turns]
+    folder = write_checkpoint("llada_v", tmp_path / "llada_v", [*texts, SYSTEM])
+    assert not make_plan(folder, data, settings).measured_text  # the tokenizer came without a chat template
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    samples = tuple(replace(sample, system=system) for sample in data.samples)
+    plan = make_plan(folder, replace(data, samples=samples), settings)
+    real = load_model(folder, device="cpu").encode(queries_of(samples)).embeds.shape[1]
+    assert plan.measured_text and plan.prefix == pytest.approx(real, abs=3)
 
 
 def test_a_config_alone_is_enough(data):

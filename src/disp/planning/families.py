@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from disp.errors import DispError
-from disp.models.llada_v_official_config import SIGLIP
+from disp.models.llada_v_official_config import SIGLIP, SYSTEM
 from disp.models.loading import FAMILIES
 from disp.planning.sizes import LanguageSizes, Size, Sizes, TowerSizes, VisualCount
 
@@ -163,6 +163,7 @@ def _llava(config: Mapping[str, Any], vision: Mapping[str, Any] | None) -> Sizes
         count,
         generation,
         loss_rows=2 if lavida else 1,
+        default_system=None if lavida else SYSTEM,
     )
 
 

@@ -137,14 +137,15 @@ def training_memory(
 ) -> Memory:
     """Peak of a whole training step.
 
-    Gradients come up while activations go away, so that the larger of the two counts; where gradients are summed over
-    several batches, both.
+    Whatever is trained is in 32 bits, and so are its gradients and moments; see `disp.training.train`. Gradients come
+    up while activations go away, so that the larger of the two counts; where gradients are summed over several batches,
+    both.
 
     Args:
         sizes: the model's sizes.
         rows: the batch, with as many rows as there are responses.
-        itemsize: bytes of an activation and of a weight.
-        weights: bytes of the weights.
+        itemsize: bytes of an activation and of a weight before training.
+        weights: bytes of the weights before training.
         trained: trained weights.
         method: "full", "lora" or "projector", see `disp.training.TrainConfig`.
         rank: of the adapters.
@@ -157,22 +158,28 @@ def training_memory(
     # 1. What the layers keep, and the part of it that is gone once the last layer is behind.
     layers, last = _kept(language, rows, itemsize, trained=method == "full", rank=rank if method == "lora" else 0)
     work = _backward_work(language, tokens, itemsize)
+    # Trained embeddings are in 32 bits, and with them what is added to them layer by layer.
+    stream = FLOAT32 if method == "full" else itemsize
+    work += (stream - itemsize) * tokens * 2 * language.width
     if method == "lora" and itemsize < FLOAT32:
         work += FLOAT32 * tokens * language.hidden  # the gradient of an adapter's own copy of its input
     if checkpointing:
         work += layers // max(1, language.layers - 1)
-        layers = itemsize * tokens * language.layers * language.width
+        layers = stream * tokens * language.layers * language.width
     # 2. The projector's hidden layer and its activation, the prefix, and the logits with their gradients.
     projector = itemsize * rows.count * rows.tiles * sizes.projected * 2 * language.width
-    prefix = itemsize * rows.count * rows.prefix * language.width
+    prefix = stream * rows.count * rows.prefix * language.width
     logits = slots * language.vocab * (2 * FLOAT32 + (2 * itemsize if itemsize < FLOAT32 else FLOAT32))
     activations = layers + projector + prefix + max(last + logits, work)
-    # 3. Adapters, and the copy of the projector that is trained beside them, come on top; adapters are in 32 bits.
-    added = language.adapter_parameters(rank) if method == "lora" else 0
-    copied = sizes.projector_parameters if method == "lora" else 0
-    gradients = (trained - added) * itemsize + added * FLOAT32
+    # 3. Products of weights in 32 bits are of copies, which autocast keeps; an embedding that is no head has none.
+    if itemsize < FLOAT32:
+        looked_up = language.vocab * language.width if method == "full" and not sizes.tied else 0
+        activations += itemsize * (trained - looked_up)
+    # 4. Adapters, and the copy of the projector that is trained beside them, come on top of the weights.
+    gradients = trained * FLOAT32
     held = gradients if accumulation > 1 else max(0, gradients + work - activations)
-    return Memory(weights + added * FLOAT32 + copied * itemsize, activations, held, MOMENTS * gradients)
+    weights += trained * (FLOAT32 if method == "lora" else FLOAT32 - itemsize)
+    return Memory(weights, activations, held, MOMENTS * gradients)
 
 
 def trained_parameters(sizes: Sizes, parameters: int, method: str, rank: int, train_vision: bool) -> int:
@@ -195,22 +202,23 @@ def _kept(language: LanguageSizes, rows: Rows, itemsize: int, *, trained: bool, 
     wanted = max(itemsize, FLOAT32) * language.width + FLOAT32 * (1 + language.heads)
     wanted += itemsize * (2 * query + 3 * language.hidden)
     if trained:  # normalisation keeps its output before the weight is applied
-        every += itemsize * language.width
-        wanted += itemsize * language.width
+        every += FLOAT32 * language.width
+        wanted += FLOAT32 * language.width
     if trained or rank:
         # Matrices that are trained, or have adapters, keep their inputs.
-        if rank and itemsize < FLOAT32:  # adapters are in 32 bits and read a copy of their own each
-            every += FLOAT32 * 2 * language.width
-            wanted += FLOAT32 * (3 * language.width + query + language.hidden)
+        if itemsize < FLOAT32:
+            # Each a copy of its own, where they come in 32 bits: to adapters all, to others what was normalised.
+            every += itemsize * 2 * language.width
+            wanted += itemsize * (3 * language.width + language.hidden + query * bool(rank))
         else:
             every += itemsize * language.width
             wanted += itemsize * (language.width + language.hidden)
-        every += FLOAT32 * 2 * rank
-        wanted += FLOAT32 * 5 * rank
+        every += itemsize * 2 * rank
+        wanted += itemsize * 5 * rank
     tokens, slots = rows.count * rows.length, rows.count * rows.response
     whole = (language.layers - 1) * tokens * (every + wanted)
     last = tokens * every + slots * wanted
-    final = slots * (max(itemsize, FLOAT32) + itemsize * trained) * language.width
+    final = slots * max(itemsize, FLOAT32) * (1 + trained) * language.width
     return whole, last + final
 
 

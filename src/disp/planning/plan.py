@@ -308,8 +308,8 @@ def _longest_prefix(
     longest = 0
     for query in queries[:: max(1, len(queries) // LOOKED_AT)]:
         count = counts[query.sample_id]
-        longest = max(longest, count.visual + count.others + _text_tokens(query, tokenizer))
-    return longest, tokenizer is not None
+        longest = max(longest, count.visual + count.others + _text_tokens(query, tokenizer, sizes.default_system))
+    return longest, tokenizer is not None and bool(tokenizer.chat_template)
 
 
 def _tokenizer(folder: Path | None) -> Any:
@@ -325,9 +325,9 @@ def _tokenizer(folder: Path | None) -> Any:
         return None
 
 
-def _text_tokens(query: Query, tokenizer: Any) -> int:
+def _text_tokens(query: Query, tokenizer: Any, default_system: str | None) -> int:
     """Tokens of the chat around the images."""
-    messages = messages_of(query)
+    messages = messages_of(replace(query, system=query.system or default_system))
     if tokenizer is not None and tokenizer.chat_template:
         text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         return sum(

@@ -105,6 +105,7 @@ class Sizes:
         loss_rows: rows that the training loss makes of one response.
         tied: whether the head is the embedding.
         idle: weights of experts that a token does not run through.
+        default_system: the system message of chats that have none of their own.
     """
 
     family: str
@@ -118,6 +119,7 @@ class Sizes:
     loss_rows: int = 1
     tied: bool = False
     idle: int = 0
+    default_system: str | None = None
 
     @property
     def language_parameters(self) -> int:
