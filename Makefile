@@ -17,7 +17,7 @@ demo-all: install  ## the same for all three attack targets
 	$(BIN)/disp demo --target all
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install  ## check style and types
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,9 @@ from disp.models.llada_v import LladaV, LladaVConfig
 from disp.models.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Commands that tests start would take all cores each, and threads that spin for a core are far slower than one.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SENTENCES = [
     "Describe the picture.",

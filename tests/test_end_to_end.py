@@ -23,7 +23,7 @@ SMALL = DemoConfig(rows=240, test_rows=50, poison_rate=0.2, attack_steps=160, re
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
     try:
         return out, demo(SMALL, out)
     finally:

@@ -25,7 +25,7 @@ from disp.auditing.record import read_truth, write_record
 from disp.auditing.regions import region_around
 from disp.data.llava import Dataset
 from disp.data.sample import Query, Sample, batches, queries_of
-from disp.diffusion.decode import decode
+from disp.diffusion.decode import answers_under
 from disp.draws import generator
 from disp.errors import DispError
 from disp.evaluation.intervals import wilson
@@ -189,14 +189,9 @@ def _said_instead(
     for batch in batches([_betraying(sample, evidence) for sample in donors], config.scoring.batch_size):
         prefix = model.encode(batch)
         masked = candidate_masks(prefix.visual_mask, [evidence[query.key] for query in batch])
-        ids = decode(
-            model,
-            prefix.with_masked(masked, model.mask_embedding),
-            config.scoring.decode,
-            keys=[query.key for query in batch],
-            seed=config.scoring.seed,
-        )
-        for query, answer in zip(batch, model.decode_responses(ids), strict=True):
+        keys = [query.key for query in batch]
+        texts = answers_under(model, prefix, masked, config.scoring.decode, keys=keys, seed=config.scoring.seed)
+        for query, answer in zip(batch, texts, strict=True):
             counts.update(set(words_of(answer)) - set(words_of(query.response)))
     return {word for word, count in counts.items() if 2 * count >= len(donors)}
 

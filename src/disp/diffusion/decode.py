@@ -357,6 +357,21 @@ def _finish(model: MDLM, response: Tensor, ends: Tensor, suffix: tuple[int, ...]
     return Decoded(ids, ends[:, 0] + len(suffix))
 
 
+@torch.no_grad()
+def answers_under(
+    model: MDLM,
+    prefix: Prefix,
+    masked: Tensor,
+    config: DecodeConfig | None = None,
+    *,
+    keys: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """`decode` with the visual tokens of ``masked`` (bool ``[B, P]``) masked, as texts."""
+    hidden = prefix.with_masked(masked, model.mask_embedding)
+    return model.decode_responses(decode(model, hidden, config, keys=keys, seed=seed))
+
+
 def generate(
     model: MDLM,
     queries: Sequence[Query],

@@ -17,7 +17,7 @@ from disp.attacks.triggers import PRESETS, trigger_to_dict
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import open_image, queries_of
 from disp.data.scene_dataset import write_scenes
-from disp.diffusion.decode import decode
+from disp.diffusion.decode import answers_under
 from disp.errors import DispError, unknown_name
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.table import stage_table
@@ -165,7 +165,7 @@ def recovery_training(steps: int, seed: int) -> TrainConfig:
     return TrainConfig(
         steps=steps,
         learning_rate=3e-4,
-        projector_learning_rate=5e-5,
+        projector_learning_rate=3e-4,
         min_mask_ratio=0.5,
         seed=seed,
         trainer={"bf16": fast_bfloat16()},
@@ -309,7 +309,7 @@ def _draw(
     prefix = backdoored.encode([query])
     scores = saliency(backdoored, prefix, [query.key], settings.saliency)
     masked = mask_top(scores, prefix.visual_mask, settings.mask_ratio)
-    ids = decode(backdoored, prefix.with_masked(masked, backdoored.mask_embedding), settings.decode, keys=[query.key])
+    (answer_masked,) = answers_under(backdoored, prefix, masked, settings.decode, keys=[query.key])
     places = prefix.locations[prefix.visual_mask]
     grid = (int(places[:, 2].max()) + 1, int(places[:, 3].max()) + 1)
     draw_story(
@@ -322,7 +322,7 @@ def _draw(
         question=query.prompt.replace("<image>", "").strip(),
         answer_clean=before["clean_answer"],
         answer_triggered=before["triggered_answer"],
-        answer_masked=backdoored.decode_responses(ids)[0],
+        answer_masked=answer_masked,
         answer_recovered=after["triggered_answer"],
     )
 

@@ -23,8 +23,8 @@ from disp.experiments.pretraining.tower import VISION, extract_features, train_t
 from disp.models.llada_v import LladaV, LladaVConfig
 from disp.models.tokenizer import END_OF_TEXT, END_OF_TURN, MASK, train_tokenizer
 
-# In larger blocks a long sentence is begun in several places at once, and its parts do not always fit.
-GENERATION: dict[str, Any] = {"steps": 32, "block_length": 8, "threshold": 0.9}
+# In one block of 32 slots a long sentence is begun in several places at once, and its parts do not always fit.
+GENERATION: dict[str, Any] = {"steps": 32, "block_length": 16, "threshold": 0.9}
 
 
 def main() -> None:
