@@ -165,7 +165,6 @@ def recovery_training(steps: int, seed: int) -> TrainConfig:
     return TrainConfig(
         steps=steps,
         learning_rate=3e-4,
-        projector_learning_rate=3e-4,
         min_mask_ratio=0.5,
         seed=seed,
         trainer={"bf16": fast_bfloat16()},
