@@ -209,7 +209,7 @@ def test_answers_that_were_written_are_not_decoded_again(model, poisoned, tmp_pa
     def stop(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr(record, "decode", stop)
+    monkeypatch.setattr(record, "answers_under", stop)
     audit(model, dataset, audit_config(), tmp_path, name="planted")
     assert strict(tmp_path / "evidence.jsonl") == strict(out / "evidence.jsonl")
 
