@@ -74,3 +74,7 @@ def main() -> None:
     train_language(model, scenes, features, labels, tuple(options.language_steps), options.language_batch, log)
     model.half().save_pretrained(options.out)
     log("saved")
+
+
+if __name__ == "__main__":
+    main()
