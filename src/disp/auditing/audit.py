@@ -105,11 +105,10 @@ def audit(
     clusters.sort(key=lambda cluster: not cluster.confirmed)
     confirmed = [cluster for cluster in clusters if cluster.confirmed]
     # 4. The verdict, and the samples that it is about.
-    if confirmed:
-        flagged = _holders(confirmed, samples, evidence, scores, threshold)
-    else:
-        members = {key for cluster in clusters for key in cluster.samples}
-        flagged = tuple(sample.id for sample in above if sample.id in members)
+    # A phrase that only recurs stays with those that were proven: a set may hold several attacks.
+    members = {key for cluster in clusters for key in cluster.samples}
+    members |= set(_holders(confirmed, samples, evidence, scores, threshold))
+    flagged = tuple(sample.id for sample in samples if sample.id in members)
     verdict: Verdict = "poisoned" if confirmed else "suspicious" if clusters else "no evidence"
     # 5. The share of tokens to mask where every answer is to be rewritten.
     ratio = None
