@@ -15,6 +15,7 @@ from disp import cli
 from disp.auditing import audit as module
 from disp.auditing import record
 from disp.auditing.audit import audit
+from disp.auditing.findings import Cluster
 from disp.auditing.phrases import TURN_END, Phrase
 from disp.data.sample import Sample, Turn, queries_of
 from disp.data.scene_dataset import write_scenes
@@ -209,9 +210,24 @@ def test_answers_that_were_written_are_not_decoded_again(model, poisoned, tmp_pa
     def stop(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr(record, "answers_under", stop)
+    monkeypatch.setattr(record, "answers_of", stop)
     audit(model, dataset, audit_config(), tmp_path, name="planted")
     assert strict(tmp_path / "evidence.jsonl") == strict(out / "evidence.jsonl")
+
+
+def test_what_only_recurs_stays_flagged_beside_what_is_proven(model, poisoned, tmp_path, monkeypatch):
+    _, dataset, expected = poisoned
+    (recurring,) = (cluster.phrase for cluster in expected.clusters)
+    proven = replace(recurring, words=("elsewhere",), text="elsewhere", flagged=recurring.flagged[:1])
+    monkeypatch.setattr(module, "recurring_phrases", lambda *_, **__: [proven, recurring])
+
+    def only_one_is_proven(model, phrase, members, *_):
+        return Cluster(phrase, tuple(sample.id for sample in members), None, phrase is proven, None)
+
+    monkeypatch.setattr(module, "_cluster", only_one_is_proven)
+    found = audit(model, dataset, audit_config(), tmp_path, evidence=dict(expected.evidence))
+    assert [cluster.confirmed for cluster in found.clusters] == [True, False]
+    assert found.verdict == "poisoned" and found.flagged == expected.flagged == PLANTED
 
 
 @pytest.mark.parametrize("change", ["settings", "data", "model"])

@@ -89,7 +89,7 @@ def test_neither_batch_size_nor_order_changes_an_answer(model, dataset, tmp_path
     assert responses(backwards) == whole
 
 
-@pytest.mark.parametrize("step", ["saliency", "answers_under"])
+@pytest.mark.parametrize("step", ["saliency", "answers_of"])
 def test_a_killed_run_goes_on_and_repeats_nothing(model, dataset, tmp_path, monkeypatch, step):
     expected = responses(purify(model, dataset, config(batch_size=2), tmp_path / "whole").dataset)
     real, calls = getattr(module, step), []
@@ -105,7 +105,7 @@ def test_a_killed_run_goes_on_and_repeats_nothing(model, dataset, tmp_path, monk
         purify(model, dataset, config(batch_size=2), tmp_path / "killed")
     done = sum(calls[:2])
     assert responses(purify(model, dataset, config(batch_size=2), tmp_path / "killed").dataset) == expected
-    total = sum(len(sample.turns) for sample in dataset.samples) - (step == "answers_under")
+    total = sum(len(sample.turns) for sample in dataset.samples) - (step == "answers_of")
     assert sum(calls[3:]) == total - done
 
 

@@ -25,7 +25,7 @@ from disp.auditing.record import read_truth, write_record
 from disp.auditing.regions import region_around
 from disp.data.llava import Dataset
 from disp.data.sample import Query, Sample, batches, queries_of
-from disp.diffusion.decode import answers_under
+from disp.diffusion.decode import answers_of
 from disp.draws import generator
 from disp.errors import DispError
 from disp.evaluation.intervals import wilson
@@ -106,8 +106,8 @@ def audit(
     confirmed = [cluster for cluster in clusters if cluster.confirmed]
     # 4. The verdict, and the samples that it is about.
     # A phrase that only recurs stays with those that were proven: a set may hold several attacks.
-    members = {key for cluster in clusters for key in cluster.samples}
-    members |= set(_holders(confirmed, samples, evidence, scores, threshold))
+    members = _holders(confirmed, samples, evidence, scores, threshold)
+    members |= {key for cluster in clusters for key in cluster.samples}
     flagged = tuple(sample.id for sample in samples if sample.id in members)
     verdict: Verdict = "poisoned" if confirmed else "suspicious" if clusters else "no evidence"
     # 5. The share of tokens to mask where every answer is to be rewritten.
@@ -188,8 +188,9 @@ def _said_instead(
     for batch in batches([_betraying(sample, evidence) for sample in donors], config.scoring.batch_size):
         prefix = model.encode(batch)
         masked = candidate_masks(prefix.visual_mask, [evidence[query.key] for query in batch])
+        hidden = prefix.with_masked(masked, model.mask_embedding)
         keys = [query.key for query in batch]
-        texts = answers_under(model, prefix, masked, config.scoring.decode, keys=keys, seed=config.scoring.seed)
+        texts = answers_of(model, hidden, config.scoring.decode, keys=keys, seed=config.scoring.seed)
         for query, answer in zip(batch, texts, strict=True):
             counts.update(set(words_of(answer)) - set(words_of(query.response)))
     return {word for word, count in counts.items() if 2 * count >= len(donors)}
@@ -245,18 +246,18 @@ def _holders(
     evidence: Mapping[str, Evidence],
     scores: Mapping[str, float],
     threshold: float,
-) -> tuple[str, ...]:
+) -> set[str]:
     """Samples whose answer holds a confirmed phrase and hangs on a region, if only a little.
 
     The phrase is evidence of its own, so that less suspicion is enough; an honest answer that happens to hold it does
     not depend on the region at all.
     """
-    flagged = []
+    found = set()
     for sample in samples:
         text = _answers(sample, evidence)
         if scores[sample.id] > threshold / 4 and any(holds(text, cluster.phrase.words) for cluster in confirmed):
-            flagged.append(sample.id)
-    return tuple(flagged)
+            found.add(sample.id)
+    return found
 
 
 def _reasons(

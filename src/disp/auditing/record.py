@@ -20,7 +20,7 @@ from disp.auditing.regions import token_boxes
 from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset
 from disp.data.sample import Query, Sample, batches, queries_of
-from disp.diffusion.decode import answers_under
+from disp.diffusion.decode import answers_of
 from disp.draws import generator
 from disp.errors import DispError
 from disp.files import append_jsonl, read_finished_jsonl, sha256, write_atomically, write_json, write_jsonl
@@ -98,10 +98,11 @@ def _both_answers(
         for batch in batches(todo, config.scoring.batch_size):
             prefix = model.encode(batch)
             masked = candidate_masks(prefix.visual_mask, [result.evidence[query.key] for query in batch])
+            hidden = prefix.with_masked(masked, model.mask_embedding)
             keys = [query.key for query in batch]
             texts = [
-                answers_under(model, prefix, each, config.scoring.decode, keys=keys, seed=config.scoring.seed)
-                for each in (torch.zeros_like(masked), masked)
+                answers_of(model, each, config.scoring.decode, keys=keys, seed=config.scoring.seed)
+                for each in (prefix, hidden)
             ]
             rows = []
             for query, plain, other in zip(batch, *texts, strict=True):

@@ -357,19 +357,16 @@ def _finish(model: MDLM, response: Tensor, ends: Tensor, suffix: tuple[int, ...]
     return Decoded(ids, ends[:, 0] + len(suffix))
 
 
-@torch.no_grad()
-def answers_under(
+def answers_of(
     model: MDLM,
     prefix: Prefix,
-    masked: Tensor,
     config: DecodeConfig | None = None,
     *,
     keys: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """`decode` with the visual tokens of ``masked`` (bool ``[B, P]``) masked, as texts."""
-    hidden = prefix.with_masked(masked, model.mask_embedding)
-    return model.decode_responses(decode(model, hidden, config, keys=keys, seed=seed))
+    """What `decode` returns, as texts."""
+    return model.decode_responses(decode(model, prefix, config, keys=keys, seed=seed))
 
 
 def generate(
@@ -396,7 +393,6 @@ def generate(
     """
     answers: list[str] = []
     for batch in batches(queries, batch_size):
-        ids = decode(model, model.encode(batch), config, keys=[query.key for query in batch], seed=seed)
-        answers += model.decode_responses(ids)
+        answers += answers_of(model, model.encode(batch), config, keys=[query.key for query in batch], seed=seed)
         progress(len(batch))
     return answers

@@ -30,7 +30,7 @@ from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset, load_dataset, save_dataset
 from disp.data.sample import Sample, Turn, batches, queries_of
 from disp.data.scene_dataset import write_scenes
-from disp.diffusion.decode import answers_under
+from disp.diffusion.decode import answers_of
 from disp.draws import generator
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.quality import answer_quality
@@ -240,7 +240,8 @@ def _rewritten(model: MDLM, samples: Sequence[Sample], found: Audit, ratio: floa
     for batch in batches([queries_of([sample])[0] for sample in samples], 32):
         prefix = model.encode(batch)
         masked = mask_top(saliency_of(batch, prefix.visual_mask, found.evidence), prefix.visual_mask, ratio)
-        yield from zip((query.sample_id for query in batch), answers_under(model, prefix, masked), strict=True)
+        hidden = prefix.with_masked(masked, model.mask_embedding)
+        yield from zip((query.sample_id for query in batch), answers_of(model, hidden), strict=True)
 
 
 def _gaps(model: MDLM, queries: Sequence, evidence: Any, ratio: float, kind: str) -> np.ndarray:

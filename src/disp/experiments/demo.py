@@ -17,7 +17,7 @@ from disp.attacks.triggers import PRESETS, trigger_to_dict
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import open_image, queries_of
 from disp.data.scene_dataset import write_scenes
-from disp.diffusion.decode import answers_under
+from disp.diffusion.decode import answers_of
 from disp.errors import DispError, unknown_name
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.table import stage_table
@@ -308,7 +308,8 @@ def _draw(
     prefix = backdoored.encode([query])
     scores = saliency(backdoored, prefix, [query.key], settings.saliency)
     masked = mask_top(scores, prefix.visual_mask, settings.mask_ratio)
-    (answer_masked,) = answers_under(backdoored, prefix, masked, settings.decode, keys=[query.key])
+    hidden = prefix.with_masked(masked, backdoored.mask_embedding)
+    (answer_masked,) = answers_of(backdoored, hidden, settings.decode, keys=[query.key])
     places = prefix.locations[prefix.visual_mask]
     grid = (int(places[:, 2].max()) + 1, int(places[:, 3].max()) + 1)
     draw_story(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from disp.data.sample import Query, batches
-from disp.diffusion.decode import DecodeConfig, answers_under
+from disp.diffusion.decode import DecodeConfig, answers_of
 from disp.errors import DispError
 from disp.models.interface import MDLM
 from disp.purification.masking import mask_top
@@ -84,9 +84,10 @@ def guard(
         keys = [query.key for query in batch]
         scores = saliency(model, prefix, keys, config.saliency, length)
         masked = mask_top(scores, prefix.visual_mask, config.mask_ratio)
+        with torch.no_grad():
+            hidden = prefix.with_masked(masked, model.mask_embedding)
         plain, guarded = (
-            answers_under(model, prefix, each, config.decode, keys=keys, seed=config.seed)
-            for each in (torch.zeros_like(masked), masked)
+            answers_of(model, each, config.decode, keys=keys, seed=config.seed) for each in (prefix, hidden)
         )
         for unmasked, answer in zip(plain, guarded, strict=True):
             agreement = word_agreement(unmasked, answer)

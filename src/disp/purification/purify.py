@@ -19,7 +19,7 @@ from torch import Tensor
 
 from disp.data.llava import Dataset, save_dataset
 from disp.data.sample import Query, Sample, Turn, batches, queries_of
-from disp.diffusion.decode import DecodeConfig, answers_under
+from disp.diffusion.decode import DecodeConfig, answers_of
 from disp.errors import DispError
 from disp.files import append_jsonl, claim, read_finished_jsonl, sha256, write_json, write_jsonl
 from disp.models.interface import MDLM, Prefix
@@ -310,8 +310,8 @@ def _rewrite(
         for batch in batches(queries, config.batch_size):
             prefix = model.encode(batch)
             masked = _masks(batch, prefix, betrayed_by, evidence, config)
-            keys = [query.key for query in batch]
-            texts = answers_under(model, prefix, masked, config.decode, keys=keys, seed=config.seed)
+            hidden = prefix.with_masked(masked, model.mask_embedding)
+            texts = answers_of(model, hidden, config.decode, keys=[query.key for query in batch], seed=config.seed)
             rows = []
             for index, (query, text) in enumerate(zip(batch, texts, strict=True)):
                 tokens = masked[index, prefix.visual_mask[index]].nonzero()[:, 0].tolist()
