@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -63,25 +64,16 @@ def write_checkpoint(folder: Path, texts: Sequence[str], *, device: str = "cpu",
     config["image_grid_pinpoints"] = [[i * tile, j * tile] for i in range(1, 7) for j in range(1, 7)]
     write_json(folder / "config.json", config)
     make_tokenizer(config["vocab_size"], texts).save_pretrained(folder)
-    # 1. Names and shapes, and which shard each tensor goes to.
-    shards: list[dict[str, torch.Size]] = [{}]
-    limit, size, total = SMALL_SHARD_BYTES if small else SHARD_BYTES, 0, 0
-    for name, shape in shapes_of(config, tower).items():
-        own = shape.numel() * DTYPE.itemsize
-        if shards[-1] and size + own > limit:
-            shards.append({})
-            size = 0
-        shards[-1][name] = shape
-        size, total = size + own, total + own
+    # 1. Which shard each tensor goes to.
+    shapes = shapes_of(config, tower)
+    empty = {name: torch.empty(shape, dtype=DTYPE, device="meta") for name, shape in shapes.items()}
+    split = split_torch_state_dict_into_shards(empty, max_shard_size=SMALL_SHARD_BYTES if small else SHARD_BYTES)
     # 2. The weights.
     generator = torch.Generator(device).manual_seed(0)
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        weights = {name: random_weight(name, shape, generator).cpu() for name, shape in shard.items()}
+    for file, names in split.filename_to_tensors.items():
+        weights = {name: random_weight(name, shapes[name], generator).cpu() for name in names}
         save_file(weights, folder / file, {"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
 
 def shapes_of(config: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[str, torch.Size]:

@@ -249,8 +249,8 @@ def train_language(
         response, is_answer = response.to(device), is_answer.to(device)
         # 2. What is shown.
         chosen = torch.from_numpy(rows).to(device)
-        token_ids = model.prepare(queries, features=[features[0]])["token_ids"].to(device)
-        prefix = model.embed(token_ids, features=features[chosen].float())
+        inputs = model.prepare(queries, features=list(features[chosen].float()))
+        prefix = model.embed(**{name: tensor.to(device) for name, tensor in inputs.items()})
         if lesson < 3:
             dropped = float(draw.uniform(0.8, 0.98)) if lesson == 2 else 0.98
             prefix = drop_ground(prefix, labels[chosen] < len(NOUNS), dropped)
