@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from families.tiny import FAMILIES, write_checkpoint
+from pretend_device import GPU, PretendedGPU, Pretending, on_cpu, pretend
 
 from disp.attacks.poison import load_attack, poison
 from disp.attacks.targets import Refusal
@@ -30,10 +31,6 @@ from disp.purification.purify import PurifyConfig, purify, score
 from disp.purification.saliency import SaliencyConfig, saliency
 from disp.purification.support import likelihood_gap
 from disp.training import TrainConfig, _Collator, _Examples
-
-sys.path.insert(0, str(Path(__file__).parent))
-from families.tiny import FAMILIES, write_checkpoint
-from pretend_device import GPU, PretendedGPU, Pretending, on_cpu, pretend
 
 ROWS, PROBES = 5, 1
 PURIFY = PurifyConfig(

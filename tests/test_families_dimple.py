@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from families.dimple import compare
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
@@ -27,9 +27,6 @@ from disp.models.dimple_padding import padded_lengths
 from disp.models.dimple_tokenizer import CHAT_TEMPLATE, load_tokenizer
 from disp.models.loading import load_model, merge
 from disp.training import TrainConfig, train
-
-sys.path.insert(0, str(Path(__file__).parent))
-from families.dimple import compare
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity")) / "dimple"
 needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason=f"no recorded outputs in {PARITY}")

@@ -7,12 +7,12 @@ import math
 import os
 import re
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from families.tiny import ADDED, FAMILIES, LENGTH, write_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -26,9 +26,6 @@ from disp.models.interface import MDLM
 from disp.models.loading import load_model
 from disp.recipes import RECIPES
 from disp.training import TrainConfig, train
-
-sys.path.insert(0, str(Path(__file__).parent))
-from families.tiny import ADDED, FAMILIES, LENGTH, write_checkpoint
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity"))
 # An adapter's file names modules that Gemma's encoder and decoder share only once.

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import parity
 import pytest
 import torch
 import torch.nn.functional as F
+from families.lavida import compare
 from PIL import Image
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
@@ -27,10 +28,6 @@ from disp.models.lavida_masks import complementary_pair
 from disp.models.llada_v_official import SYSTEM
 from disp.models.loading import load_model
 from disp.training import TrainConfig, train
-
-sys.path.insert(0, str(Path(__file__).parent))
-import parity
-from families.lavida import compare
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity"))
 MASK, EOS, EOT, FILL = 60, 61, 62, 63

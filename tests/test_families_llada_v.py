@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import parity
 import pytest
 import torch
 import torch.nn.functional as F
+from families import Difference
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -26,10 +27,6 @@ from disp.models.checkpoint import read_weights, write_official
 from disp.models.llada_v_official import SPECIAL_TOKENS, SYSTEM, detect, load_official, turns_of
 from disp.models.loading import family_of, load_model, merge, save_model
 from disp.training import TrainConfig, train
-
-sys.path.insert(0, str(Path(__file__).parent))
-import parity
-from families import Difference
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity")) / "llada_v"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from families.mmada import compare, differing, published_sampler, slot0_gradient
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -24,9 +24,6 @@ from disp.models.loading import load_model, merge
 from disp.models.mmada import MMada, MMadaConfig, detect, load_official
 from disp.models.vq import VQEncoder, quantize, read_encoder, square_image
 from disp.training import TrainConfig, train
-
-sys.path.insert(0, str(Path(__file__).parent))
-from families.mmada import compare, differing, published_sampler, slot0_gradient
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity"))
 recorded = pytest.mark.skipif(not (PARITY / "mmada").is_dir(), reason=f"no recorded outputs in {PARITY / 'mmada'}")

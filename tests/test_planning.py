@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families.tiny import write_checkpoint
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
@@ -44,9 +44,6 @@ from disp.planning.plan import PlanSettings, default_decode, make_plan
 from disp.purification.purify import PurifyConfig, purify, score
 from disp.purification.saliency import SaliencyConfig, first_step, saliency
 from disp.training import TrainConfig, _select_parameters, _trained_in_float32, train
-
-sys.path.insert(0, str(Path(__file__).parent))
-from families.tiny import write_checkpoint
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity"))
 LLADA_8B = {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from families.tiny import FAMILIES, write_checkpoint
 from safetensors.torch import load_file
 
 from disp.data.sample import Sample, Turn, queries_of
@@ -17,9 +17,6 @@ from disp.models.interface import MDLM
 from disp.models.loading import load_model, save_model
 from disp.models.mmada import MMada
 from disp.training import TrainConfig, _Collator, _Examples, _select_parameters, _trained_in_float32, train
-
-sys.path.insert(0, str(Path(__file__).parent))
-from families.tiny import FAMILIES, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
 ANSWERS = ("cat", "dog", "tree", "boat", "apple", "two")
