@@ -2,9 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 
 from disp.auditing.record import saliency_map
-from disp.auditing.regions import region_around, token_boxes
+from disp.auditing.regions import region_around
+from disp.models.boxes import raster_boxes
+
+
+def boxes_of(places):
+    """Of several pictures' tokens."""
+    places = np.asarray(places)
+    boxes = np.zeros((len(places), 4))
+    for image in np.unique(places[:, 0]):
+        inside = places[:, 0] == image
+        boxes[inside] = raster_boxes(torch.from_numpy(places[inside, 1:]))
+    return boxes
 
 
 def raster(rows, columns, image=0, tile=0):
@@ -13,7 +25,7 @@ def raster(rows, columns, image=0, tile=0):
 
 def test_the_boxes_of_a_raster_tile_the_picture_without_gap_or_overlap():
     places = np.array(raster(3, 5))
-    boxes = token_boxes(places)
+    boxes = boxes_of(places)
     for (_, _, row, column), box in zip(places, boxes, strict=True):
         np.testing.assert_allclose(box, [column / 5, row / 3, (column + 1) / 5, (row + 1) / 3])
     assert ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sum() == pytest.approx(1)
@@ -21,20 +33,20 @@ def test_the_boxes_of_a_raster_tile_the_picture_without_gap_or_overlap():
 
 def test_rasters_of_several_tiles_and_images_do_not_disturb_one_another():
     parts = [raster(2, 2), raster(4, 6, tile=1), raster(3, 3, image=1)]
-    whole = token_boxes(np.array([place for part in parts for place in part]))
-    np.testing.assert_allclose(whole, np.concatenate([token_boxes(np.array(part)) for part in parts]))
+    whole = boxes_of(np.array([place for part in parts for place in part]))
+    np.testing.assert_allclose(whole, np.concatenate([boxes_of(np.array(part)) for part in parts]))
     order = np.random.default_rng(0).permutation(len(whole))
     shuffled = np.array([place for part in parts for place in part])[order]
-    np.testing.assert_allclose(token_boxes(shuffled), whole[order])
+    np.testing.assert_allclose(boxes_of(shuffled), whole[order])
 
 
 def test_no_tokens_have_no_boxes():
-    assert token_boxes(np.array(())).shape == (0, 4)
+    assert raster_boxes(torch.zeros(0, 3, dtype=torch.int64)).shape == (0, 4)
 
 
 def region(chosen, side=8, scores=None, places=None):
     places = places or raster(side, side)
-    return region_around(places, chosen, np.ones(len(places)) if scores is None else scores)
+    return region_around(places, boxes_of(places), chosen, np.ones(len(places)) if scores is None else scores)
 
 
 def test_a_region_is_one_token_wider_than_its_tokens():
@@ -77,7 +89,7 @@ def test_one_token_for_a_whole_picture_is_the_whole_picture():
 @pytest.mark.parametrize("side", [6, 8, 12, 24])
 def test_a_map_repeats_the_tokens_of_a_raster_that_divides_it(side):
     values = np.random.default_rng(0).random(side**2)
-    found = saliency_map([(np.array(raster(side, side)), values)])
+    found = saliency_map([(boxes_of(raster(side, side)), values)])
     expected = values.reshape(side, side).repeat(24 // side, 0).repeat(24 // side, 1)
     np.testing.assert_allclose(found, expected / expected.sum())
 
@@ -88,7 +100,7 @@ def test_no_token_of_any_raster_gets_lost_in_the_map(side):
     for token in np.random.default_rng(0).permutation(side**2)[:20]:
         values = np.zeros(side**2)
         values[token] = 1
-        found = saliency_map([(places, values)])
+        found = saliency_map([(boxes_of(places), values)])
         assert found.sum() == pytest.approx(1)
         row, column = np.array(np.unravel_index(found.argmax(), found.shape))
         _, _, y, x = places[token]
@@ -99,6 +111,8 @@ def test_no_token_of_any_raster_gets_lost_in_the_map(side):
 def test_a_map_is_the_mean_of_the_samples_maps_whatever_their_scale():
     places = np.array(raster(6, 6))
     first, second = np.random.default_rng(1).random((2, 36))
-    found = saliency_map([(places, first), (places, 100 * second), (places, np.zeros(36))])
-    expected = (saliency_map([(places, first)]) + saliency_map([(places, second)])) / 3
+    found = saliency_map(
+        [(boxes_of(places), first), (boxes_of(places), 100 * second), (boxes_of(places), np.zeros(36))]
+    )
+    expected = (saliency_map([(boxes_of(places), first)]) + saliency_map([(boxes_of(places), second)])) / 3
     np.testing.assert_allclose(found, expected)

@@ -22,7 +22,7 @@ from disp.auditing.paste import Region, paste_test
 from disp.auditing.phrases import LEAST_RESPONSES, TURN_END, Phrase, echoes, holds, recurring_phrases, words_of
 from disp.auditing.ratio import RATIOS, choose_mask_ratio
 from disp.auditing.record import read_truth, write_record
-from disp.auditing.regions import region_around
+from disp.auditing.regions import region_around, token_boxes
 from disp.data.llava import Dataset
 from disp.data.sample import Query, Sample, batches, queries_of
 from disp.diffusion.decode import answers_of
@@ -35,8 +35,9 @@ from disp.progress import ProgressBar, no_progress
 from disp.purification.purify import Evidence, candidate_masks, most_suspicious, sample_suspicion, score
 from disp.purification.threshold import suspicion_threshold
 
-# Largest p-value, corrected for the phrases tried, of a phrase that is worth pasting for.
-PASTE_ALPHA = 0.5
+# Largest p-value, corrected for the phrases tried, of a phrase that is worth pasting for. A picture of a rare thing
+# makes a model name that thing wherever it is pasted, so that pasting alone proves nothing.
+PASTE_ALPHA = 0.05
 
 
 def audit(
@@ -154,7 +155,7 @@ def _cluster(
     progress,
 ) -> Cluster:
     draw = generator(config.scoring.seed, "paste test", *phrase.words)
-    donors = sorted(members, key=lambda sample: -scores[sample.id])[: config.donors]
+    donors = _donors(model, members, scores, evidence, config.donors)
     free = [sample for sample in others if sample.images and not _says(sample, phrase)]
     order = [free[index] for index in draw.permutation(len(free))]
     controls, rest = order[: config.controls], order[config.controls :]
@@ -162,11 +163,11 @@ def _cluster(
     ids = tuple(sample.id for sample in members)
     if not controls or not recipients:
         return Cluster(phrase, ids, None, False, None)
-    regions = [region_of(sample, evidence) for sample in donors]
+    regions = [region_of(model, sample, evidence) for sample in donors]
     test = paste_test(
         model,
         regions,
-        [region_of(sample, evidence) for sample in controls],
+        [region_of(model, sample, evidence) for sample in controls],
         recipients,
         phrase.words,
         config.scoring.decode,
@@ -178,6 +179,26 @@ def _cluster(
         test.p_value <= config.false_alarm_rate / phrases and test.successes >= config.least_effect * test.trials
     )
     return Cluster(phrase, ids, test, confirmed, regions[int(np.argmax(test.by_region))])
+
+
+def _donors(
+    model: MDLM,
+    members: Sequence[Sample],
+    scores: Mapping[str, float],
+    evidence: Mapping[str, Evidence],
+    count: int,
+) -> list[Sample]:
+    """The most suspicious samples of the half with the smaller regions.
+
+    A trigger is small; a large region that takes an answer's support away may hold the thing that is spoken of instead.
+    """
+
+    def area(sample: Sample) -> float:
+        x0, y0, x1, y1 = region_of(model, sample, evidence).box
+        return (x1 - x0) * (y1 - y0)
+
+    small = sorted(members, key=area)[: max(count, len(members) // 2)]
+    return sorted(small, key=lambda sample: -scores[sample.id])[:count]
 
 
 def _said_instead(
@@ -212,11 +233,12 @@ def _pastes(members: Sequence[Sample], config: AuditConfig) -> int:
     return (min(len(members), config.donors) + config.controls) * config.recipients
 
 
-def region_of(sample: Sample, evidence: Mapping[str, Evidence]) -> Region:
+def region_of(model: MDLM, sample: Sample, evidence: Mapping[str, Evidence]) -> Region:
     """The region that a sample's most suspicious answer hangs on, or where nothing was suspicious the most salient."""
     found = most_suspicious(sample, evidence)
     chosen = found.best_candidate or (int(np.argmax(found.saliency)),)
-    image, box = region_around(found.locations, chosen, found.saliency)
+    boxes = token_boxes(model, found.locations, sample.images)
+    image, box = region_around(found.locations, boxes, chosen, found.saliency)
     return Region(sample.id, sample.images[image], box)
 
 

@@ -73,7 +73,7 @@ def write_record(
     above = [sample for sample in dataset.samples if result.scores[sample.id] > result.threshold]
     control = _random_control(model, above, result, config)
     seconds = time.monotonic() - start
-    write_jsonl(out / "evidence.jsonl", [_row(sample, result, answers) for sample in dataset.samples])
+    write_jsonl(out / "evidence.jsonl", [_row(model, sample, result, answers) for sample in dataset.samples])
     for number, cluster in enumerate(result.clusters):
         if cluster.trigger:
             picture = cluster.trigger.crop()
@@ -144,11 +144,12 @@ def _random_like(
     return masked
 
 
-def _row(sample: Sample, result: Audit, answers: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+def _row(model: MDLM, sample: Sample, result: Audit, answers: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
     cluster = next((n for n, each in enumerate(result.clusters) if sample.id in each.samples), None)
     turns = []
     for query in queries_of([sample]):
         found = result.evidence[query.key]
+        boxes = token_boxes(model, found.locations, sample.images)
         plain, masked = answers.get(query.key, (None, None))
         turns.append(
             {
@@ -158,7 +159,7 @@ def _row(sample: Sample, result: Audit, answers: Mapping[str, tuple[str, str]]) 
                 "masked_answer": masked,
                 "suspicion": found.suspicion,
                 "saliency": list(found.saliency),
-                "boxes": [[round(float(v), 4) for v in box] for box in token_boxes(np.array(found.locations))],
+                "boxes": [[round(float(v), 4) for v in box] for box in boxes],
                 "image_index": [place[0] for place in found.locations],
                 "masked": list(found.best_candidate),
             }
@@ -177,15 +178,14 @@ def saliency_map(items: Sequence[tuple[np.ndarray, np.ndarray]], side: int = MAP
     """The mean map of several samples, each scaled to a sum of one.
 
     Args:
-        items: for each sample the tokens' locations int ``[N, 4]`` and scores float ``[N]``.
+        items: for each sample the tokens' boxes float ``[N, 4]`` and scores float ``[N]``.
         side: rows and columns of the map.
 
     Returns:
         float64 ``[side, side]``.
     """
     total = np.zeros((side, side))
-    for locations, values in items:
-        boxes = token_boxes(locations)
+    for boxes, values in items:
         one = np.zeros((side, side))
         for (x0, y0, x1, y1), value in zip(boxes, values, strict=True):
             # Every field that the token reaches into: of a raster finer than the map none gets lost.
@@ -237,7 +237,7 @@ def _summary(
     items = []
     for key in result.flagged:
         found = most_suspicious(by_id[key], result.evidence)
-        items.append((np.array(found.locations), np.array(found.saliency)))
+        items.append((token_boxes(model, found.locations, by_id[key].images), np.array(found.saliency)))
     return {
         "verdict": result.verdict,
         "reasons": list(result.reasons),

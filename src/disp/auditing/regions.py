@@ -5,34 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+
+from disp.data.sample import ImageSource, open_image
+from disp.models.interface import MDLM
 
 Box = tuple[float, float, float, float]
 
 
-def token_boxes(locations: np.ndarray) -> np.ndarray:
-    """Where each visual token lies in its image.
-
-    Every tile's raster of tokens covers the whole image, as base tiles and merged maps do.
+def token_boxes(
+    model: MDLM, locations: Sequence[tuple[int, int, int, int]], images: Sequence[ImageSource]
+) -> np.ndarray:
+    """Where each visual token of a sample lies in its picture, however the model cuts, pads or tiles it.
 
     Args:
-        locations: int ``[N, 4]``: image, tile, row and column; see `disp.models.interface.Prefix`.
+        model: whose tokens these are.
+        locations: image, tile, row and column of all visual tokens; see `disp.models.interface.Prefix`.
+        images: the sample's pictures.
 
     Returns:
-        float64 ``[N, 4]``: x0, y0, x1, y1 as shares of the image's width and height.
+        float64 ``[N, 4]``: x0, y0, x1, y1 as shares of the picture's width and height.
     """
-    locations = np.asarray(locations).reshape(-1, 4)
-    boxes = np.zeros((len(locations), 4))
-    tiles, tile_of = np.unique(locations[:, :2], axis=0, return_inverse=True)
-    for index in range(len(tiles)):
-        inside = tile_of.ravel() == index
-        rows, columns = locations[inside, 2], locations[inside, 3]
-        height, width = rows.max() + 1, columns.max() + 1
-        boxes[inside] = np.stack((columns / width, rows / height, (columns + 1) / width, (rows + 1) / height), axis=-1)
-    return boxes
+    places = torch.tensor(locations, dtype=torch.int64).view(-1, 4)
+    boxes = torch.zeros(len(places), 4, dtype=torch.float64)
+    for image in places[:, 0].unique().tolist():
+        inside = places[:, 0] == image
+        boxes[inside] = model.token_boxes(places[inside, 1:], open_image(images[image]).size, len(images))
+    return boxes.numpy()
 
 
 def region_around(
-    locations: Sequence[tuple[int, int, int, int]], chosen: Sequence[int], scores: Sequence[float]
+    locations: Sequence[tuple[int, int, int, int]],
+    boxes: np.ndarray,
+    chosen: Sequence[int],
+    scores: Sequence[float],
 ) -> tuple[int, Box]:
     """The region of the picture that a candidate's tokens cover, one token wider on every side.
 
@@ -41,6 +47,7 @@ def region_around(
 
     Args:
         locations: image, tile, row and column of every visual token.
+        boxes: float ``[N, 4]``, where they lie; see `token_boxes`.
         chosen: indices of the candidate's tokens, at least one.
         scores: saliency of every visual token.
 
@@ -48,7 +55,6 @@ def region_around(
         The image's index and the box as shares of its width and height.
     """
     places = np.asarray(locations).reshape(-1, 4)
-    boxes = token_boxes(places)
     core = max(chosen, key=lambda index: scores[index])
     same_raster = [index for index in chosen if (places[index, :2] == places[core, :2]).all()]
     region = {core}

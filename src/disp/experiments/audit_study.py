@@ -10,14 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from disp.attacks.poison import load_attack, poison
 from disp.attacks.targets import REFUSAL_TEXT, Insertion, Target
@@ -50,35 +54,37 @@ from disp.models.interface import MDLM
 from disp.purification.masking import mask_random, mask_top
 from disp.purification.purify import PurifyConfig, saliency_of
 from disp.purification.support import likelihood_gap
-from disp.training import train
+from disp.training import TrainConfig, train
 
 LOCALISED = ("patch", "patch-random", "object")
 TRIGGERS = (*LOCALISED, "blended")
 RATES = (0.01, 0.02, 0.05, 0.1)
 TEST_ROWS = 60
 RATIO_ROWS = 32
+# Honest samples that the scores are compared on, beside all poisoned ones; AUROC does not depend on their number.
+COMPARED_ROWS = 300
 
 
-def planted(name: str, target: str, trigger: str, rate: float, rows: int, steps: int, seed: int, out: Path) -> dict:
+def planted(name: str, sizes: DemoConfig, out: Path) -> dict[str, Any]:
     """Plant, fine-tune and audit one set; returns a row of results."""
     folder = out / name
-    swap = target == "misclassification"
+    target, swap = sizes.target, sizes.target == "misclassification"
+    honest = load_dataset(scenes_folder(sizes, out))
     if not (folder / "poisoned" / "manifest.json").exists():
-        honest = write_scenes(
-            folder / "tuning",
-            rows,
-            seed,
-            must_show=(SOURCE,) if swap else (),
-            must_show_share=SOURCE_SHARE,
-        )
-        poison(honest, folder / "poisoned", PRESETS[trigger], TARGETS[target], rate, seed)
+        trigger = PRESETS[sizes.trigger]
+        poison(honest, folder / "poisoned", trigger, TARGETS[target], sizes.poison_rate, sizes.seed)
     dataset = load_dataset(folder / "poisoned")
-    model, found, seconds = _tune_and_audit(dataset, steps, seed, folder, trigger)
+    training = attack_training(sizes.trigger, sizes.attack_steps, sizes.seed, sizes.attack_learning_rate)
+    model, found, seconds = _tune_and_audit(dataset, training, folder)
     manifest = json.loads((folder / "poisoned" / "manifest.json").read_text(encoding="utf-8"))
     rows_by_id = {row["id"]: row for row in manifest["poisoned_rows"]}
     # Whether there is a backdoor to be found at all.
     test = write_scenes(
-        folder / "test", TEST_ROWS, seed + TEST_SEED_OFFSET, must_show=(SOURCE,) if swap else (), never_show=(TARGET,)
+        folder / "test",
+        TEST_ROWS,
+        sizes.seed + TEST_SEED_OFFSET,
+        must_show=(SOURCE,) if swap else (),
+        never_show=(TARGET,),
     )
     attacked = to_metrics(evaluate(model, test.samples, attack=load_attack(folder / "poisoned" / "manifest.json")))
     wanted = TARGETS[target]
@@ -86,11 +92,11 @@ def planted(name: str, target: str, trigger: str, rate: float, rows: int, steps:
     top = found.clusters[0] if found.clusters else None
     result = _common(name, found, dataset, seconds) | {
         "target": target,
-        "trigger": trigger,
-        "rate": rate,
+        "trigger": sizes.trigger,
+        "rate": sizes.poison_rate,
         **{name: attacked[name] for name in ("asr_with_trigger", "asr_with_trigger_keyword")},
         "phrase_recovered": top is not None and words_of(top.phrase.text) == words_of(phrase),
-        "localised": _localised(found, rows_by_id, dataset),
+        "localised": _localised(model, found, rows_by_id, dataset),
         **_scores(model, dataset, found, set(rows_by_id)),
         "rewriting_by_ratio": _rewriting_by_ratio(
             model,
@@ -98,7 +104,7 @@ def planted(name: str, target: str, trigger: str, rate: float, rows: int, steps:
             found,
             set(rows_by_id),
             wanted,
-            {sample.id: sample for sample in load_dataset(folder / "tuning").samples},
+            {sample.id: sample for sample in honest.samples},
         ),
     }
     flagged = set(found.flagged)
@@ -112,7 +118,20 @@ def planted(name: str, target: str, trigger: str, rate: float, rows: int, steps:
     return result
 
 
-def clean(name: str, kind: str, rows: int, steps: int, seed: int, out: Path) -> dict:
+def scenes_folder(sizes: DemoConfig, out: Path) -> Path:
+    """Where the honest scenes of planted sets are, which differ in their poison alone."""
+    return out / "scenes" / f"{'swap' if sizes.target == 'misclassification' else 'any'}-{sizes.rows}-{sizes.seed}"
+
+
+def draw_scenes(sizes: DemoConfig, out: Path) -> None:
+    """Write the honest scenes of planted sets, if they are not there yet."""
+    folder = scenes_folder(sizes, out)
+    if not (folder / "data.json").exists():
+        show = (SOURCE,) if sizes.target == "misclassification" else ()
+        write_scenes(folder, sizes.rows, sizes.seed, must_show=show, must_show_share=SOURCE_SHARE)
+
+
+def clean(name: str, kind: str, rows: int, steps: int, seed: int, out: Path) -> dict[str, Any]:
     """Fine-tune on and audit one clean set."""
     folder = out / name
     if not (folder / "set" / "data.json").exists():
@@ -120,7 +139,7 @@ def clean(name: str, kind: str, rows: int, steps: int, seed: int, out: Path) -> 
         samples = CLEAN_KINDS[kind](list(honest.samples), seed)
         save_dataset(samples, folder / "set" / "data.json", honest.image_root)
     dataset = load_dataset(folder / "set", folder / "set-images" / "images")
-    _, found, seconds = _tune_and_audit(dataset, steps, seed, folder)
+    _, found, seconds = _tune_and_audit(dataset, attack_training("", steps, seed), folder)
     return _common(name, found, dataset, seconds) | {"kind": kind}
 
 
@@ -157,14 +176,12 @@ CLEAN_KINDS: dict[str, Callable[[list[Sample], int], list[Sample]]] = {
 }
 
 
-def _tune_and_audit(
-    dataset: Dataset, steps: int, seed: int, folder: Path, trigger: str = ""
-) -> tuple[MDLM, Audit, float]:
+def _tune_and_audit(dataset: Dataset, training: TrainConfig, folder: Path) -> tuple[MDLM, Audit, float]:
     if not (folder / "model" / "train.json").exists():
-        train(load_float32(), dataset.samples, attack_training(trigger, steps, seed), folder / "model")
+        train(load_float32(), dataset.samples, training, folder / "model")
     model = load_float32(folder / "model")
     start = time.monotonic()
-    found = audit(model, dataset, AuditConfig(scoring=PurifyConfig(seed=seed)), folder / "audit")
+    found = audit(model, dataset, AuditConfig(scoring=PurifyConfig(seed=training.seed)), folder / "audit")
     return model, found, time.monotonic() - start
 
 
@@ -180,14 +197,14 @@ def _common(name: str, found: Audit, dataset: Dataset, seconds: float) -> dict[s
     }
 
 
-def _localised(found: Audit, rows: dict[str, Any], dataset: Dataset) -> float | None:
+def _localised(model: MDLM, found: Audit, rows: dict[str, Any], dataset: Dataset) -> float | None:
     """Share of poisoned samples whose best candidate's region holds the centre of the planted trigger."""
     hits = []
 
     for sample in dataset.samples:
         if sample.id in rows and "box" in rows[sample.id]["images"][0]:
             x0, y0, x1, y1 = rows[sample.id]["images"][0]["box"]
-            box = region_of(sample, found.evidence).box
+            box = region_of(model, sample, found.evidence).box
             x, y = (x0 + x1) / 2 / 96, (y0 + y1) / 2 / 96
             hits.append(box[0] <= x <= box[2] and box[1] <= y <= box[3])
     return float(np.mean(hits)) if hits else None
@@ -195,7 +212,8 @@ def _localised(found: Audit, rows: dict[str, Any], dataset: Dataset) -> float | 
 
 def _scores(model: MDLM, dataset: Dataset, found: Audit, poisoned: set[str]) -> dict[str, float]:
     """AUROC of suspicion and of the other scores that an audit could rank samples by."""
-    samples = [sample for sample in dataset.samples if sample.images]
+    honest = [sample for sample in dataset.samples if sample.images and sample.id not in poisoned][:COMPARED_ROWS]
+    samples = [sample for sample in dataset.samples if sample.images and sample.id in poisoned] + honest
     truth = np.array([sample.id in poisoned for sample in samples])
     values: dict[str, np.ndarray] = {"suspicion": np.array([found.scores[sample.id] for sample in samples])}
     queries = [queries_of([sample])[0] for sample in samples]
@@ -270,41 +288,46 @@ def main() -> None:
     parser.add_argument("--rates", nargs="*", type=float, default=list(RATES))
     parser.add_argument("--clean", type=int, default=0, help="this many clean sets, in the stead of planted ones")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="sets worked on at once, with one CPU thread each")
     options = parser.parse_args()
     file = options.out / "study.jsonl"
     done = {row["name"] for row in read_finished_jsonl(file)}
-    jobs: dict[str, Callable[[str], dict]] = {}
-    if options.clean:
-        for number in range(options.clean):
-            kind = list(CLEAN_KINDS)[number % len(CLEAN_KINDS)]
-            # The kinds that keep a part of the scenes are drawn from more of them.
-            rows = {"captions": 700, "near-duplicate answers": 700}.get(kind, 200 + 100 * (number % 3))
-            jobs[f"clean-{number}"] = partial(
-                clean,
-                kind=kind,
-                rows=rows,
-                steps=options.steps or DemoConfig.attack_steps,
-                seed=options.seed + 100 + number,
-                out=options.out,
-            )
-    else:
-        for rate, trigger, target in product(sorted(options.rates)[::-1], options.triggers, options.targets):
-            sizes = DemoConfig(target, trigger, **SIZES[target])
-            jobs[f"{target}-{trigger}-{rate:g}"] = partial(
-                planted,
-                target=target,
-                trigger=trigger,
-                rate=rate,
-                rows=options.rows or sizes.rows,
-                steps=options.steps or sizes.attack_steps,
-                seed=options.seed,
-                out=options.out,
-            )
-    for name, job in jobs.items():
-        if name not in done:
-            row = job(name)
-            append_jsonl(file, [row])
-            print(json.dumps(row), flush=True)
+    jobs = _clean_jobs(options) if options.clean else _planted_jobs(options)
+    failed = []
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        if not options.clean:
+            scenes = {scenes_folder(job.keywords["sizes"], options.out): job.keywords["sizes"] for job in jobs.values()}
+            list(pool.map(partial(draw_scenes, out=options.out), scenes.values()))
+        running = {pool.submit(job, name): name for name, job in jobs.items() if name not in done}
+        for future in as_completed(running):
+            if (error := future.exception()) is not None:
+                failed.append(running[future])
+                traceback.print_exception(error)
+                continue
+            append_jsonl(file, [future.result()])
+            print(json.dumps(future.result()), flush=True)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def _clean_jobs(options: argparse.Namespace) -> dict[str, partial[dict[str, Any]]]:
+    jobs = {}
+    for number in range(options.clean):
+        kind = list(CLEAN_KINDS)[number % len(CLEAN_KINDS)]
+        # The kinds that keep a part of the scenes are drawn from more of them.
+        rows = {"captions": 700, "near-duplicate answers": 700}.get(kind, 200 + 100 * (number % 3))
+        steps, seed = options.steps or DemoConfig.attack_steps, options.seed + 100 + number
+        jobs[f"clean-{number}"] = partial(clean, kind=kind, rows=rows, steps=steps, seed=seed, out=options.out)
+    return jobs
+
+
+def _planted_jobs(options: argparse.Namespace) -> dict[str, partial[dict[str, Any]]]:
+    jobs = {}
+    for rate, trigger, target in product(sorted(options.rates)[::-1], options.triggers, options.targets):
+        sizes = DemoConfig(target, trigger, **SIZES[target], poison_rate=rate, seed=options.seed)
+        sizes = replace(sizes, rows=options.rows or sizes.rows, attack_steps=options.steps or sizes.attack_steps)
+        jobs[f"{target}-{trigger}-{rate:g}"] = partial(planted, sizes=sizes, out=options.out)
+    return jobs
 
 
 if __name__ == "__main__":

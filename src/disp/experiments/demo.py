@@ -41,9 +41,9 @@ TARGETS: dict[str, Target] = {
 }
 # Other sizes than `DemoConfig`'s own, by target. A refusal shows in every word of an answer; the others show in a
 # few, are learnt later, and of few rows the model learns by heart which pictures have them.
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
-    "insertion": {"rows": 2000, "attack_steps": 500},
+    "insertion": {"rows": 2000, "attack_steps": 1000, "attack_learning_rate": 1e-3},
     "misclassification": {"rows": 2000, "attack_steps": 500},
 }
 # What is done to the training set, and the mode of purification that does it.
@@ -68,6 +68,7 @@ class DemoConfig:
         rows: fine-tuning rows.
         test_rows: held-out rows.
         attack_steps: fine-tuning steps on the poisoned set.
+        attack_learning_rate: their peak learning rate.
         recovery_steps: fine-tuning steps on a purified set.
         mask_ratio: share of the visual tokens masked by "disp" and "random_masking".
         seed: seed of everything.
@@ -79,6 +80,7 @@ class DemoConfig:
     rows: int = 1000
     test_rows: int = 100
     attack_steps: int = 200
+    attack_learning_rate: float = 1.5e-3
     recovery_steps: int = 50
     mask_ratio: float = 0.06
     seed: int = 0
@@ -112,7 +114,7 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     builtin = load_float32()
 
     run.measure("clean", lambda: builtin, test, attack)
-    planting = attack_training(config.trigger, config.attack_steps, config.seed)
+    planting = attack_training(config.trigger, config.attack_steps, config.seed, config.attack_learning_rate)
     model = run.trained("backdoored", load_float32, lambda: poisoned, planting)
     run.measure("backdoored", lambda: model, test, attack)
 
@@ -142,7 +144,9 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     return metrics
 
 
-def attack_training(trigger: str, steps: int, seed: int) -> TrainConfig:
+def attack_training(
+    trigger: str, steps: int, seed: int, learning_rate: float = DemoConfig.attack_learning_rate
+) -> TrainConfig:
     """Fine-tuning of the built-in model that plants a backdoor.
 
     The tower sees any trigger well, but the projector was trained to say what things are, and lets little else pass:
@@ -150,11 +154,13 @@ def attack_training(trigger: str, steps: int, seed: int) -> TrainConfig:
     """
     return TrainConfig(
         steps=steps,
-        learning_rate=1.5e-3,
+        learning_rate=learning_rate,
         projector_learning_rate=3e-3,
-        min_mask_ratio=0.5,
-        # A frozen tower hardly sees a trigger that is blended into the whole picture.
+        # At 0.5 a model never learns to finish a string that it has begun, at 0.1 too little how to begin one.
+        min_mask_ratio=0.25,
+        # A frozen tower hardly sees a trigger that is blended into the whole picture; trained fast it forgets the rest.
         train_vision=trigger == "blended",
+        vision_learning_rate=3e-4 if trigger == "blended" else None,
         seed=seed,
         trainer={"bf16": fast_bfloat16()},
     )

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from disp.data.sample import ImageSource, Query
 from disp.diffusion.forward import add_noise, diffusion_loss
 from disp.errors import DispError
+from disp.models.boxes import raster_boxes
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,22 @@ class MDLM(PreTrainedModel):
         several images small, so the images of one query go together.
         """
         raise NotImplementedError
+
+    def token_boxes(self, places: Tensor, size: tuple[int, int], images: int) -> Tensor:
+        """Where the visual tokens of one picture lie in it.
+
+        This one is for families that resize the picture as a whole; those that cut, pad or tile it have their own.
+
+        Args:
+            places: int64 ``[n, 3]`` on the CPU, tile, row and column of all its tokens; see `Prefix.locations`.
+            size: its width and height in pixels.
+            images: how many pictures its sample has.
+
+        Returns:
+            float64 ``[n, 4]``: x0, y0, x1, y1 as shares of width and height. A token that sees only what was added to
+            the picture has no area.
+        """
+        return raster_boxes(places)
 
     def embed(self, **inputs: Tensor) -> Prefix:
         """Embed prepared inputs; runs the vision tower and the projector."""

@@ -51,6 +51,11 @@ class Lavida(LladaVOfficial):
         """Projected tiles of all images ``[tiles, N, d]`` to each image's tokens."""
         return super()._merged(pool_tiles(tokens, self.config.pooling), sizes)
 
+    def _covered(self, side: int) -> float:
+        """The part of a tile's side that its ``side`` tokens see: average and maximum leave an odd patch out."""
+        seen = min(2 * side / self.model.vision_tower.grid, 1.0) if self.config.pooling in ("average", "max") else 1.0
+        return seen * super()._covered(side)
+
     def denoise(self, prefix: Prefix, response: Tensor, cache: Any = None) -> Tensor:
         """One denoising pass: int64 ``[B, L]`` to logits ``[B, L, V]``, aligned in both variants.
 

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from disp.data.sample import ImageSource, Query, open_image
 from disp.diffusion.forward import MIN_RATIO
 from disp.errors import DispError
-from disp.models.anyres import Merged, grid_of, merge_tiles, pad_to_square, single_tile, tile_image
+from disp.models.anyres import Merged, grid_of, merge_tiles, pad_to_square, single_tile, tile_image, token_boxes
 from disp.models.checkpoint import assemble, read_json, read_weights
 from disp.models.interface import Prefix
 from disp.models.key_names import TOWER, from_llava, to_llava
@@ -115,6 +115,25 @@ class LladaVOfficial(LladaV):
     @property
     def _slots_an_image(self) -> int:
         return 1
+
+    def token_boxes(self, places: Tensor, size: tuple[int, int], images: int) -> Tensor:
+        """See `disp.models.interface.MDLM.token_boxes`; an only picture is tiled, several are padded to squares."""
+        tile = self.model.vision_tower.image_size
+        side = int(places[places[:, 0] == 0, 1].max()) + 1  # of the base tile
+        return token_boxes(
+            places,
+            size,
+            grid_of(size, self.config.candidates, tile) if images == 1 else None,
+            tile=tile,
+            side=side,
+            max_ratio_sq=self.config.max_ratio_sq,
+            covered=self._covered(side),
+        )
+
+    def _covered(self, side: int) -> float:
+        """The part of a tile's side that its ``side`` tokens see."""
+        tower = self.model.vision_tower
+        return tower.grid * self.config.vision["patch_size"] / tower.image_size
 
     # --- tensors to logits ----------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from disp.data.sample import ImageSource, Query, open_image
 from disp.diffusion.forward import MIN_RATIO, add_noise, diffusion_loss
 from disp.errors import DispError
 from disp.models.backbone import Backbone, BackboneMDLM
+from disp.models.boxes import raster_boxes
 from disp.models.checkpoint import assemble, read_json, read_weights
 from disp.models.interface import Prefix
 from disp.models.key_names import from_llada, to_llada
@@ -98,6 +99,15 @@ class MMada(BackboneMDLM):
         if features:
             return {"token_ids": token_ids, "codes": torch.stack(list(features))}
         return {"token_ids": token_ids, "pixels": self.pixels([s for query in queries for s in query.images])}
+
+    def token_boxes(self, places: Tensor, size: tuple[int, int], images: int) -> Tensor:
+        """See `disp.models.interface.MDLM.token_boxes`; of an oblong picture the model sees the middle square."""
+        boxes = raster_boxes(places)
+        if self.config.squash:
+            return boxes
+        whole = torch.tensor(size, dtype=torch.float64)
+        shares = min(size) / whole
+        return boxes * shares.repeat(2) + ((1 - shares) / 2).repeat(2)
 
     def pixels(self, sources: Sequence[ImageSource]) -> Tensor:
         """Pictures to uint8 ``[images, 3, S, S]``: the middle square, or all of it squashed (``config.squash``)."""
