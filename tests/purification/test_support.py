@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from disp.purification.candidates import candidate_sets
+from disp.purification.candidates import candidate_ranks, candidate_sets
 from disp.purification.support import (
     counterfactual_scores,
     fixed_masks,
@@ -93,19 +93,27 @@ def test_counterfactual_scores_do_not_depend_on_batches_and_equal_one_by_one(tin
             torch.testing.assert_close(found[row, index], alone[0], rtol=1e-4, atol=1e-5)
 
 
-def test_candidates_are_singles_then_growing_blocks_of_the_most_salient():
+def test_candidates_are_singles_then_slices_of_the_ranking():
     visual = torch.tensor([[False, True, True, True, True, True, True, True, True, False]])
     scores = torch.tensor([[9.0, 1, 8, 3, 7, 2, 6, 4, 5, 9]])
     sets = candidate_sets(scores, visual, 3, 0.5)[0]
-    assert [chosen.nonzero()[:, 0].tolist() for chosen in sets] == [[2], [4], [6], [2, 4], [2, 4, 6, 8]]
+    assert [chosen.nonzero()[:, 0].tolist() for chosen in sets] == [[2], [4], [6], [2, 4], [6, 8], [3, 7]]
 
 
-def test_ranks_beyond_the_singles_are_sliced_up_to_a_third_of_the_tokens():
-    visual = torch.ones(1, 30, dtype=torch.bool)
-    scores = torch.arange(30.0, 0, -1)[None]
-    sets = candidate_sets(scores, visual, 3, 0.1)[0]
+def test_slices_reach_to_a_third_of_the_tokens_and_begin_half_as_large():
+    visual = torch.ones(1, 60, dtype=torch.bool)
+    scores = torch.arange(60.0, 0, -1)[None]
+    sets = candidate_sets(scores, visual, 1, 0.07)[0]
     chosen = [each.nonzero()[:, 0].tolist() for each in sets]
-    assert chosen == [[0], [1], [2], [0, 1], [3, 4], [5, 6], [7, 8], [9, 10]]
+    halves = [[0, 1], [2, 3], [4, 5]]
+    assert chosen == [[0], *halves, *([start + at for at in range(4)] for start in (6, 10, 14, 18))]
+
+
+def test_no_candidate_is_tried_twice_where_tokens_are_few():
+    for visual in range(1, 40):
+        ranks = candidate_ranks(visual, 4, 0.06)
+        assert len(set(ranks)) == len(ranks)
+        assert all(each and each.stop <= visual for each in ranks)
 
 
 def test_a_row_without_visual_tokens_has_empty_candidates():

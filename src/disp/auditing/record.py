@@ -26,6 +26,7 @@ from disp.errors import DispError
 from disp.files import append_jsonl, read_finished_jsonl, sha256, write_atomically, write_json, write_jsonl
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
+from disp.purification.candidates import candidate_ranks
 from disp.purification.purify import Evidence, candidate_masks, most_suspicious
 from disp.purification.support import counterfactual_scores, suspicion_of
 
@@ -122,7 +123,8 @@ def _random_control(model: MDLM, above: Sequence[Sample], result: Audit, config:
         response = model.encode_responses([query.response for query in batch], model.gen_length)
         response = response.to(prefix.embeds.device)
         sets = []
-        for number in range(config.scoring.candidates):
+        visual = int(prefix.visual_mask.sum(-1).max())
+        for number in range(len(candidate_ranks(visual, config.scoring.candidates, config.scoring.mask_ratio))):
             keys = [f"{query.key}/{number}" for query in batch]
             # As many random tokens as the best candidate has.
             sets.append(_random_like(prefix.visual_mask, batch, result.evidence, keys, config.scoring.seed))

@@ -80,9 +80,9 @@ class Auditing:
     """How a dataset is audited."""
 
     mask_ratio: Annotated[
-        float, Parameter(help="Largest block of visual tokens that is masked, as a share of them all.")
+        float, Parameter(help="Largest part of the visual tokens that is masked at once, as a share of them all.")
     ] = 0.06
-    candidates: Annotated[int, Parameter(help="Salient tokens that are masked one at a time.")] = 12
+    candidates: Annotated[int, Parameter(help="Salient tokens that are masked one at a time.")] = 4
     probes: Annotated[int, Parameter(help="Hutchinson probes of the saliency score.")] = 8
     false_alarm_rate: Annotated[
         float, Parameter(help='Chance of a wrong "poisoned" verdict that the tests are run at.')

@@ -92,8 +92,9 @@ def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     shown = decoding_passes(sum(turns[:SHOWN_SAMPLES]), size, decode)
     compared = sum(turns[:CONTROL_SAMPLES])
     batches = math.ceil(compared / size)
-    each = math.ceil(min(size, compared) * scoring.candidates / COUNTERFACTUAL_ROWS)
-    control = Passes((2 + each) * batches, 0, (2 + scoring.candidates) * compared)
+    sets = len(candidate_ranks(max((each.visual for each in asked), default=0), scoring.candidates, scoring.mask_ratio))
+    each = math.ceil(min(size, compared) * sets / COUNTERFACTUAL_ROWS)
+    control = Passes((2 + each) * batches, 0, (2 + sets) * compared)
     return scoring_passes(asked, scoring) + pasted + shown + shown + control + Passes(0, 0, 0, at_most=True)
 
 

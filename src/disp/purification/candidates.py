@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
-# Ranks beyond the singles and blocks that are looked at in slices.
+# Lower ranks than this share of all tokens are not looked at.
 SLICED_SHARE = 1 / 3
+# So many slices at the top of the ranking are half as large as the others.
+HALF_SLICES = 3
 
 
 def candidate_ranks(visual: int, count: int, ratio: float) -> list[range]:
     """The ranks that each set of `candidate_sets` holds, in its order, for a batch with this many visual tokens."""
-    ranks = [range(index, index + 1) for index in range(max(1, min(count, visual)))]
+    singles = [range(index, index + 1) for index in range(max(1, min(count, visual)))]
     size = 1
     while 2 * size <= ratio * visual:
         size *= 2
-        ranks.append(range(size))
-    ranks += [range(start, start + size) for start in range(max(count, size), int(SLICED_SHARE * visual), size)]
-    return ranks
+    half = max(1, size // 2)
+    edges = [*range(0, HALF_SLICES * half, half), *range(HALF_SLICES * half, int(SLICED_SHARE * visual), size)]
+    edges.append(edges[-1] + (size if edges[-1] >= HALF_SLICES * half else half))
+    slices = [range(start, min(stop, visual)) for start, stop in pairwise(edges) if start < visual]
+    return singles + [ranks for ranks in slices if ranks not in singles]
 
 
 def candidate_sets(scores: Tensor, visual_mask: Tensor, count: int, ratio: float) -> Tensor:
-    """The ``count`` most salient tokens one by one, growing blocks of the most salient ones, then slices of the next.
+    """The ``count`` most salient tokens one by one, then slices of the ranking, each of which is masked at once.
 
-    A trigger that fits one token is found by a single, one that covers several by a block. The blocks hold 2, 4, 8 …
-    tokens, up to ``ratio`` of them all: larger ones take so much of the picture that honest answers flip too. Where a
-    model is sure of a planted answer its gradients are small and a trigger may rank low; so the following ranks, up to
-    `SLICED_SHARE` of all tokens, are masked too, in slices as large as the largest block. Honest answers hardly hang
-    on them.
+    A trigger that fits one token is found by a single, one that covers several by a slice. Where a model is sure of a
+    planted answer its gradients are small and a trigger may rank low; so slices go down to `SLICED_SHARE` of all
+    tokens. Each holds at most ``ratio`` of them, and at the top of the ranking half as many: a larger part of what is
+    most salient takes so much of the picture that honest answers flip too.
 
     Args:
         scores: float ``[B, P]``, saliency at visual tokens.
         visual_mask: bool ``[B, P]``.
         count: number of singles.
-        ratio: largest block, as a share of the visual tokens of the row with the most.
+        ratio: largest slice, as a share of the visual tokens of the row with the most.
 
     Returns:
-        bool ``[B, M, P]``, smaller sets first, then slices; a row with fewer visual tokens has empty sets, which mask
+        bool ``[B, M, P]``, singles first; a row with fewer visual tokens has empty sets, which mask
         nothing.
     """
     most = int(visual_mask.sum(-1).max())

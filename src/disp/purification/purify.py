@@ -37,7 +37,7 @@ class PurifyConfig:
 
     Attributes:
         mode: which answers are rewritten: "all", "selective" or "random" (all, with random masks).
-        mask_ratio: share of the visual tokens that "all" and "random" mask, and largest block that "selective" tries.
+        mask_ratio: share of the visual tokens that "all" and "random" mask, and largest slice that "selective" tries.
         candidates: salient tokens that "selective" masks one at a time; see `candidate_sets`.
         least_suspicion: nats below which "selective" rewrites nothing: another answer must win clearly.
         saliency: the saliency estimator.
@@ -48,7 +48,7 @@ class PurifyConfig:
 
     mode: Literal["all", "selective", "random"] = "selective"
     mask_ratio: float = 0.06
-    candidates: int = 12
+    candidates: int = 4
     least_suspicion: float = LEAST_SUSPICION
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
     decode: DecodeConfig | None = None
