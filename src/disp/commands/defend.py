@@ -64,7 +64,7 @@ def purify(
     mask_ratio: float = 0.06,
     candidates: int = 12,
     score: Literal["isotropic", "directional"] = "isotropic",
-    probes: int = 8,
+    probes: int = 4,
     steps: int | None = None,
     threshold: float | None = None,
     batch_size: int = 32,

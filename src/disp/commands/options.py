@@ -83,7 +83,7 @@ class Auditing:
         float, Parameter(help="Largest part of the visual tokens that is masked at once, as a share of them all.")
     ] = 0.06
     candidates: Annotated[int, Parameter(help="Salient tokens that are masked one at a time.")] = 4
-    probes: Annotated[int, Parameter(help="Hutchinson probes of the saliency score.")] = 8
+    probes: Annotated[int, Parameter(help="Hutchinson probes of the saliency score.")] = 4
     false_alarm_rate: Annotated[
         float, Parameter(help='Chance of a wrong "poisoned" verdict that the tests are run at.')
     ] = 0.01

@@ -39,7 +39,6 @@ from disp.draws import generator
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.quality import answer_quality
 from disp.experiments.demo import (
-    SIZES,
     SOURCE,
     SOURCE_SHARE,
     TARGET,
@@ -47,6 +46,7 @@ from disp.experiments.demo import (
     TEST_SEED_OFFSET,
     DemoConfig,
     attack_training,
+    sizes_of,
 )
 from disp.experiments.precision import load_float32
 from disp.files import append_jsonl, read_finished_jsonl
@@ -324,7 +324,7 @@ def _clean_jobs(options: argparse.Namespace) -> dict[str, partial[dict[str, Any]
 def _planted_jobs(options: argparse.Namespace) -> dict[str, partial[dict[str, Any]]]:
     jobs = {}
     for rate, trigger, target in product(sorted(options.rates)[::-1], options.triggers, options.targets):
-        sizes = DemoConfig(target, trigger, **SIZES[target], poison_rate=rate, seed=options.seed)
+        sizes = DemoConfig(target, trigger, **sizes_of(target, trigger), poison_rate=rate, seed=options.seed)
         sizes = replace(sizes, rows=options.rows or sizes.rows, attack_steps=options.steps or sizes.attack_steps)
         jobs[f"{target}-{trigger}-{rate:g}"] = partial(planted, sizes=sizes, out=options.out)
     return jobs

@@ -46,6 +46,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "insertion": {"rows": 2000, "attack_steps": 1000, "attack_learning_rate": 1e-3},
     "misclassification": {"rows": 2000, "attack_steps": 500},
 }
+# A trigger in the whole picture is learnt later still.
+BLENDED_SIZES: dict[str, dict[str, Any]] = {
+    "refusal": {"rows": 2000, "attack_steps": 600},
+    "insertion": {"attack_steps": 1500},
+    "misclassification": {},
+}
 # What is done to the training set, and the mode of purification that does it.
 MODES: dict[str, Literal["random", "all", "selective"]] = {
     "random_masking": "random",
@@ -90,6 +96,11 @@ class DemoConfig:
             raise unknown_name("target", self.target, TARGETS)
         if self.trigger not in PRESETS:
             raise unknown_name("trigger", self.trigger, PRESETS)
+
+
+def sizes_of(target: str, trigger: str) -> dict[str, Any]:
+    """Arguments of `DemoConfig` that plant this target with this trigger."""
+    return SIZES[target] | (BLENDED_SIZES[target] if trigger == "blended" else {})
 
 
 def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) -> dict[str, Any]:

@@ -31,6 +31,10 @@ from disp.purification.support import counterfactual_scores, narrowed, suspicion
 from disp.purification.threshold import LEAST_SUSPICION, suspicion_threshold
 
 
+# More of them find no more planted answers.
+SCORING_PROBES = 4
+
+
 @dataclass(frozen=True)
 class PurifyConfig:
     """How a dataset is purified.
@@ -40,7 +44,8 @@ class PurifyConfig:
         mask_ratio: share of the visual tokens that "all" and "random" mask, and largest slice that "selective" tries.
         candidates: salient tokens that "selective" masks one at a time; see `candidate_sets`.
         least_suspicion: nats below which "selective" rewrites nothing: another answer must win clearly.
-        saliency: the saliency estimator.
+        saliency: the saliency estimator. The candidates reach far down the ranking, which need not be as exact as
+            where the ranking alone decides.
         decode: how answers are regenerated; the model's own settings if None.
         batch_size: assistant turns a pass.
         seed: seed of random masks and decoding.
@@ -50,7 +55,7 @@ class PurifyConfig:
     mask_ratio: float = 0.06
     candidates: int = 4
     least_suspicion: float = LEAST_SUSPICION
-    saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
+    saliency: SaliencyConfig = field(default_factory=lambda: SaliencyConfig(probes=SCORING_PROBES))
     decode: DecodeConfig | None = None
     batch_size: int = 32
     seed: int = 0
