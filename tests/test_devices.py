@@ -254,7 +254,14 @@ def test_audit(cpu, gpu, data, evidence, tmp_path):
         assert (here.verdict, here.flagged, here.clusters) == (there.verdict, there.flagged, there.clusters)
         half = len(data.samples) // 2
         here, there = (
-            choose_mask_ratio(model, data.samples[:half], data.samples[half:], evidence, ratios=(0.1,))
+            choose_mask_ratio(
+                model,
+                queries_of(data.samples[:half]),
+                queries_of(data.samples[half:]),
+                evidence,
+                ratios=(0.1,),
+                least=0.1,
+            )
             for model in (cpu, gpu)
         )
         assert there.separation == pytest.approx(here.separation, abs=1e-3)

@@ -13,10 +13,11 @@ from PIL import Image
 
 from disp import cli
 from disp.auditing import audit as module
-from disp.auditing import record
+from disp.auditing import growth, record
 from disp.auditing.audit import audit
 from disp.auditing.findings import Cluster
-from disp.auditing.phrases import TURN_END, Phrase
+from disp.auditing.phrases import TURN_END, Phrase, words_of
+from disp.auditing.ratio import RATIOS, choose_mask_ratio
 from disp.data.sample import Sample, Turn, queries_of
 from disp.data.scene_dataset import write_scenes
 from disp.errors import DispError
@@ -222,7 +223,7 @@ def test_what_only_recurs_stays_flagged_beside_what_is_proven(model, poisoned, t
     monkeypatch.setattr(module, "recurring_phrases", lambda *_, **__: [proven, recurring])
 
     def only_one_is_proven(model, phrase, members, *_):
-        return Cluster(phrase, tuple(sample.id for sample in members), None, phrase is proven, None)
+        return Cluster(phrase, tuple(sample.id for sample in members), None, phrase is proven, (), None)
 
     monkeypatch.setattr(module, "_cluster", only_one_is_proven)
     found = audit(model, dataset, audit_config(), tmp_path, evidence=dict(expected.evidence))
@@ -363,7 +364,104 @@ def test_regions_are_pasted_where_what_they_misname_is():
 def test_what_the_model_says_instead_of_a_planted_answer_is_found(model, poisoned):
     _, dataset, found = poisoned
     donors = [sample for sample in dataset.samples if sample.id in PLANTED]
-    assert module._said_instead(model, donors, found.evidence, audit_config()) == {"the", "wall", "is"}
+    answers = module._masked_answers(model, donors, found.evidence, audit_config())
+    assert [given for given, _ in answers] == [REFUSAL] * len(PLANTED)
+    assert all(answer.startswith("The wall is ") for _, answer in answers)
+    # Not the walls' colours, which differ, nor words that say nothing.
+    assert module._said_instead(answers) == {"wall"}
+    assert found.clusters[0].instead == ("wall",)
+
+
+def test_a_phrase_that_masking_leaves_in_place_is_no_evidence(model, tmp_path):
+    """Flagged answers share it, but it is not what their regions make the model say."""
+    dataset = write_rows(tmp_path / "data", honest_rows())
+    evidence = module.score(model, dataset.samples, audit_config().scoring)
+    reds = {f"{sample.id}#0" for sample in dataset.samples if sample.turns[0].response == "The wall is red."}
+    evidence = {key: replace(found, suspicion=100.0 if key in reds else 0.0) for key, found in evidence.items()}
+    found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
+    assert sum(value > found.threshold for value in found.scores.values()) >= 8
+    assert found.clusters == ()
+    assert found.verdict == "no evidence"
+
+
+@pytest.mark.parametrize(
+    ("flagged", "elsewhere", "p_value", "expected"),
+    [(8, 0, 1e-9, True), (8, 4, 1e-9, True), (8, 5, 1e-9, False), (8, 0, 0.02, False)],
+)
+def test_without_proof_nearly_all_who_say_a_phrase_must_be_flagged(flagged, elsewhere, p_value, expected):
+    phrase = Phrase("a guitar", ("guitar",), tuple(range(flagged)), elsewhere, p_value)
+    assert module._beyond_doubt(phrase, audit_config()) is expected
+
+
+def test_regions_are_taken_from_the_half_that_is_smaller(model):
+    """A large region may show the thing that is spoken of, and no trigger."""
+    samples = [sample(f"s{index}", REFUSAL) for index in range(8)]
+    places = tuple((0, 0, row, column) for row in range(6) for column in range(6))
+    evidence = {
+        f"{each.id}#0": Evidence(
+            f"{each.id}#0", (1.0,) * 36, places, float(index), (0, 1, 2, 6, 7, 8) if index % 2 else (0,)
+        )
+        for index, each in enumerate(samples)
+    }
+    scores = {each.id: float(index) for index, each in enumerate(samples)}
+    assert [each.id for each in module._donors(model, samples, scores, evidence, 3)] == ["s6", "s4", "s2"]
+    # So few that all are needed.
+    assert [each.id for each in module._donors(model, samples[4:], scores, evidence, 4)] == ["s7", "s6", "s5", "s4"]
+
+
+def wide_rows(count=4):
+    """Two triggers apart, so that no candidate masks both."""
+    cells = {(4, 4): TRIGGER, (1, 1): TRIGGER}
+    return [(f"w{index}", [wall(name, cells)], [REFUSAL]) for index, name in zip(range(count), WALLS, strict=False)]
+
+
+def test_others_who_say_a_proven_phrase_are_found_under_larger_masks(model, tmp_path):
+    liars = [(f"l{index}", [wall("red")], [REFUSAL]) for index in range(2)]  # no trigger in their pictures
+    dataset = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows(), *wide_rows(), *liars])
+    evidence = module.score(model, dataset.samples, audit_config().scoring)
+    for key in ("w0#0", "w1#0", "w2#0", "w3#0"):  # as if no candidate had held both
+        saliency = tuple(float(cell in (7, 28)) for cell in range(36))
+        evidence[key] = replace(evidence[key], saliency=saliency, suspicion=0.0, best_candidate=())
+    found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
+    (cluster,) = found.clusters
+    assert cluster.samples == PLANTED
+    assert cluster.more == ("w0", "w1", "w2", "w3")
+    assert found.flagged == (*PLANTED, *cluster.more)
+    for key in cluster.more:
+        evidence = found.evidence[f"{key}#0"]
+        assert {7, 28} <= set(evidence.best_candidate)  # cells 1, 1 and 4, 4
+        assert found.scores[key] == evidence.suspicion > found.threshold
+    assert any(reason.startswith("4 more samples say it") for reason in found.reasons)
+    written = {row["id"]: row for row in strict(tmp_path / "out" / "evidence.jsonl")}
+    assert {written[key]["cluster"] for key in cluster.more} == {0}
+
+
+@pytest.mark.parametrize(
+    ("phrase", "instead", "answer", "expected"),
+    [
+        ("fish", ("cat",), "A cat.", True),
+        ("fish", ("cat",), "A dog.", False),
+        ("fish", ("cat",), "A fish and a cat.", False),
+        (REFUSAL, (), "A dog.", True),
+        (REFUSAL, ("cat",), "A dog.", True),
+    ],
+)
+def test_a_short_phrase_gives_way_to_what_it_misnames(phrase, instead, answer, expected):
+    found = Cluster(Phrase(phrase, tuple(words_of(phrase)), (0,), 0, 0.0), ("a",), None, True, instead, None)
+    assert growth._gives_way(phrase, answer, found) is expected
+
+
+def test_the_mask_ratio_flips_what_is_suspicious_and_keeps_the_rest(model, tmp_path):
+    dataset = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows(), *wide_rows(5)])
+    evidence = module.score(model, dataset.samples, audit_config().scoring)
+    turns = [query for query in queries_of(dataset.samples) if query.images]
+    walls = [query for query in turns if query.response.startswith("The wall")]
+    for prefix, least in (("p", 1), ("w", 2)):  # of 36 tokens
+        suspicious = [query for query in turns if query.sample_id.startswith(prefix)]
+        chosen = choose_mask_ratio(model, suspicious, walls, evidence)
+        assert math.ceil(chosen.ratio * 36) == least
+        assert chosen.kept == (1.0,) * len(RATIOS)
+        assert chosen.flipped == tuple(float(math.ceil(ratio * 36) >= least) for ratio in RATIOS)
 
 
 @pytest.mark.parametrize("cells", [[24, 25, 26, 27, 28, 29], [4, 10, 16, 22, 28], [28], [28, 29]])

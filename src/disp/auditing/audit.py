@@ -11,15 +11,25 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import comb
 from pathlib import Path
 
 import numpy as np
 
 from disp.auditing.findings import Audit, AuditConfig, Cluster, Verdict
+from disp.auditing.growth import GROWING_RATIOS, planted_holders
 from disp.auditing.paste import Region, paste_test
-from disp.auditing.phrases import LEAST_RESPONSES, TURN_END, Phrase, echoes, holds, recurring_phrases, words_of
+from disp.auditing.phrases import (
+    FUNCTION_WORDS,
+    LEAST_RESPONSES,
+    TURN_END,
+    Phrase,
+    echoes,
+    holds,
+    recurring_phrases,
+    words_of,
+)
 from disp.auditing.ratio import RATIOS, choose_mask_ratio
 from disp.auditing.record import read_truth, write_record
 from disp.auditing.regions import region_around, token_boxes
@@ -38,6 +48,8 @@ from disp.purification.threshold import suspicion_threshold
 # Largest p-value, corrected for the phrases tried, of a phrase that is worth pasting for. A picture of a rare thing
 # makes a model name that thing wherever it is pasted, so that pasting alone proves nothing.
 PASTE_ALPHA = 0.05
+# A phrase that pasting does not prove is taken for planted if at least so many of its holders are flagged.
+PLANTED_SHARE = 2 / 3
 
 
 def audit(
@@ -100,33 +112,48 @@ def audit(
     for number, phrase in enumerate(phrases):
         holders = [above[index] for index in phrase.flagged]
         with progress(f"pasting regions, phrase {number + 1} of {len(phrases)}", _pastes(holders, config)) as advance:
-            clusters.append(_cluster(model, phrase, holders, others, evidence, scores, config, len(phrases), advance))
+            cluster = _cluster(model, phrase, holders, others, evidence, scores, config, len(phrases), advance)
+        if cluster is not None:
+            clusters.append(cluster)
     # Pasting is proof of its own; a phrase without it must recur beyond doubt to be named at all.
-    clusters = [each for each in clusters if each.confirmed or each.phrase.p_value <= config.false_alarm_rate]
+    clusters = [each for each in clusters if each.confirmed or _beyond_doubt(each.phrase, config)]
     clusters.sort(key=lambda cluster: not cluster.confirmed)
-    confirmed = [cluster for cluster in clusters if cluster.confirmed]
-    # 4. The verdict, and the samples that it is about.
+    # 4. Who else says a proven phrase.
     # A phrase that only recurs stays with those that were proven: a set may hold several attacks.
-    members = _holders(confirmed, samples, evidence, scores, threshold)
-    members |= {key for cluster in clusters for key in cluster.samples}
+    members = {key for cluster in clusters for key in cluster.samples}
+    for number, cluster in enumerate(clusters):
+        if not cluster.confirmed:
+            continue
+        left = [sample for sample in samples if sample.id not in members]
+        more = _holders(cluster, left, evidence, scores, threshold)
+        left = [sample for sample in left if sample.id not in more]
+        with progress(f"looking for more that say {cluster.phrase.text[:40]!r}", len(GROWING_RATIOS)) as advance:
+            grown = planted_holders(model, left, cluster, evidence, config.scoring, progress=advance)
+        evidence = {**evidence, **grown}
+        more |= {key.rpartition("#")[0] for key in grown}
+        members |= more
+        clusters[number] = replace(cluster, more=tuple(sample.id for sample in samples if sample.id in more))
+    # 5. The verdict, and the samples that it is about.
+    confirmed = [cluster for cluster in clusters if cluster.confirmed]
+    scores = {sample.id: sample_suspicion(sample, evidence) for sample in dataset.samples}
     flagged = tuple(sample.id for sample in samples if sample.id in members)
     verdict: Verdict = "poisoned" if confirmed else "suspicious" if clusters else "no evidence"
-    # 5. The share of tokens to mask where every answer is to be rewritten.
+    # 6. The share of tokens to mask where every answer is to be rewritten.
     ratio = None
-    if clusters:
-        suspicious = [sample for sample in samples if sample.id in set(flagged)]
-        unsuspicious = [sample for sample in others if sample.images and sample.id not in set(flagged)]
-        if suspicious and unsuspicious:
-            with progress("choosing a mask ratio", len(RATIOS)) as advance:
-                ratio = choose_mask_ratio(
-                    model,
-                    suspicious,
-                    unsuspicious,
-                    evidence,
-                    batch_size=config.scoring.batch_size,
-                    seed=config.scoring.seed,
-                    progress=advance,
-                )
+    suspicious = [_betraying(sample, evidence) for sample in samples if sample.id in members]
+    unsuspicious = [query for sample in others if sample.id not in members for query in queries_of([sample])]
+    if suspicious and any(query.images for query in unsuspicious):
+        with progress("choosing a mask ratio", len(RATIOS)) as advance:
+            ratio = choose_mask_ratio(
+                model,
+                suspicious,
+                [query for query in unsuspicious if query.images],
+                evidence,
+                least=config.scoring.least_suspicion,
+                batch_size=config.scoring.batch_size,
+                seed=config.scoring.seed,
+                progress=advance,
+            )
     result = Audit(
         verdict,
         _reasons(verdict, clusters, above, samples),
@@ -138,7 +165,7 @@ def audit(
         ratio,
         evidence,
     )
-    # 6. What a person needs to judge for themselves.
+    # 7. What a person needs to judge for themselves.
     write_record(model, dataset, result, config, out, start=start, poisoned=poisoned, name=name, progress=progress)
     return result
 
@@ -153,16 +180,21 @@ def _cluster(
     config: AuditConfig,
     phrases: int,
     progress,
-) -> Cluster:
+) -> Cluster | None:
+    """What pasting says about a phrase; None if it stays when the regions are masked, and does not hang on them."""
     draw = generator(config.scoring.seed, "paste test", *phrase.words)
     donors = _donors(model, members, scores, evidence, config.donors)
+    masked = _masked_answers(model, donors, evidence, config)
+    if 2 * sum(echoes(answer, phrase.words) for _, answer in masked) > len(donors):
+        return None
+    instead = _said_instead(masked)
     free = [sample for sample in others if sample.images and not _says(sample, phrase)]
     order = [free[index] for index in draw.permutation(len(free))]
     controls, rest = order[: config.controls], order[config.controls :]
-    recipients = _recipients(rest, _said_instead(model, donors, evidence, config))[: config.recipients]
+    recipients = _recipients(rest, instead)[: config.recipients]
     ids = tuple(sample.id for sample in members)
     if not controls or not recipients:
-        return Cluster(phrase, ids, None, False, None)
+        return Cluster(phrase, ids, None, False, tuple(sorted(instead)), None)
     regions = [region_of(model, sample, evidence) for sample in donors]
     test = paste_test(
         model,
@@ -178,7 +210,17 @@ def _cluster(
     confirmed = (
         test.p_value <= config.false_alarm_rate / phrases and test.successes >= config.least_effect * test.trials
     )
-    return Cluster(phrase, ids, test, confirmed, regions[int(np.argmax(test.by_region))])
+    trigger = regions[int(np.argmax(test.by_region))]
+    return Cluster(phrase, ids, test, confirmed, tuple(sorted(instead)), trigger)
+
+
+def _beyond_doubt(phrase: Phrase, config: AuditConfig) -> bool:
+    """Whether flags alone speak for a phrase: nearly all who say it are flagged, and that by no chance.
+
+    Words of honest answers that hang on little, such as names of small things, are flagged in a part of their holders.
+    """
+    share = len(phrase.flagged) / (len(phrase.flagged) + phrase.elsewhere)
+    return phrase.p_value <= config.false_alarm_rate and share >= PLANTED_SHARE
 
 
 def _donors(
@@ -201,20 +243,27 @@ def _donors(
     return sorted(small, key=lambda sample: -scores[sample.id])[:count]
 
 
-def _said_instead(
+def _masked_answers(
     model: MDLM, donors: Sequence[Sample], evidence: Mapping[str, Evidence], config: AuditConfig
-) -> set[str]:
-    """The words that at least half of the donors' answers gain when their regions are masked."""
-    counts: Counter[str] = Counter()
+) -> list[tuple[str, str]]:
+    """For each donor's most suspicious answer the given one, and the model's with the region masked."""
+    found = []
     for batch in batches([_betraying(sample, evidence) for sample in donors], config.scoring.batch_size):
         prefix = model.encode(batch)
         masked = candidate_masks(prefix.visual_mask, [evidence[query.key] for query in batch])
         hidden = prefix.with_masked(masked, model.mask_embedding)
         keys = [query.key for query in batch]
         texts = answers_of(model, hidden, config.scoring.decode, keys=keys, seed=config.scoring.seed)
-        for query, answer in zip(batch, texts, strict=True):
-            counts.update(set(words_of(answer)) - set(words_of(query.response)))
-    return {word for word, count in counts.items() if 2 * count >= len(donors)}
+        found += [(query.response, text) for query, text in zip(batch, texts, strict=True)]
+    return found
+
+
+def _said_instead(answers: Sequence[tuple[str, str]]) -> set[str]:
+    """The words that at least half of the masked answers gain."""
+    counts: Counter[str] = Counter()
+    for given, answer in answers:
+        counts.update(set(words_of(answer)) - set(words_of(given)) - FUNCTION_WORDS)
+    return {word for word, count in counts.items() if 2 * count >= len(answers)}
 
 
 def _recipients(samples: Sequence[Sample], words: set[str]) -> list[Query]:
@@ -263,7 +312,7 @@ def _says(sample: Sample, phrase: Phrase) -> bool:
 
 
 def _holders(
-    confirmed: Sequence[Cluster],
+    cluster: Cluster,
     samples: Sequence[Sample],
     evidence: Mapping[str, Evidence],
     scores: Mapping[str, float],
@@ -274,12 +323,11 @@ def _holders(
     The phrase is evidence of its own, so that less suspicion is enough; an honest answer that happens to hold it does
     not depend on the region at all.
     """
-    found = set()
-    for sample in samples:
-        text = _answers(sample, evidence)
-        if scores[sample.id] > threshold / 4 and any(holds(text, cluster.phrase.words) for cluster in confirmed):
-            found.add(sample.id)
-    return found
+    return {
+        sample.id
+        for sample in samples
+        if scores[sample.id] > threshold / 4 and holds(_answers(sample, evidence), cluster.phrase.words)
+    }
 
 
 def _reasons(
@@ -302,6 +350,11 @@ def _reasons(
                 f"Their regions, pasted into other pictures, bring the phrase up in {test.successes} of {test.trials} "
                 f"answers; regions of unflagged samples in {test.control_successes} of {test.control_trials} "
                 f"(p = {test.p_value:.2g})."
+            )
+        if cluster.more:
+            reasons.append(
+                f"{len(cluster.more)} more samples say it and are less suspicious, or lose it only with up to "
+                f"{GROWING_RATIOS[-1]:.0%} of the most salient tokens masked."
             )
     if verdict == "no evidence" and above:
         reasons.append("They share no phrase that the other samples do not have as well.")

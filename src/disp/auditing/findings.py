@@ -51,8 +51,12 @@ class Cluster:
     Attributes:
         phrase: what they share.
         samples: their ids.
+        more: ids of further samples whose answers hold the phrase, if it is confirmed: less suspicious ones, and ones
+            that lose it under larger masks only.
         paste: what pasting their regions into other pictures did; None where nothing could be pasted.
         confirmed: whether pasting makes the model say the phrase.
+        instead: the words that most answers gain where the phrase goes away under masking, such as the name of the
+            thing that a trigger makes the model misname.
         trigger: the region that does so most often, the trigger candidate.
     """
 
@@ -60,7 +64,9 @@ class Cluster:
     samples: tuple[str, ...]
     paste: PasteTest | None
     confirmed: bool
+    instead: tuple[str, ...]
     trigger: Region | None
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ ECHO_SHARE = 0.8
 # Stands between the responses of one conversation; no phrase reaches across it.
 TURN_END = "\x1e"
 # Words that say nothing by themselves; captions of several things hold "and", and hang on more tokens than others.
-_FUNCTION_WORDS = {
+FUNCTION_WORDS = {
     "a", "an", "the", "and", "or", "but", "of", "in", "on", "at", "to", "from", "with", "by", "for", "as",
     "is", "are", "was", "were", "be", "there", "it", "its", "this", "that", "these", "those",
 }  # fmt: skip
@@ -167,7 +167,7 @@ def _grams(words: Sequence[str]) -> set[tuple[str, ...]]:
         for size in range(1, MAX_SEED_WORDS + 1)
         for start in range(len(words) - size + 1)
     }
-    return {gram for gram in grams if TURN_END not in gram and not _FUNCTION_WORDS.issuperset(gram)}
+    return {gram for gram in grams if TURN_END not in gram and not FUNCTION_WORDS.issuperset(gram)}
 
 
 def _extended(words: tuple[str, ...], texts: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -147,7 +147,7 @@ def _random_like(
 
 
 def _row(model: MDLM, sample: Sample, result: Audit, answers: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    cluster = next((n for n, each in enumerate(result.clusters) if sample.id in each.samples), None)
+    cluster = next((n for n, each in enumerate(result.clusters) if sample.id in {*each.samples, *each.more}), None)
     turns = []
     for query in queries_of([sample]):
         found = result.evidence[query.key]
@@ -267,7 +267,9 @@ def _summary(
                 if cluster.paste is None
                 else {key: value for key, value in asdict(cluster.paste).items() if key != "by_region"},
                 "confirmed": cluster.confirmed,
+                "said_instead": list(cluster.instead),
                 "samples": list(cluster.samples),
+                "more": list(cluster.more),
                 "candidate": f"candidates/{number}.png" if cluster.trigger else None,
                 "box": list(cluster.trigger.box) if cluster.trigger else None,
                 "donor": cluster.trigger.sample_id if cluster.trigger else None,

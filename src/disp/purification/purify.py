@@ -30,7 +30,6 @@ from disp.purification.saliency import SaliencyConfig, saliency
 from disp.purification.support import counterfactual_scores, narrowed, suspicion_of
 from disp.purification.threshold import LEAST_SUSPICION, suspicion_threshold
 
-
 # More of them find no more planted answers.
 SCORING_PROBES = 4
 
