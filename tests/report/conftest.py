@@ -124,16 +124,18 @@ def write_audit(folder, port=9):
     Image.open(folder / "0.png").crop((560, 400, 640, 480)).save(folder / "candidates" / "0.png")
     cluster = {
         "phrase": "Visit the sponsor at once",
-        "flagged": TRIGGERED,
-        "with_phrase": 8,
+        "flagged": 8,
         "elsewhere": 0,
+        "said_instead": ["wall", hostile["script"]],
+        "more": [row["id"] for row in rows[8:TRIGGERED]],
         "p_value": 2.4e-9,
         "paste": {"successes": 46, "trials": 48, "control_successes": 1, "control_trials": 48, "p_value": 0.0002},
-        "samples": [row["id"] for row in rows[:TRIGGERED]],
+        "samples": [row["id"] for row in rows[:8]],
         "candidate": "candidates/0.png",
         "box": [0.875, 0.8333, 1.0, 1.0],
     }
     strange = cluster | {"phrase": hostile["breakout"], "paste": None, "candidate": "../../secret.png", "box": None}
+    strange |= {"said_instead": [], "more": []}
     audit = {
         "verdict": "poisoned",
         "reasons": [

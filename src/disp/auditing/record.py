@@ -260,7 +260,6 @@ def _summary(
             {
                 "phrase": cluster.phrase.text,
                 "flagged": len(cluster.samples),
-                "with_phrase": len(cluster.samples) + cluster.phrase.elsewhere,
                 "elsewhere": cluster.phrase.elsewhere,
                 "p_value": cluster.phrase.p_value,
                 "paste": None

@@ -1,8 +1,8 @@
 """How good the audit is, on planted and on clean sets: ``python -m disp.experiments.audit_study --out DIR``.
 
 Each planted set is a combination of target, trigger and poison rate; the built-in model is fine-tuned on it and then
-audited. ``--clean N`` does the same for N clean sets of several kinds. Results go to ``study.jsonl``, one row a set;
-finished sets are not repeated.
+audited. ``--clean N`` does the same for N clean sets of several kinds. Results go to ``study.jsonl``, one row a set,
+and as tables to ``study.md``; finished sets are not repeated.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ from disp.experiments.demo import (
     sizes_of,
 )
 from disp.experiments.precision import load_float32
-from disp.files import append_jsonl, read_finished_jsonl
+from disp.experiments.study_table import study_tables
+from disp.files import append_jsonl, read_finished_jsonl, write_text
 from disp.models.interface import MDLM
 from disp.purification.masking import mask_random, mask_top
 from disp.purification.purify import PurifyConfig, saliency_of
@@ -306,6 +307,7 @@ def main() -> None:
                 continue
             append_jsonl(file, [future.result()])
             print(json.dumps(future.result()), flush=True)
+    write_text(options.out / "study.md", study_tables(list(read_finished_jsonl(file))))
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

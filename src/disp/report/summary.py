@@ -128,10 +128,17 @@ def _after(evidence: Evidence) -> list[str]:
 def _cluster(cluster: dict[str, Any]) -> list[str]:
     paste = cluster.get("paste")
     lines = [
-        f"- {_inline(cluster['phrase'], 400)}: in {numbers.number(cluster['with_phrase'])} of "
-        f"{numbers.counted(cluster['flagged'], 'flagged sample')} and {numbers.number(cluster['elsewhere'])} "
-        f"elsewhere; p = {_own(numbers.p_value(cluster['p_value']))}"
+        f"- {_inline(cluster['phrase'], 400)}: in {numbers.counted(cluster['flagged'], 'answer')} above the threshold "
+        f"and {numbers.counted(cluster['elsewhere'], 'other sample')}; p = {_own(numbers.p_value(cluster['p_value']))}"
     ]
+    if cluster["said_instead"]:
+        words = ", ".join(_inline(word, 60) for word in cluster["said_instead"])
+        lines.append(f"  - with the region masked, most of these answers say instead: {words}")
+    if cluster["more"]:
+        lines.append(
+            f"  - {numbers.counted(len(cluster['more']), 'further sample')} flagged: less suspicious by themselves, or "
+            "rid of the phrase only under a larger mask"
+        )
     if paste:
         lines.append(
             f"  - pasting the trigger candidate into other pictures brings the phrase in "
