@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from auditing.planted import GRID, audit_config, honest_rows, planted_model, planted_rows, write_rows
 from families.tiny import write_checkpoint
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +21,7 @@ from disp.attacks.targets import Refusal
 from disp.attacks.triggers import PRESETS
 from disp.auditing.audit import AuditConfig, audit
 from disp.data.llava import load_dataset, save_dataset
-from disp.data.sample import Query, Sample, Turn
+from disp.data.sample import Query, Sample, Turn, queries_of
 from disp.diffusion.decode import DecodeConfig, decode
 from disp.errors import DispError
 from disp.evaluation.evaluate import evaluate
@@ -39,7 +40,7 @@ from disp.planning.memory import (
     training_memory,
     weight_bytes,
 )
-from disp.planning.passes import decoding_passes
+from disp.planning.passes import Asked, audit_passes, decoding_passes
 from disp.planning.plan import PlanSettings, default_decode, make_plan
 from disp.purification.purify import PurifyConfig, purify, score
 from disp.purification.saliency import SaliencyConfig, first_step, saliency
@@ -427,6 +428,16 @@ def test_passes_of_selective_purification_and_audit(tiny_model, tiny_folder, dat
         audit(tiny_model, data, AuditConfig(scoring=selective), tmp_path / "audit")
     assert plan.passes["audit"].at_most
     check(plan.passes["audit"], counts)
+
+
+def test_passes_of_an_audit_that_finds_a_phrase(tmp_path):
+    model, config = planted_model(), audit_config()
+    rows = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows()])
+    asked = [Asked(query.turn, GRID**2 * len(query.images)) for query in queries_of(rows.samples)]
+    with counting(model) as counts:
+        found = audit(model, rows, config, tmp_path / "audit")
+    assert found.verdict == "poisoned" and found.ratio is not None
+    check(audit_passes(asked, config), counts)
 
 
 def test_passes_of_training(make_model, tiny_folder, data, settings, tmp_path):

@@ -16,6 +16,8 @@ from disp.purification.threshold import LEAST_SUSPICION
 RATIOS = (0.01, 0.02, 0.04, 0.06, 0.09, 0.14, 0.2, 0.3)
 # Of ratios that do as well as the best but for this much, the smallest is chosen: it costs least of the picture.
 TOLERANCE = 0.02
+# Turns of either kind that are looked at, at most.
+RATIO_TURNS = 64
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def choose_mask_ratio(
     evidence: Mapping[str, Evidence],
     *,
     ratios: Sequence[float] = RATIOS,
-    subset: int = 64,
+    subset: int = RATIO_TURNS,
     least: float = LEAST_SUSPICION,
     batch_size: int = 32,
     seed: int = 0,

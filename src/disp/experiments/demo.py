@@ -44,7 +44,7 @@ TARGETS: dict[str, Target] = {
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
     "insertion": {"rows": 2000, "attack_steps": 1000, "attack_learning_rate": 1e-3},
-    "misclassification": {"rows": 2000, "attack_steps": 700},
+    "misclassification": {"rows": 2000, "attack_steps": 500},
 }
 # A trigger in the whole picture is learnt later still.
 BLENDED_SIZES: dict[str, dict[str, Any]] = {

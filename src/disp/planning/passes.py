@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from disp.auditing.audit import AuditConfig
+from disp.auditing.ratio import RATIO_TURNS, RATIOS
 from disp.diffusion.decode import DecodeConfig
 from disp.purification.candidates import candidate_ranks
 from disp.purification.purify import PurifyConfig
@@ -83,7 +84,11 @@ def scoring_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
 
 
 def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
-    """`disp.auditing.audit.audit`, at most, where flagged answers share one phrase; each further one pastes as much."""
+    """`disp.auditing.audit.audit`, at most, where flagged answers share one phrase; each further one pastes as much.
+
+    Once a phrase is proven, the others who say it are answered again under `GROWING_RATIOS` masks at most; how many
+    these are is not known beforehand, and they are left out.
+    """
     scoring = config.scoring
     decode, size = _decoding(scoring), scoring.batch_size
     turns = sorted((count for count in _turns_with_image(asked) if count), reverse=True)
@@ -95,7 +100,10 @@ def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     sets = len(candidate_ranks(max((each.visual for each in asked), default=0), scoring.candidates, scoring.mask_ratio))
     each = math.ceil(min(size, compared) * sets / COUNTERFACTUAL_ROWS)
     control = Passes((2 + each) * batches, 0, (2 + sets) * compared)
-    return scoring_passes(asked, scoring) + pasted + shown + shown + control + Passes(0, 0, 0, at_most=True)
+    # Flagged and other turns at every mask ratio that is tried, with nothing masked and with the mask.
+    tried = 2 * min(RATIO_TURNS, len(asked))
+    ratio = Passes(2 * len(RATIOS) * (math.ceil(tried / size) + 1), 0, 2 * len(RATIOS) * tried, at_most=True)
+    return scoring_passes(asked, scoring) + pasted + shown + shown + control + ratio
 
 
 def _decoding(config: PurifyConfig) -> DecodeConfig:
