@@ -50,4 +50,4 @@ def test_every_set_is_a_line_and_nothing_measured_is_lost():
 
 @pytest.mark.parametrize(("rows", "tables"), [([PLANTED], 2), ([CLEAN], 1), ([], 0)])
 def test_what_was_not_run_has_no_table(rows, tables):
-    assert study_tables(rows).count("| --- |") == tables
+    assert sum(line.startswith("| --- |") for line in study_tables(rows).splitlines()) == tables
