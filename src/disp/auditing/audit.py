@@ -33,6 +33,7 @@ from disp.auditing.phrases import (
 from disp.auditing.ratio import RATIOS, choose_mask_ratio
 from disp.auditing.record import read_truth, write_record
 from disp.auditing.regions import region_around, token_boxes
+from disp.auditing.repeated import ANSWERS, SENTENCES, WIDE_RATIO, vanishing_phrases
 from disp.data.llava import Dataset
 from disp.data.sample import Query, Sample, batches, queries_of
 from disp.diffusion.decode import answers_of
@@ -107,18 +108,28 @@ def audit(
         [_answers(sample, None) for sample in others],
         alpha=PASTE_ALPHA,
     )
-    # 3. Whether the region that they hang on makes the model say it.
+    # 3. What many answers repeat and lose under larger masks, if it is nothing that flags have found already.
+    with progress("looking through repeated sentences", SENTENCES * ANSWERS) as advance:
+        unflagged = [sample for sample in others if sample.images]
+        wide = vanishing_phrases(model, unflagged, evidence, config.scoring, progress=advance)
+    wide = [(phrase, lost) for phrase, lost in wide if not any(echoes(phrase.text, each.words) for each in phrases)]
+    # 4. Whether the regions that they hang on make the model say them.
     clusters = []
-    for number, phrase in enumerate(phrases):
-        holders = [above[index] for index in phrase.flagged]
-        with progress(f"pasting regions, phrase {number + 1} of {len(phrases)}", _pastes(holders, config)) as advance:
-            cluster = _cluster(model, phrase, holders, others, evidence, scores, config, len(phrases), advance)
+    tried: list[tuple[Phrase, list[Sample], dict[str, Evidence]]] = []
+    tried += [(phrase, [above[index] for index in phrase.flagged], {}) for phrase in phrases]
+    tried += [(phrase, [unflagged[index] for index in phrase.flagged], lost) for phrase, lost in wide]
+    for number, (phrase, holders, lost) in enumerate(tried):
+        known = {**evidence, **lost}
+        suspicion = {**scores, **{sample.id: sample_suspicion(sample, known) for sample in holders}}
+        with progress(f"pasting regions, phrase {number + 1} of {len(tried)}", _pastes(holders, config)) as advance:
+            cluster = _cluster(model, phrase, holders, others, known, suspicion, config, len(tried), advance)
         if cluster is not None:
             clusters.append(cluster)
+            evidence = known if cluster.confirmed else evidence
     # Pasting is proof of its own; a phrase without it must recur beyond doubt to be named at all.
     clusters = [each for each in clusters if each.confirmed or _beyond_doubt(each.phrase, config)]
     clusters.sort(key=lambda cluster: not cluster.confirmed)
-    # 4. Who else says a proven phrase.
+    # 5. Who else says a proven phrase.
     # A phrase that only recurs stays with those that were proven: a set may hold several attacks.
     members = {key for cluster in clusters for key in cluster.samples}
     for number, cluster in enumerate(clusters):
@@ -133,12 +144,12 @@ def audit(
         more |= {key.rpartition("#")[0] for key in grown}
         members |= more
         clusters[number] = replace(cluster, more=tuple(sample.id for sample in samples if sample.id in more))
-    # 5. The verdict, and the samples that it is about.
+    # 6. The verdict, and the samples that it is about.
     confirmed = [cluster for cluster in clusters if cluster.confirmed]
     scores = {sample.id: sample_suspicion(sample, evidence) for sample in dataset.samples}
     flagged = tuple(sample.id for sample in samples if sample.id in members)
     verdict: Verdict = "poisoned" if confirmed else "suspicious" if clusters else "no evidence"
-    # 6. The share of tokens to mask where every answer is to be rewritten.
+    # 7. The share of tokens to mask where every answer is to be rewritten.
     ratio = None
     suspicious = [_betraying(sample, evidence) for sample in samples if sample.id in members]
     unsuspicious = [query for sample in others if sample.id not in members for query in queries_of([sample])]
@@ -165,7 +176,7 @@ def audit(
         ratio,
         evidence,
     )
-    # 7. What a person needs to judge for themselves.
+    # 8. What a person needs to judge for themselves.
     write_record(model, dataset, result, config, out, start=start, poisoned=poisoned, name=name, progress=progress)
     return result
 
@@ -220,7 +231,7 @@ def _beyond_doubt(phrase: Phrase, config: AuditConfig) -> bool:
     Words of honest answers that hang on little, such as names of small things, are flagged in a part of their holders.
     """
     share = len(phrase.flagged) / (len(phrase.flagged) + phrase.elsewhere)
-    return phrase.p_value <= config.false_alarm_rate and share >= PLANTED_SHARE
+    return phrase.p_value is not None and phrase.p_value <= config.false_alarm_rate and share >= PLANTED_SHARE
 
 
 def _donors(
@@ -339,10 +350,16 @@ def _reasons(
     ]
     for cluster in clusters:
         phrase, test = cluster.phrase, cluster.paste
-        reasons.append(
-            f"{len(cluster.samples)} of these say {phrase.text!r}, which {phrase.elsewhere} other samples say "
-            f"(p = {phrase.p_value:.2g})."
-        )
+        if phrase.p_value is None:
+            reasons.append(
+                f"{len(cluster.samples) + phrase.elsewhere} samples say {phrase.text!r}; of {len(cluster.samples)} it "
+                f"was seen to go away when the {WIDE_RATIO:.0%} most salient visual tokens are masked."
+            )
+        else:
+            reasons.append(
+                f"{len(cluster.samples)} of these say {phrase.text!r}, which {phrase.elsewhere} other samples say "
+                f"(p = {phrase.p_value:.2g})."
+            )
         if test is None:
             reasons.append("There are too few other samples to paste the region into; the phrase could not be tested.")
         else:

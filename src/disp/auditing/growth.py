@@ -20,7 +20,7 @@ from disp.purification.purify import Evidence, PurifyConfig, saliency_of
 from disp.purification.support import counterfactual_scores, suspicion_of
 
 # Shares of the visual tokens that are masked one after the other, most salient first, until the phrase goes away.
-GROWING_RATIOS = (0.06, 0.12, 0.2)
+GROWING_RATIOS = (0.06, 0.12, 0.2, 0.3)
 
 
 def planted_holders(

@@ -39,14 +39,14 @@ class Phrase:
         flagged: indices of the flagged responses that hold it.
         elsewhere: how many other responses hold it.
         p_value: chance of so many flagged among its holders if flags were independent of the phrase, corrected for the
-            number of phrases that could have been found; see `_testable`.
+            number of phrases that could have been found, see `_testable`; None for one that was not found by flags.
     """
 
     text: str
     words: tuple[str, ...]
     flagged: tuple[int, ...]
     elsewhere: int
-    p_value: float
+    p_value: float | None
 
 
 def words_of(text: str) -> list[str]:
@@ -126,6 +126,36 @@ def recurring_phrases(
     return found
 
 
+def repeated_phrases(responses: Sequence[str], *, least: int, most: int) -> list[Phrase]:
+    """Long phrases that many responses hold, most frequent first; ``Phrase.flagged`` are all their holders.
+
+    Args:
+        responses: what is looked through.
+        least: fewest responses that hold a phrase.
+        most: how many phrases at most.
+    """
+    texts = [words_of(response) for response in responses]
+    joined = [f" {' '.join(words)} " for words in texts]
+    counts = Counter(gram for words in texts for gram in _grams(words, LONG_PHRASE_WORDS, LONG_PHRASE_WORDS))
+    found: list[Phrase] = []
+    spent: set[int] = set()
+    for gram, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if count < least or len(found) == most:
+            break
+        if any(f" {' '.join(gram)} " in f" {' '.join(phrase.words)} " for phrase in found):
+            continue
+        members = [index for index, text in enumerate(joined) if f" {' '.join(gram)} " in text]
+        # What mostly stands in answers that another phrase was found in is a part or a neighbour of it.
+        if len(members) < least or 2 * len(spent.intersection(members)) > len(members):
+            continue
+        words = _extended(gram, [texts[index] for index in members])
+        members = [index for index, text in enumerate(joined) if f" {' '.join(words)} " in text]
+        spent.update(members)
+        spelled = Counter(_spelling(responses[index], words) for index in members).most_common(1)[0][0]
+        found.append(Phrase(spelled, words, tuple(members), 0, None))
+    return found
+
+
 def _testable(holders: Mapping[int, int], drawn: int, total: int, least: int, alpha: float) -> int:
     """How many phrases the p-values are corrected for: those with holders enough to reach significance at all.
 
@@ -161,10 +191,10 @@ def _p_value(count: int, elsewhere: int, *, drawn: int, total: int, tried: int) 
 _WORD = re.compile(rf"{TURN_END}|\w+(?:['’]\w+)*")
 
 
-def _grams(words: Sequence[str]) -> set[tuple[str, ...]]:
+def _grams(words: Sequence[str], shortest: int = 1, longest: int = MAX_SEED_WORDS) -> set[tuple[str, ...]]:
     grams = {
         tuple(words[start : start + size])
-        for size in range(1, MAX_SEED_WORDS + 1)
+        for size in range(shortest, longest + 1)
         for start in range(len(words) - size + 1)
     }
     return {gram for gram in grams if TURN_END not in gram and not FUNCTION_WORDS.issuperset(gram)}

@@ -210,14 +210,15 @@ def _summary(
 ) -> dict[str, Any]:
     tests: list[dict[str, Any]] = []
     for cluster in result.clusters:
-        tests.append(
-            {
-                "name": f"recurrence of {cluster.phrase.text!r}",
-                "value": len(cluster.samples),
-                "p_value": cluster.phrase.p_value,
-                "note": "hypergeometric test among flagged and other samples, corrected for the phrases tried",
-            }
-        )
+        if cluster.phrase.p_value is not None:
+            tests.append(
+                {
+                    "name": f"recurrence of {cluster.phrase.text!r}",
+                    "value": len(cluster.samples),
+                    "p_value": cluster.phrase.p_value,
+                    "note": "hypergeometric test among flagged and other samples, corrected for the phrases tried",
+                }
+            )
         if cluster.paste:
             tests.append(
                 {

@@ -127,10 +127,17 @@ def _after(evidence: Evidence) -> list[str]:
 
 def _cluster(cluster: dict[str, Any]) -> list[str]:
     paste = cluster.get("paste")
-    lines = [
-        f"- {_inline(cluster['phrase'], 400)}: in {numbers.counted(cluster['flagged'], 'answer')} above the threshold "
-        f"and {numbers.counted(cluster['elsewhere'], 'other sample')}; p = {_own(numbers.p_value(cluster['p_value']))}"
-    ]
+    if cluster["p_value"] is None:
+        where = (
+            f"in {numbers.counted(cluster['flagged'] + cluster['elsewhere'], 'sample')}; of "
+            f"{numbers.number(cluster['flagged'])} it was seen to go away under a large mask"
+        )
+    else:
+        where = (
+            f"in {numbers.counted(cluster['flagged'], 'answer')} above the threshold and "
+            f"{numbers.counted(cluster['elsewhere'], 'other sample')}; p = {_own(numbers.p_value(cluster['p_value']))}"
+        )
+    lines = [f"- {_inline(cluster['phrase'], 400)}: {where}"]
     if cluster["said_instead"]:
         words = ", ".join(_inline(word, 60) for word in cluster["said_instead"])
         lines.append(f"  - with the region masked, most of these answers say instead: {words}")

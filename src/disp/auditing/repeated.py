@@ -1,0 +1,111 @@
+"""Sentences that many answers repeat, and that go away when much of what is salient is masked.
+
+A trigger that covers many visual tokens survives the small masks that suspicion is measured with, and large masks make
+honest answers flip: to another thing, colour or number. But the frame of an honest answer stays, and a planted sentence
+does not. Whether a sentence that goes away is planted is for the paste test to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from disp.auditing.phrases import Phrase, echoes, repeated_phrases
+from disp.data.sample import Query, Sample, batches, queries_of
+from disp.draws import generator
+from disp.models.interface import MDLM, Prefix
+from disp.purification.masking import mask_top
+from disp.purification.purify import Evidence, PurifyConfig, saliency_of
+from disp.purification.support import counterfactual_scores, narrowed, suspicion_of
+
+# Share of the visual tokens that is masked.
+WIDE_RATIO = 0.2
+# Sentences that are looked at, the most frequent ones; answers of each; answers that sentences are looked for in.
+SENTENCES, ANSWERS, RESPONSES = 40, 12, 20_000
+# A sentence is looked at if so many answers hold it, and this share of them.
+LEAST_ANSWERS, LEAST_SHARE = 5, 0.005
+# The share of its answers that must lose it.
+LOST_SHARE = 3 / 4
+
+
+def vanishing_phrases(
+    model: MDLM,
+    samples: Sequence[Sample],
+    evidence: Mapping[str, Evidence],
+    config: PurifyConfig,
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[tuple[Phrase, dict[str, Evidence]]]:
+    """Repeated sentences that most of the answers with them lose when `WIDE_RATIO` of their tokens are masked.
+
+    Args:
+        model: the model under audit.
+        samples: samples with an image that nothing was found in yet.
+        evidence: saliency of every turn.
+        config: how samples are scored.
+        progress: called with the number of answers finished.
+
+    Returns:
+        Each sentence with new evidence of the answers that lose it: the suspicion under the mask, and of its tokens
+        those that are needed. ``Phrase.flagged`` are the indices of their samples.
+    """
+    draw = generator(config.seed, "repeated sentences")
+    chosen = [samples[index] for index in sorted(draw.permutation(len(samples))[:RESPONSES].tolist())]
+    queries = queries_of(chosen)
+    index_of = {sample.id: index for index, sample in enumerate(samples)}
+    least = max(LEAST_ANSWERS, round(LEAST_SHARE * len(queries)))
+    found = []
+    for phrase in repeated_phrases([query.response for query in queries], least=least, most=SENTENCES):
+        holders = [queries[phrase.flagged[index]] for index in draw.permutation(len(phrase.flagged))[:ANSWERS]]
+        said = 0
+        lost: dict[str, Evidence] = {}
+        for batch in batches(holders, config.batch_size):
+            prefix = model.encode(batch)
+            masked = mask_top(saliency_of(batch, prefix.visual_mask, evidence), prefix.visual_mask, WIDE_RATIO)
+            plain, hidden = (
+                _first_answers(model, each) for each in (prefix, prefix.with_masked(masked, model.mask_embedding))
+            )
+            says = torch.tensor([echoes(text, phrase.words) for text in plain])
+            loses = says & ~torch.tensor([echoes(text, phrase.words) for text in hidden])
+            said += int(says.sum())
+            lost |= _evidence(model, prefix, batch, masked, loses, evidence)
+        progress(len(holders))
+        if said and len(lost) >= LOST_SHARE * said and 2 * said >= len(holders):
+            members = sorted({index_of[key.rpartition("#")[0]] for key in lost})
+            found.append((replace(phrase, flagged=tuple(members), elsewhere=len(phrase.flagged) - len(members)), lost))
+    return found
+
+
+def _first_answers(model: MDLM, prefix: Prefix) -> list[str]:
+    """The most likely token of every slot at the first denoising step, as texts."""
+    response = torch.full((len(prefix), model.gen_length), model.mask_token_id, device=prefix.embeds.device)
+    with torch.no_grad():
+        logits = model.denoise(prefix, response)
+    logits[..., model.mask_token_id] = -torch.inf
+    return model.decode_responses(logits.argmax(-1).cpu())
+
+
+def _evidence(
+    model: MDLM, prefix: Prefix, batch: Sequence[Query], masked: Tensor, rows: Tensor, evidence: Mapping[str, Evidence]
+) -> dict[str, Evidence]:
+    """New evidence of these rows (bool ``[B]``): suspicion under the mask, and the tokens of it that do most of it."""
+    index = rows.nonzero()[:, 0]
+    if not len(index):
+        return {}
+    prefix, masked = prefix.select(index.to(masked.device)), masked[index.to(masked.device)]
+    queries = [batch[row] for row in index.tolist()]
+    response = model.encode_responses([query.response for query in queries], model.gen_length).to(masked.device)
+    base, each = counterfactual_scores(model, prefix, response, masked[:, None])
+    suspicion = suspicion_of(base, each).tolist()
+    kept = narrowed(model, prefix, response, masked, base + 0.8 * (each[:, 0] - base))
+    result = {}
+    for row, query in enumerate(queries):
+        tokens = kept[row, prefix.visual_mask[row]].nonzero()[:, 0].tolist()
+        before = evidence[query.key]
+        result[query.key] = replace(
+            before, suspicion=max(before.suspicion or 0.0, suspicion[row]), best_candidate=tuple(tokens)
+        )
+    return result
