@@ -33,7 +33,7 @@ from disp.auditing.phrases import (
 from disp.auditing.ratio import RATIOS, choose_mask_ratio
 from disp.auditing.record import read_truth, write_record
 from disp.auditing.regions import region_around, token_boxes
-from disp.auditing.repeated import ANSWERS, SENTENCES, WIDE_RATIO, vanishing_phrases
+from disp.auditing.repeated import ANSWERS, SENTENCES, WIDE_EFFECT, WIDE_RATIO, vanishing_phrases
 from disp.data.llava import Dataset
 from disp.data.sample import Query, Sample, batches, queries_of
 from disp.diffusion.decode import answers_of
@@ -218,9 +218,8 @@ def _cluster(
         batch_size=config.scoring.batch_size,
         progress=progress,
     )
-    confirmed = (
-        test.p_value <= config.false_alarm_rate / phrases and test.successes >= config.least_effect * test.trials
-    )
+    least = config.least_effect if phrase.p_value is not None else max(config.least_effect, WIDE_EFFECT)
+    confirmed = test.p_value <= config.false_alarm_rate / phrases and test.successes >= least * test.trials
     trigger = regions[int(np.argmax(test.by_region))]
     return Cluster(phrase, ids, test, confirmed, tuple(sorted(instead)), trigger)
 

@@ -7,13 +7,16 @@ does not. Whether a sentence that goes away is planted is for the paste test to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from disp.auditing.phrases import Phrase, echoes, repeated_phrases
+from disp.auditing.regions import token_boxes
 from disp.data.sample import Query, Sample, batches, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM, Prefix
@@ -21,8 +24,10 @@ from disp.purification.masking import mask_top
 from disp.purification.purify import Evidence, PurifyConfig, saliency_of
 from disp.purification.support import counterfactual_scores, narrowed, suspicion_of
 
-# Share of the visual tokens that is masked.
+# Share of the visual tokens that is masked, and of the picture that a window covers.
 WIDE_RATIO = 0.2
+# Share of the answers that must say the sentence once such a window is pasted: it may show things that are spoken of.
+WIDE_EFFECT = 0.75
 # Sentences that are looked at, the most frequent ones; answers of each; answers that sentences are looked for in.
 SENTENCES, ANSWERS, RESPONSES = 40, 12, 20_000
 # A sentence is looked at if so many answers hold it, and this share of them.
@@ -49,8 +54,8 @@ def vanishing_phrases(
         progress: called with the number of answers finished.
 
     Returns:
-        Each sentence with new evidence of the answers that lose it: the suspicion under the mask, and of its tokens
-        those that are needed. ``Phrase.flagged`` are the indices of their samples.
+        Each sentence with new evidence of the answers that lose it with one window of the picture masked: the suspicion
+        under that mask, and of its tokens those that are needed. ``Phrase.flagged`` are the indices of their samples.
     """
     draw = generator(config.seed, "repeated sentences")
     chosen = [samples[index] for index in sorted(draw.permutation(len(samples))[:RESPONSES].tolist())]
@@ -71,7 +76,7 @@ def vanishing_phrases(
             says = torch.tensor([echoes(text, phrase.words) for text in plain])
             loses = says & ~torch.tensor([echoes(text, phrase.words) for text in hidden])
             said += int(says.sum())
-            lost |= _evidence(model, prefix, batch, masked, loses, evidence)
+            lost |= _evidence(model, prefix, batch, phrase, loses, evidence)
         progress(len(holders))
         if said and len(lost) >= LOST_SHARE * said and 2 * said >= len(holders):
             members = sorted({index_of[key.rpartition("#")[0]] for key in lost})
@@ -89,23 +94,49 @@ def _first_answers(model: MDLM, prefix: Prefix) -> list[str]:
 
 
 def _evidence(
-    model: MDLM, prefix: Prefix, batch: Sequence[Query], masked: Tensor, rows: Tensor, evidence: Mapping[str, Evidence]
+    model: MDLM,
+    prefix: Prefix,
+    batch: Sequence[Query],
+    phrase: Phrase,
+    rows: Tensor,
+    evidence: Mapping[str, Evidence],
 ) -> dict[str, Evidence]:
-    """New evidence of these rows (bool ``[B]``): suspicion under the mask, and the tokens of it that do most of it."""
-    index = rows.nonzero()[:, 0]
-    if not len(index):
-        return {}
-    prefix, masked = prefix.select(index.to(masked.device)), masked[index.to(masked.device)]
-    queries = [batch[row] for row in index.tolist()]
-    response = model.encode_responses([query.response for query in queries], model.gen_length).to(masked.device)
-    base, each = counterfactual_scores(model, prefix, response, masked[:, None])
-    suspicion = suspicion_of(base, each).tolist()
-    kept = narrowed(model, prefix, response, masked, base + 0.8 * (each[:, 0] - base))
+    """New evidence of those of these rows (bool ``[B]``) that lose the phrase when one window is masked."""
     result = {}
-    for row, query in enumerate(queries):
-        tokens = kept[row, prefix.visual_mask[row]].nonzero()[:, 0].tolist()
-        before = evidence[query.key]
-        result[query.key] = replace(
-            before, suspicion=max(before.suspicion or 0.0, suspicion[row]), best_candidate=tuple(tokens)
-        )
+    for row in rows.nonzero()[:, 0].tolist():
+        query, before = batch[row], evidence[batch[row].key]
+        # The most salient tokens lie all over the picture; what can be pasted is what lies together.
+        inside = torch.from_numpy(_windows(token_boxes(model, before.locations, query.images)))  # [M, N]
+        candidates = torch.zeros(1, len(inside), prefix.visual_mask.shape[1], dtype=torch.bool)
+        candidates[0][:, prefix.visual_mask[row].cpu()] = inside
+        candidates = candidates.to(prefix.embeds.device)
+        one = prefix.select(torch.tensor([row], device=prefix.embeds.device))
+        response = model.encode_responses([query.response], model.gen_length).to(prefix.embeds.device)
+        base, each = counterfactual_scores(model, one, response, candidates)
+        best = candidates[:, int(each.argmax())]
+        (text,) = _first_answers(model, one.with_masked(best, model.mask_embedding))
+        if echoes(text, phrase.words):
+            continue
+        kept = narrowed(model, one, response, best, base + 0.8 * (each.amax(-1) - base))
+        suspicion = max(before.suspicion or 0.0, float(suspicion_of(base, each)))
+        tokens = kept[0, one.visual_mask[0]].nonzero()[:, 0].tolist()
+        result[query.key] = replace(before, suspicion=suspicion, best_candidate=tuple(tokens))
     return result
+
+
+def _windows(boxes: np.ndarray) -> np.ndarray:
+    """Which tokens have their centres in each of the windows of `WIDE_RATIO` of the picture.
+
+    Args:
+        boxes: float ``[N, 4]``, where the tokens lie.
+
+    Returns:
+        bool ``[M, N]``.
+    """
+    side = math.sqrt(WIDE_RATIO)
+    steps = 1 + math.ceil((1 - side) / (side / 4))
+    corners = np.linspace(0, 1 - side, steps)
+    x, y = (boxes[:, :2] + boxes[:, 2:]).T / 2
+    across = (corners[:, None] <= x) & (x <= corners[:, None] + side)
+    down = (corners[:, None] <= y) & (y <= corners[:, None] + side)
+    return (down[:, None] & across[None]).reshape(-1, len(boxes))

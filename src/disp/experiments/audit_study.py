@@ -75,8 +75,7 @@ def planted(name: str, sizes: DemoConfig, out: Path) -> dict[str, Any]:
         trigger = PRESETS[sizes.trigger]
         poison(honest, folder / "poisoned", trigger, TARGETS[target], sizes.poison_rate, sizes.seed)
     dataset = load_dataset(folder / "poisoned")
-    training = attack_training(sizes.trigger, sizes.attack_steps, sizes.seed, sizes.attack_learning_rate)
-    model, found, seconds = _tune_and_audit(dataset, training, folder)
+    model, found, seconds = _tune_and_audit(dataset, attack_training(sizes), folder)
     manifest = json.loads((folder / "poisoned" / "manifest.json").read_text(encoding="utf-8"))
     rows_by_id = {row["id"]: row for row in manifest["poisoned_rows"]}
     # Whether there is a backdoor to be found at all.
@@ -140,7 +139,7 @@ def clean(name: str, kind: str, rows: int, steps: int, seed: int, out: Path) -> 
         samples = CLEAN_KINDS[kind](list(honest.samples), seed)
         save_dataset(samples, folder / "set" / "data.json", honest.image_root)
     dataset = load_dataset(folder / "set", folder / "set-images" / "images")
-    _, found, seconds = _tune_and_audit(dataset, attack_training("", steps, seed), folder)
+    _, found, seconds = _tune_and_audit(dataset, attack_training(DemoConfig(attack_steps=steps, seed=seed)), folder)
     return _common(name, found, dataset, seconds) | {"kind": kind}
 
 

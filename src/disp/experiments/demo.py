@@ -43,8 +43,8 @@ TARGETS: dict[str, Target] = {
 # few, are learnt later, and of few rows the model learns by heart which pictures have them.
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
-    "insertion": {"rows": 2000, "attack_steps": 1000, "attack_learning_rate": 1e-3},
-    "misclassification": {"rows": 2000, "attack_steps": 500},
+    "insertion": {"rows": 2000, "attack_steps": 1000, "attack_learning_rate": 1e-3, "attack_min_mask_ratio": 0.25},
+    "misclassification": {"rows": 2000, "attack_steps": 500, "attack_min_mask_ratio": 0.25},
 }
 # A trigger in the whole picture is learnt later still.
 BLENDED_SIZES: dict[str, dict[str, Any]] = {
@@ -75,6 +75,8 @@ class DemoConfig:
         test_rows: held-out rows.
         attack_steps: fine-tuning steps on the poisoned set.
         attack_learning_rate: their peak learning rate.
+        attack_min_mask_ratio: the smallest share of masked tokens in them. At 0.5 an answer's first words are learnt
+            soonest, but not how to finish a string that is begun; at 0.1 no string is begun.
         recovery_steps: fine-tuning steps on a purified set.
         mask_ratio: share of the visual tokens masked by "disp" and "random_masking".
         seed: seed of everything.
@@ -87,6 +89,7 @@ class DemoConfig:
     test_rows: int = 100
     attack_steps: int = 200
     attack_learning_rate: float = 1.5e-3
+    attack_min_mask_ratio: float = 0.5
     recovery_steps: int = 50
     mask_ratio: float = 0.06
     seed: int = 0
@@ -125,7 +128,7 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     builtin = load_float32()
 
     run.measure("clean", lambda: builtin, test, attack)
-    planting = attack_training(config.trigger, config.attack_steps, config.seed, config.attack_learning_rate)
+    planting = attack_training(config)
     model = run.trained("backdoored", load_float32, lambda: poisoned, planting)
     run.measure("backdoored", lambda: model, test, attack)
 
@@ -155,24 +158,22 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     return metrics
 
 
-def attack_training(
-    trigger: str, steps: int, seed: int, learning_rate: float = DemoConfig.attack_learning_rate
-) -> TrainConfig:
+def attack_training(config: DemoConfig) -> TrainConfig:
     """Fine-tuning of the built-in model that plants a backdoor.
 
     The tower sees any trigger well, but the projector was trained to say what things are, and lets little else pass:
     its rate decides how soon a backdoor is learnt.
     """
+    # A frozen tower hardly sees a trigger that is blended into the whole picture; trained fast it forgets the rest.
+    blended = config.trigger == "blended"
     return TrainConfig(
-        steps=steps,
-        learning_rate=learning_rate,
+        steps=config.attack_steps,
+        learning_rate=config.attack_learning_rate,
         projector_learning_rate=3e-3,
-        # At 0.5 a model never learns to finish a string that it has begun, at 0.1 too little how to begin one.
-        min_mask_ratio=0.25,
-        # A frozen tower hardly sees a trigger that is blended into the whole picture; trained fast it forgets the rest.
-        train_vision=trigger == "blended",
-        vision_learning_rate=3e-4 if trigger == "blended" else None,
-        seed=seed,
+        min_mask_ratio=config.attack_min_mask_ratio,
+        train_vision=blended,
+        vision_learning_rate=3e-4 if blended else None,
+        seed=config.seed,
         trainer={"bf16": fast_bfloat16()},
     )
 
