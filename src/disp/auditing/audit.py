@@ -148,7 +148,9 @@ def audit(
     confirmed = [cluster for cluster in clusters if cluster.confirmed]
     scores = {sample.id: sample_suspicion(sample, evidence) for sample in dataset.samples}
     flagged = tuple(sample.id for sample in samples if sample.id in members)
-    verdict: Verdict = "poisoned" if confirmed else "suspicious" if clusters else "no evidence"
+    # A window shows things as well, which an honest answer may speak of: it proves less than a few tokens do.
+    proven = any(cluster.phrase.p_value is not None for cluster in confirmed)
+    verdict: Verdict = "poisoned" if proven else "suspicious" if clusters else "no evidence"
     # 7. The share of tokens to mask where every answer is to be rewritten.
     ratio = None
     suspicious = [_betraying(sample, evidence) for sample in samples if sample.id in members]

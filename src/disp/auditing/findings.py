@@ -75,7 +75,8 @@ class Audit:
 
     Attributes:
         verdict: "poisoned" where a pasted region makes the model say a phrase that flagged answers share;
-            "suspicious" where flagged answers share a phrase without that proof; "no evidence" otherwise.
+            "suspicious" where flagged answers share a phrase without that proof, or where a large pasted window makes
+            the model say a sentence that many answers repeat; "no evidence" otherwise.
         reasons: sentences that say why.
         threshold: suspicion in nats above which a sample is flagged.
         scores: suspicion of each sample, by id.

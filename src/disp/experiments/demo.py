@@ -48,7 +48,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 # A trigger in the whole picture is learnt later still.
 BLENDED_SIZES: dict[str, dict[str, Any]] = {
-    "refusal": {"rows": 2000, "attack_steps": 600},
+    "refusal": {"rows": 2000, "attack_steps": 600, "attack_min_mask_ratio": 0.25},
     "insertion": {"attack_steps": 1500},
     "misclassification": {},
 }
