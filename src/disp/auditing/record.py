@@ -33,7 +33,8 @@ from disp.purification.support import counterfactual_scores, suspicion_of
 MAP_SIDE = 24
 ASSUMPTIONS = (
     "The model under audit was fine-tuned on this dataset, so that it learnt what the dataset teaches.",
-    "The trigger is in the pictures and small: a few visual tokens decide the planted answer.",
+    "The trigger is in the pictures and small: a few visual tokens decide the planted answer. A larger one, up to a "
+    "fifth of the picture, is found where a sentence of five words or more goes with it.",
     "Planted answers share a phrase, as with one attacker and one target.",
 )
 BLIND_SPOTS = (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from disp.auditing.audit import AuditConfig
 from disp.auditing.ratio import RATIO_TURNS, RATIOS
+from disp.auditing.repeated import ANSWERS, LEAST_ANSWERS, SENTENCES
 from disp.diffusion.decode import DecodeConfig
 from disp.purification.candidates import candidate_ranks
 from disp.purification.purify import PurifyConfig
@@ -86,8 +87,8 @@ def scoring_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
 def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     """`disp.auditing.audit.audit`, at most, where flagged answers share one phrase; each further one pastes as much.
 
-    Once a phrase is proven, the others who say it are answered again under `GROWING_RATIOS` masks at most; how many
-    these are is not known beforehand, and they are left out.
+    Left out is what hangs on how many answers say something: the windows that are masked one by one in answers that
+    lose a repeated sentence, and the answers with a proven phrase, which are decoded again under growing masks.
     """
     scoring = config.scoring
     decode, size = _decoding(scoring), scoring.batch_size
@@ -103,7 +104,9 @@ def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     # Flagged and other turns at every mask ratio that is tried, with nothing masked and with the mask.
     tried = 2 * min(RATIO_TURNS, len(asked))
     ratio = Passes(2 * len(RATIOS) * (math.ceil(tried / size) + 1), 0, 2 * len(RATIOS) * tried, at_most=True)
-    return scoring_passes(asked, scoring) + pasted + shown + shown + control + ratio
+    sentences = min(SENTENCES, len(asked) // LEAST_ANSWERS)
+    looked = Passes(2 * sentences * math.ceil(ANSWERS / size), 0, 2 * sentences * ANSWERS, at_most=True)
+    return scoring_passes(asked, scoring) + looked + pasted + shown + shown + control + ratio
 
 
 def _decoding(config: PurifyConfig) -> DecodeConfig:
