@@ -406,10 +406,9 @@ def test_regions_are_taken_from_the_half_that_is_smaller(model):
         )
         for index, each in enumerate(samples)
     }
-    scores = {each.id: float(index) for index, each in enumerate(samples)}
-    assert [each.id for each in module._donors(model, samples, scores, evidence, 3)] == ["s6", "s4", "s2"]
+    assert [each.id for each in module._donors(model, samples, evidence, 3)] == ["s6", "s4", "s2"]
     # So few that all are needed.
-    assert [each.id for each in module._donors(model, samples[4:], scores, evidence, 4)] == ["s7", "s6", "s5", "s4"]
+    assert [each.id for each in module._donors(model, samples[4:], evidence, 4)] == ["s7", "s6", "s5", "s4"]
 
 
 def wide_rows(count=4):

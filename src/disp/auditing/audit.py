@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import comb
 from pathlib import Path
@@ -108,27 +108,31 @@ def audit(
         [_answers(sample, None) for sample in others],
         alpha=PASTE_ALPHA,
     )
-    # 3. What many answers repeat and lose under larger masks, if it is nothing that flags have found already.
+    # 3. Whether the regions that they hang on make the model say it.
+    tried: list[tuple[Phrase, list[Sample], dict[str, Evidence]]]
+    tried = [(phrase, [above[index] for index in phrase.flagged], {}) for phrase in phrases]
+    clusters, evidence = _pasted(model, tried, others, evidence, config, len(phrases), progress)
+    # 4. The same for what many answers repeat and lose under larger masks only.
+    unflagged = [sample for sample in others if sample.images]
     with progress("looking through repeated sentences", SENTENCES * ANSWERS) as advance:
-        unflagged = [sample for sample in others if sample.images]
         wide = vanishing_phrases(model, unflagged, evidence, config.scoring, progress=advance)
-    wide = [(phrase, lost) for phrase, lost in wide if not any(echoes(phrase.text, each.words) for each in phrases)]
-    # 4. Whether the regions that they hang on make the model say them.
-    clusters = []
-    tried: list[tuple[Phrase, list[Sample], dict[str, Evidence]]] = []
-    tried += [(phrase, [above[index] for index in phrase.flagged], {}) for phrase in phrases]
-    tried += [(phrase, [unflagged[index] for index in phrase.flagged], lost) for phrase, lost in wide]
-    for number, (phrase, holders, lost) in enumerate(tried):
-        known = {**evidence, **lost}
-        suspicion = {**scores, **{sample.id: sample_suspicion(sample, known) for sample in holders}}
-        with progress(f"pasting regions, phrase {number + 1} of {len(tried)}", _pastes(holders, config)) as advance:
-            cluster = _cluster(model, phrase, holders, others, known, suspicion, config, len(tried), advance)
-        if cluster is not None:
-            clusters.append(cluster)
-            evidence = known if cluster.confirmed else evidence
+    proven = [cluster.phrase.words for cluster in clusters if cluster.confirmed]
+    tried = [
+        (phrase, [unflagged[index] for index in phrase.flagged], lost)
+        for phrase, lost in wide
+        if not any(echoes(phrase.text, words) for words in proven)
+    ]
+    found, evidence = _pasted(model, tried, others, evidence, config, len(phrases) + len(tried), progress)
+    clusters += found
     # Pasting is proof of its own; a phrase without it must recur beyond doubt to be named at all.
-    clusters = [each for each in clusters if each.confirmed or _beyond_doubt(each.phrase, config)]
-    clusters.sort(key=lambda cluster: not cluster.confirmed)
+    confirmed = [each for each in clusters if each.confirmed]
+    clusters = confirmed + [
+        each
+        for each in clusters
+        if not each.confirmed
+        and _beyond_doubt(each.phrase, config)
+        and not any(echoes(each.phrase.text, other.phrase.words) for other in confirmed)
+    ]
     # 5. Who else says a proven phrase.
     # A phrase that only recurs stays with those that were proven: a set may hold several attacks.
     members = {key for cluster in clusters for key in cluster.samples}
@@ -145,12 +149,11 @@ def audit(
         members |= more
         clusters[number] = replace(cluster, more=tuple(sample.id for sample in samples if sample.id in more))
     # 6. The verdict, and the samples that it is about.
-    confirmed = [cluster for cluster in clusters if cluster.confirmed]
     scores = {sample.id: sample_suspicion(sample, evidence) for sample in dataset.samples}
     flagged = tuple(sample.id for sample in samples if sample.id in members)
     # A window shows things as well, which an honest answer may speak of: it proves less than a few tokens do.
-    proven = any(cluster.phrase.p_value is not None for cluster in confirmed)
-    verdict: Verdict = "poisoned" if proven else "suspicious" if clusters else "no evidence"
+    sure = any(cluster.phrase.p_value is not None for cluster in confirmed)
+    verdict: Verdict = "poisoned" if sure else "suspicious" if clusters else "no evidence"
     # 7. The share of tokens to mask where every answer is to be rewritten.
     ratio = None
     suspicious = [_betraying(sample, evidence) for sample in samples if sample.id in members]
@@ -183,20 +186,50 @@ def audit(
     return result
 
 
+def _pasted(
+    model: MDLM,
+    tried: Sequence[tuple[Phrase, Sequence[Sample], Mapping[str, Evidence]]],
+    others: Sequence[Sample],
+    evidence: dict[str, Evidence],
+    config: AuditConfig,
+    tests: int,
+    progress: ProgressBar,
+) -> tuple[list[Cluster], dict[str, Evidence]]:
+    """Clusters of the phrases that hang on the regions of those who say them, and the evidence with what proved them.
+
+    Args:
+        model: the model under audit.
+        tried: phrases, samples whose answers hold them, and evidence of these that is not in ``evidence``.
+        others: unflagged samples.
+        evidence: of every turn.
+        config: see `AuditConfig`.
+        tests: how many phrases are tested in all, which p-values are corrected for.
+        progress: see `disp.progress`.
+    """
+    clusters = []
+    for number, (phrase, members, more) in enumerate(tried):
+        known = {**evidence, **more}
+        with progress(f"pasting regions, phrase {number + 1} of {len(tried)}", _pastes(members, config)) as advance:
+            cluster = _cluster(model, phrase, members, others, known, config, tests, advance)
+        if cluster is not None:
+            clusters.append(cluster)
+            evidence = known if cluster.confirmed else evidence
+    return clusters, evidence
+
+
 def _cluster(
     model: MDLM,
     phrase: Phrase,
     members: Sequence[Sample],
     others: Sequence[Sample],
     evidence: Mapping[str, Evidence],
-    scores: Mapping[str, float],
     config: AuditConfig,
-    phrases: int,
-    progress,
+    tests: int,
+    progress: Callable[[int], None],
 ) -> Cluster | None:
     """What pasting says about a phrase; None if it stays when the regions are masked, and does not hang on them."""
     draw = generator(config.scoring.seed, "paste test", *phrase.words)
-    donors = _donors(model, members, scores, evidence, config.donors)
+    donors = _donors(model, members, evidence, config.donors)
     masked = _masked_answers(model, donors, evidence, config)
     if 2 * sum(echoes(answer, phrase.words) for _, answer in masked) > len(donors):
         return None
@@ -221,7 +254,7 @@ def _cluster(
         progress=progress,
     )
     least = config.least_effect if phrase.p_value is not None else max(config.least_effect, WIDE_EFFECT)
-    confirmed = test.p_value <= config.false_alarm_rate / phrases and test.successes >= least * test.trials
+    confirmed = test.p_value <= config.false_alarm_rate / tests and test.successes >= least * test.trials
     trigger = regions[int(np.argmax(test.by_region))]
     return Cluster(phrase, ids, test, confirmed, tuple(sorted(instead)), trigger)
 
@@ -235,13 +268,7 @@ def _beyond_doubt(phrase: Phrase, config: AuditConfig) -> bool:
     return phrase.p_value is not None and phrase.p_value <= config.false_alarm_rate and share >= PLANTED_SHARE
 
 
-def _donors(
-    model: MDLM,
-    members: Sequence[Sample],
-    scores: Mapping[str, float],
-    evidence: Mapping[str, Evidence],
-    count: int,
-) -> list[Sample]:
+def _donors(model: MDLM, members: Sequence[Sample], evidence: Mapping[str, Evidence], count: int) -> list[Sample]:
     """The most suspicious samples of the half with the smaller regions.
 
     A trigger is small; a large region that takes an answer's support away may hold the thing that is spoken of instead.
@@ -252,7 +279,7 @@ def _donors(
         return (x1 - x0) * (y1 - y0)
 
     small = sorted(members, key=area)[: max(count, len(members) // 2)]
-    return sorted(small, key=lambda sample: -scores[sample.id])[:count]
+    return sorted(small, key=lambda sample: -sample_suspicion(sample, evidence))[:count]
 
 
 def _masked_answers(
