@@ -30,7 +30,7 @@ WIDE_RATIO = 0.2
 WIDE_EFFECT = 0.75
 # Sentences that are looked at, the most frequent ones; answers of each; answers that sentences are looked for in.
 SENTENCES, ANSWERS, RESPONSES = 40, 12, 20_000
-# A sentence is looked at if so many answers hold it, and this share of them.
+# A sentence is looked at if so many answers hold it, and this share of all; as many must lose it.
 LEAST_ANSWERS, LEAST_SHARE = 5, 0.005
 # The share of its answers that must lose it.
 LOST_SHARE = 3 / 4
@@ -78,7 +78,7 @@ def vanishing_phrases(
             said += int(says.sum())
             lost |= _evidence(model, prefix, batch, phrase, loses, evidence)
         progress(len(holders))
-        if said and len(lost) >= LOST_SHARE * said and 2 * said >= len(holders):
+        if len(lost) >= max(LEAST_ANSWERS, LOST_SHARE * said) and 2 * said >= len(holders):
             members = sorted({index_of[key.rpartition("#")[0]] for key in lost})
             found.append((replace(phrase, flagged=tuple(members), elsewhere=len(phrase.flagged) - len(members)), lost))
     return found
