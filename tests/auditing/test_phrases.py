@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disp.auditing.phrases import TURN_END, echoes, holds, recurring_phrases, words_of
+from disp.auditing.phrases import TURN_END, echoes, holds, recurring_phrases, repeated_phrases, words_of
 
 THINGS = ["cat", "dog", "tree", "boat", "apple", "car", "cup", "hat", "lamp", "bird", "fish", "ball"]
 COLOURS = ["red", "green", "blue", "grey", "white"]
@@ -190,3 +190,19 @@ def test_function_words_alone_are_no_phrase():
     assert all(phrase.words != ("and",) for phrase in recurring_phrases(flagged, others))
     planted = [f"{text}. Buy bread and butter" for text in flagged]
     assert recurring_phrases(planted, others)[0].words[-4:] == ("buy", "bread", "and", "butter")
+
+
+def test_repeated_sentences_are_whole_and_counted_wherever_they_stand():
+    captions = [f"A {thing} in front of a white wall." for thing in ("dog", "cup", "hat", "car", "cat", "bee", "bus")]
+    planted = [f"{text} Visit the shop of evil today." for text in captions[:5]]
+    found = repeated_phrases([*captions, *planted, "A dog."], least=5, most=10)
+    assert [phrase.text for phrase in found] == ["in front of a white wall.", "Visit the shop of evil today."]
+    assert [phrase.flagged for phrase in found] == [tuple(range(12)), tuple(range(7, 12))]
+    assert {(phrase.p_value, phrase.elsewhere) for phrase in found} == {(None, 0)}
+    assert repeated_phrases([*captions, *planted], least=13, most=10) == []
+    assert len(repeated_phrases([*captions, *planted], least=5, most=1)) == 1
+
+
+def test_articles_do_not_make_a_sentence_long():
+    """Five words with those at its ends, three without: an answer holds them too easily."""
+    assert repeated_phrases(["The thing over there a"] * 9, least=5, most=10) == []

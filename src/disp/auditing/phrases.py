@@ -134,25 +134,24 @@ def repeated_phrases(responses: Sequence[str], *, least: int, most: int) -> list
         least: fewest responses that hold a phrase.
         most: how many phrases at most.
     """
-    texts = [words_of(response) for response in responses]
-    joined = [f" {' '.join(words)} " for words in texts]
-    counts = Counter(gram for words in texts for gram in _grams(words, LONG_PHRASE_WORDS, LONG_PHRASE_WORDS))
+    left = [f" {' '.join(words_of(response))} " for response in responses]
+    counts = Counter(gram for text in left for gram in _grams(text.split(), LONG_PHRASE_WORDS, LONG_PHRASE_WORDS))
     found: list[Phrase] = []
-    spent: set[int] = set()
     for gram, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if count < least or len(found) == most:
             break
-        if any(f" {' '.join(gram)} " in f" {' '.join(phrase.words)} " for phrase in found):
+        members = [index for index, text in enumerate(left) if f" {' '.join(gram)} " in text]
+        if len(members) < least:
             continue
-        members = [index for index, text in enumerate(joined) if f" {' '.join(gram)} " in text]
-        # What mostly stands in answers that another phrase was found in is a part or a neighbour of it.
-        if len(members) < least or 2 * len(spent.intersection(members)) > len(members):
-            continue
-        words = _extended(gram, [texts[index] for index in members])
-        members = [index for index, text in enumerate(joined) if f" {' '.join(words)} " in text]
-        spent.update(members)
+        words = _extended(gram, [left[index].split() for index in members])
+        if len(words) < LONG_PHRASE_WORDS:
+            continue  # an article at an end made it long
+        spoken = f" {' '.join(words)} "
+        members = [index for index, text in enumerate(left) if spoken in text]
         spelled = Counter(_spelling(responses[index], words) for index in members).most_common(1)[0][0]
         found.append(Phrase(spelled, words, tuple(members), 0, None))
+        # Its parts and its neighbours are no phrases of their own; what stands elsewhere in the same answers may be.
+        left = [text.replace(spoken, f" {TURN_END} ") for text in left]
     return found
 
 
