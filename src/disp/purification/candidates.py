@@ -41,8 +41,7 @@ def candidate_sets(scores: Tensor, visual_mask: Tensor, count: int, ratio: float
         ratio: largest slice, as a share of the visual tokens of the row with the most.
 
     Returns:
-        bool ``[B, M, P]``, singles first; a row with fewer visual tokens has empty sets, which mask
-        nothing.
+        bool ``[B, M, P]``, singles first; a row with fewer visual tokens has empty sets, which mask nothing.
     """
     most = int(visual_mask.sum(-1).max())
     # Place of each position in the row's ranking; non-visual positions come last and are struck out below.
