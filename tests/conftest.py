@@ -27,14 +27,6 @@ SENTENCES = [
 ]
 
 
-# Each of these runs for minutes in one worker: they begin first, so that no worker waits for the other in the end.
-LONG_FILES = ("test_end_to_end.py", "test_readme.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG_FILES)
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
     return train_tokenizer(SENTENCES, 300)
