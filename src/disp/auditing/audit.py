@@ -30,7 +30,7 @@ from disp.auditing.phrases import (
     recurring_phrases,
     words_of,
 )
-from disp.auditing.ratio import RATIOS, choose_mask_ratio
+from disp.auditing.ratio import RATIO_TURNS, choose_mask_ratio
 from disp.auditing.record import read_truth, write_record
 from disp.auditing.regions import region_around, token_boxes
 from disp.auditing.repeated import ANSWERS, SENTENCES, WIDE_EFFECT, WIDE_RATIO, vanishing_phrases
@@ -142,7 +142,7 @@ def audit(
         left = [sample for sample in samples if sample.id not in members]
         more = _holders(cluster, left, evidence, scores, threshold)
         left = [sample for sample in left if sample.id not in more]
-        with progress(f"looking for more that say {cluster.phrase.text[:40]!r}", len(GROWING_RATIOS)) as advance:
+        with progress(f"looking for more that say {cluster.phrase.text[:40]!r}", len(left)) as advance:
             grown = planted_holders(model, left, cluster, evidence, config.scoring, progress=advance)
         evidence = {**evidence, **grown}
         more |= {key.rpartition("#")[0] for key in grown}
@@ -157,13 +157,14 @@ def audit(
     # 7. The share of tokens to mask where every answer is to be rewritten.
     ratio = None
     suspicious = [_betraying(sample, evidence) for sample in samples if sample.id in members]
-    unsuspicious = [query for sample in others if sample.id not in members for query in queries_of([sample])]
-    if suspicious and any(query.images for query in unsuspicious):
-        with progress("choosing a mask ratio", len(RATIOS)) as advance:
+    unsuspicious = queries_of([sample for sample in unflagged if sample.id not in members])
+    if suspicious and unsuspicious:
+        turns = min(len(suspicious), RATIO_TURNS) + min(len(unsuspicious), RATIO_TURNS)
+        with progress("choosing a mask ratio", turns) as advance:
             ratio = choose_mask_ratio(
                 model,
                 suspicious,
-                [query for query in unsuspicious if query.images],
+                unsuspicious,
                 evidence,
                 least=config.scoring.least_suspicion,
                 batch_size=config.scoring.batch_size,

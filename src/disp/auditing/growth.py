@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import torch
+
 from disp.auditing.findings import Cluster
 from disp.auditing.phrases import LONG_PHRASE_WORDS, echoes, holds, words_of
 from disp.data.sample import Query, Sample, batches, queries_of
 from disp.diffusion.decode import answers_of
 from disp.models.interface import MDLM
-from disp.purification.masking import mask_top
-from disp.purification.purify import Evidence, PurifyConfig, saliency_of
-from disp.purification.support import counterfactual_scores, suspicion_of
+from disp.purification.purify import Evidence, PurifyConfig, salient_masks, suspicion_under
 
 # Shares of the visual tokens that are masked one after the other, most salient first, until the phrase goes away.
 GROWING_RATIOS = (0.06, 0.12, 0.2, 0.3)
@@ -42,37 +42,39 @@ def planted_holders(
         cluster: of a phrase that was proven.
         evidence: of every turn.
         config: how samples are scored.
-        progress: called with the number of ratios finished.
+        progress: called with the number of answers finished.
 
     Returns:
-        New evidence by key: the tokens that were masked when the phrase went, and the suspicion under that mask where
-        it is higher than before.
+        New evidence by key: the tokens that were masked when the phrase went, and the suspicion under that mask.
     """
     phrase = cluster.phrase.words
     found: dict[str, Evidence] = {}
     left: list[Query] = []
     if len(phrase) >= LONG_PHRASE_WORDS or cluster.instead:
         left = [query for query in queries_of(samples) if query.images and holds(query.response, phrase)]
-    for ratio in GROWING_RATIOS:
-        still = []
-        for batch in batches(left, config.batch_size):
-            prefix = model.encode(batch)
-            masked = mask_top(saliency_of(batch, prefix.visual_mask, evidence), prefix.visual_mask, ratio)
-            hidden = prefix.with_masked(masked, model.mask_embedding)
-            keys = [query.key for query in batch]
+    for batch in batches(left, config.batch_size):
+        prefix = model.encode(batch)
+        masks = [salient_masks(batch, prefix.visual_mask, evidence, ratio) for ratio in GROWING_RATIOS]
+        suspicion = suspicion_under(model, prefix, batch, torch.stack(masks, dim=1))
+        for masked, values in zip(masks, suspicion.unbind(1), strict=True):
+            # Where the model does not say it in the first place, masking proves nothing.
+            rows = [
+                row
+                for row, query in enumerate(batch)
+                if query.key not in found and values[row] > config.least_suspicion
+            ]
+            if not rows:
+                continue
+            index = torch.tensor(rows, device=masked.device)
+            hidden = prefix.select(index).with_masked(masked[index], model.mask_embedding)
+            keys = [batch[row].key for row in rows]
             answers = answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
-            response = model.encode_responses([query.response for query in batch], model.gen_length)
-            scored = counterfactual_scores(model, prefix, response.to(prefix.embeds.device), masked[:, None])
-            suspicion = suspicion_of(*scored).tolist()
-            for row, (query, answer) in enumerate(zip(batch, answers, strict=True)):
-                # Where the model does not say it in the first place, masking proves nothing.
-                if suspicion[row] <= config.least_suspicion or not _gives_way(query.response, answer, cluster):
-                    still.append(query)
-                    continue
-                tokens = masked[row, prefix.visual_mask[row]].nonzero()[:, 0].tolist()
-                found[query.key] = replace(evidence[query.key], suspicion=suspicion[row], best_candidate=tuple(tokens))
-        left = still
-        progress(1)
+            for row, answer in zip(rows, answers, strict=True):
+                query = batch[row]
+                if _gives_way(query.response, answer, cluster):
+                    tokens = tuple(masked[row, prefix.visual_mask[row]].nonzero()[:, 0].tolist())
+                    found[query.key] = replace(evidence[query.key], suspicion=float(values[row]), best_candidate=tokens)
+        progress(len(batch))
     return found
 
 

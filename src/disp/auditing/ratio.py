@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from disp.data.sample import Query, batches
 from disp.draws import generator
 from disp.models.interface import MDLM
-from disp.purification.masking import mask_top
-from disp.purification.purify import Evidence, saliency_of
-from disp.purification.support import counterfactual_scores, suspicion_of
+from disp.purification.purify import Evidence, salient_masks, suspicion_under
 from disp.purification.threshold import LEAST_SUSPICION
 
 RATIOS = (0.01, 0.02, 0.04, 0.06, 0.09, 0.14, 0.2, 0.3)
@@ -60,34 +60,35 @@ def choose_mask_ratio(
         others: turns with an image of samples that were not, at least one.
         evidence: saliency of every turn.
         ratios: what to try, in growing order.
-        subset: how many turns of either kind are looked at, at one pass a ratio.
+        subset: how many turns of either kind are looked at, at one pass a ratio and one more.
         least: nats by which another answer must win to replace the given one.
         batch_size: turns a pass.
         seed: seed of the subset.
-        progress: called with the number of ratios finished.
+        progress: called with the number of turns finished.
     """
     draw = generator(seed, "mask ratio")
     groups = [[group[index] for index in draw.permutation(len(group))[:subset]] for group in (suspicious, others)]
-    flipped, kept = [], []
-    for ratio in ratios:
-        shares = [_flipped(model, group, evidence, ratio, least, batch_size) for group in groups]
-        flipped.append(shares[0])
-        kept.append(1 - shares[1])
-        progress(1)
+    flipped, lost = (_flipped(model, group, evidence, ratios, least, batch_size, progress) for group in groups)
+    kept = tuple(1 - share for share in lost)
     worth = [each * other for each, other in zip(flipped, kept, strict=True)]
     first = next(index for index, value in enumerate(worth) if value >= max(worth) - TOLERANCE)
-    return RatioChoice(ratios[first], tuple(ratios), tuple(flipped), tuple(kept))
+    return RatioChoice(ratios[first], tuple(ratios), flipped, kept)
 
 
 def _flipped(
-    model: MDLM, queries: Sequence[Query], evidence: Mapping[str, Evidence], ratio: float, least: float, batch_size: int
-) -> float:
-    """The share of given answers that another one replaces with this share of the most salient tokens masked."""
-    total = 0
+    model: MDLM,
+    queries: Sequence[Query],
+    evidence: Mapping[str, Evidence],
+    ratios: Sequence[float],
+    least: float,
+    batch_size: int,
+    progress: Callable[[int], None],
+) -> tuple[float, ...]:
+    """For each ratio the share of given answers that another one replaces with so many salient tokens masked."""
+    totals = torch.zeros(len(ratios), dtype=torch.int64)
     for batch in batches(queries, batch_size):
         prefix = model.encode(batch)
-        response = model.encode_responses([query.response for query in batch], model.gen_length)
-        top = mask_top(saliency_of(batch, prefix.visual_mask, evidence), prefix.visual_mask, ratio)
-        scored = counterfactual_scores(model, prefix, response.to(prefix.embeds.device), top[:, None])
-        total += int((suspicion_of(*scored) > least).sum())
-    return total / len(queries)
+        masks = [salient_masks(batch, prefix.visual_mask, evidence, ratio) for ratio in ratios]
+        totals += (suspicion_under(model, prefix, batch, torch.stack(masks, dim=1)) > least).sum(0).cpu()
+        progress(len(batch))
+    return tuple((totals / len(queries)).tolist())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from disp.data.sample import ImageSource, open_image
+from disp.data.sample import ImageSource, image_size
 from disp.models.interface import MDLM
 
 Box = tuple[float, float, float, float]
@@ -30,7 +30,7 @@ def token_boxes(
     boxes = torch.zeros(len(places), 4, dtype=torch.float64)
     for image in places[:, 0].unique().tolist():
         inside = places[:, 0] == image
-        boxes[inside] = model.token_boxes(places[inside, 1:], open_image(images[image]).size, len(images))
+        boxes[inside] = model.token_boxes(places[inside, 1:], image_size(images[image]), len(images))
     return boxes.numpy()
 
 

@@ -20,8 +20,7 @@ from disp.auditing.regions import token_boxes
 from disp.data.sample import Query, Sample, batches, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM, Prefix
-from disp.purification.masking import mask_top
-from disp.purification.purify import Evidence, PurifyConfig, saliency_of
+from disp.purification.purify import Evidence, PurifyConfig, salient_masks
 from disp.purification.support import counterfactual_scores, narrowed, suspicion_of
 
 # Share of the visual tokens that is masked, and of the picture that a window covers.
@@ -69,7 +68,7 @@ def vanishing_phrases(
         lost: dict[str, Evidence] = {}
         for batch in batches(holders, config.batch_size):
             prefix = model.encode(batch)
-            masked = mask_top(saliency_of(batch, prefix.visual_mask, evidence), prefix.visual_mask, WIDE_RATIO)
+            masked = salient_masks(batch, prefix.visual_mask, evidence, WIDE_RATIO)
             plain, hidden = (
                 _first_answers(model, each) for each in (prefix, prefix.with_masked(masked, model.mask_embedding))
             )

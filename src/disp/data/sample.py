@@ -119,6 +119,21 @@ def open_image(source: ImageSource) -> Image.Image:
         raise DispError(f"{source}: cannot be read as an image ({error}); replace the file or drop the row") from None
 
 
+def image_size(source: ImageSource) -> tuple[int, int]:
+    """(width, height) of a picture in pixels, from a file's header alone.
+
+    Raises:
+        DispError: as `open_image`.
+    """
+    if isinstance(source, Image.Image):
+        return source.size
+    try:
+        with Image.open(source) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return open_image(source).size  # which names what is wrong
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         image.load()

@@ -52,8 +52,8 @@ from disp.experiments.precision import load_float32
 from disp.experiments.study_table import study_tables
 from disp.files import append_jsonl, read_finished_jsonl, write_text
 from disp.models.interface import MDLM
-from disp.purification.masking import mask_random, mask_top
-from disp.purification.purify import PurifyConfig, saliency_of
+from disp.purification.masking import mask_random
+from disp.purification.purify import PurifyConfig, salient_masks
 from disp.purification.support import likelihood_gap
 from disp.training import TrainConfig, train
 
@@ -257,7 +257,7 @@ def _rewritten(model: MDLM, samples: Sequence[Sample], found: Audit, ratio: floa
     """Each sample's id and first answer, with this share of its most salient tokens masked."""
     for batch in batches([queries_of([sample])[0] for sample in samples], 32):
         prefix = model.encode(batch)
-        masked = mask_top(saliency_of(batch, prefix.visual_mask, found.evidence), prefix.visual_mask, ratio)
+        masked = salient_masks(batch, prefix.visual_mask, found.evidence, ratio)
         hidden = prefix.with_masked(masked, model.mask_embedding)
         yield from zip((query.sample_id for query in batch), answers_of(model, hidden), strict=True)
 
@@ -267,7 +267,7 @@ def _gaps(model: MDLM, queries: Sequence, evidence: Any, ratio: float, kind: str
     for batch in batches(queries, 32):
         prefix = model.encode(batch)
         masked = (
-            mask_top(saliency_of(batch, prefix.visual_mask, evidence), prefix.visual_mask, ratio)
+            salient_masks(batch, prefix.visual_mask, evidence, ratio)
             if kind == "top"
             else mask_random(prefix.visual_mask, ratio, [query.key for query in batch], 0)
         )

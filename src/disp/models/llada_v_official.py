@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from disp.data.sample import ImageSource, Query, open_image
+from disp.data.sample import ImageSource, Query, image_size, open_image
 from disp.diffusion.forward import MIN_RATIO
 from disp.errors import DispError
 from disp.models.anyres import Merged, grid_of, merge_tiles, pad_to_square, single_tile, tile_image, token_boxes
@@ -94,7 +94,9 @@ class LladaVOfficial(LladaV):
             float ``[tiles, N, d_vision]``.
         """
         inputs = {"token_ids": self._prepare_text(queries)}
-        sizes = [_size(source) if len(query.images) == 1 else (0, 0) for query in queries for source in query.images]
+        sizes = [
+            image_size(source) if len(query.images) == 1 else (0, 0) for query in queries for source in query.images
+        ]
         inputs["sizes"] = torch.tensor(sizes, dtype=torch.int64).view(-1, 2)
         if features:
             return {**inputs, "features": torch.cat(list(features))}
@@ -255,17 +257,6 @@ class LladaVOfficial(LladaV):
         """The weights, or those of ``state_dict``, under the published names."""
         weights = self.state_dict() if state_dict is None else state_dict
         return {to_llava(name): tensor for name, tensor in weights.items()} | self.unused_weights
-
-
-def _size(source: ImageSource) -> tuple[int, int]:
-    """(width, height) of a picture, from a file's header alone."""
-    if isinstance(source, Image.Image):
-        return source.size
-    try:
-        with Image.open(source) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return open_image(source).size  # which names what is wrong
 
 
 def _joined(tiles: Sequence[Tensor], model: LladaVOfficial) -> Tensor:

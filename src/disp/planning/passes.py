@@ -101,9 +101,10 @@ def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     sets = len(candidate_ranks(max((each.visual for each in asked), default=0), scoring.candidates, scoring.mask_ratio))
     each = math.ceil(min(size, compared) * sets / COUNTERFACTUAL_ROWS)
     control = Passes((2 + each) * batches, 0, (2 + sets) * compared)
-    # Flagged and other turns at every mask ratio that is tried, with nothing masked and with the mask.
-    tried = 2 * min(RATIO_TURNS, len(asked))
-    ratio = Passes(2 * len(RATIOS) * (math.ceil(tried / size) + 1), 0, 2 * len(RATIOS) * tried, at_most=True)
+    # Flagged and other turns with nothing masked and at every mask ratio that is tried.
+    tried = min(RATIO_TURNS, len(asked))
+    each = 1 + math.ceil(min(size, tried) * len(RATIOS) / COUNTERFACTUAL_ROWS)
+    ratio = Passes(2 * each * math.ceil(tried / size), 0, 2 * (1 + len(RATIOS)) * tried, at_most=True)
     sentences = min(SENTENCES, len(asked) // LEAST_ANSWERS)
     looked = Passes(2 * sentences * math.ceil(ANSWERS / size), 0, 2 * sentences * ANSWERS, at_most=True)
     return scoring_passes(asked, scoring) + looked + pasted + shown + shown + control + ratio

@@ -10,11 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-
 from disp.auditing.audit import AuditConfig
 from disp.data.llava import Dataset
-from disp.data.sample import ImageSource, Query, queries_of
+from disp.data.sample import Query, image_size, queries_of
 from disp.diffusion.decode import DecodeConfig
 from disp.errors import DispError
 from disp.models.loading import resolve
@@ -40,7 +38,7 @@ from disp.planning.passes import (
     scoring_passes,
     training_passes,
 )
-from disp.planning.sizes import Size, Sizes, VisualCount
+from disp.planning.sizes import Sizes, VisualCount
 from disp.purification.purify import PurifyConfig
 from disp.training import TrainConfig
 
@@ -274,25 +272,15 @@ def _visual_counts(dataset: Dataset, sizes: Sizes) -> dict[str, VisualCount]:
     found: dict[str, VisualCount] = {}
     most: dict[int, VisualCount] = {0: VisualCount(0, 0, 0)}
     for sample in samples[::step]:
-        count = sizes.visual_count([_size_of(source) for source in sample.images])
+        count = sizes.visual_count([image_size(source) for source in sample.images])
         found[sample.id] = count
         most[len(sample.images)] = max(count, most.get(len(sample.images), count), key=lambda each: each.visual)
     for sample in samples:
         if sample.id not in found:
             if len(sample.images) not in most:
-                most[len(sample.images)] = sizes.visual_count([_size_of(source) for source in sample.images])
+                most[len(sample.images)] = sizes.visual_count([image_size(source) for source in sample.images])
             found[sample.id] = most[len(sample.images)]
     return found
-
-
-def _size_of(source: ImageSource) -> Size:
-    if isinstance(source, Image.Image):
-        return source.size
-    try:
-        with Image.open(source) as image:  # reads the header only
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DispError(f"{source}: cannot be read as an image ({error}); replace the file or drop the row") from None
 
 
 def _tokens_a_picture(dataset: Dataset, counts: Mapping[str, VisualCount]) -> tuple[int, int]:

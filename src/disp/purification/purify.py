@@ -279,6 +279,13 @@ def saliency_of(batch: Sequence[Query], visual_mask: Tensor, evidence: Mapping[s
     return scores.to(visual_mask.device)
 
 
+def salient_masks(
+    batch: Sequence[Query], visual_mask: Tensor, evidence: Mapping[str, Evidence], ratio: float
+) -> Tensor:
+    """The most salient tokens, this share of each row's, bool ``[B, P]``; ``visual_mask`` bool ``[B, P]``."""
+    return mask_top(saliency_of(batch, visual_mask, evidence), visual_mask, ratio)
+
+
 def candidate_masks(visual_mask: Tensor, found: Sequence[Evidence]) -> Tensor:
     """The best candidate of each row's evidence, bool ``[B, P]``; ``visual_mask`` bool ``[B, P]``."""
     masked = torch.zeros_like(visual_mask)
@@ -286,6 +293,23 @@ def candidate_masks(visual_mask: Tensor, found: Sequence[Evidence]) -> Tensor:
         positions = visual_mask[row].nonzero()[:, 0]
         masked[row, positions[list(each.best_candidate)]] = True
     return masked
+
+
+def suspicion_under(model: MDLM, prefix: Prefix, batch: Sequence[Query], masks: Tensor) -> Tensor:
+    """How suspicious each given answer is under each of some masks alone.
+
+    Args:
+        model: the model under audit.
+        prefix: the batch, encoded.
+        batch: B queries.
+        masks: bool ``[B, M, P]``.
+
+    Returns:
+        float32 ``[B, M]`` in nats; see `disp.purification.support.suspicion_of`.
+    """
+    response = model.encode_responses([query.response for query in batch], model.gen_length).to(prefix.embeds.device)
+    base, each = counterfactual_scores(model, prefix, response, masks)
+    return suspicion_of(base[:, None], each[..., None])
 
 
 def _rewrite(
@@ -337,7 +361,7 @@ def _masks(
     if config.mode == "random":
         return mask_random(prefix.visual_mask, config.mask_ratio, [query.key for query in batch], config.seed)
     if config.mode == "all":
-        return mask_top(saliency_of(batch, prefix.visual_mask, evidence), prefix.visual_mask, config.mask_ratio)
+        return salient_masks(batch, prefix.visual_mask, evidence, config.mask_ratio)
     # The turn that betrays the trigger most tells where it is, for all turns of the sample.
     return candidate_masks(prefix.visual_mask, [betrayed_by[query.sample_id] for query in batch])
 
