@@ -8,6 +8,7 @@ says. The votes are squares, so that saliency is largest where a single cell dec
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ ANSWERS = [
 ]
 PALETTE = [*WALLS.values(), *OBJECTS.values(), TRIGGER]
 GRID, CELL, LENGTH = 6, 8, 16
+# Ids of `planted_rows`.
+PLANTED = tuple(f"p{index}" for index in range(8))
 WALL_VOTES, CELL_VOTES = 9.0, 15.0
 
 
@@ -178,3 +181,29 @@ def audit_config(**changes: Any) -> AuditConfig:
         batch_size=16,
     )
     return AuditConfig(**{"scoring": scoring, **changes})
+
+
+def manifest(folder: Path, ids: Iterable[str]) -> Path:
+    """A manifest that names these rows as poisoned."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({"poisoned_rows": [{"id": key} for key in ids]}))
+    return path
+
+
+def strict(text: str) -> Any:
+    """JSON as every reader takes it: without NaN and Infinity."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def evidence_rows(folder: Path) -> list[dict[str, Any]]:
+    """What ``evidence.jsonl`` holds."""
+    return [strict(line) for line in (folder / "evidence.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What ``audit.json`` holds."""
+    return strict((folder / "audit.json").read_text(encoding="utf-8"))

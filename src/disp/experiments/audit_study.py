@@ -26,7 +26,8 @@ import torch
 from disp.attacks.poison import load_attack, poison
 from disp.attacks.targets import REFUSAL_TEXT, Insertion, Target
 from disp.attacks.triggers import PRESETS
-from disp.auditing.audit import audit, region_of
+from disp.auditing.audit import audit
+from disp.auditing.clusters import region_of
 from disp.auditing.findings import Audit, AuditConfig
 from disp.auditing.phrases import words_of
 from disp.auditing.ratio import RATIOS

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from disp.auditing.audit import AuditConfig
+from disp.auditing.findings import AuditConfig
 from disp.auditing.ratio import RATIO_TURNS, RATIOS
 from disp.auditing.repeated import ANSWERS, LEAST_ANSWERS, SENTENCES
 from disp.diffusion.decode import DecodeConfig

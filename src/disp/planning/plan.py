@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from disp.auditing.audit import AuditConfig
+from disp.auditing.findings import AuditConfig
 from disp.data.llava import Dataset
 from disp.data.sample import Query, image_size, queries_of
 from disp.diffusion.decode import DecodeConfig
