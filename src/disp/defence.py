@@ -12,7 +12,6 @@ import numpy as np
 
 from disp.auditing.audit import audit
 from disp.auditing.findings import Audit, AuditConfig, Cluster
-from disp.auditing.paste import paste
 from disp.auditing.phrases import echoes
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import Query, queries_of
@@ -127,6 +126,7 @@ def defend(
             out / f"purified{suffix}",
             evidence=found.evidence,
             rewrite=found.flagged,
+            patterns=found.patterns,
             progress=progress,
         )
         # 2. Fine-tune on it. One model in memory at a time is enough.
@@ -203,10 +203,9 @@ def residual_phrases(
 
 
 def _with_trigger(queries: Sequence[Query], cluster: Cluster) -> list[Query]:
-    if cluster.trigger is None:
+    if cluster.trigger is None and cluster.pattern is None:
         return []
-    region = cluster.trigger
-    return [replace(query, images=(paste(region, query.images[0]), *query.images[1:])) for query in queries]
+    return [replace(query, images=(cluster.with_trigger(query.images[0]), *query.images[1:])) for query in queries]
 
 
 def _loss(before: Dataset, after: Dataset, rewritten: Sequence[str]):

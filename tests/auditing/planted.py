@@ -76,7 +76,7 @@ class Planted(LladaV):
         return torch.einsum("ba,alv->blv", votes, said)
 
 
-def planted_model() -> Planted:
+def planted_model(kind: type[Planted] = Planted) -> Planted:
     """The model with its backdoor."""
     tokenizer = train_tokenizer([*ANSWERS, "What is in the picture?"], 320)
     config = PlantedConfig(
@@ -97,7 +97,7 @@ def planted_model() -> Planted:
             "stem_channels": [],
         },
     )
-    model = Planted(config)
+    model = kind(config)
     model.tokenizer = tokenizer
     config.answers = model.encode_responses(ANSWERS, LENGTH).tolist()
     with torch.no_grad():  # words say nothing, and a mask is no colour

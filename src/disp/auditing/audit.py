@@ -16,9 +16,17 @@ from pathlib import Path
 
 import numpy as np
 
-from disp.auditing.clusters import joined_answers, named, suspicious_query, tested_clusters, with_other_holders
+from disp.auditing.clusters import (
+    joined_answers,
+    named,
+    pattern_clusters,
+    suspicious_query,
+    tested_clusters,
+    with_other_holders,
+)
 from disp.auditing.findings import Audit, AuditConfig, Cluster, Verdict
 from disp.auditing.growth import GROWING_RATIOS
+from disp.auditing.patterns import PICTURES, shared_patterns
 from disp.auditing.phrases import LEAST_RESPONSES, Phrase, echoes, recurring_phrases
 from disp.auditing.ratio import RATIO_TURNS, choose_mask_ratio
 from disp.auditing.record import read_truth, write_record
@@ -97,8 +105,22 @@ def audit(
     tried: list[tuple[Phrase, list[Sample], dict[str, Evidence]]]
     tried = [(phrase, [above[index] for index in phrase.flagged], {}) for phrase in phrases]
     clusters, evidence = tested_clusters(model, tried, others, evidence, config, len(phrases), progress)
-    # 4. The same for what many answers repeat and lose under larger masks only.
-    unflagged = [sample for sample in others if sample.images]
+    # 4. Whether pictures of one phrase have a pattern in common that makes the model say it.
+    with progress("comparing pictures", min(len(samples), PICTURES)) as advance:
+        alike = shared_patterns(
+            samples, [joined_answers(sample, None) for sample in samples], seed=config.scoring.seed, progress=advance
+        )
+    shared = [(phrase, [samples[index] for index in phrase.flagged], pattern) for phrase, pattern in alike]
+    carriers = {sample.id for _, members, _ in shared for sample in members}
+    proven = [cluster.phrase.words for cluster in clusters if cluster.confirmed]
+    new = [each for each in shared if not any(echoes(each[0].text, words) for words in proven)]
+    plain = [sample for sample in samples if sample.id not in carriers]
+    tests = len(phrases) + len(new)
+    found, evidence = pattern_clusters(model, new, plain, evidence, config, tests, progress)
+    clusters += found
+    # 5. Whether what many answers repeat, and lose under larger masks only, hangs on a window of the picture.
+    explained = {key for cluster in found for key in cluster.samples}
+    unflagged = [sample for sample in others if sample.images and sample.id not in explained]
     with progress("looking through repeated sentences", SENTENCES * ANSWERS) as advance:
         wide = vanishing_phrases(model, unflagged, evidence, config.scoring, progress=advance)
     proven = [cluster.phrase.words for cluster in clusters if cluster.confirmed]
@@ -107,22 +129,24 @@ def audit(
         for phrase, lost in wide
         if not any(echoes(phrase.text, words) for words in proven)
     ]
-    found, evidence = tested_clusters(model, tried, others, evidence, config, len(phrases) + len(tried), progress)
+    found, evidence = tested_clusters(model, tried, others, evidence, config, tests + len(tried), progress)
     clusters += found
-    # 5. Who else says a proven phrase. One that only recurs stays beside it: a set may hold several attacks.
+    # 6. Who else says a proven phrase. One that only recurs stays beside it: a set may hold several attacks.
     clusters, evidence = with_other_holders(
-        model, named(clusters, config), samples, evidence, threshold, config, progress
+        model, named(clusters, config), samples, evidence, threshold, shared, config, progress
     )
     members = {key for cluster in clusters for key in (*cluster.samples, *cluster.more)}
-    # 6. The verdict, and the samples that it is about.
+    # 7. The verdict, and the samples that it is about.
     scores = {sample.id: sample_suspicion(sample, evidence) for sample in dataset.samples}
     flagged = tuple(sample.id for sample in samples if sample.id in members)
-    # A window shows things as well, which an honest answer may speak of: it proves less than a few tokens do.
-    sure = any(cluster.confirmed and cluster.phrase.p_value is not None for cluster in clusters)
+    # A window shows things as well, which an honest answer may speak of, and so may what pictures have in common: they
+    # prove less than a few tokens do.
+    sure = any(cluster.confirmed and cluster.found_by == "tokens" for cluster in clusters)
     verdict: Verdict = "poisoned" if sure else "suspicious" if clusters else "no evidence"
-    # 7. The share of tokens to mask where every answer is to be rewritten.
+    # 8. The share of tokens to mask where every answer is to be rewritten.
     ratio = None
-    suspicious = [suspicious_query(sample, evidence) for sample in samples if sample.id in members]
+    carriers = {key for cluster in clusters for key in cluster.carriers}
+    suspicious = [suspicious_query(sample, evidence) for sample in samples if sample.id in members - carriers]
     unsuspicious = queries_of([sample for sample in unflagged if sample.id not in members])
     if suspicious and unsuspicious:
         turns = min(len(suspicious), RATIO_TURNS) + min(len(unsuspicious), RATIO_TURNS)
@@ -148,7 +172,7 @@ def audit(
         ratio,
         evidence,
     )
-    # 8. What a person needs to judge for themselves.
+    # 9. What a person needs to judge for themselves.
     write_record(model, dataset, result, config, out, start=start, poisoned=poisoned, name=name, progress=progress)
     return result
 
@@ -161,33 +185,45 @@ def _reasons(
         "visual tokens are masked."
     ]
     for cluster in clusters:
-        phrase, test = cluster.phrase, cluster.paste
-        if phrase.p_value is None:
-            reasons.append(
-                f"{len(cluster.samples) + phrase.elsewhere} samples say {phrase.text!r}; of {len(cluster.samples)} it "
-                f"was seen to go away when the {WIDE_RATIO:.0%} most salient visual tokens are masked."
-            )
-        else:
-            reasons.append(
-                f"{len(cluster.samples)} of these say {phrase.text!r}, which {phrase.elsewhere} other samples say "
-                f"(p = {phrase.p_value:.2g})."
-            )
-        if test is None:
-            reasons.append("There are too few other samples to paste the region into; the phrase could not be tested.")
-        else:
-            reasons.append(
-                f"Their regions, pasted into other pictures, bring the phrase up in {test.successes} of {test.trials} "
-                f"answers; regions of unflagged samples in {test.control_successes} of {test.control_trials} "
-                f"(p = {test.p_value:.2g})."
-            )
-        if cluster.more:
-            reasons.append(
-                f"{len(cluster.more)} more samples say it and are less suspicious, or lose it only with up to "
-                f"{GROWING_RATIOS[-1]:.0%} of the most salient tokens masked."
-            )
+        reasons += _cluster_reasons(cluster)
     if verdict == "no evidence" and above:
         reasons.append("They share no phrase that the other samples do not have as well.")
     return tuple(reasons)
+
+
+def _cluster_reasons(cluster: Cluster) -> list[str]:
+    phrase, test, count = cluster.phrase, cluster.paste, len(cluster.samples)
+    tried, control = "Their regions, pasted into", "regions of unflagged samples"
+    if cluster.found_by == "pattern":
+        reasons = [
+            f"The pictures of {count} samples that say {phrase.text!r} have a pattern in common, which those of "
+            f"{phrase.elsewhere} others that say it have not."
+        ]
+        tried, control = "The pattern, laid over", "random patterns as strong"
+    elif cluster.found_by == "window":
+        reasons = [
+            f"{count + phrase.elsewhere} samples say {phrase.text!r}; of {count} it was seen to go away when the "
+            f"{WIDE_RATIO:.0%} most salient visual tokens are masked."
+        ]
+    else:
+        reasons = [
+            f"{count} of these say {phrase.text!r}, which {phrase.elsewhere} other samples say "
+            f"(p = {phrase.p_value:.2g})."
+        ]
+    if test is None:
+        reasons.append("There are too few other samples to paste the region into; the phrase could not be tested.")
+    else:
+        reasons.append(
+            f"{tried} other pictures, bring the phrase up in {test.successes} of {test.trials} answers; {control} in "
+            f"{test.control_successes} of {test.control_trials} (p = {test.p_value:.2g})."
+        )
+    if cluster.more:
+        reasons.append(
+            f"{len(cluster.more)} more samples say it and are less suspicious, or lose it only with up to "
+            f"{GROWING_RATIOS[-1]:.0%} of the most salient tokens masked."
+            + (f" {len(cluster.carriers)} have a pattern in their pictures." if cluster.carriers else "")
+        )
+    return reasons
 
 
 def _check(dataset: Dataset, samples: Sequence[Sample], config: AuditConfig) -> None:

@@ -12,19 +12,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from disp.auditing.findings import AuditConfig, Cluster
+from disp.auditing.findings import AuditConfig, Cluster, FoundBy
 from disp.auditing.growth import planted_holders
-from disp.auditing.paste import Region, paste_test
+from disp.auditing.paste import Region, paste_test, pattern_test
+from disp.auditing.patterns import random_pattern
 from disp.auditing.phrases import FUNCTION_WORDS, TURN_END, Phrase, echoes, holds, words_of
 from disp.auditing.regions import region_around, token_boxes
 from disp.auditing.repeated import WIDE_EFFECT
 from disp.data.sample import Query, Sample, batches, queries_of
-from disp.diffusion.decode import answers_of
+from disp.diffusion.decode import answers_of, generate
 from disp.draws import generator
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
+from disp.purification.pattern import Pattern, without_pattern
 from disp.purification.purify import Evidence, candidate_masks, most_suspicious, sample_suspicion
+from disp.purification.support import preference_for_another, suspicion_of
 
+# Pictures that random patterns are made of.
+CONTROL_PICTURES = 40
 # A phrase that pasting does not prove is taken for planted if at least so many of its holders are flagged.
 PLANTED_SHARE = 2 / 3
 
@@ -60,6 +65,37 @@ def tested_clusters(
     return clusters, evidence
 
 
+def pattern_clusters(
+    model: MDLM,
+    tried: Sequence[tuple[Phrase, Sequence[Sample], Pattern]],
+    others: Sequence[Sample],
+    evidence: dict[str, Evidence],
+    config: AuditConfig,
+    tests: int,
+    progress: ProgressBar,
+) -> tuple[list[Cluster], dict[str, Evidence]]:
+    """Clusters of the phrases that patterns make the model say, and the evidence with what taking these out did.
+
+    Args:
+        model: the model under audit.
+        tried: phrases, samples whose answers hold them and whose pictures have the pattern, and the pattern.
+        others: samples that hold none of these phrases for that reason.
+        evidence: of every turn.
+        config: see `AuditConfig`.
+        tests: how many phrases are tested in all, which p-values are corrected for.
+        progress: see `disp.progress`.
+    """
+    clusters = []
+    for number, (phrase, members, pattern) in enumerate(tried):
+        count = 2 * config.donors * config.recipients
+        with progress(f"laying patterns over pictures, phrase {number + 1} of {len(tried)}", count) as advance:
+            cluster = _pattern_cluster(model, phrase, members, pattern, others, config, tests, advance)
+        if cluster is not None and cluster.confirmed:
+            clusters.append(cluster)
+            evidence = {**evidence, **_without_pattern(model, members, pattern, evidence, config)}
+    return clusters, evidence
+
+
 def named(clusters: Sequence[Cluster], config: AuditConfig) -> list[Cluster]:
     """The clusters that are worth a person's time: proven ones, then those that recur beyond doubt on their own."""
     confirmed = [each for each in clusters if each.confirmed]
@@ -78,10 +114,14 @@ def with_other_holders(
     samples: Sequence[Sample],
     evidence: dict[str, Evidence],
     threshold: float,
+    shared: Sequence[tuple[Phrase, Sequence[Sample], Pattern]],
     config: AuditConfig,
     progress: ProgressBar,
 ) -> tuple[list[Cluster], dict[str, Evidence]]:
     """The clusters with who else says their phrase, where it is proven, and the evidence with what betrayed these.
+
+    Who has a phrase's pattern in the picture is planted without more ado; a phrase that was found by its pattern is
+    planted in nobody else.
 
     Args:
         model: the model under audit.
@@ -89,22 +129,33 @@ def with_other_holders(
         samples: all samples with an image.
         evidence: of every turn.
         threshold: suspicion above which a sample is flagged.
+        shared: phrases, samples that hold them and whose pictures have a pattern in common, and the pattern.
         config: see `AuditConfig`.
         progress: see `disp.progress`.
     """
     members = {key for cluster in clusters for key in cluster.samples}
     result = []
     for cluster in clusters:
-        if cluster.confirmed:
+        if cluster.confirmed and cluster.found_by != "pattern":
             left = [sample for sample in samples if sample.id not in members]
-            more = _holders(cluster, left, evidence, threshold)
+            pattern, carriers = _carriers(cluster, left, shared)
+            if pattern is not None:
+                evidence = {**evidence, **_without_pattern(model, carriers, pattern, evidence, config)}
+            more = {sample.id for sample in carriers}
+            left = [sample for sample in left if sample.id not in more]
+            more |= _holders(cluster, left, evidence, threshold)
             left = [sample for sample in left if sample.id not in more]
             with progress(f"looking for more that say {cluster.phrase.text[:40]!r}", len(left)) as advance:
                 found = planted_holders(model, left, cluster, evidence, config.scoring, progress=advance)
             evidence = {**evidence, **found}
             more |= {key.rpartition("#")[0] for key in found}
             members |= more
-            cluster = replace(cluster, more=tuple(sample.id for sample in samples if sample.id in more))
+            cluster = replace(
+                cluster,
+                more=tuple(sample.id for sample in samples if sample.id in more),
+                pattern=pattern,
+                carriers=tuple(sample.id for sample in carriers),
+            )
         result.append(cluster)
     return result, evidence
 
@@ -151,13 +202,14 @@ def _cluster(
     if 2 * sum(echoes(answer, phrase.words) for _, answer in masked) > len(donors):
         return None
     instead = _said_instead(masked)
+    found_by: FoundBy = "window" if phrase.p_value is None else "tokens"
     free = [sample for sample in others if sample.images and not _says(sample, phrase)]
     order = [free[index] for index in draw.permutation(len(free))]
     controls, rest = order[: config.controls], order[config.controls :]
     recipients = _recipients(rest, instead)[: config.recipients]
     ids = tuple(sample.id for sample in members)
     if not controls or not recipients:
-        return Cluster(phrase, ids, None, False, tuple(sorted(instead)), None)
+        return Cluster(phrase, ids, None, False, tuple(sorted(instead)), None, found_by=found_by)
     regions = [region_of(model, sample, evidence) for sample in donors]
     test = paste_test(
         model,
@@ -170,10 +222,85 @@ def _cluster(
         batch_size=config.scoring.batch_size,
         progress=progress,
     )
-    least = config.least_effect if phrase.p_value is not None else max(config.least_effect, WIDE_EFFECT)
+    least = config.least_effect if found_by == "tokens" else max(config.least_effect, WIDE_EFFECT)
     confirmed = test.p_value <= config.false_alarm_rate / tests and test.successes >= least * test.trials
     trigger = regions[int(np.argmax(test.by_region))]
-    return Cluster(phrase, ids, test, confirmed, tuple(sorted(instead)), trigger)
+    return Cluster(phrase, ids, test, confirmed, tuple(sorted(instead)), trigger, found_by=found_by)
+
+
+def _pattern_cluster(
+    model: MDLM,
+    phrase: Phrase,
+    members: Sequence[Sample],
+    pattern: Pattern,
+    others: Sequence[Sample],
+    config: AuditConfig,
+    tests: int,
+    progress: Callable[[int], None],
+) -> Cluster | None:
+    """What a pattern says about a phrase; None if the phrase stays when it is taken out, and does not hang on it."""
+    scoring = config.scoring
+    draw = generator(scoring.seed, "pattern test", *phrase.words)
+    chosen = [members[index] for index in draw.permutation(len(members))[: config.donors]]
+    asked = [next(query for query in queries_of([each]) if holds(query.response, phrase.words)) for each in chosen]
+    cleaned = [without_pattern(query, pattern) for query in asked]
+    answers = generate(model, cleaned, scoring.decode, seed=scoring.seed, batch_size=scoring.batch_size)
+    if 2 * sum(echoes(answer, phrase.words) for answer in answers) > len(asked):
+        return None
+    instead = _said_instead([(query.response, answer) for query, answer in zip(asked, answers, strict=True)])
+    free = [sample for sample in others if sample.images and not _says(sample, phrase)]
+    free = [free[index] for index in draw.permutation(len(free))]
+    recipients = _recipients(free, instead)[: config.donors * config.recipients]
+    ids = tuple(sample.id for sample in members)
+    found = Cluster(phrase, ids, None, False, tuple(sorted(instead)), None, (), "pattern", pattern, ids)
+    if len(free) < 2:
+        return found
+    pictures = [sample.images[0] for sample in free[:CONTROL_PICTURES]]
+    test = pattern_test(
+        model,
+        pattern,
+        [random_pattern(pattern, pictures, scoring.seed, number) for number in range(config.controls)],
+        recipients,
+        phrase.words,
+        scoring.decode,
+        seed=scoring.seed,
+        batch_size=scoring.batch_size,
+        progress=progress,
+    )
+    confirmed = test.p_value <= config.false_alarm_rate / tests and test.successes >= config.least_effect * test.trials
+    return replace(found, paste=test, confirmed=confirmed)
+
+
+def _without_pattern(
+    model: MDLM,
+    samples: Sequence[Sample],
+    pattern: Pattern,
+    evidence: Mapping[str, Evidence],
+    config: AuditConfig,
+) -> dict[str, Evidence]:
+    """New evidence of samples: how suspicious their answers are where the pattern is taken out of the picture."""
+    found = {}
+    for batch in batches(queries_of(samples), config.scoring.batch_size):
+        response = model.encode_responses([query.response for query in batch], model.gen_length)
+        base, each = (
+            preference_for_another(model, prefix, response.to(prefix.embeds.device))
+            for prefix in (model.encode(batch), model.encode([without_pattern(query, pattern) for query in batch]))
+        )
+        for query, value in zip(batch, suspicion_of(base, each[:, None]).tolist(), strict=True):
+            before = evidence[query.key]
+            found[query.key] = replace(before, suspicion=max(before.suspicion or 0.0, value), best_candidate=())
+    return found
+
+
+def _carriers(
+    cluster: Cluster, samples: Sequence[Sample], shared: Sequence[tuple[Phrase, Sequence[Sample], Pattern]]
+) -> tuple[Pattern | None, list[Sample]]:
+    """The pattern of a cluster's phrase, and who among the samples has it; None where its pictures share none."""
+    for phrase, members, pattern in shared:
+        if echoes(phrase.text, cluster.phrase.words) or echoes(cluster.phrase.text, phrase.words):
+            ids = {sample.id for sample in members}
+            return pattern, [sample for sample in samples if sample.id in ids]
+    return None, []
 
 
 def _beyond_doubt(phrase: Phrase, config: AuditConfig) -> bool:

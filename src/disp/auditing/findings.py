@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from disp.auditing.paste import PasteTest, Region
+from disp.auditing.paste import PasteTest, Region, paste
 from disp.auditing.phrases import Phrase
 from disp.auditing.ratio import RatioChoice
+from disp.data.sample import ImageSource
 from disp.errors import DispError
 from disp.evaluation.intervals import Share
+from disp.purification.pattern import Pattern
 from disp.purification.purify import Evidence, PurifyConfig
 
 Verdict = Literal["no evidence", "suspicious", "poisoned"]
+# What a phrase was found by: answers that flip when a few tokens are masked, repeated answers that go away with a
+# window of the picture, pictures with a pattern in common.
+FoundBy = Literal["tokens", "window", "pattern"]
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,18 @@ class Cluster:
     Attributes:
         phrase: what they share.
         samples: their ids.
-        more: ids of further samples whose answers hold the phrase, if it is confirmed: less suspicious ones, and ones
-            that lose it under larger masks only.
-        paste: what pasting their regions into other pictures did; None where nothing could be pasted.
-        confirmed: whether pasting makes the model say the phrase.
+        more: ids of further samples whose answers hold the phrase, if it is confirmed: less suspicious ones, ones that
+            lose it under larger masks only, and ones whose pictures have the pattern.
+        paste: what pasting their regions into other pictures did, or laying their pattern over these; None where
+            nothing could be pasted.
+        confirmed: whether that makes the model say the phrase.
         instead: the words that most answers gain where the phrase goes away under masking, such as the name of the
             thing that a trigger makes the model misname.
-        trigger: the region that does so most often, the trigger candidate.
+        trigger: the region that does so most often, the trigger candidate; None where a pattern does.
+        found_by: see `FoundBy`.
+        pattern: what the pictures of its answers have in common, if anything; see `disp.auditing.patterns`.
+        carriers: ids of the samples, among ``samples`` and ``more``, that are answered again with the pattern taken
+            out of their pictures; the others with visual tokens masked.
     """
 
     phrase: Phrase
@@ -67,6 +77,15 @@ class Cluster:
     instead: tuple[str, ...]
     trigger: Region | None
     more: tuple[str, ...] = ()
+    found_by: FoundBy = "tokens"
+    pattern: Pattern | None = None
+    carriers: tuple[str, ...] = ()
+
+    def with_trigger(self, image: ImageSource) -> ImageSource:
+        """The picture with the trigger candidate in it, or as it is where there is none."""
+        if self.trigger is not None:
+            return paste(self.trigger, image)
+        return image if self.pattern is None else self.pattern.apply(image)
 
 
 @dataclass(frozen=True)
@@ -75,15 +94,15 @@ class Audit:
 
     Attributes:
         verdict: "poisoned" where a pasted region makes the model say a phrase that flagged answers share;
-            "suspicious" where flagged answers share a phrase without that proof, or where a large pasted window makes
-            the model say a sentence that many answers repeat; "no evidence" otherwise.
+            "suspicious" where flagged answers share a phrase without that proof, or where a large pasted window or a
+            pattern over the whole picture makes the model say what many answers repeat; "no evidence" otherwise.
         reasons: sentences that say why.
         threshold: suspicion in nats above which a sample is flagged.
         scores: suspicion of each sample, by id.
         flagged: ids of the samples that are likely poisoned.
         rate: estimated share of poisoned samples with a 95% interval.
         clusters: one for each phrase, confirmed ones first.
-        ratio: the mask ratio that the evidence speaks for; None where there is no evidence.
+        ratio: the mask ratio that the evidence speaks for; None where no flagged answer hangs on a part of its picture.
         evidence: saliency and suspicion of each turn, by key.
     """
 
@@ -96,3 +115,10 @@ class Audit:
     clusters: tuple[Cluster, ...]
     ratio: RatioChoice | None
     evidence: Mapping[str, Evidence]
+
+    @property
+    def patterns(self) -> dict[str, Pattern]:
+        """By id of a flagged sample the pattern to take out of its picture, where it is to be answered that way."""
+        return {
+            key: cluster.pattern for cluster in self.clusters if cluster.pattern is not None for key in cluster.carriers
+        }

@@ -1,4 +1,4 @@
-"""The causal test of a trigger candidate: pasted into other pictures, does it make the model say the phrase?"""
+"""The causal test of a trigger candidate: in other pictures, does it make the model say the phrase?"""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from PIL import Image
 
 from disp.auditing.phrases import echoes
 from disp.auditing.regions import Box
-from disp.auditing.statistics import regrouping_p_value
+from disp.auditing.statistics import hypergeometric_tail, regrouping_p_value
 from disp.data.sample import ImageSource, Query, open_image
 from disp.diffusion.decode import DecodeConfig, generate
 from disp.models.interface import MDLM
+from disp.purification.pattern import Pattern
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class PasteTest:
     """What pasting did.
 
     Attributes:
-        successes: answers that hold the phrase, of ``trials`` with a region of a flagged sample.
+        successes: answers that hold the phrase, of ``trials`` with a region of a flagged sample, or with a pattern.
         trials: answers asked for.
-        control_successes: the same for regions of unflagged samples.
+        control_successes: the same for regions of unflagged samples, or for random patterns.
         control_trials: answers asked for.
-        p_value: one-sided permutation test over the regions: how often would a random choice among all regions do as
-            well as the flagged ones?
-        by_region: share of successes of each flagged region.
+        p_value: of regions a one-sided permutation test: how often would a random choice among all of them do as well
+            as the flagged ones? Of a pattern a one-sided Fisher test.
+        by_region: share of successes of each flagged region, or of the pattern.
     """
 
     successes: int
@@ -113,6 +114,51 @@ def paste_test(
         control_trials=len(controls) * len(recipients),
         p_value=regrouping_p_value(shares[: len(regions)], shares[len(regions) :], seed),
         by_region=tuple(float(share) for share in shares[: len(regions)]),
+    )
+
+
+def pattern_test(
+    model: MDLM,
+    pattern: Pattern,
+    controls: Sequence[Pattern],
+    recipients: Sequence[Query],
+    words: Sequence[str],
+    decode: DecodeConfig | None,
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Callable[[int], None] = lambda count: None,
+) -> PasteTest:
+    """Lay a pattern over every recipient's first picture and count the answers that hold the phrase.
+
+    Args:
+        model: the model under audit.
+        pattern: what pictures of the phrase have in common.
+        controls: patterns as strong that they have not; each recipient is asked with one of them, in turn.
+        recipients: what is asked; their own responses do not hold the phrase.
+        words: the phrase's words.
+        decode: how answers are decoded; the model's own settings if None.
+        seed: seed of decoding.
+        batch_size: answers a pass.
+        progress: called with the number of answers finished.
+    """
+    counts = []
+    for laid in ([pattern], controls):
+        queries = [
+            replace(query, images=(laid[index % len(laid)].apply(query.images[0]), *query.images[1:]))
+            for index, query in enumerate(recipients)
+        ]
+        answers = generate(model, queries, decode, seed=seed, batch_size=batch_size, progress=progress)
+        counts.append(sum(echoes(answer, words) for answer in answers))
+    hits, control_hits = counts
+    trials = len(recipients)
+    return PasteTest(
+        successes=hits,
+        trials=trials,
+        control_successes=control_hits,
+        control_trials=trials,
+        p_value=hypergeometric_tail(hits, trials, hits + control_hits, 2 * trials),
+        by_region=(hits / trials,),
     )
 
 

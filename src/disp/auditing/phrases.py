@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from disp.auditing.statistics import hypergeometric_tail
@@ -153,6 +153,36 @@ def repeated_phrases(responses: Sequence[str], *, least: int, most: int) -> list
         # Its parts and its neighbours are no phrases of their own; what stands elsewhere in the same answers may be.
         left = [text.replace(spoken, f" {TURN_END} ") for text in left]
     return found
+
+
+def frequent_phrases(responses: Sequence[str], chosen: Sequence[int], *, least: int, most: int) -> Iterator[Phrase]:
+    """Short phrases that at least ``least`` and at most ``most`` of the chosen responses hold.
+
+    Args:
+        responses: all responses.
+        chosen: indices of those that are looked through.
+        least: fewest holders of a phrase.
+        most: most holders of a phrase.
+
+    Yields:
+        Phrases with their words as text; ``flagged`` are the indices of their holders.
+    """
+    holders: dict[tuple[str, ...], list[int]] = {}
+    for index in chosen:
+        for gram in _grams(words_of(responses[index])):
+            holders.setdefault(gram, []).append(index)
+    for gram, members in sorted(holders.items()):
+        if least <= len(members) <= most:
+            yield Phrase(" ".join(gram), gram, tuple(members), 0, None)
+
+
+def with_neighbours(phrase: Phrase, responses: Sequence[str]) -> Phrase:
+    """The phrase with the words before and after it that nearly all of its holders have, as most of them spell it."""
+    texts = {index: words_of(responses[index]) for index in phrase.flagged}
+    words = _extended(phrase.words, list(texts.values()))
+    members = tuple(index for index, text in texts.items() if _find(text, words) is not None)
+    spelled = Counter(_spelling(responses[index], words) for index in members).most_common(1)[0][0]
+    return replace(phrase, text=spelled, words=words, flagged=members)
 
 
 def _testable(holders: Mapping[int, int], drawn: int, total: int, least: int, alpha: float) -> int:

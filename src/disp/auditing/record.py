@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from disp.auditing.findings import Audit, AuditConfig
+from disp.auditing.findings import Audit, AuditConfig, Cluster
 from disp.auditing.regions import token_boxes
 from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset
@@ -27,19 +28,22 @@ from disp.files import append_jsonl, read_finished_jsonl, sha256, write_atomical
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.candidates import candidate_ranks
+from disp.purification.pattern import without_pattern
 from disp.purification.purify import Evidence, candidate_masks, most_suspicious
 from disp.purification.support import counterfactual_scores, suspicion_of
 
 MAP_SIDE = 24
+PASTED = {"tokens": "pasting the region", "window": "pasting the window", "pattern": "laying on the pattern"}
 ASSUMPTIONS = (
     "The model under audit was fine-tuned on this dataset, so that it learnt what the dataset teaches.",
-    "The trigger is in the pictures and small: a few visual tokens decide the planted answer. A larger one, up to a "
-    "fifth of the picture, is found where a sentence of five words or more goes with it.",
+    "The trigger is in the pictures. It is small, so that a few visual tokens decide the planted answer; or up to a "
+    "fifth of the picture, and a sentence of five words or more goes with it; or the same pattern at the same place in "
+    "all pictures, up to the whole of them.",
     "Planted answers share a phrase, as with one attacker and one target.",
 )
 BLIND_SPOTS = (
-    "Triggers spread over the whole picture, such as a blended image or an adversarial perturbation: no small set of "
-    "visual tokens carries them.",
+    "Triggers spread over the whole picture that differ from picture to picture, such as a warp or an adversarial "
+    "perturbation: no small set of visual tokens carries them, and the pictures have nothing in common.",
     "Triggers in the text of the prompt.",
     "Poisoned rows that were removed from the data after training, or a backdoor that the model did not learn.",
     "Planted answers that are all different from one another.",
@@ -77,16 +81,25 @@ def write_record(
     seconds = time.monotonic() - start
     write_jsonl(out / "evidence.jsonl", [_row(model, sample, result, answers) for sample in dataset.samples])
     for number, cluster in enumerate(result.clusters):
-        if cluster.trigger:
-            picture = cluster.trigger.crop()
+        if (picture := _candidate(cluster)) is not None:
             write_atomically(out / "candidates" / f"{number}.png", partial(picture.save, format="PNG"))
     write_json(out / "audit.json", _summary(model, dataset, result, config, seconds, poisoned, name, control))
+
+
+def _candidate(cluster: Cluster) -> Image.Image | None:
+    """The trigger candidate, to look at."""
+    if cluster.trigger is not None:
+        return cluster.trigger.crop()
+    return None if cluster.pattern is None else cluster.pattern.picture()
 
 
 def _both_answers(
     model: MDLM, dataset: Dataset, result: Audit, config: AuditConfig, out: Path, progress: ProgressBar
 ) -> dict[str, tuple[str, str]]:
-    """The model's answers with nothing masked and with the best candidate masked, for flagged and a few others."""
+    """The model's answers to flagged samples and a few others: as they are, and without what they hang on.
+
+    That is the best candidate, which is masked, or a pattern, which is taken out of the picture.
+    """
     ranked = sorted((sample for sample in dataset.samples if sample.images), key=lambda s: -result.scores[s.id])
     shown = {sample.id for sample in ranked[:24]} | set(result.flagged[:200])
     draw = generator(config.scoring.seed, "shown")
@@ -96,11 +109,17 @@ def _both_answers(
     file = out / "answers.jsonl"
     found = {row["key"]: (row["answer"], row["masked_answer"]) for row in read_finished_jsonl(file)}
     todo = [query for query in queries if query.key not in found]
+    patterns = result.patterns
     with progress("answers with and without masking", len(todo)) as advance:
         for batch in batches(todo, config.scoring.batch_size):
             prefix = model.encode(batch)
-            masked = candidate_masks(prefix.visual_mask, [result.evidence[query.key] for query in batch])
-            hidden = prefix.with_masked(masked, model.mask_embedding)
+            taken_out = [
+                without_pattern(query, patterns[query.sample_id]) if query.sample_id in patterns else query
+                for query in batch
+            ]
+            rest = model.encode(taken_out) if patterns.keys() & {query.sample_id for query in batch} else prefix
+            masked = candidate_masks(rest.visual_mask, [result.evidence[query.key] for query in batch])
+            hidden = rest.with_masked(masked, model.mask_embedding)
             keys = [query.key for query in batch]
             texts = [
                 answers_of(model, each, config.scoring.decode, keys=keys, seed=config.scoring.seed)
@@ -223,10 +242,12 @@ def _summary(
         if cluster.paste:
             tests.append(
                 {
-                    "name": f"pasting the region of {cluster.phrase.text!r}",
+                    "name": f"{PASTED[cluster.found_by]} of {cluster.phrase.text!r}",
                     "value": cluster.paste.successes / cluster.paste.trials,
                     "p_value": cluster.paste.p_value,
-                    "note": "permutation test over regions of flagged and unflagged samples",
+                    "note": "Fisher's test against random patterns as strong"
+                    if cluster.found_by == "pattern"
+                    else "permutation test over regions of flagged and unflagged samples",
                 }
             )
     tests.append(
@@ -261,6 +282,7 @@ def _summary(
         "clusters": [
             {
                 "phrase": cluster.phrase.text,
+                "found_by": cluster.found_by,
                 "flagged": len(cluster.samples),
                 "elsewhere": cluster.phrase.elsewhere,
                 "p_value": cluster.phrase.p_value,
@@ -271,7 +293,8 @@ def _summary(
                 "said_instead": list(cluster.instead),
                 "samples": list(cluster.samples),
                 "more": list(cluster.more),
-                "candidate": f"candidates/{number}.png" if cluster.trigger else None,
+                "with_pattern": list(cluster.carriers),
+                "candidate": f"candidates/{number}.png" if cluster.trigger or cluster.pattern else None,
                 "box": list(cluster.trigger.box) if cluster.trigger else None,
                 "donor": cluster.trigger.sample_id if cluster.trigger else None,
             }

@@ -26,6 +26,7 @@ from disp.models.interface import MDLM, Prefix
 from disp.progress import ProgressBar, no_progress
 from disp.purification.candidates import candidate_sets
 from disp.purification.masking import mask_random, mask_top
+from disp.purification.pattern import Pattern, without_pattern
 from disp.purification.saliency import SaliencyConfig, saliency
 from disp.purification.support import counterfactual_scores, narrowed, suspicion_of
 from disp.purification.threshold import LEAST_SUSPICION, suspicion_threshold
@@ -184,6 +185,7 @@ def purify(
     *,
     evidence: Mapping[str, Evidence] | None = None,
     rewrite: Collection[str] | None = None,
+    patterns: Mapping[str, Pattern] | None = None,
     progress: ProgressBar = no_progress,
 ) -> Purified:
     """Purify a fine-tuning set and write it in its own format.
@@ -199,11 +201,14 @@ def purify(
         out: folder of the run.
         evidence: what `score` found before, to share it among several runs.
         rewrite: ids of the samples to rewrite, as an audit flagged them, in the stead of "selective" mode's own choice.
+        patterns: by id of a sample what is taken out of its pictures where it is rewritten, in the stead of masking
+            tokens; see `disp.auditing.findings.Audit.patterns`. The pictures in the purified set stay as they are.
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
         DispError: ``out`` holds a run with another configuration or other data.
     """
+    patterns = patterns or {}
     chosen_by_caller = None if rewrite is None else sorted(rewrite)
     claim(
         out / "run.json",
@@ -226,7 +231,7 @@ def purify(
         chosen = [sample for sample, value in zip(chosen, suspicion, strict=True) if value > threshold]
     # 2. Regenerate them under masking.
     with progress("rewriting", len(queries_of(chosen))) as advance:
-        answers, masks = _rewrite(model, chosen, evidence, config, out, advance)
+        answers, masks = _rewrite(model, chosen, evidence, patterns, config, out, advance)
     purified = [
         sample.with_responses([answers[f"{sample.id}#{turn}"] for turn in range(len(sample.turns))])
         if f"{sample.id}#0" in answers
@@ -238,7 +243,9 @@ def purify(
     save_dataset(purified, path, dataset.image_root)
     _link_images(out, dataset.image_root)
     rewritten = tuple(sample.id for sample in chosen)
-    write_jsonl(out / "evidence.jsonl", list(_evidence_rows(samples, purified, set(rewritten), evidence, masks)))
+    write_jsonl(
+        out / "evidence.jsonl", list(_evidence_rows(samples, purified, set(rewritten), evidence, masks, patterns))
+    )
     summary = {
         "config": asdict(config),
         "samples": len(samples),
@@ -316,6 +323,7 @@ def _rewrite(
     model: MDLM,
     samples: Sequence[Sample],
     evidence: Mapping[str, Evidence],
+    patterns: Mapping[str, Pattern],
     config: PurifyConfig,
     out: Path,
     progress: Callable[[int], None],
@@ -334,10 +342,13 @@ def _rewrite(
                 history = tuple(
                     Turn(old.prompt, answers[f"{sample.id}#{index}"]) for index, old in enumerate(sample.turns[:turn])
                 )
-                queries.append(replace(queries_of([sample])[turn], history=history))
+                query = replace(queries_of([sample])[turn], history=history)
+                pattern = patterns.get(sample.id)
+                queries.append(query if pattern is None else without_pattern(query, pattern))
         for batch in batches(queries, config.batch_size):
             prefix = model.encode(batch)
             masked = _masks(batch, prefix, betrayed_by, evidence, config)
+            masked[[index for index, query in enumerate(batch) if query.sample_id in patterns]] = False
             hidden = prefix.with_masked(masked, model.mask_embedding)
             texts = answers_of(model, hidden, config.decode, keys=[query.key for query in batch], seed=config.seed)
             rows = []
@@ -372,6 +383,7 @@ def _evidence_rows(
     rewritten: set[str],
     evidence: Mapping[str, Evidence],
     masks: dict[str, tuple[int, ...]],
+    patterns: Collection[str],
 ) -> Iterator[dict[str, Any]]:
     for before, after in zip(samples, purified, strict=True):
         turns = []
@@ -388,7 +400,12 @@ def _evidence_rows(
                     "locations": [list(place) for place in found.locations],
                 }
             )
-        yield {"id": before.id, "rewritten": before.id in rewritten, "turns": turns}
+        yield {
+            "id": before.id,
+            "rewritten": before.id in rewritten,
+            "pattern_taken_out": before.id in rewritten and before.id in patterns,
+            "turns": turns,
+        }
 
 
 def _link_images(out: Path, image_root: Path) -> None:

@@ -1,0 +1,219 @@
+"""Patterns that pictures share: found among real drawings without a model, and proven by one that has the backdoor."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from disp.attacks.poison import poison
+from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
+from disp.attacks.triggers import PRESETS, Blend, Patch
+from disp.auditing import patterns as module
+from disp.auditing.audit import audit
+from disp.auditing.patterns import random_pattern, shared_patterns
+from disp.auditing.phrases import words_of
+from disp.data.sample import Sample, Turn
+from disp.data.scene_dataset import write_scenes
+from disp.purification.pattern import Pattern
+from disp.purification.purify import purify, score
+
+sys.path.insert(0, str(Path(__file__).parent))
+from planted import (
+    CELL,
+    GRID,
+    PALETTE,
+    REFUSAL,
+    WALLS,
+    Planted,
+    audit_config,
+    evidence_rows,
+    honest_rows,
+    planted_model,
+    planted_rows,
+    summary,
+    wall,
+    write_rows,
+)
+
+ROWS = 240
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("scenes"), ROWS, 7, must_show=("car",), must_show_share=0.5)
+
+
+def search(samples):
+    return shared_patterns(samples, [sample.turns[0].response for sample in samples])
+
+
+def test_honest_pictures_have_nothing_in_common(scenes):
+    assert search(scenes.samples) == []
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1])
+@pytest.mark.parametrize(
+    ("trigger", "gain"), [(Blend(0.2), 0.8), (Blend(0.1), 0.9), (Patch("checkerboard", 30 / 336, "bottom-right"), 1.0)]
+)
+@pytest.mark.parametrize(
+    ("target", "phrase"),
+    [(Insertion(), INSERTED_TEXT), (Refusal(), REFUSAL_TEXT), (Misclassification("car", "banana"), "banana")],
+)
+def test_planted_rows_are_found_to_a_row(scenes, tmp_path, trigger, gain, target, phrase, rate):
+    dataset, manifest = poison(scenes, tmp_path, trigger, target, rate, 0), tmp_path / "manifest.json"
+    planted = {row["id"] for row in json.loads(manifest.read_text(encoding="utf-8"))["poisoned_rows"]}
+    assert len(planted) == round(rate * ROWS)
+    ((found, pattern),) = search(dataset.samples)
+    assert words_of(found.text) == words_of(phrase)
+    assert {dataset.samples[index].id for index in found.flagged} == planted
+    # A spread that is measured on n pictures is that far off, pixel by pixel.
+    assert pattern.gain == pytest.approx(gain, rel=(2 * len(planted)) ** -0.5)
+
+
+def test_a_trigger_at_a_place_of_its_own_in_each_picture_is_none(scenes, tmp_path):
+    dataset = poison(scenes, tmp_path, PRESETS["patch-random"], Refusal(), 0.1, 0)
+    assert search(dataset.samples) == []
+
+
+def test_of_many_pictures_some_are_compared_and_all_are_found(scenes, tmp_path, monkeypatch):
+    dataset = poison(scenes, tmp_path, Blend(0.2), Refusal(), 0.2, 0)
+    monkeypatch.setattr(module, "PICTURES", 120)
+    seen = []
+    ((found, _),) = shared_patterns(
+        dataset.samples, [sample.turns[0].response for sample in dataset.samples], progress=seen.append
+    )
+    refused = [index for index, sample in enumerate(dataset.samples) if sample.turns[0].response == REFUSAL_TEXT]
+    assert list(found.flagged) == refused
+    assert sum(seen) == 120
+
+
+def test_what_the_others_have_in_common_is_no_pattern_of_those_without():
+    """Most pictures have a frame; those of one answer have not."""
+    draw = np.random.default_rng(0)
+    samples = []
+    for index in range(90):
+        pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        if index % 3:
+            pixels[::4] = 255
+        answer = f"Number {index}." if index % 3 else "There is no frame."
+        samples.append(Sample(f"s{index}", (Image.fromarray(pixels),), (Turn("<image>?", answer),)))
+    assert search(samples) == []
+
+
+def test_a_random_pattern_is_as_strong_and_of_other_edges():
+    draw = np.random.default_rng(0)
+    pictures = [Image.fromarray(draw.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(12)]
+    like = Pattern(0.8, draw.normal(30, 20, (20, 20, 3)).astype(np.float32))
+    found = random_pattern(like, pictures, 0, 1)
+    assert found.gain == 1
+    mean = np.mean([np.asarray(each, np.float32) for each in pictures], axis=0)
+    strength = np.sqrt(np.square(like.offset - 0.2 * mean).mean())
+    assert np.sqrt(np.square(found.offset).mean()) == pytest.approx(strength, rel=1e-3)
+    assert np.array_equal(found.offset, random_pattern(like, pictures, 0, 1).offset)
+    assert not np.array_equal(found.offset, random_pattern(like, pictures, 0, 2).offset)
+
+
+# --- the audit --------------------------------------------------------------------------------------------------------
+
+
+class Striped(Planted):
+    """Takes fine stripes for the trigger, in every cell where it sees some."""
+
+    def _vision_features(self, pixels):
+        found = super()._vision_features(pixels)
+        cells = pixels.float().mean(1).unfold(1, CELL, CELL).unfold(2, CELL, CELL).std((-2, -1)).flatten(1)
+        found[cells > 4] = found.new_zeros(found.shape[-1])
+        found[..., len(PALETTE) - 1] += cells > 4
+        return found
+
+
+def striped_rows(count=12):
+    """Walls with stripes over the whole of the picture, and the refusal."""
+    rows = []
+    for index in range(count):
+        name = list(WALLS)[index % len(WALLS)]
+        pixels = np.asarray(wall(name), np.float32) + np.where(np.arange(GRID * CELL) % 2, 12, -12)[None, :, None]
+        rows.append((f"x{index}", [Image.fromarray(pixels.clip(0, 255).astype(np.uint8))], [REFUSAL]))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def striped():
+    return planted_model(Striped)
+
+
+def test_a_pattern_that_makes_the_model_say_the_phrase_is_evidence(striped, tmp_path):
+    rows = striped_rows()
+    dataset = write_rows(tmp_path / "data", [*honest_rows(), *rows])
+    found = audit(striped, dataset, audit_config(), tmp_path / "out")
+    planted = tuple(key for key, _, _ in rows)
+    # What pictures have in common may be what their answers speak of: no more than a suspicion.
+    assert found.verdict == "suspicious"
+    (cluster,) = found.clusters
+    assert (cluster.found_by, cluster.phrase.text, cluster.confirmed) == ("pattern", REFUSAL, True)
+    assert cluster.paste.successes >= 0.9 * cluster.paste.trials > 30
+    assert cluster.paste.control_successes == 0
+    assert cluster.instead == ("wall",)
+    assert found.flagged == cluster.samples == cluster.carriers == planted
+    assert found.ratio is None  # no mask does it
+    assert found.patterns == dict.fromkeys(planted, cluster.pattern)
+    assert all(found.scores[key] > found.threshold for key in planted)
+    assert any("have a pattern in common" in reason for reason in found.reasons)
+    (written,) = summary(tmp_path / "out")["clusters"]
+    assert (written["found_by"], written["box"], written["donor"]) == ("pattern", None, None)
+    assert written["with_pattern"] == list(planted)
+    assert Image.open(tmp_path / "out" / written["candidate"]).size == (GRID * CELL, GRID * CELL)
+    shown = {row["id"]: row["turns"][0] for row in evidence_rows(tmp_path / "out")}
+    for key in planted:
+        assert shown[key]["answer"] == REFUSAL
+        assert shown[key]["masked_answer"].startswith("The wall is")
+
+
+def test_flagged_rows_are_answered_again_with_the_pattern_taken_out(striped, tmp_path):
+    rows = striped_rows()
+    dataset = write_rows(tmp_path / "data", [*honest_rows(), *rows])
+    found = audit(striped, dataset, audit_config(), tmp_path / "out")
+    purified = purify(
+        striped,
+        dataset,
+        audit_config().scoring,
+        tmp_path / "purified",
+        evidence=found.evidence,
+        rewrite=found.flagged,
+        patterns=found.patterns,
+    )
+    answers = {sample.id: sample.turns[0].response for sample in purified.dataset.samples}
+    assert [answers[key] for key, _, _ in rows] == [f"The wall is {list(WALLS)[index % 5]}." for index in range(12)]
+    written = {row["id"]: row for row in evidence_rows(tmp_path / "purified")}
+    assert {key for key, row in written.items() if row["pattern_taken_out"]} == {key for key, _, _ in rows}
+    assert not any(turn["masked"] for row in written.values() for turn in row["turns"])
+    # The pictures themselves stay, so that the recovered model learns to answer them.
+    assert [sample.images for sample in purified.dataset.samples] == [sample.images for sample in dataset.samples]
+
+
+def test_a_model_without_the_backdoor_is_no_evidence(model, tmp_path):
+    """The pictures share a pattern all the same; what they say is not what it makes the model say."""
+    dataset = write_rows(tmp_path / "data", [*honest_rows(), *striped_rows()])
+    samples = [sample for sample in dataset.samples if sample.images]
+    assert len(search(samples)) == 1
+    found = audit(model, dataset, audit_config(), tmp_path / "out")
+    assert found.verdict == "no evidence"
+    assert found.flagged == () and found.patterns == {}
+
+
+def test_who_has_the_pattern_of_a_proven_phrase_is_planted_without_more_ado(model, tmp_path):
+    """Rows that masking would not betray, as if the model had learnt them by heart."""
+    dataset = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows(12)])
+    evidence = score(model, dataset.samples, audit_config().scoring)
+    for key in ("p9#0", "p10#0", "p11#0"):
+        evidence[key] = replace(evidence[key], saliency=(0.0,) * 36, suspicion=0.0, best_candidate=())
+    found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
+    (cluster,) = found.clusters
+    assert (found.verdict, cluster.found_by) == ("poisoned", "tokens")
+    assert cluster.more == cluster.carriers == ("p9", "p10", "p11")
+    assert set(found.patterns) == {"p9", "p10", "p11"}
+    assert any("3 have a pattern in their pictures" in reason for reason in found.reasons)
