@@ -11,7 +11,7 @@ from PIL import Image
 
 from disp.attacks.poison import poison
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
-from disp.attacks.triggers import PRESETS, Blend, Patch
+from disp.attacks.triggers import PRESETS, Blend
 from disp.auditing import patterns as module
 from disp.auditing.audit import audit
 from disp.auditing.patterns import random_pattern, shared_patterns
@@ -55,13 +55,14 @@ def test_honest_pictures_have_nothing_in_common(scenes):
     assert search(scenes.samples) == []
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.1])
 @pytest.mark.parametrize(
-    ("trigger", "gain"), [(Blend(0.2), 0.8), (Blend(0.1), 0.9), (Patch("checkerboard", 30 / 336, "bottom-right"), 1.0)]
-)
-@pytest.mark.parametrize(
-    ("target", "phrase"),
-    [(Insertion(), INSERTED_TEXT), (Refusal(), REFUSAL_TEXT), (Misclassification("car", "banana"), "banana")],
+    ("trigger", "gain", "target", "phrase", "rate"),
+    [
+        (Blend(0.2), 0.8, Refusal(), REFUSAL_TEXT, 0.05),
+        (Blend(0.2), 0.8, Misclassification("car", "banana"), "banana", 0.1),
+        (Blend(0.1), 0.9, Insertion(), INSERTED_TEXT, 0.1),
+        (PRESETS["patch"], 1.0, Misclassification("car", "banana"), "banana", 0.05),
+    ],
 )
 def test_planted_rows_are_found_to_a_row(scenes, tmp_path, trigger, gain, target, phrase, rate):
     dataset, manifest = poison(scenes, tmp_path, trigger, target, rate, 0), tmp_path / "manifest.json"

@@ -98,6 +98,7 @@ def write_audit(folder, port=9):
             "masked": masked,
         }
         row = {"id": f"row-{index}", "suspicion": suspicion, "flagged": flagged, "cluster": 0 if flagged else None}
+        row["pattern_taken_out"] = index == 8
         rows.append(row | {"images": [f"{index}.png"], "turns": [turn]})
         scores.append(suspicion)
 
@@ -129,13 +130,15 @@ def write_audit(folder, port=9):
         "said_instead": ["wall", hostile["script"]],
         "more": [row["id"] for row in rows[8:TRIGGERED]],
         "p_value": 2.4e-9,
+        "found_by": "tokens",
+        "with_pattern": [rows[8]["id"]],
         "paste": {"successes": 46, "trials": 48, "control_successes": 1, "control_trials": 48, "p_value": 0.0002},
         "samples": [row["id"] for row in rows[:8]],
         "candidate": "candidates/0.png",
         "box": [0.875, 0.8333, 1.0, 1.0],
     }
     strange = cluster | {"phrase": hostile["breakout"], "paste": None, "candidate": "../../secret.png", "box": None}
-    strange |= {"said_instead": [], "more": []}
+    strange |= {"said_instead": [], "more": [], "with_pattern": []}
     audit = {
         "verdict": "poisoned",
         "reasons": [

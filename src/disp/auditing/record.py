@@ -191,6 +191,7 @@ def _row(model: MDLM, sample: Sample, result: Audit, answers: Mapping[str, tuple
         "suspicion": result.scores[sample.id],
         "flagged": sample.id in set(result.flagged),
         "cluster": cluster,
+        "pattern_taken_out": sample.id in result.patterns,
         "images": [str(source) if isinstance(source, Path) else "(in memory)" for source in sample.images],
         "turns": turns,
     }

@@ -24,6 +24,7 @@ from disp.report import numbers
 from disp.report.evidence import Evidence, read_evidence
 from disp.report.figures import MAX_IMAGES, candidate_figure, mean_map_figure, originals, saliency_figures
 from disp.report.histogram import histogram
+from disp.report.phrases import WORDS, found_more, found_where
 from disp.report.picture import HEAT_COLOURS
 from disp.report.summary import summary_text
 from disp.report.wording import changes_html, compare, plain, visible
@@ -91,6 +92,9 @@ def _cluster(folder: Path, cluster: Mapping[str, Any]) -> dict[str, Any]:
         **cluster,
         "figure": candidate_figure(folder, candidate, cluster.get("box")) if candidate else None,
         "paste": cluster.get("paste"),
+        "where": found_where(cluster),
+        "further": found_more(cluster),
+        "words": WORDS[cluster["found_by"]],
     }
 
 
@@ -105,6 +109,7 @@ def _sample(folder: Path, row: Mapping[str, Any], anchor: str, phrases: Mapping[
         "phrase": phrases.get(row["cluster"]) if row.get("cluster") is not None else None,
         "originals": originals(folder, images),
         "images_left_out": max(0, len(images) - MAX_IMAGES),
+        "pattern_taken_out": row.get("pattern_taken_out", False),
         "turns": [_turn(folder, images, turn) for turn in turns[:MAX_TURNS]],
         "turns_left_out": max(0, len(turns) - MAX_TURNS),
     }

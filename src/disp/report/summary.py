@@ -7,6 +7,7 @@ from typing import Any
 
 from disp.report import numbers
 from disp.report.evidence import Evidence
+from disp.report.phrases import WORDS, found_more, found_where
 from disp.report.wording import plain
 
 MAX_LISTED = 20
@@ -53,7 +54,7 @@ def summary_text(evidence: Evidence) -> str:
         "## Most suspicious samples",
         "",
         *_table(
-            ["sample", "suspicion", "response in the data", "answer with masked tokens"],
+            ["sample", "suspicion", "response in the data", "answer without what it hangs on"],
             [_sample(row) for row in evidence.flagged[:MAX_LISTED]],
         ),
         "",
@@ -127,29 +128,17 @@ def _after(evidence: Evidence) -> list[str]:
 
 def _cluster(cluster: dict[str, Any]) -> list[str]:
     paste = cluster.get("paste")
-    if cluster["p_value"] is None:
-        where = (
-            f"in {numbers.counted(cluster['flagged'] + cluster['elsewhere'], 'sample')}; of "
-            f"{numbers.number(cluster['flagged'])} it was seen to go away under a large mask"
-        )
-    else:
-        where = (
-            f"in {numbers.counted(cluster['flagged'], 'answer')} above the threshold and "
-            f"{numbers.counted(cluster['elsewhere'], 'other sample')}; p = {_own(numbers.p_value(cluster['p_value']))}"
-        )
-    lines = [f"- {_inline(cluster['phrase'], 400)}: {where}"]
+    words = WORDS[cluster["found_by"]]
+    lines = [f"- {_inline(cluster['phrase'], 400)}: {_own(found_where(cluster))}"]
     if cluster["said_instead"]:
-        words = ", ".join(_inline(word, 60) for word in cluster["said_instead"])
-        lines.append(f"  - with the region masked, most of these answers say instead: {words}")
-    if cluster["more"]:
-        lines.append(
-            f"  - {numbers.counted(len(cluster['more']), 'further sample')} flagged: less suspicious by themselves, or "
-            "rid of the phrase only under a larger mask"
-        )
+        said = ", ".join(_inline(word, 60) for word in cluster["said_instead"])
+        lines.append(f"  - {words.without}, most of these answers say instead: {said}")
+    if more := found_more(cluster):
+        lines.append(f"  - {more}")
     if paste:
         lines.append(
-            f"  - pasting the trigger candidate into other pictures brings the phrase in "
-            f"{_of((paste['successes'], paste['trials']))}, pasting control regions in "
+            f"  - {words.pasted} brings the phrase in "
+            f"{_of((paste['successes'], paste['trials']))}, {words.control} in "
             f"{_of((paste['control_successes'], paste['control_trials']))}; p = "
             f"{_own(numbers.p_value(paste['p_value']))}"
         )
