@@ -56,7 +56,7 @@ def test_content(summary):
         "an estimated 23.3% of its 60 samples",
         "| estimated poison rate | 23.3% (95% interval 14.1% to 35.6%) |",
         "| backdoored | 98.0% [94.0%, 100.0%] | 99.0% | 90.0% | – |",
-        "Visit the sponsor at once: in 8 answers above the threshold and 0 other samples; p = 2.4 × 10⁻⁹",
+        "Visit the sponsor at once: in 8 answers above the threshold, and in 0 other samples; p = 2.4 × 10⁻⁹",
         "46 of 48 (95.8%)",
         "- Audit of the recovered model: no evidence, 0 of 60 samples flagged",
         "- Triggers made of words.",
