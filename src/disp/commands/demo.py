@@ -49,3 +49,4 @@ def demo(
         print(f"\n{name}, {trigger} trigger, {poison_rate:.0%} of the rows poisoned")
         print_stage_table({stage: metrics[stage] for stage in STAGES})
         print(f"picture: {folder / 'story.png'}   metrics: {folder / 'metrics.json'}")
+        print(f"audit of the poisoned set: {folder / 'audit' / 'report.html'}")

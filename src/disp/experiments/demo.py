@@ -14,6 +14,8 @@ from typing import Any, Literal
 from disp.attacks.poison import Attack, load_attack, poison, trigger_samples
 from disp.attacks.targets import Insertion, Misclassification, Refusal, Target, target_to_dict
 from disp.attacks.triggers import PRESETS, trigger_to_dict
+from disp.auditing.audit import audit
+from disp.auditing.findings import Audit, AuditConfig
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import open_image, queries_of
 from disp.data.scene_dataset import write_scenes
@@ -28,6 +30,7 @@ from disp.progress import ProgressBar, no_progress
 from disp.purification.masking import mask_top
 from disp.purification.purify import Evidence, PurifyConfig, purify, score
 from disp.purification.saliency import saliency
+from disp.report.html import write_report
 from disp.report.picture import draw_story
 from disp.training import TrainConfig, train
 
@@ -109,8 +112,9 @@ def sizes_of(target: str, trigger: str) -> dict[str, Any]:
 def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) -> dict[str, Any]:
     """Plant a backdoor in the built-in model, remove it three ways, and measure all five models.
 
-    ``out`` receives the data, the models, the evidence, ``metrics.json``, ``table.md`` and ``story.png``. Finished
-    phases are not repeated when the run is started again.
+    ``out`` receives the data, the models, the evidence, ``metrics.json``, ``table.md``, ``story.png`` and in ``audit/``
+    what an audit of the poisoned set finds, with ``report.html``. Finished phases are not repeated when the run is
+    started again.
 
     Args:
         config: see `DemoConfig`.
@@ -138,14 +142,17 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     for stage in MODES:
 
         def purified(stage: str = stage) -> Dataset:
+            # What is rewritten selectively is what an audit flags, as in `disp defend`.
+            found = run.audited(model, poisoned, settings, evidence) if stage == "disp_selective" else None
             with run.phase(f"purify {stage}"):
-                folder = out / f"purified_{stage}"
                 return purify(
                     model,
                     poisoned,
                     replace(settings, mode=MODES[stage]),
-                    folder,
-                    evidence=evidence,
+                    out / f"purified_{stage}",
+                    evidence=evidence if found is None else found.evidence,
+                    rewrite=None if found is None else found.flagged,
+                    patterns=None if found is None else found.patterns,
                     progress=run.bars(stage),
                 ).dataset
 
@@ -254,6 +261,23 @@ class _Run:
         with self.phase("saliency and counterfactuals"), self.progress("scoring training answers", turns) as advance:
             with half_precision():
                 return score(model, poisoned.samples, settings, self.out / "scores.jsonl", progress=advance)
+
+    def audited(self, model: MDLM, poisoned: Dataset, settings: PurifyConfig, evidence: dict[str, Evidence]) -> Audit:
+        """The audit of the poisoned set, with its report."""
+        folder = self.out / "audit"
+        with self.phase("audit"), half_precision():
+            found = audit(
+                model,
+                poisoned,
+                AuditConfig(scoring=settings),
+                folder,
+                evidence=evidence,
+                truth=self.out / "poisoned" / "manifest.json",
+                name="the backdoored model",
+                progress=self.bars("audit"),
+            )
+            write_report(folder)
+        return found
 
     def measure(self, stage: str, model: Callable[[], MDLM], test: Dataset, attack: Attack) -> None:
         file = self.out / "stages" / f"{stage}.json"
