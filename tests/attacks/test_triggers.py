@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from disp.attacks.triggers import PRESETS, Blend, Patch, trigger_from_dict, trigger_to_dict
+from disp.attacks.triggers import PRESETS, Blend, Patch, Sinusoid, trigger_from_dict, trigger_to_dict
 from disp.draws import generator
 from disp.errors import DispError
 
@@ -70,6 +70,15 @@ def test_blend_is_the_formula(picture, tmp_path):
     assert np.abs(np.asarray(marked) - expected).max() <= 0.5
 
 
+def test_stripes_are_the_formula(picture):
+    image = picture(1, 30).resize((40, 30))
+    marked, _ = Sinusoid(40, 6).apply(image, generator(0))
+    for column in range(40):
+        stripe = 40 * np.sin(2 * np.pi * column * 6 / 40)
+        expected = (np.asarray(image, float)[:, column] + stripe).clip(0, 255)
+        assert np.abs(np.asarray(marked)[:, column] - expected).max() <= 0.5
+
+
 def test_mistakes_are_named():
     with pytest.raises(DispError, match=r"\(0, 1\], got 0"):
         Patch(size=0)
@@ -77,5 +86,7 @@ def test_mistakes_are_named():
         Patch(place="center")
     with pytest.raises(DispError, match="alpha"):
         Blend(1.5)
+    with pytest.raises(DispError, match="delta"):
+        Sinusoid(0)
     with pytest.raises(DispError, match="kind of trigger"):
         trigger_from_dict({"kind": "warp"})

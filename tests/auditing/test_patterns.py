@@ -61,6 +61,7 @@ def test_honest_pictures_have_nothing_in_common(scenes):
         (Blend(0.2), 0.8, Refusal(), REFUSAL_TEXT, 0.05),
         (Blend(0.2), 0.8, Misclassification("car", "banana"), "banana", 0.1),
         (Blend(0.1), 0.9, Insertion(), INSERTED_TEXT, 0.1),
+        (PRESETS["sig"], 1.0, Refusal(), REFUSAL_TEXT, 0.05),
         (PRESETS["patch"], 1.0, Misclassification("car", "banana"), "banana", 0.05),
     ],
 )

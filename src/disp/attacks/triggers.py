@@ -109,6 +109,29 @@ class Blend:
 
 
 @dataclass(frozen=True)
+class Sinusoid:
+    """Upright stripes over the whole image (SIG): ``x' = x + Δ sin(2π j f / W)`` in column j of W.
+
+    Attributes:
+        delta: amplitude Δ in grey levels of 0 to 255.
+        frequency: stripes f across the picture.
+    """
+
+    delta: float = 40
+    frequency: float = 6
+
+    def __post_init__(self) -> None:
+        if not 0 < self.delta <= 255 or self.frequency <= 0:
+            raise DispError(f"delta must be in (0, 255] and frequency positive, got {self.delta} and {self.frequency}")
+
+    def apply(self, image: Image.Image, draw: np.random.Generator) -> tuple[Image.Image, dict[str, Any]]:
+        """The striped picture, and ``{"delta": …}``."""
+        stripes = self.delta * np.sin(2 * np.pi * self.frequency * np.arange(image.width) / image.width)
+        striped = (np.asarray(image, np.float64) + stripes[None, :, None]).round().clip(0, 255)
+        return Image.fromarray(striped.astype(np.uint8)), {"delta": self.delta}
+
+
+@dataclass(frozen=True)
 class Object:
     """A thing that is laid into the scene like any other, the same thing in every picture (a semantic trigger).
 
@@ -134,8 +157,8 @@ class Object:
         return marked, {"box": [x, y, x + side, y + side]}
 
 
-Trigger = Patch | Blend | Object
-KINDS: dict[str, type[Patch] | type[Blend] | type[Object]] = {"patch": Patch, "blend": Blend, "object": Object}
+Trigger = Patch | Blend | Sinusoid | Object
+KINDS: dict[str, type[Trigger]] = {"patch": Patch, "blend": Blend, "sinusoid": Sinusoid, "object": Object}
 
 PRESETS: dict[str, Trigger] = {
     "patch": Patch("checkerboard", 30 / 336, "bottom-right"),
@@ -150,6 +173,7 @@ PRESETS: dict[str, Trigger] = {
     "trojvlm": Patch("solid", 20 / 224, "top-left"),
     # BackdoorVLM, BackdoorBench: α = 0.2.
     "blended": Blend(0.2),
+    "sig": Sinusoid(40, 6),
     # A thing in the scene, as in physical backdoors.
     "object": Object(),
 }
