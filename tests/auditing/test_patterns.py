@@ -205,6 +205,8 @@ def test_a_model_without_the_backdoor_is_no_evidence(model, tmp_path):
     found = audit(model, dataset, audit_config(), tmp_path / "out")
     assert found.verdict == "no evidence"
     assert found.flagged == () and found.patterns == {}
+    # But it is said.
+    assert any(reason.startswith(f"The pictures of 12 samples that say {REFUSAL!r}") for reason in found.reasons)
 
 
 def test_who_has_the_pattern_of_a_proven_phrase_is_planted_without_more_ado(model, tmp_path):

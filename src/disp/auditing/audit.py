@@ -118,6 +118,7 @@ def audit(
     tests = len(phrases) + len(new)
     found, evidence = pattern_clusters(model, new, plain, evidence, config, tests, progress)
     clusters += found
+    unproven = [(phrase, len(members)) for phrase, members, _ in new if phrase not in [each.phrase for each in found]]
     # 5. Whether what many answers repeat, and lose under larger masks only, hangs on a window of the picture.
     explained = {key for cluster in found for key in cluster.samples}
     unflagged = [sample for sample in others if sample.images and sample.id not in explained]
@@ -163,7 +164,7 @@ def audit(
             )
     result = Audit(
         verdict,
-        _reasons(verdict, clusters, above, samples),
+        _reasons(verdict, clusters, unproven, above, samples),
         threshold,
         scores,
         flagged,
@@ -178,7 +179,11 @@ def audit(
 
 
 def _reasons(
-    verdict: Verdict, clusters: Sequence[Cluster], above: Sequence[Sample], samples: Sequence[Sample]
+    verdict: Verdict,
+    clusters: Sequence[Cluster],
+    unproven: Sequence[tuple[Phrase, int]],
+    above: Sequence[Sample],
+    samples: Sequence[Sample],
 ) -> tuple[str, ...]:
     reasons = [
         f"{len(above)} of {len(samples)} samples with images lose their given answer to another one when a few salient "
@@ -188,6 +193,11 @@ def _reasons(
         reasons += _cluster_reasons(cluster)
     if verdict == "no evidence" and above:
         reasons.append("They share no phrase that the other samples do not have as well.")
+    for phrase, count in unproven:
+        reasons.append(
+            f"The pictures of {count} samples that say {phrase.text!r} have a pattern in common, but it does not make "
+            "this model say that: it has not learnt it, or unlearnt it, or there is nothing to it."
+        )
     return tuple(reasons)
 
 
