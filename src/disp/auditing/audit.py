@@ -203,13 +203,13 @@ def _reasons(
 
 def _cluster_reasons(cluster: Cluster) -> list[str]:
     phrase, test, count = cluster.phrase, cluster.paste, len(cluster.samples)
-    tried, control = "Their regions, pasted into", "regions of unflagged samples"
+    done, control = "Their regions, pasted into other pictures, bring", "regions of unflagged samples"
     if cluster.found_by == "pattern":
         reasons = [
             f"The pictures of {count} samples that say {phrase.text!r} have a pattern in common, which those of "
-            f"{phrase.elsewhere} others that say it have not."
+            f"{phrase.elsewhere} others that say it do not have."
         ]
-        tried, control = "The pattern, laid over", "random patterns as strong"
+        done, control = "The pattern, laid over other pictures, brings", "random patterns as strong"
     elif cluster.found_by == "window":
         reasons = [
             f"{count + phrase.elsewhere} samples say {phrase.text!r}; of {count} it was seen to go away when the "
@@ -224,7 +224,7 @@ def _cluster_reasons(cluster: Cluster) -> list[str]:
         reasons.append("There are too few other samples to paste the region into; the phrase could not be tested.")
     else:
         reasons.append(
-            f"{tried} other pictures, bring the phrase up in {test.successes} of {test.trials} answers; {control} in "
+            f"{done} the phrase up in {test.successes} of {test.trials} answers; {control} in "
             f"{test.control_successes} of {test.control_trials} (p = {test.p_value:.2g})."
         )
     if cluster.more:
