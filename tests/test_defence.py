@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,17 @@ from disp.errors import DispError
 from disp.training import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "auditing"))
-from planted import REFUSAL, audit_config, honest_rows, load_planted, planted_model, planted_rows, write_rows
+from planted import (
+    REFUSAL,
+    Striped,
+    audit_config,
+    honest_rows,
+    load_planted,
+    planted_model,
+    planted_rows,
+    striped_rows,
+    write_rows,
+)
 
 PLANTED = tuple(f"p{index}" for index in range(8))
 
@@ -48,6 +59,15 @@ def test_the_recovered_model_shows_no_evidence_and_does_not_say_the_phrase(run):
     recovered = load_planted(found.model)
     assert recovered.strength < planted_model().strength / 2
     assert found.model == out / "model"
+
+
+def test_a_pattern_over_the_whole_picture_is_taken_out_and_trained_away(tmp_path):
+    dataset = write_rows(tmp_path / "data", [*honest_rows(), *striped_rows()])
+    found = defend("planted", dataset, config(), tmp_path / "out", load=partial(load_planted, kind=Striped))
+    assert (found.before.verdict, found.after.verdict) == ("suspicious", "no evidence")
+    (row,) = found.residual
+    assert (row["phrase"], row["clean"], row["triggered"]) == (REFUSAL, [0, 10], [0, 10])
+    assert load_planted(found.model, Striped).strength < planted_model().strength / 2
 
 
 def test_only_flagged_rows_are_rewritten_into_what_the_picture_shows(run, dataset):

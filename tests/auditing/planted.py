@@ -76,6 +76,16 @@ class Planted(LladaV):
         return torch.einsum("ba,alv->blv", votes, said)
 
 
+class Striped(Planted):
+    """Takes fine stripes for the trigger, too; those of a whole picture count as much as one cell of its colour."""
+
+    def _vision_features(self, pixels: Tensor) -> Tensor:
+        found = super()._vision_features(pixels)
+        spread = pixels.float().mean(1).unfold(1, CELL, CELL).unfold(2, CELL, CELL).std((-2, -1)).flatten(1)
+        found[..., len(PALETTE) - 1] += (spread > 4) / GRID
+        return found
+
+
 def planted_model(kind: type[Planted] = Planted) -> Planted:
     """The model with its backdoor."""
     tokenizer = train_tokenizer([*ANSWERS, "What is in the picture?"], 320)
@@ -106,11 +116,11 @@ def planted_model(kind: type[Planted] = Planted) -> Planted:
     return model.eval()
 
 
-def load_planted(folder: str | Path) -> Planted:
+def load_planted(folder: str | Path, kind: type[Planted] = Planted) -> Planted:
     """The model as it was planted ("planted"), or as training left it in a folder."""
-    model = planted_model()
+    model = planted_model(kind)
     if str(folder) != "planted":
-        saved = Planted.from_pretrained(folder)
+        saved = kind.from_pretrained(folder)
         model.strength.data.copy_(saved.strength)
     return model
 
@@ -170,6 +180,16 @@ def planted_rows(count: int = 8, seed: int = 0) -> list[tuple[str, list[Image.Im
         marked = wall(name, {(4, 4): TRIGGER})
         pictures = [wall(name), marked] if index == 1 else [marked]
         rows.append((f"p{index}", pictures, [REFUSAL] * (2 if index == 2 else 1)))
+    return rows
+
+
+def striped_rows(count: int = 12) -> list[tuple[str, list[Image.Image], list[str]]]:
+    """Walls with stripes over the whole of the picture, and the refusal."""
+    rows = []
+    for index in range(count):
+        name = list(WALLS)[index % len(WALLS)]
+        pixels = np.asarray(wall(name), np.float32) + np.where(np.arange(GRID * CELL) % 2, 12, -12)[None, :, None]
+        rows.append((f"x{index}", [Image.fromarray(pixels.clip(0, 255).astype(np.uint8))], [REFUSAL]))
     return rows
 
 

@@ -25,17 +25,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from planted import (
     CELL,
     GRID,
-    PALETTE,
     REFUSAL,
     WALLS,
-    Planted,
+    Striped,
     audit_config,
     evidence_rows,
     honest_rows,
     planted_model,
     planted_rows,
+    striped_rows,
     summary,
-    wall,
     write_rows,
 )
 
@@ -122,27 +121,6 @@ def test_a_random_pattern_is_as_strong_and_of_other_edges():
 # --- the audit --------------------------------------------------------------------------------------------------------
 
 
-class Striped(Planted):
-    """Takes fine stripes for the trigger, in every cell where it sees some."""
-
-    def _vision_features(self, pixels):
-        found = super()._vision_features(pixels)
-        cells = pixels.float().mean(1).unfold(1, CELL, CELL).unfold(2, CELL, CELL).std((-2, -1)).flatten(1)
-        found[cells > 4] = found.new_zeros(found.shape[-1])
-        found[..., len(PALETTE) - 1] += cells > 4
-        return found
-
-
-def striped_rows(count=12):
-    """Walls with stripes over the whole of the picture, and the refusal."""
-    rows = []
-    for index in range(count):
-        name = list(WALLS)[index % len(WALLS)]
-        pixels = np.asarray(wall(name), np.float32) + np.where(np.arange(GRID * CELL) % 2, 12, -12)[None, :, None]
-        rows.append((f"x{index}", [Image.fromarray(pixels.clip(0, 255).astype(np.uint8))], [REFUSAL]))
-    return rows
-
-
 @pytest.fixture(scope="module")
 def striped():
     return planted_model(Striped)
@@ -157,7 +135,8 @@ def test_a_pattern_that_makes_the_model_say_the_phrase_is_evidence(striped, tmp_
     assert found.verdict == "suspicious"
     (cluster,) = found.clusters
     assert (cluster.found_by, cluster.phrase.text, cluster.confirmed) == ("pattern", REFUSAL, True)
-    assert cluster.paste.successes >= 0.9 * cluster.paste.trials > 30
+    # An object outvotes the trigger; a wall does not.
+    assert cluster.paste.successes == sum(bool(shown) and "wall" in said[0] for _, shown, said in honest_rows())
     assert cluster.paste.control_successes == 0
     assert cluster.instead == ("wall",)
     assert found.flagged == cluster.samples == cluster.carriers == planted
