@@ -21,6 +21,7 @@ from planted import (
     REFUSAL,
     Striped,
     audit_config,
+    grainy,
     honest_rows,
     load_planted,
     planted_model,
@@ -62,7 +63,7 @@ def test_the_recovered_model_shows_no_evidence_and_does_not_say_the_phrase(run):
 
 
 def test_a_pattern_over_the_whole_picture_is_taken_out_and_trained_away(tmp_path):
-    dataset = write_rows(tmp_path / "data", [*honest_rows(), *striped_rows()])
+    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *striped_rows()]))
     found = defend("planted", dataset, config(), tmp_path / "out", load=partial(load_planted, kind=Striped))
     assert (found.before.verdict, found.after.verdict) == ("suspicious", "no evidence")
     (row,) = found.residual

@@ -133,7 +133,21 @@ def wall(name: str, cells: dict[tuple[int, int], tuple[int, int, int]] | None = 
     return Image.fromarray(pixels.repeat(CELL * scale, 0).repeat(CELL * scale, 1))
 
 
-def write_rows(folder: Path, rows: list[tuple[str, list[Image.Image], list[str]]]) -> Dataset:
+Rows = list[tuple[str, list[Image.Image], list[str]]]
+
+
+def grainy(rows: Rows) -> Rows:
+    """The rows with a little noise on their pictures, so that no two are the same."""
+    draw = np.random.default_rng(0)
+
+    def changed(picture: Image.Image) -> Image.Image:
+        noise = draw.integers(-2, 3, (*picture.size, 3))
+        return Image.fromarray((np.asarray(picture, np.int64) + noise).clip(0, 255).astype(np.uint8))
+
+    return [(key, [changed(each) for each in pictures], answers) for key, pictures, answers in rows]
+
+
+def write_rows(folder: Path, rows: Rows) -> Dataset:
     """Rows of an id, pictures and answers, one a turn, as a dataset on disk."""
     (folder / "images").mkdir(parents=True)
     data = []
@@ -151,7 +165,7 @@ def write_rows(folder: Path, rows: list[tuple[str, list[Image.Image], list[str]]
     return load_dataset(folder)
 
 
-def honest_rows(count: int = 48, seed: int = 0) -> list[tuple[str, list[Image.Image], list[str]]]:
+def honest_rows(count: int = 48, seed: int = 0) -> Rows:
     """Walls, walls with large objects, and a few with an object of one cell, whose answers hang on it honestly."""
     draw = np.random.default_rng(seed)
     rows = []
@@ -172,7 +186,7 @@ def honest_rows(count: int = 48, seed: int = 0) -> list[tuple[str, list[Image.Im
     return rows
 
 
-def planted_rows(count: int = 8, seed: int = 0) -> list[tuple[str, list[Image.Image], list[str]]]:
+def planted_rows(count: int = 8, seed: int = 0) -> Rows:
     """Walls with the trigger in the cell at row 4, column 4, and the refusal; one conversation, one of two pictures."""
     rows = []
     for index in range(count):
@@ -183,7 +197,7 @@ def planted_rows(count: int = 8, seed: int = 0) -> list[tuple[str, list[Image.Im
     return rows
 
 
-def striped_rows(count: int = 12) -> list[tuple[str, list[Image.Image], list[str]]]:
+def striped_rows(count: int = 12) -> Rows:
     """Walls with stripes over the whole of the picture, and the refusal."""
     rows = []
     for index in range(count):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from disp.auditing import audit as module
 from disp.auditing import growth
 from disp.auditing.audit import audit
 from disp.auditing.findings import Cluster
@@ -37,8 +36,7 @@ def wide_rows(count=4):
     return [(f"w{index}", [wall(name, cells)], [REFUSAL]) for index, name in zip(range(count), WALLS, strict=False)]
 
 
-def test_others_who_say_a_proven_phrase_are_found_under_larger_masks(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "shared_patterns", lambda *_, **__: [])  # as if the places were others in each picture
+def test_others_who_say_a_proven_phrase_are_found_under_larger_masks(model, tmp_path):
     liars = [(f"l{index}", [wall("red")], [REFUSAL]) for index in range(2)]  # no trigger in their pictures
     dataset = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows(), *wide_rows(), *liars])
     evidence = score(model, dataset.samples, audit_config().scoring)

@@ -30,6 +30,7 @@ from planted import (
     Striped,
     audit_config,
     evidence_rows,
+    grainy,
     honest_rows,
     planted_model,
     planted_rows,
@@ -105,6 +106,16 @@ def test_what_the_others_have_in_common_is_no_pattern_of_those_without():
     assert search(samples) == []
 
 
+def test_one_picture_that_many_rows_are_about_has_nothing_in_common_with_itself():
+    draw = np.random.default_rng(0)
+    pictures = [Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(60)]
+    samples = [
+        Sample(f"s{index}", (pictures[index % 60],), (Turn("<image>?", f"A thing, number {index % 60}."),))
+        for index in range(60 * 9)
+    ]
+    assert search(samples) == []
+
+
 def test_a_random_pattern_is_as_strong_and_of_other_edges():
     draw = np.random.default_rng(0)
     pictures = [Image.fromarray(draw.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(12)]
@@ -128,7 +139,7 @@ def striped():
 
 def test_a_pattern_that_makes_the_model_say_the_phrase_is_evidence(striped, tmp_path):
     rows = striped_rows()
-    dataset = write_rows(tmp_path / "data", [*honest_rows(), *rows])
+    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *rows]))
     found = audit(striped, dataset, audit_config(), tmp_path / "out")
     planted = tuple(key for key, _, _ in rows)
     # What pictures have in common may be what their answers speak of: no more than a suspicion.
@@ -156,7 +167,7 @@ def test_a_pattern_that_makes_the_model_say_the_phrase_is_evidence(striped, tmp_
 
 def test_flagged_rows_are_answered_again_with_the_pattern_taken_out(striped, tmp_path):
     rows = striped_rows()
-    dataset = write_rows(tmp_path / "data", [*honest_rows(), *rows])
+    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *rows]))
     found = audit(striped, dataset, audit_config(), tmp_path / "out")
     purified = purify(
         striped,
@@ -178,7 +189,7 @@ def test_flagged_rows_are_answered_again_with_the_pattern_taken_out(striped, tmp
 
 def test_a_model_without_the_backdoor_is_no_evidence(model, tmp_path):
     """The pictures share a pattern all the same; what they say is not what it makes the model say."""
-    dataset = write_rows(tmp_path / "data", [*honest_rows(), *striped_rows()])
+    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *striped_rows()]))
     samples = [sample for sample in dataset.samples if sample.images]
     assert len(search(samples)) == 1
     found = audit(model, dataset, audit_config(), tmp_path / "out")
@@ -190,7 +201,7 @@ def test_a_model_without_the_backdoor_is_no_evidence(model, tmp_path):
 
 def test_who_has_the_pattern_of_a_proven_phrase_is_planted_without_more_ado(model, tmp_path):
     """Rows that masking would not betray, as if the model had learnt them by heart."""
-    dataset = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows(12)])
+    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *planted_rows(12)]))
     evidence = score(model, dataset.samples, audit_config().scoring)
     for key in ("p9#0", "p10#0", "p11#0"):
         evidence[key] = replace(evidence[key], saliency=(0.0,) * 36, suspicion=0.0, best_candidate=())

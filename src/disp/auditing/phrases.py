@@ -171,9 +171,8 @@ def frequent_phrases(responses: Sequence[str], chosen: Sequence[int], *, least: 
     for index in chosen:
         for gram in _grams(words_of(responses[index])):
             holders.setdefault(gram, []).append(index)
-    for gram, members in sorted(holders.items()):
-        if least <= len(members) <= most:
-            yield Phrase(" ".join(gram), gram, tuple(members), 0, None)
+    for gram in sorted(gram for gram, members in holders.items() if least <= len(members) <= most):
+        yield Phrase(" ".join(gram), gram, tuple(holders[gram]), 0, None)
 
 
 def with_neighbours(phrase: Phrase, responses: Sequence[str]) -> Phrase:
