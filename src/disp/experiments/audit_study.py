@@ -136,12 +136,22 @@ def clean(name: str, kind: str, rows: int, steps: int, seed: int, out: Path) -> 
     """Fine-tune on and audit one clean set."""
     folder = out / name
     if not (folder / "set" / "data.json").exists():
-        honest = write_scenes(folder / "set-images", rows, seed, turns=2 if kind == "two turns" else 1)
-        samples = CLEAN_KINDS[kind](list(honest.samples), seed)
-        save_dataset(samples, folder / "set" / "data.json", honest.image_root)
+        samples, image_root = clean_samples(kind, rows, seed, folder / "set-images")
+        save_dataset(samples, folder / "set" / "data.json", image_root)
     dataset = load_dataset(folder / "set", folder / "set-images" / "images")
     _, found, seconds = _tune_and_audit(dataset, attack_training(DemoConfig(attack_steps=steps, seed=seed)), folder)
     return _common(name, found, dataset, seconds) | {"kind": kind}
+
+
+def clean_samples(kind: str, rows: int, seed: int, folder: Path) -> tuple[list[Sample], Path]:
+    """Samples of a clean set, from so many scenes that are written to a folder, and where their pictures are."""
+    honest = write_scenes(folder, rows, seed, turns=2 if kind == "two turns" else 1)
+    return CLEAN_KINDS[kind](list(honest.samples), seed), honest.image_root
+
+
+def clean_rows(kind: str, number: int) -> int:
+    """Scenes that the clean set of this number is made of; kinds that keep a part of them take more."""
+    return {"captions": 700, "near-duplicate answers": 700}.get(kind, 200 + 100 * (number % 3))
 
 
 def _mixed(samples: list[Sample], seed: int) -> list[Sample]:
@@ -316,8 +326,7 @@ def _clean_jobs(options: argparse.Namespace) -> dict[str, partial[dict[str, Any]
     jobs = {}
     for number in range(options.clean):
         kind = list(CLEAN_KINDS)[number % len(CLEAN_KINDS)]
-        # The kinds that keep a part of the scenes are drawn from more of them.
-        rows = {"captions": 700, "near-duplicate answers": 700}.get(kind, 200 + 100 * (number % 3))
+        rows = clean_rows(kind, number)
         steps, seed = options.steps or DemoConfig.attack_steps, options.seed + 100 + number
         jobs[f"clean-{number}"] = partial(clean, kind=kind, rows=rows, steps=steps, seed=seed, out=options.out)
     return jobs

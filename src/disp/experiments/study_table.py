@@ -57,7 +57,7 @@ def _planted(rows: Sequence[Mapping[str, Any]]) -> str:
         "trigger", "target", "poisoned", "ASR (w/t)", "verdict", "AUROC", "precision", "recall", "estimated", "phrase",
         "in place", "ρ chosen / best",
     )  # fmt: skip
-    return _table(titles, cells)
+    return markdown_table(titles, cells)
 
 
 def _compared(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -65,7 +65,7 @@ def _compared(rows: Sequence[Mapping[str, Any]]) -> str:
         (row["trigger"], row["target"], f"{row['rate']:.0%}", *(f"{row[f'auroc_{name}']:.3f}" for name in SCORES))
         for row in rows
     ]
-    return _table(("trigger", "target", "poisoned", *SCORES.values()), cells)
+    return markdown_table(("trigger", "target", "poisoned", *SCORES.values()), cells)
 
 
 def _clean(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -77,13 +77,14 @@ def _clean(rows: Sequence[Mapping[str, Any]]) -> str:
         sizes = [row["samples"] for row in found]
         counts = (str(sum(row["verdict"] == verdict for row in found)) for verdict in verdicts)
         cells.append((kind, str(len(found)), f"{min(sizes)} to {max(sizes)}", *counts))
-    return _table(("clean sets", "number", "samples", *verdicts), cells)
+    return markdown_table(("clean sets", "number", "samples", *verdicts), cells)
 
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def markdown_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table of cells that hold no bar."""
     lines = [titles, ["---"] * len(titles), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

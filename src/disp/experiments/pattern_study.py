@@ -1,0 +1,76 @@
+"""What the search for shared patterns finds without a model: ``python -m disp.experiments.pattern_study --out DIR``.
+
+Each planted set is a combination of target, trigger and poison rate; ``--clean N`` adds N clean sets. Prints a row a set
+and writes the table to ``patterns.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+from disp.attacks.poison import poison
+from disp.attacks.targets import Misclassification
+from disp.attacks.triggers import PRESETS
+from disp.auditing.clusters import joined_answers
+from disp.auditing.patterns import shared_patterns
+from disp.auditing.phrases import words_of
+from disp.data.llava import load_dataset
+from disp.data.sample import Sample
+from disp.experiments.audit_study import CLEAN_KINDS, RATES, clean_rows, clean_samples, draw_scenes, scenes_folder
+from disp.experiments.demo import TARGETS, DemoConfig
+from disp.experiments.study_table import markdown_table
+from disp.files import write_text
+
+TITLES = ("trigger", "target", "poisoned", "patterns found", "phrase", "precision", "recall")
+
+
+def main() -> None:
+    """Search planted and clean sets, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--triggers", nargs="*", default=["patch", "blended", "sig"])
+    parser.add_argument("--rates", nargs="*", type=float, default=list(RATES))
+    parser.add_argument("--clean", type=int, default=0, help="this many clean sets besides")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    cells = []
+    for trigger, target, rate in product(options.triggers, TARGETS, options.rates):
+        sizes = DemoConfig(target, trigger, rate, rows=options.rows, seed=options.seed)
+        draw_scenes(sizes, options.out)
+        folder = options.out / f"{target}-{trigger}-{rate:g}"
+        if not (folder / "manifest.json").exists():
+            honest = load_dataset(scenes_folder(sizes, options.out))
+            poison(honest, folder, PRESETS[trigger], TARGETS[target], rate, options.seed)
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        planted = {row["id"] for row in manifest["poisoned_rows"]}
+        cells.append((trigger, target, f"{rate:.0%}", *_found(load_dataset(folder).samples, target, planted)))
+        print(*cells[-1], sep=" | ", flush=True)
+    for number in range(options.clean):
+        kind, seed = list(CLEAN_KINDS)[number % len(CLEAN_KINDS)], options.seed + 100 + number
+        samples = clean_samples(kind, clean_rows(kind, number), seed, options.out / f"clean-{number}")[0]
+        cells.append(("none", kind, "0%", *_found(samples, "refusal", set())))
+        print(*cells[-1], sep=" | ", flush=True)
+    write_text(options.out / "patterns.md", markdown_table(TITLES, cells) + "\n")
+
+
+def _found(samples: Sequence[Sample], target: str, planted: set[str]) -> tuple[str, ...]:
+    """How many patterns, whether one is the planted phrase's, and precision and recall of all that have one."""
+    samples = [sample for sample in samples if sample.images]
+    found = shared_patterns(samples, [joined_answers(sample, None) for sample in samples])
+    attack = TARGETS[target]
+    phrase = words_of(attack.target if isinstance(attack, Misclassification) else attack.text)
+    named = any(words_of(each.text) == phrase for each, _ in found)
+    flagged = {samples[index].id for each, _ in found for index in each.flagged}
+    hits = len(flagged & planted)
+    precision = f"{hits / len(flagged):.3f}" if flagged else "-"
+    recall = f"{hits / len(planted):.3f}" if planted else "-"
+    return str(len(found)), "yes" if named else "no", precision, recall
+
+
+if __name__ == "__main__":
+    main()
