@@ -1,7 +1,7 @@
 """What the search for shared patterns finds without a model: ``python -m disp.experiments.pattern_study --out DIR``.
 
-Each planted set is a combination of target, trigger and poison rate; ``--clean N`` adds N clean sets. Prints a row a set
-and writes the table to ``patterns.md``.
+Each planted set is a combination of target, trigger and poison rate; ``--clean N`` adds N clean sets. Prints a row for
+each set and writes the table to ``patterns.md``.
 """
 
 from __future__ import annotations
