@@ -88,7 +88,8 @@ def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     """`disp.auditing.audit.audit`, at most, where flagged answers share one phrase; each further one pastes as much.
 
     Left out is what hangs on how many answers say something: the windows that are masked one by one in answers that
-    lose a repeated sentence, and the answers with a proven phrase, which are decoded again under growing masks.
+    lose a repeated sentence, the answers with a proven phrase, which are decoded again under growing masks, and those
+    whose pictures have a pattern in common, which are asked for once more without it.
     """
     scoring = config.scoring
     decode, size = _decoding(scoring), scoring.batch_size
