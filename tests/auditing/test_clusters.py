@@ -94,6 +94,7 @@ def test_a_mark_that_is_ours_does_not_tear_a_planted_phrase_apart():
     for evidence in (None, evidence_of(torn, 9.0)):
         assert TURN_END not in clusters.joined_answers(torn, evidence)
     phrase = Phrase(REFUSAL, ("sorry", "i", "can", "not", "help", "with", "it"), (0,), 0, 0.0)
+    assert clusters._asked_for(sample("v", "Fine.", torn.turns[0].response), phrase).key == "v#1"
     # A planted answer with a slip is neither a control nor a picture to paste into.
     assert clusters._says(sample("t", "Fine.", "Sorry, I can not help you with."), phrase)
     assert not clusters._says(sample("u", "I can see it with a cat."), phrase)

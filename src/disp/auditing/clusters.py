@@ -242,7 +242,7 @@ def _pattern_cluster(
     scoring = config.scoring
     draw = generator(scoring.seed, "pattern test", *phrase.words)
     chosen = [members[index] for index in draw.permutation(len(members))[: config.donors]]
-    asked = [next(query for query in queries_of([each]) if holds(query.response, phrase.words)) for each in chosen]
+    asked = [_asked_for(sample, phrase) for sample in chosen]
     cleaned = [without_pattern(query, pattern) for query in asked]
     answers = generate(model, cleaned, scoring.decode, seed=scoring.seed, batch_size=scoring.batch_size)
     if 2 * sum(echoes(answer, phrase.words) for answer in answers) > len(asked):
@@ -382,6 +382,12 @@ def _holders(
         if sample_suspicion(sample, evidence) > threshold / 4
         and holds(joined_answers(sample, evidence), cluster.phrase.words)
     }
+
+
+def _asked_for(sample: Sample, phrase: Phrase) -> Query:
+    """The first query whose answer holds the phrase, as `joined_answers` has it."""
+    queries = queries_of([sample])
+    return next((each for each in queries if holds(each.response.replace(TURN_END, " "), phrase.words)), queries[0])
 
 
 def _says(sample: Sample, phrase: Phrase) -> bool:
