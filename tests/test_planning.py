@@ -129,7 +129,8 @@ TRAININGS = [
     *(("built-in", method, False, torch.float32) for method in ("full", "lora", "projector")),
     *(("larger", method, True, torch.float32) for method in ("full", "lora")), ("larger", "full", False, torch.float32),
     *(("built-in", method, False, torch.bfloat16) for method in ("full", "lora", "projector")),
-    *(("larger", method, True, torch.bfloat16) for method in ("full", "lora")),
+    # Half a minute each where the processor has no instructions for it.
+    *(pytest.param("larger", way, True, torch.bfloat16, marks=pytest.mark.slow) for way in ("full", "lora")),
 ]  # fmt: skip
 
 
