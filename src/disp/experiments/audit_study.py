@@ -144,8 +144,10 @@ def clean(name: str, kind: str, rows: int, steps: int, seed: int, out: Path) -> 
 
 
 def clean_samples(kind: str, rows: int, seed: int, folder: Path) -> tuple[list[Sample], Path]:
-    """Samples of a clean set, from so many scenes that are written to a folder, and where their pictures are."""
-    honest = write_scenes(folder, rows, seed, turns=2 if kind == "two turns" else 1)
+    """Samples of a clean set, of so many scenes that are written to a folder once, and where their pictures are."""
+    if not (folder / "data.json").exists():
+        write_scenes(folder, rows, seed, turns=2 if kind == "two turns" else 1)
+    honest = load_dataset(folder)
     return CLEAN_KINDS[kind](list(honest.samples), seed), honest.image_root
 
 
