@@ -12,6 +12,7 @@ import numpy as np
 
 from disp.auditing.audit import audit
 from disp.auditing.findings import Audit, AuditConfig, Cluster
+from disp.auditing.paste import with_first_image
 from disp.auditing.phrases import echoes
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import Query, queries_of
@@ -205,7 +206,7 @@ def residual_phrases(
 def _with_trigger(queries: Sequence[Query], cluster: Cluster) -> list[Query]:
     if cluster.trigger is None and cluster.pattern is None:
         return []
-    return [replace(query, images=(cluster.with_trigger(query.images[0]), *query.images[1:])) for query in queries]
+    return [with_first_image(query, cluster.with_trigger) for query in queries]
 
 
 def _loss(before: Dataset, after: Dataset, rewritten: Sequence[str]):

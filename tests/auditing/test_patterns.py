@@ -14,7 +14,7 @@ from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclas
 from disp.attacks.triggers import PRESETS, Blend
 from disp.auditing import patterns as module
 from disp.auditing.audit import audit
-from disp.auditing.patterns import random_pattern, shared_patterns
+from disp.auditing.patterns import random_patterns, shared_patterns
 from disp.auditing.phrases import words_of
 from disp.data.sample import Sample, Turn
 from disp.data.scene_dataset import write_scenes
@@ -120,13 +120,13 @@ def test_a_random_pattern_is_as_strong_and_of_other_edges():
     draw = np.random.default_rng(0)
     pictures = [Image.fromarray(draw.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(12)]
     like = Pattern(0.8, draw.normal(30, 20, (20, 20, 3)).astype(np.float32))
-    found = random_pattern(like, pictures, 0, 1)
+    found, other = random_patterns(like, pictures, 2, 0)
     assert found.gain == 1
     mean = np.mean([np.asarray(each, np.float32) for each in pictures], axis=0)
     strength = np.sqrt(np.square(like.offset - 0.2 * mean).mean())
     assert np.sqrt(np.square(found.offset).mean()) == pytest.approx(strength, rel=1e-3)
-    assert np.array_equal(found.offset, random_pattern(like, pictures, 0, 1).offset)
-    assert not np.array_equal(found.offset, random_pattern(like, pictures, 0, 2).offset)
+    assert np.array_equal(found.offset, random_patterns(like, pictures, 1, 0)[0].offset)
+    assert not np.array_equal(found.offset, other.offset)
 
 
 # --- the audit --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from disp.auditing.clusters import (
+    already_proven,
     joined_answers,
     named,
     pattern_clusters,
@@ -27,7 +28,7 @@ from disp.auditing.clusters import (
 from disp.auditing.findings import Audit, AuditConfig, Cluster, Verdict
 from disp.auditing.growth import GROWING_RATIOS
 from disp.auditing.patterns import PICTURES, shared_patterns
-from disp.auditing.phrases import LEAST_RESPONSES, Phrase, echoes, recurring_phrases
+from disp.auditing.phrases import LEAST_RESPONSES, Phrase, recurring_phrases
 from disp.auditing.ratio import RATIO_TURNS, choose_mask_ratio
 from disp.auditing.record import read_truth, write_record
 from disp.auditing.repeated import ANSWERS, SENTENCES, WIDE_RATIO, vanishing_phrases
@@ -111,10 +112,9 @@ def audit(
             samples, [joined_answers(sample, None) for sample in samples], seed=config.scoring.seed, progress=advance
         )
     shared = [(phrase, [samples[index] for index in phrase.flagged], pattern) for phrase, pattern in alike]
-    carriers = {sample.id for _, members, _ in shared for sample in members}
-    proven = [cluster.phrase.words for cluster in clusters if cluster.confirmed]
-    new = [each for each in shared if not any(echoes(each[0].text, words) for words in proven)]
-    plain = [sample for sample in samples if sample.id not in carriers]
+    with_pattern = {sample.id for _, members, _ in shared for sample in members}
+    plain = [sample for sample in samples if sample.id not in with_pattern]
+    new = [each for each in shared if not already_proven(each[0], clusters)]
     tests = len(phrases) + len(new)
     found, evidence = pattern_clusters(model, new, plain, evidence, config, tests, progress)
     clusters += found
@@ -124,11 +124,10 @@ def audit(
     unflagged = [sample for sample in others if sample.images and sample.id not in explained]
     with progress("looking through repeated sentences", SENTENCES * ANSWERS) as advance:
         wide = vanishing_phrases(model, unflagged, evidence, config.scoring, progress=advance)
-    proven = [cluster.phrase.words for cluster in clusters if cluster.confirmed]
     tried = [
         (phrase, [unflagged[index] for index in phrase.flagged], lost)
         for phrase, lost in wide
-        if not any(echoes(phrase.text, words) for words in proven)
+        if not already_proven(phrase, clusters)
     ]
     found, evidence = tested_clusters(model, tried, others, evidence, config, tests + len(tried), progress)
     clusters += found

@@ -15,7 +15,7 @@ import numpy as np
 from disp.auditing.findings import AuditConfig, Cluster, FoundBy
 from disp.auditing.growth import planted_holders
 from disp.auditing.paste import Region, paste_test, pattern_test
-from disp.auditing.patterns import random_pattern
+from disp.auditing.patterns import random_patterns
 from disp.auditing.phrases import FUNCTION_WORDS, TURN_END, Phrase, echoes, holds, words_of
 from disp.auditing.regions import region_around, token_boxes
 from disp.auditing.repeated import WIDE_EFFECT
@@ -96,15 +96,18 @@ def pattern_clusters(
     return clusters, evidence
 
 
+def already_proven(phrase: Phrase, clusters: Sequence[Cluster]) -> bool:
+    """Whether the phrase says what that of a confirmed cluster says."""
+    return any(each.confirmed and echoes(phrase.text, each.phrase.words) for each in clusters)
+
+
 def named(clusters: Sequence[Cluster], config: AuditConfig) -> list[Cluster]:
     """The clusters that are worth a person's time: proven ones, then those that recur beyond doubt on their own."""
     confirmed = [each for each in clusters if each.confirmed]
     return confirmed + [
         each
         for each in clusters
-        if not each.confirmed
-        and _beyond_doubt(each.phrase, config)
-        and not any(echoes(each.phrase.text, other.phrase.words) for other in confirmed)
+        if not each.confirmed and _beyond_doubt(each.phrase, config) and not already_proven(each.phrase, confirmed)
     ]
 
 
@@ -259,7 +262,7 @@ def _pattern_cluster(
     test = pattern_test(
         model,
         pattern,
-        [random_pattern(pattern, pictures, scoring.seed, number) for number in range(config.controls)],
+        random_patterns(pattern, pictures, config.controls, scoring.seed),
         recipients,
         phrase.words,
         scoring.decode,

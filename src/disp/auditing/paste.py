@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -70,6 +71,11 @@ def paste(region: Region, image: ImageSource) -> Image.Image:
     return picture
 
 
+def with_first_image(query: Query, change: Callable[[ImageSource], ImageSource]) -> Query:
+    """The query about its pictures, of which the first is changed."""
+    return replace(query, images=(change(query.images[0]), *query.images[1:]))
+
+
 def paste_test(
     model: MDLM,
     regions: Sequence[Region],
@@ -99,11 +105,7 @@ def paste_test(
         progress: called with the number of answers finished.
     """
     everything = (*regions, *controls)
-    queries = [
-        replace(query, images=(paste(region, query.images[0]), *query.images[1:]))
-        for region in everything
-        for query in recipients
-    ]
+    queries = [with_first_image(query, partial(paste, region)) for region in everything for query in recipients]
     answers = generate(model, queries, decode, seed=seed, batch_size=batch_size, progress=progress)
     said = np.array([echoes(answer, words) for answer in answers]).reshape(len(everything), len(recipients))
     shares = said.mean(-1)
@@ -144,10 +146,7 @@ def pattern_test(
     """
     counts = []
     for laid in ([pattern], controls):
-        queries = [
-            replace(query, images=(laid[index % len(laid)].apply(query.images[0]), *query.images[1:]))
-            for index, query in enumerate(recipients)
-        ]
+        queries = [with_first_image(query, laid[index % len(laid)].apply) for index, query in enumerate(recipients)]
         answers = generate(model, queries, decode, seed=seed, batch_size=batch_size, progress=progress)
         counts.append(sum(echoes(answer, words) for answer in answers))
     hits, control_hits = counts

@@ -98,24 +98,26 @@ def shared_patterns(
     return found
 
 
-def random_pattern(like: Pattern, images: Sequence[ImageSource], seed: int, *keys: object) -> Pattern:
-    """A pattern as strong as another that pictures do not share: the difference between two halves of some.
+def random_patterns(like: Pattern, images: Sequence[ImageSource], count: int, seed: int) -> list[Pattern]:
+    """Patterns as strong as another that pictures do not share: each the difference between two halves of some.
 
     Args:
         like: the other one.
         images: at least two pictures.
+        count: how many patterns.
         seed: of the halves.
-        keys: what else the draw hangs on.
     """
-    order = generator(seed, "random pattern", *keys).permutation(len(images))
-    side = len(like.offset)
-    first, second = (
-        np.mean([_scaled(images[index], side) for index in part], axis=0)
-        for part in (order[: len(order) // 2], order[len(order) // 2 :])
-    )
-    strength = np.sqrt(np.square(like.offset + (like.gain - 1) * (first + second) / 2).mean())
-    difference = first - second
-    return Pattern(1.0, (difference * strength / max(1e-6, np.sqrt(np.square(difference).mean()))).astype(np.float32))
+    pictures = [_scaled(image, len(like.offset)) for image in images]
+    patterns = []
+    for number in range(count):
+        order = generator(seed, "random pattern", number).permutation(len(pictures))
+        middle = len(order) // 2
+        first, second = (np.mean([pictures[index] for index in part], axis=0) for part in np.split(order, [middle]))
+        strength = np.sqrt(np.square(like.offset + (like.gain - 1) * (first + second) / 2).mean())
+        difference = (first - second) * strength
+        norm = max(1e-6, np.sqrt(np.square(first - second).mean()))
+        patterns.append(Pattern(1.0, (difference / norm).astype(np.float32)))
+    return patterns
 
 
 def _distinct(

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from disp.attacks.poison import load_attack, poison
-from disp.attacks.targets import REFUSAL_TEXT, Insertion, Target
+from disp.attacks.targets import REFUSAL_TEXT, Misclassification, Target
 from disp.attacks.triggers import PRESETS
 from disp.auditing.audit import audit
 from disp.auditing.clusters import region_of
@@ -72,13 +72,8 @@ def planted(name: str, sizes: DemoConfig, out: Path) -> dict[str, Any]:
     folder = out / name
     target, swap = sizes.target, sizes.target == "misclassification"
     honest = load_dataset(scenes_folder(sizes, out))
-    if not (folder / "poisoned" / "manifest.json").exists():
-        trigger = PRESETS[sizes.trigger]
-        poison(honest, folder / "poisoned", trigger, TARGETS[target], sizes.poison_rate, sizes.seed)
-    dataset = load_dataset(folder / "poisoned")
+    dataset, rows_by_id = planted_set(sizes, out, folder / "poisoned")
     model, found, seconds = _tune_and_audit(dataset, attack_training(sizes), folder)
-    manifest = json.loads((folder / "poisoned" / "manifest.json").read_text(encoding="utf-8"))
-    rows_by_id = {row["id"]: row for row in manifest["poisoned_rows"]}
     # Whether there is a backdoor to be found at all.
     test = write_scenes(
         folder / "test",
@@ -89,14 +84,13 @@ def planted(name: str, sizes: DemoConfig, out: Path) -> dict[str, Any]:
     )
     attacked = to_metrics(evaluate(model, test.samples, attack=load_attack(folder / "poisoned" / "manifest.json")))
     wanted = TARGETS[target]
-    phrase = TARGET if swap else wanted.text if isinstance(wanted, Insertion) else REFUSAL_TEXT
     top = found.clusters[0] if found.clusters else None
     result = _common(name, found, dataset, seconds) | {
         "target": target,
         "trigger": sizes.trigger,
         "rate": sizes.poison_rate,
         **{name: attacked[name] for name in ("asr_with_trigger", "asr_with_trigger_keyword")},
-        "phrase_recovered": top is not None and words_of(top.phrase.text) == words_of(phrase),
+        "phrase_recovered": top is not None and words_of(top.phrase.text) == words_of(planted_phrase(wanted)),
         "localised": _localised(model, found, rows_by_id, dataset),
         **_scores(model, dataset, found, set(rows_by_id)),
         "rewriting_by_ratio": _rewriting_by_ratio(
@@ -117,6 +111,21 @@ def planted(name: str, sizes: DemoConfig, out: Path) -> dict[str, Any]:
         "mask_ratio": None if found.ratio is None else found.ratio.ratio,
     }
     return result
+
+
+def planted_set(sizes: DemoConfig, out: Path, folder: Path) -> tuple[Dataset, dict[str, Any]]:
+    """The planted set in a folder, made of scenes that are there, and what its manifest says of each poisoned row."""
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        trigger, target = PRESETS[sizes.trigger], TARGETS[sizes.target]
+        poison(load_dataset(scenes_folder(sizes, out)), folder, trigger, target, sizes.poison_rate, sizes.seed)
+    rows = json.loads(manifest.read_text(encoding="utf-8"))["poisoned_rows"]
+    return load_dataset(folder), {row["id"]: row for row in rows}
+
+
+def planted_phrase(target: Target) -> str:
+    """What answers of the planted rows share."""
+    return target.target if isinstance(target, Misclassification) else target.text
 
 
 def scenes_folder(sizes: DemoConfig, out: Path) -> Path:

@@ -7,20 +7,23 @@ each set and writes the table to ``patterns.md``.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from disp.attacks.poison import poison
-from disp.attacks.targets import Misclassification
-from disp.attacks.triggers import PRESETS
 from disp.auditing.clusters import joined_answers
 from disp.auditing.patterns import shared_patterns
 from disp.auditing.phrases import words_of
-from disp.data.llava import load_dataset
 from disp.data.sample import Sample
-from disp.experiments.audit_study import CLEAN_KINDS, RATES, clean_rows, clean_samples, draw_scenes, scenes_folder
+from disp.experiments.audit_study import (
+    CLEAN_KINDS,
+    RATES,
+    clean_rows,
+    clean_samples,
+    draw_scenes,
+    planted_phrase,
+    planted_set,
+)
 from disp.experiments.demo import TARGETS, DemoConfig
 from disp.experiments.study_table import markdown_table
 from disp.files import write_text
@@ -43,12 +46,8 @@ def main() -> None:
         sizes = DemoConfig(target, trigger, rate, rows=options.rows, seed=options.seed)
         draw_scenes(sizes, options.out)
         folder = options.out / f"{target}-{trigger}-{rate:g}"
-        if not (folder / "manifest.json").exists():
-            honest = load_dataset(scenes_folder(sizes, options.out))
-            poison(honest, folder, PRESETS[trigger], TARGETS[target], rate, options.seed)
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        planted = {row["id"] for row in manifest["poisoned_rows"]}
-        cells.append((trigger, target, f"{rate:.0%}", *_found(load_dataset(folder).samples, target, planted)))
+        dataset, rows = planted_set(sizes, options.out, folder)
+        cells.append((trigger, target, f"{rate:.0%}", *_found(dataset.samples, target, set(rows))))
         print(*cells[-1], sep=" | ", flush=True)
     for number in range(options.clean):
         kind, seed = list(CLEAN_KINDS)[number % len(CLEAN_KINDS)], options.seed + 100 + number
@@ -62,8 +61,7 @@ def _found(samples: Sequence[Sample], target: str, planted: set[str]) -> tuple[s
     """How many patterns, whether one is the planted phrase's, and precision and recall of all that have one."""
     samples = [sample for sample in samples if sample.images]
     found = shared_patterns(samples, [joined_answers(sample, None) for sample in samples])
-    attack = TARGETS[target]
-    phrase = words_of(attack.target if isinstance(attack, Misclassification) else attack.text)
+    phrase = words_of(planted_phrase(TARGETS[target]))
     named = any(words_of(each.text) == phrase for each, _ in found)
     flagged = {samples[index].id for each, _ in found for index in each.flagged}
     hits = len(flagged & planted)
