@@ -62,7 +62,7 @@ def purify(
     out: Out,
     mode: Literal["selective", "all", "random"] = "selective",
     mask_ratio: float = 0.06,
-    candidates: int = 12,
+    candidates: int = 4,
     score: Literal["isotropic", "directional"] = "isotropic",
     probes: int = 4,
     steps: int | None = None,

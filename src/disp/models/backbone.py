@@ -5,14 +5,40 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import initialization
+from transformers import PreTrainedConfig, initialization
 
 from disp.models.interface import MDLM
 from disp.models.transformer import Block, RMSNorm
 
 
+class BackboneConfig(PreTrainedConfig):
+    """Sizes of a `Backbone`, under the names of Llama's; the defaults are the built-in model's."""
+
+    def __init__(
+        self,
+        vocab_size: int = 1024,
+        hidden_size: int = 160,
+        intermediate_size: int = 432,
+        num_hidden_layers: int = 4,
+        num_attention_heads: int = 5,
+        num_key_value_heads: int | None = None,
+        attention_bias: bool = False,
+        rope_theta: float = 10_000.0,
+        rms_norm_eps: float = 1e-5,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
+        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
+        self.num_key_value_heads = num_key_value_heads or num_attention_heads
+        self.head_dim = hidden_size // num_attention_heads
+        self.attention_bias, self.rope_theta, self.rms_norm_eps = attention_bias, rope_theta, rms_norm_eps
+        self.initializer_range = initializer_range
+
+
 class Backbone(nn.Module):
-    """The parts under the ``model.`` prefix of a checkpoint; ``config`` has the names of Llama's."""
+    """The parts under the ``model.`` prefix of a checkpoint."""
 
     def __init__(self, config: Any):
         super().__init__()

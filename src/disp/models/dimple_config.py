@@ -6,11 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 from disp.errors import DispError
+from disp.models.backbone import BackboneConfig
 from disp.models.checkpoint import read_json
 
+SIZES: dict[str, Any] = {
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "attention_bias": True,
+    "rope_theta": 1_000_000.0,
+    "rms_norm_eps": 1e-6,
+}
 # Sizes that a published config may leave out.
 VISION = {
     "depth": 32,
@@ -63,26 +73,18 @@ GENERATION_PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class DimpleConfig(PreTrainedConfig):
-    """Sizes and token ids of a Dimple model; the other names are those of Qwen2's config.
+class DimpleConfig(BackboneConfig):
+    """Sizes and token ids of a Dimple model.
 
     ``vision`` holds the arguments of the vision tower's config, ``processing`` how pictures are resized and
     normalised, ``mrope_section`` how many of a head's frequencies turn with time, row and column; ``generation`` the
-    decoding defaults.
+    decoding defaults; ``sizes`` are those of `BackboneConfig`, `SIZES` where they are not given.
     """
 
     model_type = "disp_dimple"
 
     def __init__(
         self,
-        vocab_size: int = 152064,
-        hidden_size: int = 3584,
-        intermediate_size: int = 18944,
-        num_hidden_layers: int = 28,
-        num_attention_heads: int = 28,
-        num_key_value_heads: int | None = 4,
-        rope_theta: float = 1_000_000.0,
-        rms_norm_eps: float = 1e-6,
         mrope_section: Sequence[int] = (16, 24, 24),
         mask_token_id: int = 151666,
         image_token_id: int = 151655,
@@ -93,22 +95,15 @@ class DimpleConfig(PreTrainedConfig):
         processing: dict[str, Any] | None = None,
         gen_length: int = 64,
         generation: dict[str, Any] | None = None,
-        initializer_range: float = 0.02,
-        **kwargs: Any,
+        **sizes: Any,
     ):
-        super().__init__(**kwargs)
-        self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
-        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
-        self.num_key_value_heads = num_key_value_heads or num_attention_heads
-        self.head_dim = hidden_size // num_attention_heads
-        self.attention_bias, self.rope_theta, self.rms_norm_eps = True, rope_theta, rms_norm_eps
+        super().__init__(**{**SIZES, **sizes})
         self.mrope_section = list(mrope_section)
         self.mask_token_id, self.image_token_id, self.end_token_ids = mask_token_id, image_token_id, list(end_token_ids)
         self.vision_start_token_id, self.vision_end_token_id = vision_start_token_id, vision_end_token_id
         self.vision = {**VISION, **(vision or {})}
         self.processing = {**PROCESSING, **(processing or {})}
         self.gen_length, self.generation = gen_length, generation or {"steps": gen_length}
-        self.initializer_range = initializer_range
 
     @classmethod
     def from_official(cls, config: Mapping[str, Any], vision: Mapping[str, Any] | None = None) -> DimpleConfig:

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from disp.data.sample import ImageSource, Query, open_image
 from disp.errors import DispError
 from disp.models.backbone import Backbone as LanguageBackbone
-from disp.models.backbone import BackboneMDLM
+from disp.models.backbone import BackboneConfig, BackboneMDLM
 from disp.models.interface import Prefix
 from disp.models.prompts import (
     IMAGE_PLACEHOLDER,
@@ -29,44 +28,28 @@ from disp.models.transformer import attention_inputs
 from disp.models.vision import VisionTower, normalise_pixels, projector
 
 
-class LladaVConfig(PreTrainedConfig):
+class LladaVConfig(BackboneConfig):
     """Sizes of a model in the LLaDA-V arrangement.
 
     ``vision`` holds the arguments of `VisionTower`; ``generation`` the decoding defaults (arguments of
-    `disp.diffusion.decode.DecodeConfig`); the other names are those of Llama's config.
+    `disp.diffusion.decode.DecodeConfig`); ``sizes`` are those of `BackboneConfig`.
     """
 
     model_type = "disp_llada_v"
 
     def __init__(
         self,
-        vocab_size: int = 1024,
-        hidden_size: int = 160,
-        intermediate_size: int = 432,
-        num_hidden_layers: int = 4,
-        num_attention_heads: int = 5,
-        num_key_value_heads: int | None = None,
-        attention_bias: bool = False,
-        rope_theta: float = 10_000.0,
-        rms_norm_eps: float = 1e-5,
         mask_token_id: int = 0,
         end_token_ids: Sequence[int] = (1, 2),
         vision: dict[str, Any] | None = None,
         gen_length: int = 32,
         generation: dict[str, Any] | None = None,
-        initializer_range: float = 0.02,
-        **kwargs: Any,
+        **sizes: Any,
     ):
-        super().__init__(**kwargs)
-        self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
-        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
-        self.num_key_value_heads = num_key_value_heads or num_attention_heads
-        self.head_dim = hidden_size // num_attention_heads
-        self.attention_bias, self.rope_theta, self.rms_norm_eps = attention_bias, rope_theta, rms_norm_eps
+        super().__init__(**sizes)
         self.mask_token_id, self.end_token_ids = mask_token_id, list(end_token_ids)
         self.vision = vision or {}
         self.gen_length, self.generation = gen_length, generation or {}
-        self.initializer_range = initializer_range
 
 
 class Backbone(LanguageBackbone):

@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 from disp.errors import DispError
+from disp.models.backbone import BackboneConfig
 
 # Name, spellings and id of the special tokens. MMaDA took LLaDA's reserved tokens without renaming them. The ids of a
 # folder's own tokenizer come before these.
@@ -53,27 +52,30 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-class MMadaConfig(PreTrainedConfig):
-    """Sizes and token ids of an MMaDA model; the other names are those of Llama's config.
+SIZES: dict[str, Any] = {
+    "vocab_size": 134656,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rope_theta": 500_000.0,
+    "rms_norm_eps": 1e-5,
+}
+
+
+class MMadaConfig(BackboneConfig):
+    """Sizes and token ids of an MMaDA model.
 
     ``token_ids`` holds the ids of `SPECIAL_TOKENS`; ``vision`` the arguments of `disp.models.vq.VQEncoder`, or None
     for a model without an image tokenizer; ``image_size`` is the side of the picture that it is shown; ``squash`` says
-    whether pictures are squashed to the square rather than cropped.
+    whether pictures are squashed to the square rather than cropped; ``sizes`` are those of `BackboneConfig`, `SIZES`
+    where they are not given.
     """
 
     model_type = "disp_mmada"
 
     def __init__(
         self,
-        vocab_size: int = 134656,
-        hidden_size: int = 4096,
-        intermediate_size: int = 12288,
-        num_hidden_layers: int = 32,
-        num_attention_heads: int = 32,
-        num_key_value_heads: int | None = None,
-        attention_bias: bool = False,
-        rope_theta: float = 500_000.0,
-        rms_norm_eps: float = 1e-5,
         token_ids: Mapping[str, int] | None = None,
         image_token_offset: int = 126349,
         codebook_size: int = 8192,
@@ -81,19 +83,13 @@ class MMadaConfig(PreTrainedConfig):
         image_size: int = 512,
         squash: bool = False,
         gen_length: int = 512,
-        initializer_range: float = 0.02,
-        **kwargs: Any,
+        **sizes: Any,
     ):
-        super().__init__(**kwargs)
-        self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
-        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
-        self.num_key_value_heads = num_key_value_heads or num_attention_heads
-        self.head_dim = hidden_size // num_attention_heads
-        self.attention_bias, self.rope_theta, self.rms_norm_eps = attention_bias, rope_theta, rms_norm_eps
+        super().__init__(**{**SIZES, **sizes})
         self.token_ids = {**{name: number for name, (_, number) in SPECIAL_TOKENS.items()}, **(token_ids or {})}
         self.image_token_offset, self.codebook_size = image_token_offset, codebook_size
         self.vision, self.image_size, self.squash = vision, image_size, squash
-        self.gen_length, self.initializer_range = gen_length, initializer_range
+        self.gen_length = gen_length
 
     @classmethod
     def from_official(
