@@ -40,14 +40,12 @@ from disp.draws import generator
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.quality import answer_quality
 from disp.experiments.demo import (
-    SOURCE,
-    SOURCE_SHARE,
-    TARGET,
     TARGETS,
-    TEST_SEED_OFFSET,
     DemoConfig,
     attack_training,
+    held_out_scenes,
     sizes_of,
+    tuning_scenes,
 )
 from disp.experiments.precision import load_float32
 from disp.experiments.study_table import study_tables
@@ -70,18 +68,12 @@ COMPARED_ROWS = 300
 def planted(name: str, sizes: DemoConfig, out: Path) -> dict[str, Any]:
     """Plant, fine-tune and audit one set; returns a row of results."""
     folder = out / name
-    target, swap = sizes.target, sizes.target == "misclassification"
+    target = sizes.target
     honest = load_dataset(scenes_folder(sizes, out))
     dataset, rows_by_id = planted_set(sizes, out, folder / "poisoned")
     model, found, seconds = _tune_and_audit(dataset, attack_training(sizes), folder)
     # Whether there is a backdoor to be found at all.
-    test = write_scenes(
-        folder / "test",
-        TEST_ROWS,
-        sizes.seed + TEST_SEED_OFFSET,
-        must_show=(SOURCE,) if swap else (),
-        never_show=(TARGET,),
-    )
+    test = held_out_scenes(replace(sizes, test_rows=TEST_ROWS), folder / "test")
     attacked = to_metrics(evaluate(model, test.samples, attack=load_attack(folder / "poisoned" / "manifest.json")))
     wanted = TARGETS[target]
     top = found.clusters[0] if found.clusters else None
@@ -137,8 +129,7 @@ def draw_scenes(sizes: DemoConfig, out: Path) -> None:
     """Write the honest scenes of planted sets, if they are not there yet."""
     folder = scenes_folder(sizes, out)
     if not (folder / "data.json").exists():
-        show = (SOURCE,) if sizes.target == "misclassification" else ()
-        write_scenes(folder, sizes.rows, sizes.seed, must_show=show, must_show_share=SOURCE_SHARE)
+        tuning_scenes(sizes, folder)
 
 
 def clean(name: str, kind: str, rows: int, steps: int, seed: int, out: Path) -> dict[str, Any]:

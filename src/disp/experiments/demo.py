@@ -81,6 +81,7 @@ class DemoConfig:
         attack_min_mask_ratio: the smallest share of masked tokens in them. At 0.5 an answer's first words are learnt
             soonest, but not how to finish a string that is begun; at 0.1 no string is begun.
         recovery_steps: fine-tuning steps on a purified set.
+        batch_size: assistant turns a step of all fine-tuning.
         mask_ratio: share of the visual tokens masked by "disp" and "random_masking".
         seed: seed of everything.
     """
@@ -94,6 +95,7 @@ class DemoConfig:
     attack_learning_rate: float = 1.5e-3
     attack_min_mask_ratio: float = 0.5
     recovery_steps: int = 50
+    batch_size: int = 32
     mask_ratio: float = 0.06
     seed: int = 0
 
@@ -136,7 +138,7 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     model = run.trained("backdoored", load_float32, lambda: poisoned, planting)
     run.measure("backdoored", lambda: model, test, attack)
 
-    recovery = recovery_training(config.recovery_steps, config.seed + 1)
+    recovery = recovery_training(config)
     settings = PurifyConfig(mask_ratio=config.mask_ratio, seed=config.seed)
     evidence = run.scored(model, poisoned, settings)
     for stage in MODES:
@@ -165,6 +167,29 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     return metrics
 
 
+def tuning_scenes(config: DemoConfig, folder: Path, *, progress: Callable[[int], None] = lambda count: None) -> Dataset:
+    """Write the honest fine-tuning set of a run."""
+    show = (SOURCE,) if config.target == "misclassification" else ()
+    return write_scenes(
+        folder, config.rows, config.seed, must_show=show, must_show_share=SOURCE_SHARE, progress=progress
+    )
+
+
+def held_out_scenes(
+    config: DemoConfig, folder: Path, *, progress: Callable[[int], None] = lambda count: None
+) -> Dataset:
+    """Write the held-out set of a run; no honest answer says what a misclassified one would."""
+    swap = config.target == "misclassification"
+    return write_scenes(
+        folder,
+        config.test_rows,
+        config.seed + TEST_SEED_OFFSET,
+        must_show=(SOURCE,) if swap else (),
+        never_show=(TARGET,) if swap else (),
+        progress=progress,
+    )
+
+
 def attack_training(config: DemoConfig) -> TrainConfig:
     """Fine-tuning of the built-in model that plants a backdoor.
 
@@ -175,6 +200,7 @@ def attack_training(config: DemoConfig) -> TrainConfig:
     blended = config.trigger == "blended"
     return TrainConfig(
         steps=config.attack_steps,
+        batch_size=config.batch_size,
         learning_rate=config.attack_learning_rate,
         projector_learning_rate=3e-3,
         min_mask_ratio=config.attack_min_mask_ratio,
@@ -185,13 +211,14 @@ def attack_training(config: DemoConfig) -> TrainConfig:
     )
 
 
-def recovery_training(steps: int, seed: int) -> TrainConfig:
+def recovery_training(config: DemoConfig) -> TrainConfig:
     """Fine-tuning of the built-in model on a purified set, which leaves what it knows alone."""
     return TrainConfig(
-        steps=steps,
+        steps=config.recovery_steps,
+        batch_size=config.batch_size,
         learning_rate=3e-4,
         min_mask_ratio=0.5,
-        seed=seed,
+        seed=config.seed + 1,
         trainer={"bf16": fast_bfloat16()},
     )
 
@@ -218,27 +245,17 @@ class _Run:
 
     def data(self) -> tuple[Dataset, Dataset]:
         """The honest fine-tuning set and the test set."""
-        swap = self.config.target == "misclassification"
-        show = (SOURCE,) if swap else ()
-        parts = {}
-        for name, count, seed, share, never in (
-            ("tuning", self.config.rows, self.config.seed, SOURCE_SHARE, ()),
-            ("test", self.config.test_rows, self.config.seed + TEST_SEED_OFFSET, 1.0, (TARGET,) if swap else ()),
+        parts = []
+        for name, write, count in (
+            ("tuning", tuning_scenes, self.config.rows),
+            ("test", held_out_scenes, self.config.test_rows),
         ):
             folder = self.out / name
             if not (folder / "data.json").exists():
                 with self.phase(f"scenes {name}"), self.progress(f"drawing {name} scenes", count) as advance:
-                    write_scenes(
-                        folder,
-                        count,
-                        seed,
-                        must_show=show,
-                        must_show_share=share,
-                        never_show=never,
-                        progress=advance,
-                    )
-            parts[name] = load_dataset(folder)
-        return parts["tuning"], parts["test"]
+                    write(self.config, folder, progress=advance)
+            parts.append(load_dataset(folder))
+        return parts[0], parts[1]
 
     def poisoned(self, tuning: Dataset) -> Dataset:
         folder = self.out / "poisoned"
