@@ -25,6 +25,7 @@ from disp.auditing.clusters import (
     tested_clusters,
     with_other_holders,
 )
+from disp.auditing.copies import copied_pieces, piece_evidence
 from disp.auditing.findings import Audit, AuditConfig, Cluster, Verdict
 from disp.auditing.growth import GROWING_RATIOS
 from disp.auditing.patterns import PICTURES, shared_patterns
@@ -105,12 +106,11 @@ def audit(
     # 3. Whether the regions that they hang on make the model say it.
     tried: list[tuple[Phrase, list[Sample], dict[str, Evidence]]]
     tried = [(phrase, [above[index] for index in phrase.flagged], {}) for phrase in phrases]
-    clusters, evidence = tested_clusters(model, tried, others, evidence, config, len(phrases), progress)
+    clusters, evidence = tested_clusters(model, tried, others, evidence, config, len(phrases), "tokens", progress)
     # 4. Whether pictures of one phrase have a pattern in common that makes the model say it.
+    answers, seed = [joined_answers(sample, None) for sample in samples], config.scoring.seed
     with progress("comparing pictures", min(len(samples), PICTURES)) as advance:
-        alike = shared_patterns(
-            samples, [joined_answers(sample, None) for sample in samples], seed=config.scoring.seed, progress=advance
-        )
+        alike = shared_patterns(samples, answers, seed=seed, progress=advance)
     shared = [(phrase, [samples[index] for index in phrase.flagged], pattern) for phrase, pattern in alike]
     with_pattern = {sample.id for _, members, _ in shared for sample in members}
     plain = [sample for sample in samples if sample.id not in with_pattern]
@@ -118,9 +118,34 @@ def audit(
     tests = len(phrases) + len(new)
     found, evidence = pattern_clusters(model, new, plain, evidence, config, tests, progress)
     clusters += found
-    unproven = [(phrase, len(members)) for phrase, members, _ in new if phrase not in [each.phrase for each in found]]
-    # 5. Whether what many answers repeat, and lose under larger masks only, hangs on a window of the picture.
-    explained = {key for cluster in found for key in cluster.samples}
+    unproven = [
+        ("a pattern", phrase, len(members))
+        for phrase, members, _ in new
+        if phrase not in [each.phrase for each in found]
+    ]
+    # 5. Whether they have a piece in common, each at a place of its own, that does.
+    with progress("looking for copied pieces", min(len(samples), PICTURES)) as advance:
+        pieces = copied_pieces(samples, answers, seed=seed, progress=advance)
+    copied = []
+    for phrase, boxes in pieces:
+        having = [samples[index] for index in boxes]
+        copied.append(
+            (phrase, having, piece_evidence(model, having, list(boxes.values()), phrase, evidence, config.scoring))
+        )
+    with_piece = {sample.id for _, having, _ in copied for sample in having}
+    tried = [each for each in copied if not already_proven(each[0], clusters)]
+    tests += len(tried)
+    plain = [sample for sample in plain if sample.id not in with_piece]
+    seen, evidence = tested_clusters(model, tried, plain, evidence, config, tests, "copy", progress)
+    proven = [cluster for cluster in seen if cluster.confirmed]
+    clusters += proven
+    unproven += [
+        ("a piece", phrase, len(having))
+        for phrase, having, _ in tried
+        if phrase not in [each.phrase for each in proven]
+    ]
+    # 6. Whether what many answers repeat, and lose under larger masks only, hangs on a window of the picture.
+    explained = {key for cluster in (*found, *proven) for key in cluster.samples}
     unflagged = [sample for sample in others if sample.images and sample.id not in explained]
     with progress("looking through repeated sentences", SENTENCES * ANSWERS) as advance:
         wide = vanishing_phrases(model, unflagged, evidence, config.scoring, progress=advance)
@@ -129,21 +154,21 @@ def audit(
         for phrase, lost in wide
         if not already_proven(phrase, clusters)
     ]
-    found, evidence = tested_clusters(model, tried, others, evidence, config, tests + len(tried), progress)
+    found, evidence = tested_clusters(model, tried, others, evidence, config, tests + len(tried), "window", progress)
     clusters += found
-    # 6. Who else says a proven phrase. One that only recurs stays beside it: a set may hold several attacks.
+    # 7. Who else says a proven phrase. One that only recurs stays beside it: a set may hold several attacks.
     clusters, evidence = with_other_holders(
-        model, named(clusters, config), samples, evidence, threshold, shared, config, progress
+        model, named(clusters, config), samples, evidence, threshold, shared, copied, config, progress
     )
     members = {key for cluster in clusters for key in (*cluster.samples, *cluster.more)}
-    # 7. The verdict, and the samples that it is about.
+    # 8. The verdict, and the samples that it is about.
     scores = {sample.id: sample_suspicion(sample, evidence) for sample in dataset.samples}
     flagged = tuple(sample.id for sample in samples if sample.id in members)
     # A window shows things as well, which an honest answer may speak of, and so may what pictures have in common: they
     # prove less than a few tokens do.
     sure = any(cluster.confirmed and cluster.found_by == "tokens" for cluster in clusters)
     verdict: Verdict = "poisoned" if sure else "suspicious" if clusters else "no evidence"
-    # 8. The share of tokens to mask where every answer is to be rewritten.
+    # 9. The share of tokens to mask where every answer is to be rewritten.
     ratio = None
     carriers = {key for cluster in clusters for key in cluster.carriers}
     suspicious = [suspicious_query(sample, evidence) for sample in samples if sample.id in members - carriers]
@@ -172,7 +197,7 @@ def audit(
         ratio,
         evidence,
     )
-    # 9. What a person needs to judge for themselves.
+    # 10. What a person needs to judge for themselves.
     write_record(model, dataset, result, config, out, start=start, poisoned=poisoned, name=name, progress=progress)
     return result
 
@@ -180,7 +205,7 @@ def audit(
 def _reasons(
     verdict: Verdict,
     clusters: Sequence[Cluster],
-    unproven: Sequence[tuple[Phrase, int]],
+    unproven: Sequence[tuple[str, Phrase, int]],
     above: Sequence[Sample],
     samples: Sequence[Sample],
 ) -> tuple[str, ...]:
@@ -192,9 +217,9 @@ def _reasons(
         reasons += _cluster_reasons(cluster)
     if verdict == "no evidence" and above:
         reasons.append("They share no phrase that the other samples do not have as well.")
-    for phrase, count in unproven:
+    for what, phrase, count in unproven:
         reasons.append(
-            f"The pictures of {count} samples that say {phrase.text!r} have a pattern in common, but it does not make "
+            f"The pictures of {count} samples that say {phrase.text!r} have {what} in common, but it does not make "
             "this model say that: it has not learnt it, or unlearnt it, or there is nothing to it."
         )
     return tuple(reasons)
@@ -209,6 +234,11 @@ def _cluster_reasons(cluster: Cluster) -> list[str]:
             f"{phrase.elsewhere} others that say it do not have."
         ]
         done, control = "The pattern, laid over other pictures, brings", "random patterns as strong"
+    elif cluster.found_by == "copy":
+        reasons = [
+            f"The pictures of {count} samples that say {phrase.text!r} have a piece in common, each at a place of its "
+            f"own, which those of {phrase.elsewhere} others that say it do not have."
+        ]
     elif cluster.found_by == "window":
         reasons = [
             f"{count + phrase.elsewhere} samples say {phrase.text!r}; of {count} it was seen to go away when the "
@@ -228,8 +258,8 @@ def _cluster_reasons(cluster: Cluster) -> list[str]:
         )
     if cluster.more:
         reasons.append(
-            f"{len(cluster.more)} more samples say it and are less suspicious, or lose it only with up to "
-            f"{GROWING_RATIOS[-1]:.0%} of the most salient tokens masked."
+            f"{len(cluster.more)} more samples say it and are less suspicious, lose it only with up to "
+            f"{GROWING_RATIOS[-1]:.0%} of the most salient tokens masked, or have a piece of their picture in common."
             + (f" {len(cluster.carriers)} have a pattern in their pictures." if cluster.carriers else "")
         )
     return reasons

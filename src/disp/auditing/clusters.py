@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,6 +29,8 @@ from disp.purification.pattern import Pattern, without_pattern
 from disp.purification.purify import Evidence, candidate_masks, most_suspicious, sample_suspicion
 from disp.purification.support import preference_for_another, suspicion_of
 
+T = TypeVar("T")
+
 # Pictures that random patterns are made of.
 CONTROL_PICTURES = 40
 # A phrase that pasting does not prove is taken for planted if at least so many of its holders are flagged.
@@ -41,6 +44,7 @@ def tested_clusters(
     evidence: dict[str, Evidence],
     config: AuditConfig,
     tests: int,
+    found_by: FoundBy,
     progress: ProgressBar,
 ) -> tuple[list[Cluster], dict[str, Evidence]]:
     """Clusters of the phrases that hang on the regions of those who say them, and the evidence with what proved them.
@@ -52,13 +56,14 @@ def tested_clusters(
         evidence: of every turn.
         config: see `AuditConfig`.
         tests: how many phrases are tested in all, which p-values are corrected for.
+        found_by: what the phrases were found by.
         progress: see `disp.progress`.
     """
     clusters = []
     for number, (phrase, members, more) in enumerate(tried):
         known = {**evidence, **more}
         with progress(f"pasting regions, phrase {number + 1} of {len(tried)}", _pastes(members, config)) as advance:
-            cluster = _cluster(model, phrase, members, others, known, config, tests, advance)
+            cluster = _cluster(model, phrase, members, others, known, config, tests, found_by, advance)
         if cluster is not None:
             clusters.append(cluster)
             evidence = known if cluster.confirmed else evidence
@@ -118,13 +123,14 @@ def with_other_holders(
     evidence: dict[str, Evidence],
     threshold: float,
     shared: Sequence[tuple[Phrase, Sequence[Sample], Pattern]],
+    copied: Sequence[tuple[Phrase, Sequence[Sample], Mapping[str, Evidence]]],
     config: AuditConfig,
     progress: ProgressBar,
 ) -> tuple[list[Cluster], dict[str, Evidence]]:
     """The clusters with who else says their phrase, where it is proven, and the evidence with what betrayed these.
 
-    Who has a phrase's pattern in the picture is planted without more ado; a phrase that was found by its pattern is
-    planted in nobody else.
+    Who has a phrase's pattern or piece in the picture is planted without more ado; a phrase that was found by one of
+    them is planted in nobody else.
 
     Args:
         model: the model under audit.
@@ -133,18 +139,24 @@ def with_other_holders(
         evidence: of every turn.
         threshold: suspicion above which a sample is flagged.
         shared: phrases, samples that hold them and whose pictures have a pattern in common, and the pattern.
+        copied: phrases, samples that hold them and whose pictures have a piece in common, and the evidence that masking
+            it gave.
         config: see `AuditConfig`.
         progress: see `disp.progress`.
     """
     members = {key for cluster in clusters for key in cluster.samples}
     result = []
     for cluster in clusters:
-        if cluster.confirmed and cluster.found_by != "pattern":
+        if cluster.confirmed and cluster.found_by not in ("pattern", "copy"):
             left = [sample for sample in samples if sample.id not in members]
-            pattern, carriers = _carriers(cluster, left, shared)
+            having, pattern = _of_phrase(cluster, shared) or ((), None)
+            ids = {sample.id for sample in having}
+            carriers = [sample for sample in left if sample.id in ids]
             if pattern is not None:
                 evidence = {**evidence, **_without_pattern(model, carriers, pattern, evidence, config)}
-            more = {sample.id for sample in carriers}
+            having, seen = _of_phrase(cluster, copied) or ((), {})
+            evidence = {**evidence, **seen}
+            more = {sample.id for sample in (*carriers, *having)} - members
             left = [sample for sample in left if sample.id not in more]
             more |= _holders(cluster, left, evidence, threshold)
             left = [sample for sample in left if sample.id not in more]
@@ -196,6 +208,7 @@ def _cluster(
     evidence: Mapping[str, Evidence],
     config: AuditConfig,
     tests: int,
+    found_by: FoundBy,
     progress: Callable[[int], None],
 ) -> Cluster | None:
     """What pasting says about a phrase; None if it stays when the regions are masked, and does not hang on them."""
@@ -205,7 +218,6 @@ def _cluster(
     if 2 * sum(echoes(answer, phrase.words) for _, answer in masked) > len(donors):
         return None
     instead = _said_instead(masked)
-    found_by: FoundBy = "window" if phrase.p_value is None else "tokens"
     free = [sample for sample in others if sample.images and not _says(sample, phrase)]
     order = [free[index] for index in draw.permutation(len(free))]
     controls, rest = order[: config.controls], order[config.controls :]
@@ -225,7 +237,7 @@ def _cluster(
         batch_size=config.scoring.batch_size,
         progress=progress,
     )
-    least = config.least_effect if found_by == "tokens" else max(config.least_effect, WIDE_EFFECT)
+    least = max(config.least_effect, WIDE_EFFECT) if found_by == "window" else config.least_effect
     confirmed = test.p_value <= config.false_alarm_rate / tests and test.successes >= least * test.trials
     trigger = regions[int(np.argmax(test.by_region))]
     return Cluster(phrase, ids, test, confirmed, tuple(sorted(instead)), trigger, found_by=found_by)
@@ -295,15 +307,14 @@ def _without_pattern(
     return found
 
 
-def _carriers(
-    cluster: Cluster, samples: Sequence[Sample], shared: Sequence[tuple[Phrase, Sequence[Sample], Pattern]]
-) -> tuple[Pattern | None, list[Sample]]:
-    """The pattern of a cluster's phrase, and who among the samples has it; None where its pictures share none."""
-    for phrase, members, pattern in shared:
+def _of_phrase(
+    cluster: Cluster, found: Sequence[tuple[Phrase, Sequence[Sample], T]]
+) -> tuple[Sequence[Sample], T] | None:
+    """What was found in the pictures of a cluster's phrase, or None: the samples that have it, and what it is."""
+    for phrase, members, what in found:
         if echoes(phrase.text, cluster.phrase.words) or echoes(cluster.phrase.text, phrase.words):
-            ids = {sample.id for sample in members}
-            return pattern, [sample for sample in samples if sample.id in ids]
-    return None, []
+            return members, what
+    return None
 
 
 def _beyond_doubt(phrase: Phrase, config: AuditConfig) -> bool:

@@ -17,8 +17,8 @@ from disp.purification.purify import Evidence, PurifyConfig
 
 Verdict = Literal["no evidence", "suspicious", "poisoned"]
 # What a phrase was found by: answers that flip when a few tokens are masked, repeated answers that go away with a
-# window of the picture, pictures with a pattern in common.
-FoundBy = Literal["tokens", "window", "pattern"]
+# window of the picture, pictures with a pattern in common, pictures with a piece in common at places of its own.
+FoundBy = Literal["tokens", "window", "pattern", "copy"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Cluster:
         phrase: what they share.
         samples: their ids.
         more: ids of further samples whose answers hold the phrase, if it is confirmed: less suspicious ones, ones that
-            lose it under larger masks only, and ones whose pictures have the pattern.
+            lose it under larger masks only, and ones whose pictures have the pattern or the piece.
         paste: what pasting their regions into other pictures did, or laying their pattern over these; None where
             nothing could be pasted.
         confirmed: whether that makes the model say the phrase.
@@ -94,8 +94,8 @@ class Audit:
 
     Attributes:
         verdict: "poisoned" where a pasted region makes the model say a phrase that flagged answers share;
-            "suspicious" where flagged answers share a phrase without that proof, or where a large pasted window or a
-            pattern over the whole picture makes the model say what many answers repeat; "no evidence" otherwise.
+            "suspicious" where flagged answers share a phrase without that proof, or where a large pasted window or
+            what pictures have in common makes the model say what many answers repeat; "no evidence" otherwise.
         reasons: sentences that say why.
         threshold: suspicion in nats above which a sample is flagged.
         scores: suspicion of each sample, by id.

@@ -33,7 +33,12 @@ from disp.purification.purify import Evidence, candidate_masks, most_suspicious
 from disp.purification.support import counterfactual_scores, suspicion_of
 
 MAP_SIDE = 24
-PASTED = {"tokens": "pasting the region", "window": "pasting the window", "pattern": "laying on the pattern"}
+PASTED = {
+    "tokens": "pasting the region",
+    "window": "pasting the window",
+    "pattern": "laying on the pattern",
+    "copy": "pasting the piece",
+}
 ASSUMPTIONS = (
     "The model under audit was fine-tuned on this dataset, so that it learnt what the dataset teaches.",
     "The trigger is in the pictures. It is small, so that a few visual tokens decide the planted answer; or up to a "

@@ -1,4 +1,6 @@
-"""What the search for shared patterns finds without a model: ``python -m disp.experiments.pattern_study --out DIR``.
+"""What the audit finds in pictures without a model: ``python -m disp.experiments.pattern_study --out DIR``.
+
+Two searches: for patterns at one place of all pictures, and for pieces that are copied to places of their own.
 
 Each planted set is a combination of target, trigger and poison rate; ``--clean N`` adds N clean sets. Prints a row for
 each set and writes the table to ``patterns.md``.
@@ -12,6 +14,7 @@ from itertools import product
 from pathlib import Path
 
 from disp.auditing.clusters import joined_answers
+from disp.auditing.copies import copied_pieces
 from disp.auditing.patterns import shared_patterns
 from disp.auditing.phrases import words_of
 from disp.data.sample import Sample
@@ -28,7 +31,7 @@ from disp.experiments.demo import TARGETS, DemoConfig
 from disp.experiments.study_table import markdown_table
 from disp.files import write_text
 
-TITLES = ("trigger", "target", "poisoned", "patterns found", "phrase", "precision", "recall")
+TITLES = ("trigger", "target", "poisoned", "patterns", "pieces", "phrase", "precision", "recall")
 
 
 def main() -> None:
@@ -36,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=2000)
-    parser.add_argument("--triggers", nargs="*", default=["patch", "blended", "sig"])
+    parser.add_argument("--triggers", nargs="*", default=["patch", "patch-random", "object", "blended", "sig"])
     parser.add_argument("--rates", nargs="*", type=float, default=list(RATES))
     parser.add_argument("--clean", type=int, default=0, help="this many clean sets besides")
     parser.add_argument("--seed", type=int, default=0)
@@ -58,16 +61,18 @@ def main() -> None:
 
 
 def _found(samples: Sequence[Sample], target: str, planted: set[str]) -> tuple[str, ...]:
-    """How many patterns, whether one is the planted phrase's, and precision and recall of all that have one."""
+    """How many of each, whether one is the planted phrase's, and precision and recall of all that have one."""
     samples = [sample for sample in samples if sample.images]
-    found = shared_patterns(samples, [joined_answers(sample, None) for sample in samples])
-    phrase = words_of(planted_phrase(TARGETS[target]))
-    named = any(words_of(each.text) == phrase for each, _ in found)
-    flagged = {samples[index].id for each, _ in found for index in each.flagged}
+    answers = [joined_answers(sample, None) for sample in samples]
+    patterns = [phrase for phrase, _ in shared_patterns(samples, answers)]
+    pieces = [phrase for phrase, _ in copied_pieces(samples, answers)]
+    wanted = words_of(planted_phrase(TARGETS[target]))
+    named = any(words_of(phrase.text) == wanted for phrase in (*patterns, *pieces))
+    flagged = {samples[index].id for phrase in (*patterns, *pieces) for index in phrase.flagged}
     hits = len(flagged & planted)
     precision = f"{hits / len(flagged):.3f}" if flagged else "-"
     recall = f"{hits / len(planted):.3f}" if planted else "-"
-    return str(len(found)), "yes" if named else "no", precision, recall
+    return str(len(patterns)), str(len(pieces)), "yes" if named else "no", precision, recall
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ _REGION = Words(
 WORDS = {
     "tokens": _REGION,
     "window": _REGION,
+    "copy": _REGION,
     "pattern": Words(
         "with the pattern taken out of the picture",
         "laying the pattern over other pictures",
@@ -52,6 +53,11 @@ def found_where(cluster: Mapping[str, Any]) -> str:
             f"in {counted(flagged, 'sample')} whose pictures have a pattern in common, and in "
             f"{counted(elsewhere, 'other sample')} whose pictures have not"
         )
+    if cluster["found_by"] == "copy":
+        return (
+            f"in {counted(flagged, 'sample')} whose pictures have a piece in common, each at a place of its own, and "
+            f"in {counted(elsewhere, 'other sample')} whose pictures have not"
+        )
     if cluster["found_by"] == "window":
         return (
             f"in {counted(flagged + elsewhere, 'sample')}; of {number(flagged)} it was seen to go away under a large "
@@ -68,8 +74,8 @@ def found_more(cluster: Mapping[str, Any]) -> str:
     if not cluster["more"]:
         return ""
     text = (
-        f"{counted(len(cluster['more']), 'further sample')} flagged: less suspicious by themselves, or rid of the "
-        "phrase only under a larger mask"
+        f"{counted(len(cluster['more']), 'further sample')} flagged: less suspicious by themselves, rid of the "
+        "phrase only under a larger mask, or with a piece of their picture in common"
     )
     carriers = len(set(cluster["with_pattern"]) & set(cluster["more"]))
     return f"{text}; {number(carriers)} because their pictures have a pattern in common" if carriers else text
