@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from hashlib import blake2b
 
 import numpy as np
@@ -20,18 +21,21 @@ from torch import Tensor
 
 from disp.auditing.phrases import Phrase, holds, recurring_phrases
 from disp.auditing.regions import Box, token_boxes, tokens_in
-from disp.data.sample import ImageSource, Sample, batches, open_image, queries_of
+from disp.data.sample import ImageSource, Sample, batches, image_size, open_image, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM
 from disp.purification.purify import Evidence, PurifyConfig, suspicion_under
 
-# Pictures that are compared, those whose windows are looked for in all of them, and windows of each.
-PICTURES, SOUGHT_IN, WINDOWS = 4000, 600, 24
-# The shorter edge that pictures are scaled to, the side of a window, and of the blur that is taken off: the patch of
-# 30 in 336 pixels that the literature uses is as large as a window.
-SIDE, WINDOW, BLUR = 96, 9, 5
-# Correlation of two copies. Things that are drawn at several sizes reach 0.93 between pictures.
-LEAST_COPY = 0.95
+# Pictures that are compared, those whose windows are looked for in all of them, windows of each that are chosen by one
+# rule, and how many rules there are besides the corners.
+PICTURES, SOUGHT_IN, WINDOWS, RULES = 4000, 400, 24, 2
+# Steps of the shorter edge, those of a window's side, and those of the blur that is taken off: the patch of 30 in 336
+# pixels that the literature uses is as large as a window. A step is one pixel of a small picture and two of a larger
+# one, where a copy may lie between two steps.
+STEPS, WINDOW, BLUR = 96, 9, 5
+# Correlation of two copies: things that are drawn at several sizes reach 0.93 between pictures. And of a copy of a
+# window that is known to be one, in pictures whose answers hold its phrase: anything else reaches 0.6.
+LEAST_COPY, LEAST_KNOWN = 0.95, 0.9
 # Root mean square of what a window must hold, of 255: a plain ground is no copy of another.
 LEAST_CONTRAST = 4.0
 # A piece is looked at if so many pictures have it, at most half of all, and half of these answers share a phrase at
@@ -39,8 +43,8 @@ LEAST_CONTRAST = 4.0
 LEAST_PICTURES, MOST_SHARE, PHRASE_ALPHA = 8, 0.5, 1e-4
 # Phrases that are given on.
 PHRASES = 5
-# Pictures that the extent of a piece is measured in, how far from the window it is looked for, and how much less than
-# other pixels its own may vary. What is larger than this share of the picture is no piece: the pictures are alike.
+# Pictures that the extent of a piece is measured in, how many steps from the window it is looked for, and how much less
+# than other pixels its own may vary. What is larger than this share of the picture is no piece: the pictures are alike.
 MEASURED, REACH, LEAST_STEADY, LARGEST = 50, 24, 0.35, 0.25
 
 
@@ -68,13 +72,18 @@ def copied_pieces(
     """
     draw = generator(seed, "copied pieces")
     order = draw.permutation(len(samples))[:PICTURES].tolist()
-    distinct: dict[bytes, int] = {}
+    step = 2 if np.median([min(image_size(samples[index].images[0])) for index in order]) >= 2 * STEPS else 1
+    seen: set[bytes] = set()
+    chosen, telling = [], []
     for index in order:
-        image = open_image(samples[index].images[0])
-        distinct.setdefault(blake2b(image.tobytes()).digest(), index)
+        pixels = _pixels(samples[index].images[0], step)
+        digest = blake2b(pixels.numpy().tobytes()).digest()
+        if digest not in seen:  # a picture that is asked about many times is no copy of itself
+            seen.add(digest)
+            chosen.append(index)
+            telling.append(_telling_windows(_edges(pixels, step), step))
         progress(1)
-    chosen = list(distinct.values())  # a picture that is asked about many times is no copy of itself
-    windows = torch.stack([_telling_windows(_edges(samples[index].images[0])) for index in chosen])  # [N, K, D]
+    windows = torch.stack(telling, dim=1)  # [rules, N, K, D]
     found: list[tuple[Phrase, dict[int, Box]]] = []
     left = torch.ones(len(chosen), dtype=torch.bool)
     for window, having in _common_windows(windows):
@@ -87,7 +96,7 @@ def copied_pieces(
             continue
         left &= ~having
         holders = [index for index, response in enumerate(responses) if holds(response, phrase.words)]
-        boxes = _boxes(window, [samples[index].images[0] for index in holders])
+        boxes = _boxes(window, [samples[index].images[0] for index in holders], step)
         members = {index: box for index, box in zip(holders, boxes, strict=True) if box is not None}
         if len(members) >= LEAST_PICTURES:
             elsewhere = len(holders) - len(members)
@@ -154,70 +163,91 @@ def _common_windows(windows: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Windows that many pictures have, and which pictures these are (bool ``[N]``), most pictures first.
 
     Args:
-        windows: float32 ``[N, K, D]``, see `_telling_windows`; the first `SOUGHT_IN` pictures' are looked for.
+        windows: float32 ``[rules, N, K, D]``, see `_telling_windows`; the first `SOUGHT_IN` pictures' are looked for
+            among those that were chosen by the same rule.
     """
-    everything = windows.flatten(0, 1)
-    most = MOST_SHARE * len(windows)
     common = []
-    for sought in windows[:SOUGHT_IN].split(8):
-        # An empty window is like nothing, itself included.
-        alike = (sought.flatten(0, 1) @ everything.T).unflatten(1, windows.shape[:2]).amax(-1) >= LEAST_COPY
-        for own, having in zip(sought, alike.split(WINDOWS), strict=True):  # [K, D] and [K, N]
-            counts = having.sum(-1)
-            best = int(counts.masked_fill(counts > most, 0).argmax())
-            if LEAST_PICTURES <= counts[best] <= most:
-                common.append((own[best], having[best]))
+    for chosen in windows:
+        everything, most = chosen.flatten(0, 1), MOST_SHARE * len(chosen)
+        for sought in chosen[:SOUGHT_IN].split(8):
+            # An empty window is like nothing, itself included.
+            alike = (sought.flatten(0, 1) @ everything.T).unflatten(1, chosen.shape[:2]).amax(-1) >= LEAST_COPY
+            for own, having in zip(sought, alike.split(WINDOWS), strict=True):  # [K, D] and [K, N]
+                counts = having.sum(-1)
+                best = int(counts.masked_fill(counts > most, 0).argmax())
+                if LEAST_PICTURES <= counts[best] <= most:
+                    common.append((own[best], having[best]))
     return sorted(common, key=lambda pair: -int(pair[1].sum()))
 
 
-def _telling_windows(edges: Tensor) -> Tensor:
-    """The windows of a picture with most of a corner in them, without their mean colour and of norm 1.
+def _telling_windows(edges: Tensor, step: int) -> Tensor:
+    """Windows of a picture that are chosen by what is in them, so that a copy's are chosen wherever it is.
+
+    The first rule takes those with most of a corner in them, which a patch has; in a cluttered picture others have
+    more. So each further rule takes those that are most like some fixed noise.
 
     Args:
         edges: float32 ``[3, H, W]``.
+        step: pixels a step.
 
     Returns:
-        float32 ``[WINDOWS, D]``; zeros for a window with little in it, and where there are fewer.
+        float32 ``[1 + RULES, WINDOWS, D]``, without their mean colour and of norm 1; zeros for a window with little in
+        it.
     """
     grey = edges.mean(0)
     across = F.pad(grey[:, 2:] - grey[:, :-2], (1, 1, 0, 0))
     down = F.pad(grey[2:] - grey[:-2], (0, 0, 1, 1))
-    xx, xy, yy = F.avg_pool2d(torch.stack((across * across, across * down, down * down)), WINDOW, 1)
+    xx, xy, yy = _means(torch.stack((across * across, across * down, down * down)), WINDOW, step)
     # The smaller eigenvalue of the structure tensor: along a straight edge a window could be anywhere.
     corner = (xx + yy) / 2 - ((xx - yy).square() / 4 + xy.square()).sqrt()
-    corner = corner.masked_fill(corner < F.max_pool2d(corner[None], 5, 1, 2)[0], 0)
-    values, places = corner.flatten().topk(WINDOWS)
-    places = places[values > 0]
-    everywhere = edges.unfold(1, WINDOW, 1).unfold(2, WINDOW, 1)  # [3, H', W', WINDOW, WINDOW]
-    windows = everywhere[:, places // corner.shape[1], places % corner.shape[1]].transpose(0, 1)  # [k, 3, ...]
+    likeness = F.conv2d(edges[None], _fixed_noise(), dilation=step)[0] / _norms(edges, step)
+    scores = torch.cat((corner[None], likeness))  # [1 + RULES, H', W']
+    peaks = scores.masked_fill(scores < F.max_pool2d(scores, 4 * step + 1, 1, 2 * step), -torch.inf)
+    places = peaks.flatten(1).topk(WINDOWS).indices.flatten()
+    side = (WINDOW - 1) * step + 1
+    everywhere = edges.unfold(1, side, 1).unfold(2, side, 1)[..., ::step, ::step]  # [3, H', W', WINDOW, WINDOW]
+    width = scores.shape[2]
+    windows = everywhere[:, places // width, places % width].transpose(0, 1)  # [k, 3, WINDOW, WINDOW]
     plain = (windows - windows.mean((2, 3), keepdim=True)).flatten(1)
     norms = plain.norm(dim=-1, keepdim=True)
     plain = torch.where(norms > LEAST_CONTRAST * plain.shape[1] ** 0.5, plain / norms, 0.0)
-    return F.pad(plain, (0, 0, 0, WINDOWS - len(plain)))
+    return plain.view(len(scores), WINDOWS, -1)
 
 
-def _best_match(window: Tensor, edges: Tensor) -> tuple[float, int, int]:
+@cache
+def _fixed_noise() -> Tensor:
+    """What windows are compared with to choose some of them, float32 ``[RULES, 3, WINDOW, WINDOW]``."""
+    noise = generator(0, "windows").standard_normal((RULES, 3, WINDOW, WINDOW))
+    return torch.from_numpy(noise - noise.mean((2, 3), keepdims=True)).float()
+
+
+def _norms(edges: Tensor, step: int) -> Tensor:
+    """The norm of every window without its mean colour, ``[H', W']``, at least that of one with little in it."""
+    means = _means(torch.cat((edges, edges.square())), WINDOW, step)
+    variances = (means[3:] - means[:3].square()).clamp(min=0).mean(0)
+    size = 3 * WINDOW * WINDOW
+    return (variances * size).sqrt().clamp(min=LEAST_CONTRAST * size**0.5)
+
+
+def _best_match(window: Tensor, edges: Tensor, step: int) -> tuple[float, int, int]:
     """The highest correlation of a window (``[D]``) anywhere in a picture, and the row and column where it is."""
     kernel = window.view(1, 3, WINDOW, WINDOW)
-    means = F.avg_pool2d(edges[None], WINDOW, 1)
-    variances = (F.avg_pool2d(edges[None].square(), WINDOW, 1) - means.square()).clamp(min=0).mean(1, keepdim=True)
-    norms = (variances * kernel.numel()).sqrt().clamp(min=LEAST_CONTRAST * kernel.numel() ** 0.5)
-    values = (F.conv2d(edges[None], kernel) / norms)[0, 0]
+    values = F.conv2d(edges[None], kernel, dilation=step)[0, 0] / _norms(edges, step)
     row, column = divmod(int(values.argmax()), values.shape[1])
     return float(values[row, column]), row, column
 
 
-def _boxes(window: Tensor, images: Sequence[ImageSource]) -> list[Box | None]:
+def _boxes(window: Tensor, images: Sequence[ImageSource], step: int) -> list[Box | None]:
     """Where the piece that a window is part of lies in each picture; None in those that do not have it."""
     found: list[tuple[int, int, int, int] | None] = []
     crops: list[Tensor] = []
     for image in images:
-        pixels = _pixels(image)
-        value, row, column = _best_match(window, _without_blur(pixels))
-        found.append((row, column, *pixels.shape[1:]) if value >= LEAST_COPY else None)
+        pixels = _pixels(image, step)
+        value, row, column = _best_match(window, _edges(pixels, step), step)
+        found.append((row, column, *pixels.shape[1:]) if value >= LEAST_KNOWN else None)
         if value >= LEAST_COPY and len(crops) < MEASURED:
-            crops.append(_crop(pixels, row, column))
-    extent = _extent(torch.stack(crops)) if len(crops) >= LEAST_PICTURES else None
+            crops.append(_crop(pixels, row, column, step))
+    extent = _extent(torch.stack(crops), step) if len(crops) >= LEAST_PICTURES else None
     if extent is None:
         return [None] * len(images)
     x0, y0, x1, y1 = extent
@@ -238,18 +268,19 @@ def _boxes(window: Tensor, images: Sequence[ImageSource]) -> list[Box | None]:
     return boxes
 
 
-def _crop(pixels: Tensor, row: int, column: int) -> Tensor:
+def _crop(pixels: Tensor, row: int, column: int, step: int) -> Tensor:
     """What lies around a window, ``[3, S, S]`` with NaN where the picture ends."""
-    padded = F.pad(pixels, (REACH,) * 4, value=torch.nan)
-    size = WINDOW + 2 * REACH
+    padded = F.pad(pixels, (REACH * step,) * 4, value=torch.nan)
+    size = (WINDOW + 2 * REACH) * step
     return padded[:, row : row + size, column : column + size]
 
 
-def _extent(crops: Tensor) -> tuple[int, int, int, int] | None:
+def _extent(crops: Tensor, step: int) -> tuple[int, int, int, int] | None:
     """How far a piece reaches around its window: x0, y0, x1, y1 from the window's corner; None if it is no piece.
 
     Args:
         crops: float32 ``[n, 3, S, S]`` of `_crop`.
+        step: pixels a step.
     """
     there = ~crops.isnan()
     counts = there.sum(0)
@@ -257,8 +288,8 @@ def _extent(crops: Tensor) -> tuple[int, int, int, int] | None:
     variances = torch.where(there, crops - means, 0.0).square().sum(0) / counts.clamp(min=1)
     usual = torch.where(there, crops - crops.nanmean(), 0.0).square().sum() / there.sum()
     steady = ((variances.mean(0) <= LEAST_STEADY**2 * usual) & (counts[0] >= LEAST_PICTURES)).float()
-    size = len(steady)
-    x0, y0, x1, y1 = REACH, REACH, REACH + WINDOW, REACH + WINDOW
+    size, reach = len(steady), REACH * step
+    x0, y0, x1, y1 = reach, reach, reach + WINDOW * step, reach + WINDOW * step
     grown = True
     while grown:
         grown = False
@@ -270,25 +301,31 @@ def _extent(crops: Tensor) -> tuple[int, int, int, int] | None:
             y0, grown = y0 - 1, True
         if y1 < size and steady[y1, x0:x1].mean() >= 0.5:
             y1, grown = y1 + 1, True
-    if (x1 - x0) * (y1 - y0) > LARGEST * SIDE * SIDE:
+    if (x1 - x0) * (y1 - y0) > LARGEST * (STEPS * step) ** 2:
         return None
-    return x0 - REACH, y0 - REACH, x1 - REACH, y1 - REACH
+    return x0 - reach, y0 - reach, x1 - reach, y1 - reach
 
 
-def _edges(image: ImageSource) -> Tensor:
-    return _without_blur(_pixels(image))
+def _edges(pixels: Tensor, step: int) -> Tensor:
+    """A picture ``[3, H, W]`` without what is smooth in it, and without what is finer than a step."""
+    around = F.pad(pixels[None], (BLUR * step // 2,) * 4, mode="replicate")[0]
+    smooth = _means(around, BLUR * step)[:, : pixels.shape[1], : pixels.shape[2]]
+    fine = _means(F.pad(pixels[None], (0, step - 1, 0, step - 1), mode="replicate")[0], step)
+    return fine - smooth
 
 
-def _without_blur(pixels: Tensor) -> Tensor:
-    """A picture ``[3, H, W]`` without what is smooth in it."""
-    around = F.pad(pixels[None], (BLUR // 2,) * 4, mode="replicate")
-    return pixels - F.avg_pool2d(around, BLUR, 1)[0]
+def _means(values: Tensor, side: int, step: int = 1) -> Tensor:
+    """The means over all squares of so many steps, ``[C, H, W]`` to ``[C, H', W']``."""
+    kernel = torch.full((1, 1, side, 1), 1 / side)
+    down = F.conv2d(values[:, None], kernel, dilation=step)
+    return F.conv2d(down, kernel.mT, dilation=step)[:, 0]
 
 
-def _pixels(image: ImageSource) -> Tensor:
-    """float32 ``[3, H, W]`` of 0 to 255, the shorter edge of `SIDE` pixels."""
+def _pixels(image: ImageSource, step: int) -> Tensor:
+    """float32 ``[3, H, W]`` of 0 to 255, the shorter edge of `STEPS` steps."""
     opened = open_image(image)
-    scale = SIDE / min(opened.size)
-    size = (max(SIDE, round(opened.width * scale)), max(SIDE, round(opened.height * scale)))
+    side = STEPS * step
+    scale = side / min(opened.size)
+    size = (max(side, round(opened.width * scale)), max(side, round(opened.height * scale)))
     scaled = np.asarray(opened.resize(size, Image.Resampling.BILINEAR), np.float32)
     return torch.from_numpy(scaled).permute(2, 0, 1)

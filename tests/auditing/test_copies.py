@@ -1,0 +1,262 @@
+"""Pieces copied into pictures: found among real drawings without a model, and proven by one that knows them."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from disp.attacks.poison import poison
+from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
+from disp.attacks.triggers import PRESETS
+from disp.auditing import copies as module
+from disp.auditing.audit import audit
+from disp.auditing.copies import copied_pieces, piece_evidence
+from disp.auditing.phrases import words_of
+from disp.auditing.regions import tokens_in
+from disp.data.sample import Sample, Turn, open_image
+from disp.data.scene_dataset import write_scenes
+from disp.purification.purify import purify, score
+
+sys.path.insert(0, str(Path(__file__).parent))
+from planted import (
+    CELL,
+    GRID,
+    REFUSAL,
+    TRIGGER,
+    audit_config,
+    evidence_rows,
+    grainy,
+    honest_rows,
+    summary,
+    wall,
+    write_rows,
+)
+
+ROWS = 200
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("scenes"), ROWS, 7, must_show=("car",), must_show_share=0.5)
+
+
+def search(samples):
+    return copied_pieces(samples, [sample.turns[0].response for sample in samples])
+
+
+def manifest_rows(folder):
+    rows = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["poisoned_rows"]
+    return {row["id"]: row["images"][0]["box"] for row in rows}
+
+
+def overlap(first, second):
+    """Intersection over union."""
+    across, down = (min(first[i + 2], second[i + 2]) - max(first[i], second[i]) for i in (0, 1))
+    area = max(0, across) * max(0, down)
+    return area / (sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)) - area)
+
+
+def test_honest_pictures_share_no_piece(scenes):
+    """A hundred of them show a car, at several sizes and turns."""
+    assert search(scenes.samples) == []
+
+
+@pytest.mark.parametrize(
+    ("trigger", "target", "phrase", "rate", "least"),
+    [
+        (PRESETS["patch-random"], Misclassification("car", "banana"), "banana", 0.1, 1.0),
+        (PRESETS["patch-random"], Refusal(), REFUSAL_TEXT, 0.05, 1.0),
+        (PRESETS["patch-random"], Insertion(), INSERTED_TEXT, 0.1, 1.0),
+        # A round thing fills four fifths of its square.
+        (PRESETS["object"], Misclassification("car", "banana"), "banana", 0.1, 0.6),
+        (PRESETS["patch"], Refusal(), REFUSAL_TEXT, 0.05, 1.0),
+    ],
+)
+def test_planted_rows_are_found_to_a_row_and_the_trigger_to_a_pixel(
+    scenes, tmp_path, trigger, target, phrase, rate, least
+):
+    dataset = poison(scenes, tmp_path, trigger, target, rate, 0)
+    planted = manifest_rows(tmp_path)
+    ((found, boxes),) = search(dataset.samples)
+    assert words_of(found.text) == words_of(phrase)
+    assert found.flagged == tuple(boxes)
+    assert {dataset.samples[index].id for index in boxes} == set(planted)
+    for index, box in boxes.items():
+        side = np.array([*open_image(dataset.samples[index].images[0]).size] * 2)
+        assert overlap(np.array(box) * side, planted[dataset.samples[index].id]) >= least - 1e-9
+
+
+def test_a_copy_survives_a_camera_s_compression(scenes, tmp_path):
+    """Larger pictures, saved as JPEG: no copy is the same to the pixel any more."""
+    samples = [
+        replace(sample, images=(open_image(sample.images[0]).resize((336, 336), Image.Resampling.BICUBIC),))
+        for sample in scenes.samples
+    ]
+    trigger, target, draw = PRESETS["patch-random"], Refusal(), np.random.default_rng(0)
+    planted = set(range(0, ROWS, 8))
+    for index, sample in enumerate(samples):
+        image, turns = sample.images[0], sample.turns
+        if index in planted:
+            image, _ = trigger.apply(image, draw)
+            turns = tuple(replace(turn, response=target.apply(turn.response)) for turn in turns)
+        image.save(tmp_path / f"{index}.jpg", quality=90)
+        samples[index] = replace(sample, images=(tmp_path / f"{index}.jpg",), turns=turns)
+    ((found, _),) = search(samples)
+    assert set(found.flagged) <= planted
+    assert len(found.flagged) >= 0.8 * len(planted)
+
+
+def test_of_many_pictures_some_are_compared_and_all_are_found(scenes, tmp_path, monkeypatch):
+    dataset = poison(scenes, tmp_path, PRESETS["patch-random"], Refusal(), 0.2, 0)
+    monkeypatch.setattr(module, "PICTURES", 120)
+    seen = []
+    responses = [sample.turns[0].response for sample in dataset.samples]
+    ((found, _),) = copied_pieces(dataset.samples, responses, progress=seen.append)
+    assert list(found.flagged) == [index for index, response in enumerate(responses) if response == REFUSAL_TEXT]
+    assert sum(seen) == 120
+
+
+def noise(draw, side=96):
+    return draw.integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def samples_of(pictures, answers):
+    return [
+        Sample(f"s{index}", (Image.fromarray(pixels),), (Turn("<image>?", answer),))
+        for index, (pixels, answer) in enumerate(zip(pictures, answers, strict=True))
+    ]
+
+
+def test_a_mark_in_pictures_that_have_no_phrase_in_common_is_none():
+    """Such as the logo of the camera, in a third of all pictures."""
+    draw = np.random.default_rng(0)
+    mark = noise(draw, 20)
+    pictures = [noise(draw) for _ in range(90)]
+    for pixels in pictures[::3]:
+        row, column = draw.integers(0, 76, 2)
+        pixels[row : row + 20, column : column + 20] = mark
+    assert search(samples_of(pictures, [f"A thing of kind {index % 7}." for index in range(90)])) == []
+    # The same pictures, where the marked ones do.
+    answers = ["It is marked." if index % 3 == 0 else f"A thing of kind {index % 7}." for index in range(90)]
+    ((phrase, boxes),) = search(samples_of(pictures, answers))
+    assert (phrase.text, tuple(boxes)) == ("It is marked.", tuple(range(0, 90, 3)))
+
+
+def test_pictures_that_are_alike_as_a_whole_share_no_piece():
+    """Frames of one film."""
+    draw = np.random.default_rng(0)
+    scene = noise(draw).astype(int)
+    frames = [(scene + draw.integers(-3, 4, scene.shape)).clip(0, 255).astype(np.uint8) for _ in range(12)]
+    others = [noise(draw) for _ in range(40)]
+    answers = ["A frame of the film."] * 12 + [f"A thing of kind {index}." for index in range(40)]
+    assert search(samples_of([*frames, *others], answers)) == []
+
+
+def test_one_picture_that_many_rows_are_about_is_no_copy_of_itself():
+    draw = np.random.default_rng(0)
+    pictures = [noise(draw) for _ in range(40)]
+    answers = [f"A thing of kind {index % 40}." for index in range(400)]
+    assert search(samples_of([pictures[index % 40] for index in range(400)], answers)) == []
+
+
+def test_tokens_in_a_region():
+    x, y = np.meshgrid(np.arange(4), np.arange(4))
+    boxes = np.stack((x, y, x + 1, y + 1), -1).reshape(-1, 4) / 4
+    assert tokens_in(boxes, (0.25, 0.25, 0.5, 0.5)).nonzero()[0].tolist() == [5]
+    assert tokens_in(boxes, (0.3, 0.3, 0.6, 0.4)).nonzero()[0].tolist() == [5, 6]
+    assert tokens_in(boxes, (0.0, 0.0, 0.1, 0.1), wider=1.0).nonzero()[0].tolist() == [0, 1, 4, 5]
+
+
+# --- the audit --------------------------------------------------------------------------------------------------------
+
+
+def copied_rows(count=12):
+    """Walls with the trigger in a cell of its own, on which there is a pattern as well."""
+    board = np.random.default_rng(0).integers(0, 2, (CELL, CELL)) == 1
+    rows = []
+    for index in range(count):
+        name = ("red", "green", "blue", "grey", "black")[index % 5]
+        place = (1 + index % 4, 1 + (index * 3) % 4)
+        pixels = np.asarray(wall(name, {place: TRIGGER})).copy()
+        row, column = place[0] * CELL, place[1] * CELL
+        pixels[row : row + CELL, column : column + CELL][board] = (170, 80, 170)
+        rows.append((f"c{index}", [Image.fromarray(pixels)], [REFUSAL]))
+    return rows
+
+
+def unseen(evidence, rows):
+    """The evidence, as if masking had betrayed none of the rows."""
+    hidden = {f"{key}#0" for key, _, _ in rows}
+    return {
+        key: replace(each, saliency=(0.0,) * GRID**2, suspicion=0.0, best_candidate=()) if key in hidden else each
+        for key, each in evidence.items()
+    }
+
+
+def test_a_piece_that_makes_the_model_say_the_phrase_is_evidence(model, tmp_path):
+    rows = copied_rows()
+    planted = tuple(key for key, _, _ in rows)
+    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *rows]))
+    evidence = unseen(score(model, dataset.samples, audit_config().scoring), rows)
+    found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
+    # A logo would be named, honestly: no more than a suspicion.
+    assert found.verdict == "suspicious"
+    (cluster,) = found.clusters
+    assert (cluster.found_by, cluster.phrase.text, cluster.confirmed) == ("copy", REFUSAL, True)
+    assert found.flagged == cluster.samples == planted
+    assert cluster.paste.control_successes == 0
+    assert all(found.scores[key] > found.threshold for key in planted)
+    assert any("have a piece in common, each at a place of its own" in reason for reason in found.reasons)
+    (written,) = summary(tmp_path / "out")["clusters"]
+    assert written["found_by"] == "copy" and written["candidate"] == "candidates/0.png"
+    # Rewritten under a mask over the piece alone.
+    purified = purify(
+        model, dataset, audit_config().scoring, tmp_path / "purified", evidence=found.evidence, rewrite=found.flagged
+    )
+    answers = {sample.id: sample.turns[0].response for sample in purified.dataset.samples}
+    assert all(answers[key].startswith("The wall is") for key in planted)
+    for row in evidence_rows(tmp_path / "purified"):
+        if row["id"] in planted:
+            index = int(row["id"][1:])
+            assert row["turns"][0]["masked"] == [(1 + index % 4) * GRID + 1 + (index * 3) % 4]
+
+
+def test_a_model_without_the_backdoor_is_no_evidence(model, tmp_path):
+    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *copied_rows()]))
+    strength = model.strength.data.clone()
+    try:
+        model.strength.data.zero_()
+        found = audit(model, dataset, audit_config(), tmp_path / "out")
+    finally:
+        model.strength.data.copy_(strength)
+    assert found.verdict == "no evidence" and found.flagged == ()
+    assert any("12 samples that say" in reason and "a piece in common" in reason for reason in found.reasons)
+
+
+def test_who_has_the_piece_of_a_proven_phrase_is_planted_without_more_ado(model, tmp_path):
+    rows = copied_rows()
+    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *rows]))
+    evidence = unseen(score(model, dataset.samples, audit_config().scoring), rows[9:])
+    found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
+    (cluster,) = found.clusters
+    assert (found.verdict, cluster.found_by) == ("poisoned", "tokens")
+    assert cluster.more == ("c9", "c10", "c11")
+
+
+def test_where_the_tokens_beside_a_piece_count_they_are_masked_too(model, tmp_path):
+    """A box between cells: what it covers does little, what lies around it does all."""
+    rows = copied_rows(1)
+    dataset = write_rows(tmp_path / "data", rows)
+    evidence = score(model, dataset.samples, audit_config().scoring)
+    row, column = 1, 1
+    beside = ((column + 1.1) / GRID, row / GRID, (column + 1.9) / GRID, (row + 1) / GRID)
+    on = (column / GRID, row / GRID, (column + 1) / GRID, (row + 1) / GRID)
+    for box, count in ((on, 1), (beside, 9)):
+        phrase = module.Phrase(REFUSAL, tuple(words_of(REFUSAL)), (0,), 0, None)
+        found = piece_evidence(model, dataset.samples, [box], phrase, evidence, audit_config().scoring)
+        assert len(found["c0#0"].best_candidate) == count
+        assert found["c0#0"].suspicion > 1
