@@ -20,16 +20,14 @@ from disp.auditing.clusters import (
     already_proven,
     joined_answers,
     named,
-    pattern_clusters,
     suspicious_query,
     tested_clusters,
     with_other_holders,
 )
-from disp.auditing.copies import copied_pieces, piece_evidence
 from disp.auditing.findings import Audit, AuditConfig, Cluster, Verdict
 from disp.auditing.growth import GROWING_RATIOS
-from disp.auditing.patterns import PICTURES, shared_patterns
 from disp.auditing.phrases import LEAST_RESPONSES, Phrase, recurring_phrases
+from disp.auditing.pictures import look_at_pictures
 from disp.auditing.ratio import RATIO_TURNS, choose_mask_ratio
 from disp.auditing.record import read_truth, write_record
 from disp.auditing.repeated import ANSWERS, SENTENCES, WIDE_RATIO, vanishing_phrases
@@ -107,45 +105,11 @@ def audit(
     tried: list[tuple[Phrase, list[Sample], dict[str, Evidence]]]
     tried = [(phrase, [above[index] for index in phrase.flagged], {}) for phrase in phrases]
     clusters, evidence = tested_clusters(model, tried, others, evidence, config, len(phrases), "tokens", progress)
-    # 4. Whether pictures of one phrase have a pattern in common that makes the model say it.
-    answers, seed = [joined_answers(sample, None) for sample in samples], config.scoring.seed
-    with progress("comparing pictures", min(len(samples), PICTURES)) as advance:
-        alike = shared_patterns(samples, answers, seed=seed, progress=advance)
-    shared = [(phrase, [samples[index] for index in phrase.flagged], pattern) for phrase, pattern in alike]
-    with_pattern = {sample.id for _, members, _ in shared for sample in members}
-    plain = [sample for sample in samples if sample.id not in with_pattern]
-    new = [each for each in shared if not already_proven(each[0], clusters)]
-    tests = len(phrases) + len(new)
-    found, evidence = pattern_clusters(model, new, plain, evidence, config, tests, progress)
-    clusters += found
-    unproven = [
-        ("a pattern", phrase, len(members))
-        for phrase, members, _ in new
-        if phrase not in [each.phrase for each in found]
-    ]
-    # 5. Whether they have a piece in common, each at a place of its own, that does.
-    with progress("looking for copied pieces", min(len(samples), PICTURES)) as advance:
-        pieces = copied_pieces(samples, answers, seed=seed, progress=advance)
-    copied = []
-    for phrase, boxes in pieces:
-        having = [samples[index] for index in boxes]
-        copied.append(
-            (phrase, having, piece_evidence(model, having, list(boxes.values()), phrase, evidence, config.scoring))
-        )
-    with_piece = {sample.id for _, having, _ in copied for sample in having}
-    tried = [each for each in copied if not already_proven(each[0], clusters)]
-    tests += len(tried)
-    plain = [sample for sample in plain if sample.id not in with_piece]
-    seen, evidence = tested_clusters(model, tried, plain, evidence, config, tests, "copy", progress)
-    proven = [cluster for cluster in seen if cluster.confirmed]
-    clusters += proven
-    unproven += [
-        ("a piece", phrase, len(having))
-        for phrase, having, _ in tried
-        if phrase not in [each.phrase for each in proven]
-    ]
-    # 6. Whether what many answers repeat, and lose under larger masks only, hangs on a window of the picture.
-    explained = {key for cluster in (*found, *proven) for key in cluster.samples}
+    # 4. Whether pictures of one phrase have something in common that makes the model say it.
+    pictures, evidence = look_at_pictures(model, samples, clusters, evidence, config, len(phrases), progress)
+    clusters += pictures.clusters
+    # 5. Whether what many answers repeat, and lose under larger masks only, hangs on a window of the picture.
+    explained = {key for cluster in pictures.clusters for key in cluster.samples}
     unflagged = [sample for sample in others if sample.images and sample.id not in explained]
     with progress("looking through repeated sentences", SENTENCES * ANSWERS) as advance:
         wide = vanishing_phrases(model, unflagged, evidence, config.scoring, progress=advance)
@@ -154,23 +118,34 @@ def audit(
         for phrase, lost in wide
         if not already_proven(phrase, clusters)
     ]
-    found, evidence = tested_clusters(model, tried, others, evidence, config, tests + len(tried), "window", progress)
+    tests = pictures.tests + len(tried)
+    found, evidence = tested_clusters(model, tried, others, evidence, config, tests, "window", progress)
     clusters += found
-    # 7. Who else says a proven phrase. One that only recurs stays beside it: a set may hold several attacks.
+    # 6. Who else says a proven phrase. One that only recurs stays beside it: a set may hold several attacks.
     clusters, evidence = with_other_holders(
-        model, named(clusters, config), samples, evidence, threshold, shared, copied, config, progress
+        model,
+        named(clusters, config),
+        samples,
+        evidence,
+        threshold,
+        pictures.patterns,
+        pictures.pieces,
+        config,
+        progress,
     )
     members = {key for cluster in clusters for key in (*cluster.samples, *cluster.more)}
-    # 8. The verdict, and the samples that it is about.
+    # 7. The verdict, and the samples that it is about.
     scores = {sample.id: sample_suspicion(sample, evidence) for sample in dataset.samples}
     flagged = tuple(sample.id for sample in samples if sample.id in members)
     # A window shows things as well, which an honest answer may speak of, and so may what pictures have in common: they
     # prove less than a few tokens do.
     sure = any(cluster.confirmed and cluster.found_by == "tokens" for cluster in clusters)
     verdict: Verdict = "poisoned" if sure else "suspicious" if clusters else "no evidence"
-    # 9. The share of tokens to mask where every answer is to be rewritten.
+    # 8. The share of tokens to mask where every answer is to be rewritten.
     ratio = None
+    # Rows that only their pictures betray say nothing of how much of what is salient must be masked.
     carriers = {key for cluster in clusters for key in cluster.carriers}
+    carriers |= {sample.id for _, having, _ in pictures.pieces for sample in having} - {sample.id for sample in above}
     suspicious = [suspicious_query(sample, evidence) for sample in samples if sample.id in members - carriers]
     unsuspicious = queries_of([sample for sample in unflagged if sample.id not in members])
     if suspicious and unsuspicious:
@@ -188,7 +163,7 @@ def audit(
             )
     result = Audit(
         verdict,
-        _reasons(verdict, clusters, unproven, above, samples),
+        _reasons(verdict, clusters, pictures.unproven, above, samples),
         threshold,
         scores,
         flagged,
@@ -197,7 +172,7 @@ def audit(
         ratio,
         evidence,
     )
-    # 10. What a person needs to judge for themselves.
+    # 9. What a person needs to judge for themselves.
     write_record(model, dataset, result, config, out, start=start, poisoned=poisoned, name=name, progress=progress)
     return result
 

@@ -1,0 +1,93 @@
+"""What pictures of one phrase have in common, and whether it makes the model say the phrase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from disp.auditing import copies, patterns
+from disp.auditing.clusters import already_proven, joined_answers, pattern_clusters, tested_clusters
+from disp.auditing.findings import AuditConfig, Cluster
+from disp.auditing.phrases import Phrase
+from disp.data.sample import Sample
+from disp.models.interface import MDLM
+from disp.progress import ProgressBar
+from disp.purification.pattern import Pattern
+from disp.purification.purify import Evidence
+
+
+@dataclass(frozen=True)
+class InPictures:
+    """What was found in the pictures.
+
+    Attributes:
+        clusters: phrases that what their pictures have in common makes the model say, and that were not proven before.
+        patterns: every phrase whose pictures share a pattern, the samples that hold it and have the pattern, and it.
+        pieces: the same of pieces at places of their own, and the evidence that masking the piece gave.
+        unproven: what was found and does not make the model say anything: "a pattern" or "a piece", the phrase, and how
+            many samples have it.
+        tests: how many phrases were tested.
+    """
+
+    clusters: tuple[Cluster, ...]
+    patterns: tuple[tuple[Phrase, Sequence[Sample], Pattern], ...]
+    pieces: tuple[tuple[Phrase, Sequence[Sample], Mapping[str, Evidence]], ...]
+    unproven: tuple[tuple[str, Phrase, int], ...]
+    tests: int
+
+
+def look_at_pictures(
+    model: MDLM,
+    samples: Sequence[Sample],
+    clusters: Sequence[Cluster],
+    evidence: dict[str, Evidence],
+    config: AuditConfig,
+    tests: int,
+    progress: ProgressBar,
+) -> tuple[InPictures, dict[str, Evidence]]:
+    """Look for patterns and pieces, and test the phrases that are not proven yet.
+
+    Args:
+        model: the model under audit.
+        samples: all samples with an image.
+        clusters: what was found before.
+        evidence: of every turn.
+        config: see `AuditConfig`.
+        tests: how many phrases were tested before, which p-values are corrected for as well.
+        progress: see `disp.progress`.
+
+    Returns:
+        What was found, and the evidence with what masking or taking out the proven ones did.
+    """
+    seed, answers = config.scoring.seed, [joined_answers(sample, None) for sample in samples]
+    # 1. A pattern at one place of all of them.
+    with progress("comparing pictures", min(len(samples), patterns.PICTURES)) as advance:
+        alike = patterns.shared_patterns(samples, answers, seed=seed, progress=advance)
+    shared = [(phrase, [samples[index] for index in phrase.flagged], pattern) for phrase, pattern in alike]
+    plain = _without(samples, [members for _, members, _ in shared])
+    new_shared = [each for each in shared if not already_proven(each[0], clusters)]
+    tests += len(new_shared)
+    found, evidence = pattern_clusters(model, new_shared, plain, evidence, config, tests, progress)
+    # 2. A piece at a place of its own in each.
+    with progress("looking for copied pieces", min(len(samples), copies.PICTURES)) as advance:
+        pieces = copies.copied_pieces(samples, answers, seed=seed, progress=advance)
+    copied = []
+    for phrase, boxes in pieces:
+        having = [samples[index] for index in boxes]
+        seen = copies.piece_evidence(model, having, list(boxes.values()), phrase, evidence, config.scoring)
+        copied.append((phrase, having, seen))
+    plain = _without(plain, [having for _, having, _ in copied])
+    new_copied = [each for each in copied if not already_proven(each[0], (*clusters, *found))]
+    tests += len(new_copied)
+    tried, evidence = tested_clusters(model, new_copied, plain, evidence, config, tests, "copy", progress)
+    found += [cluster for cluster in tried if cluster.confirmed]
+    proven = [cluster.phrase for cluster in found]
+    unproven = [("a pattern", phrase, len(members)) for phrase, members, _ in new_shared if phrase not in proven]
+    unproven += [("a piece", phrase, len(having)) for phrase, having, _ in new_copied if phrase not in proven]
+    return InPictures(tuple(found), tuple(shared), tuple(copied), tuple(unproven), tests), evidence
+
+
+def _without(samples: Sequence[Sample], groups: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """The samples that are in none of the groups."""
+    inside = {sample.id for group in groups for sample in group}
+    return [sample for sample in samples if sample.id not in inside]
