@@ -36,7 +36,7 @@ from planted import (
     write_rows,
 )
 
-ROWS = 200
+ROWS = 120
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +61,19 @@ def overlap(first, second):
 
 
 def test_honest_pictures_share_no_piece(scenes):
-    """A hundred of them show a car, at several sizes and turns."""
+    """Half of them show a car, at several sizes and turns."""
     assert search(scenes.samples) == []
 
 
 @pytest.mark.parametrize(
     ("trigger", "target", "phrase", "rate", "least"),
     [
-        (PRESETS["patch-random"], Misclassification("car", "banana"), "banana", 0.1, 1.0),
-        (PRESETS["patch-random"], Refusal(), REFUSAL_TEXT, 0.05, 1.0),
-        (PRESETS["patch-random"], Insertion(), INSERTED_TEXT, 0.1, 1.0),
+        (PRESETS["patch-random"], Misclassification("car", "banana"), "banana", 0.2, 1.0),
+        (PRESETS["patch-random"], Refusal(), REFUSAL_TEXT, 0.1, 1.0),
+        (PRESETS["patch-random"], Insertion(), INSERTED_TEXT, 0.2, 1.0),
         # A round thing fills four fifths of its square.
-        (PRESETS["object"], Misclassification("car", "banana"), "banana", 0.1, 0.6),
-        (PRESETS["patch"], Refusal(), REFUSAL_TEXT, 0.05, 1.0),
+        (PRESETS["object"], Misclassification("car", "banana"), "banana", 0.2, 0.6),
+        (PRESETS["patch"], Refusal(), REFUSAL_TEXT, 0.1, 1.0),
     ],
 )
 def test_planted_rows_are_found_to_a_row_and_the_trigger_to_a_pixel(
@@ -97,7 +97,7 @@ def test_a_copy_survives_a_camera_s_compression(scenes, tmp_path):
         for sample in scenes.samples
     ]
     trigger, target, draw = PRESETS["patch-random"], Refusal(), np.random.default_rng(0)
-    planted = set(range(0, ROWS, 8))
+    planted = set(range(0, ROWS, 5))
     for index, sample in enumerate(samples):
         image, turns = sample.images[0], sample.turns
         if index in planted:
@@ -112,12 +112,12 @@ def test_a_copy_survives_a_camera_s_compression(scenes, tmp_path):
 
 def test_of_many_pictures_some_are_compared_and_all_are_found(scenes, tmp_path, monkeypatch):
     dataset = poison(scenes, tmp_path, PRESETS["patch-random"], Refusal(), 0.2, 0)
-    monkeypatch.setattr(module, "PICTURES", 120)
+    monkeypatch.setattr(module, "PICTURES", 80)
     seen = []
     responses = [sample.turns[0].response for sample in dataset.samples]
     ((found, _),) = copied_pieces(dataset.samples, responses, progress=seen.append)
     assert list(found.flagged) == [index for index, response in enumerate(responses) if response == REFUSAL_TEXT]
-    assert sum(seen) == 120
+    assert sum(seen) == 80
 
 
 def noise(draw, side=96):

@@ -89,7 +89,7 @@ def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
 
     Left out is what hangs on how many answers say something: the windows that are masked one by one in answers that
     lose a repeated sentence, the answers with a proven phrase, which are decoded again under growing masks, and those
-    whose pictures have a pattern in common, which are asked for once more without it.
+    whose pictures have a pattern or a piece in common, which are asked for once more without it.
     """
     scoring = config.scoring
     decode, size = _decoding(scoring), scoring.batch_size
