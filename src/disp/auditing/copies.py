@@ -86,13 +86,15 @@ def copied_pieces(
     windows = torch.stack(telling, dim=1)  # [rules, N, K, D]
     found: list[tuple[Phrase, dict[int, Box]]] = []
     left = torch.ones(len(chosen), dtype=torch.bool)
+    rejected: list[Tensor] = []
     for window, having in _common_windows(windows):
         having = having & left
-        if having.sum() < LEAST_PICTURES:
+        if having.sum() < LEAST_PICTURES or any(_nearly_same(having, other) for other in rejected):
             continue
         carriers = [index for index, has in zip(chosen, having.tolist(), strict=True) if has]
         phrase = _shared_phrase(carriers, chosen, responses)
         if phrase is None:
+            rejected.append(having)
             continue
         left &= ~having
         holders = [index for index, response in enumerate(responses) if holds(response, phrase.words)]
@@ -149,6 +151,11 @@ def piece_evidence(
             suspicion = max(before.suspicion or 0.0, near, wide)
             found[query.key] = replace(before, suspicion=suspicion, best_candidate=tuple(best.nonzero()[0].tolist()))
     return found
+
+
+def _nearly_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two sets of pictures (bool ``[N]``) share four in five: windows of one thing have about the same."""
+    return bool(5 * (first & second).sum() >= 4 * (first | second).sum())
 
 
 def _shared_phrase(carriers: Sequence[int], chosen: Sequence[int], responses: Sequence[str]) -> Phrase | None:
