@@ -38,6 +38,8 @@ STEPS, WINDOW, BLUR = 96, 9, 5
 LEAST_COPY, LEAST_KNOWN = 0.95, 0.9
 # Root mean square of what a window must hold, of 255: a plain ground is no copy of another.
 LEAST_CONTRAST = 4.0
+# The smaller eigenvalue of a window's structure tensor by the mean of both: edges and arcs of all things are alike.
+LEAST_CORNER = 0.5
 # A piece is looked at if so many pictures have it, at most half of all, and half of these answers share a phrase at
 # this corrected p-value.
 LEAST_PICTURES, MOST_SHARE, PHRASE_ALPHA = 8, 0.5, 1e-4
@@ -208,6 +210,7 @@ def _telling_windows(edges: Tensor, step: int) -> Tensor:
     # The smaller eigenvalue of the structure tensor: along a straight edge a window could be anywhere.
     corner = (xx + yy) / 2 - ((xx - yy).square() / 4 + xy.square()).sqrt()
     likeness = F.conv2d(edges[None], _fixed_noise(), dilation=step)[0] / _norms(edges, step)
+    likeness = likeness.masked_fill(corner < LEAST_CORNER * (xx + yy) / 2, -torch.inf)
     scores = torch.cat((corner[None], likeness))  # [1 + RULES, H', W']
     peaks = scores.masked_fill(scores < F.max_pool2d(scores, 4 * step + 1, 1, 2 * step), -torch.inf)
     places = peaks.flatten(1).topk(WINDOWS).indices.flatten()
