@@ -42,8 +42,8 @@ PASTED = {
 ASSUMPTIONS = (
     "The model under audit was fine-tuned on this dataset, so that it learnt what the dataset teaches.",
     "The trigger is in the pictures. It is small, so that a few visual tokens decide the planted answer; or up to a "
-    "fifth of the picture, and a sentence of five words or more goes with it; or the same pattern at the same place in "
-    "all pictures, up to the whole of them.",
+    "fifth of the picture, and a sentence of five words or more goes with it; or it is the same to the pixel in all "
+    "pictures, up to the whole of them at one place, up to a quarter at places of its own.",
     "Planted answers share a phrase, as with one attacker and one target.",
 )
 BLIND_SPOTS = (
