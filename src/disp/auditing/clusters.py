@@ -154,9 +154,12 @@ def with_other_holders(
             carriers = [sample for sample in left if sample.id in ids]
             if pattern is not None:
                 evidence = {**evidence, **_without_pattern(model, carriers, pattern, evidence, config)}
+            more = {sample.id for sample in carriers}
             having, seen = _of_phrase(cluster, copied) or ((), {})
+            # Where a pattern is taken out of the picture, nothing is masked.
+            seen = {key: each for key, each in seen.items() if key.rpartition("#")[0] not in more}
             evidence = {**evidence, **seen}
-            more = {sample.id for sample in (*carriers, *having)} - members
+            more |= {sample.id for sample in having} - members
             left = [sample for sample in left if sample.id not in more]
             more |= _holders(cluster, left, evidence, threshold)
             left = [sample for sample in left if sample.id not in more]
