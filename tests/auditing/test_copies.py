@@ -207,7 +207,8 @@ def test_a_piece_that_makes_the_model_say_the_phrase_is_evidence(model, tmp_path
     assert found.verdict == "suspicious"
     (cluster,) = found.clusters
     assert (cluster.found_by, cluster.phrase.text, cluster.confirmed) == ("copy", REFUSAL, True)
-    assert found.flagged == cluster.samples == planted
+    assert found.flagged == cluster.samples == cluster.by_piece == planted
+    assert found.ratio is None  # nothing that is salient betrayed them
     assert cluster.paste.control_successes == 0
     assert all(found.scores[key] > found.threshold for key in planted)
     assert any("have a piece in common, each at a place of its own" in reason for reason in found.reasons)
@@ -245,6 +246,8 @@ def test_who_has_the_piece_of_a_proven_phrase_is_planted_without_more_ado(model,
     (cluster,) = found.clusters
     assert (found.verdict, cluster.found_by) == ("poisoned", "tokens")
     assert cluster.more == ("c9", "c10", "c11")
+    assert cluster.by_piece == ("c10",)  # growing masks reach the others' cells
+    assert any("Only their pictures betray 1 of them" in reason for reason in found.reasons)
 
 
 def test_where_the_tokens_beside_a_piece_count_they_are_masked_too(model, tmp_path):

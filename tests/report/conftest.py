@@ -132,13 +132,14 @@ def write_audit(folder, port=9):
         "p_value": 2.4e-9,
         "found_by": "tokens",
         "with_pattern": [rows[8]["id"]],
+        "by_piece": [rows[9]["id"]],
         "paste": {"successes": 46, "trials": 48, "control_successes": 1, "control_trials": 48, "p_value": 0.0002},
         "samples": [row["id"] for row in rows[:8]],
         "candidate": "candidates/0.png",
         "box": [0.875, 0.8333, 1.0, 1.0],
     }
     strange = cluster | {"phrase": hostile["breakout"], "paste": None, "candidate": "../../secret.png", "box": None}
-    strange |= {"said_instead": [], "more": [], "with_pattern": []}
+    strange |= {"said_instead": [], "more": [], "with_pattern": [], "by_piece": []}
     audit = {
         "verdict": "poisoned",
         "reasons": [

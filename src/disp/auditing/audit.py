@@ -144,8 +144,7 @@ def audit(
     # 8. The share of tokens to mask where every answer is to be rewritten.
     ratio = None
     # Rows that only their pictures betray say nothing of how much of what is salient must be masked.
-    carriers = {key for cluster in clusters for key in cluster.carriers}
-    carriers |= {sample.id for _, having, _ in pictures.pieces for sample in having} - {sample.id for sample in above}
+    carriers = {key for cluster in clusters for key in (*cluster.carriers, *cluster.by_piece)}
     suspicious = [suspicious_query(sample, evidence) for sample in samples if sample.id in members - carriers]
     unsuspicious = queries_of([sample for sample in unflagged if sample.id not in members])
     if suspicious and unsuspicious:
@@ -233,9 +232,14 @@ def _cluster_reasons(cluster: Cluster) -> list[str]:
         )
     if cluster.more:
         reasons.append(
-            f"{len(cluster.more)} more samples say it and are less suspicious, lose it only with up to "
-            f"{GROWING_RATIOS[-1]:.0%} of the most salient tokens masked, or have a piece of their picture in common."
+            f"{len(cluster.more)} more samples say it and are less suspicious, or lose it only with up to "
+            f"{GROWING_RATIOS[-1]:.0%} of the most salient tokens masked."
             + (f" {len(cluster.carriers)} have a pattern in their pictures." if cluster.carriers else "")
+            + (
+                f" Only their pictures betray {len(cluster.by_piece)} of them, which have a piece in common."
+                if cluster.by_piece
+                else ""
+            )
         )
     return reasons
 

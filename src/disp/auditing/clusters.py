@@ -155,11 +155,6 @@ def with_other_holders(
             if pattern is not None:
                 evidence = {**evidence, **_without_pattern(model, carriers, pattern, evidence, config)}
             more = {sample.id for sample in carriers}
-            having, seen = _of_phrase(cluster, copied) or ((), {})
-            # Where a pattern is taken out of the picture, nothing is masked.
-            seen = {key: each for key, each in seen.items() if key.rpartition("#")[0] not in more}
-            evidence = {**evidence, **seen}
-            more |= {sample.id for sample in having} - members
             left = [sample for sample in left if sample.id not in more]
             more |= _holders(cluster, left, evidence, threshold)
             left = [sample for sample in left if sample.id not in more]
@@ -167,15 +162,28 @@ def with_other_holders(
                 found = planted_holders(model, left, cluster, evidence, config.scoring, progress=advance)
             evidence = {**evidence, **found}
             more |= {key.rpartition("#")[0] for key in found}
+            having, seen = _of_phrase(cluster, copied) or ((), {})
+            by_piece = {sample.id for sample in having} - more - members
+            more |= by_piece
+            # Where a pattern is taken out of the picture, nothing is masked.
+            out = {sample.id for sample in carriers}
+            seen = {key: each for key, each in seen.items() if key.rpartition("#")[0] not in out}
+            evidence = {**evidence, **_more_suspicious(seen, evidence)}
             members |= more
             cluster = replace(
                 cluster,
                 more=tuple(sample.id for sample in samples if sample.id in more),
                 pattern=pattern,
                 carriers=tuple(sample.id for sample in carriers),
+                by_piece=tuple(sample.id for sample in samples if sample.id in by_piece),
             )
         result.append(cluster)
     return result, evidence
+
+
+def _more_suspicious(new: Mapping[str, Evidence], old: Mapping[str, Evidence]) -> dict[str, Evidence]:
+    """The new evidence that betrays its answer at least as much as the old."""
+    return {key: each for key, each in new.items() if (each.suspicion or 0.0) >= (old[key].suspicion or 0.0)}
 
 
 def region_of(model: MDLM, sample: Sample, evidence: Mapping[str, Evidence]) -> Region:
@@ -243,7 +251,8 @@ def _cluster(
     least = max(config.least_effect, WIDE_EFFECT) if found_by == "window" else config.least_effect
     confirmed = test.p_value <= config.false_alarm_rate / tests and test.successes >= least * test.trials
     trigger = regions[int(np.argmax(test.by_region))]
-    return Cluster(phrase, ids, test, confirmed, tuple(sorted(instead)), trigger, found_by=found_by)
+    by_piece = ids if found_by == "copy" else ()
+    return Cluster(phrase, ids, test, confirmed, tuple(sorted(instead)), trigger, found_by=found_by, by_piece=by_piece)
 
 
 def _pattern_cluster(

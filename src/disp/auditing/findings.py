@@ -68,6 +68,8 @@ class Cluster:
         pattern: what the pictures of its answers have in common, if anything; see `disp.auditing.patterns`.
         carriers: ids of the samples, among ``samples`` and ``more``, that are answered again with the pattern taken
             out of their pictures; the others with visual tokens masked.
+        by_piece: ids of the samples, among ``samples`` and ``more``, that nothing but a piece in their pictures
+            betrays; see `disp.auditing.copies`.
     """
 
     phrase: Phrase
@@ -80,6 +82,7 @@ class Cluster:
     found_by: FoundBy = "tokens"
     pattern: Pattern | None = None
     carriers: tuple[str, ...] = ()
+    by_piece: tuple[str, ...] = ()
 
     def with_trigger(self, image: ImageSource) -> ImageSource:
         """The picture with the trigger candidate in it, or as it is where there is none."""

@@ -300,6 +300,7 @@ def _summary(
                 "samples": list(cluster.samples),
                 "more": list(cluster.more),
                 "with_pattern": list(cluster.carriers),
+                "by_piece": list(cluster.by_piece),
                 "candidate": f"candidates/{number}.png" if cluster.trigger or cluster.pattern else None,
                 "box": list(cluster.trigger.box) if cluster.trigger else None,
                 "donor": cluster.trigger.sample_id if cluster.trigger else None,

@@ -74,8 +74,11 @@ def found_more(cluster: Mapping[str, Any]) -> str:
     if not cluster["more"]:
         return ""
     text = (
-        f"{counted(len(cluster['more']), 'further sample')} flagged: less suspicious by themselves, rid of the "
-        "phrase only under a larger mask, or with a piece of their picture in common"
+        f"{counted(len(cluster['more']), 'further sample')} flagged: less suspicious by themselves, or rid of the "
+        "phrase only under a larger mask"
     )
     carriers = len(set(cluster["with_pattern"]) & set(cluster["more"]))
-    return f"{text}; {number(carriers)} because their pictures have a pattern in common" if carriers else text
+    if carriers:
+        text += f"; {number(carriers)} because their pictures have a pattern in common"
+    pieces = len(set(cluster["by_piece"]) & set(cluster["more"]))
+    return f"{text}; {number(pieces)} because their pictures have a piece in common" if pieces else text
