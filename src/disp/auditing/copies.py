@@ -33,8 +33,8 @@ PICTURES, SOUGHT_IN, WINDOWS, RULES = 4000, 400, 24, 2
 # pixels that the literature uses is as large as a window. A step is one pixel of a small picture and two of a larger
 # one, where a copy may lie between two steps.
 STEPS, WINDOW, BLUR = 96, 9, 5
-# Correlation of two copies: things that are drawn at several sizes reach 0.93 between pictures. And of a copy of a
-# window that is known to be one, in pictures whose answers hold its phrase: anything else reaches 0.6.
+# Correlation of two copies: of a thing that is drawn at several sizes two or three pictures reach it. And of a copy of
+# a window that is known to be one, in pictures whose answers hold its phrase: anything else reaches 0.6.
 LEAST_COPY, LEAST_KNOWN = 0.95, 0.9
 # Root mean square of what a window must hold, of 255: a plain ground is no copy of another.
 LEAST_CONTRAST = 4.0
