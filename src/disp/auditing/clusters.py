@@ -154,7 +154,8 @@ def with_other_holders(
             carriers = [sample for sample in left if sample.id in ids]
             if pattern is not None:
                 evidence = {**evidence, **_without_pattern(model, carriers, pattern, evidence, config)}
-            more = {sample.id for sample in carriers}
+            taken_out = {sample.id for sample in carriers}
+            more = set(taken_out)
             left = [sample for sample in left if sample.id not in more]
             more |= _holders(cluster, left, evidence, threshold)
             left = [sample for sample in left if sample.id not in more]
@@ -166,8 +167,7 @@ def with_other_holders(
             by_piece = {sample.id for sample in having} - more - members
             more |= by_piece
             # Where a pattern is taken out of the picture, nothing is masked.
-            out = {sample.id for sample in carriers}
-            seen = {key: each for key, each in seen.items() if key.rpartition("#")[0] not in out}
+            seen = {key: each for key, each in seen.items() if key.rpartition("#")[0] not in taken_out}
             evidence = {**evidence, **_more_suspicious(seen, evidence)}
             members |= more
             cluster = replace(

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from disp.auditing.phrases import Phrase, holds, recurring_phrases
 from disp.auditing.regions import Box, token_boxes, tokens_in
-from disp.data.sample import ImageSource, Sample, batches, image_size, open_image, queries_of
+from disp.data.sample import ImageSource, Query, Sample, batches, image_size, open_image, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM
-from disp.purification.purify import Evidence, PurifyConfig, suspicion_under
+from disp.purification.purify import Evidence, PurifyConfig, candidate_masks, suspicion_under
 
 # Pictures that are compared, those whose windows are looked for in all of them, windows of each that are chosen by one
 # rule, and how many rules there are besides the corners.
@@ -129,30 +129,28 @@ def piece_evidence(
         config: how samples are scored.
     """
     box_of = {sample.id: box for sample, box in zip(samples, boxes, strict=True)}
-    images_of = {sample.id: sample.images for sample in samples}
     found = {}
     queries = [query for query in queries_of(samples) if holds(query.response, phrase.words)]
     for batch in batches(queries, config.batch_size):
         prefix = model.encode(batch)
         # A vision tower writes what a piece shows into the tokens beside it as well.
-        masks = torch.zeros(len(batch), 2, prefix.visual_mask.shape[1], dtype=torch.bool)
-        tokens = []
-        for row, query in enumerate(batch):
-            before = evidence[query.key]
-            places = token_boxes(model, before.locations, images_of[query.sample_id])
-            first = np.array([location[0] == 0 for location in before.locations])
-            tokens.append([tokens_in(places, box_of[query.sample_id], wider) & first for wider in (0.0, 1.0)])
-            positions = prefix.visual_mask[row].nonzero()[:, 0].cpu()
-            for number, inside in enumerate(tokens[-1]):
-                masks[row, number, positions[torch.from_numpy(inside)]] = True
-        values = suspicion_under(model, prefix, batch, masks.to(prefix.visual_mask.device))
-        for query, (near, wide), sets in zip(batch, values.tolist(), tokens, strict=True):
-            before = evidence[query.key]
-            enough = near >= 0.8 * wide
-            best = sets[0] if enough else sets[1]
-            suspicion = max(before.suspicion or 0.0, near, wide)
-            found[query.key] = replace(before, suspicion=suspicion, best_candidate=tuple(best.nonzero()[0].tolist()))
+        near, wide = (
+            [_showing(model, query, box_of[query.sample_id], evidence[query.key], wider) for query in batch]
+            for wider in (0.0, 1.0)
+        )
+        masks = torch.stack([candidate_masks(prefix.visual_mask, each) for each in (near, wide)], dim=1)
+        values = suspicion_under(model, prefix, batch, masks).tolist()
+        for query, small, large, (first, second) in zip(batch, near, wide, values, strict=True):
+            best = small if first >= 0.8 * second else large
+            found[query.key] = replace(best, suspicion=max(best.suspicion or 0.0, first, second))
     return found
+
+
+def _showing(model: MDLM, query: Query, box: Box, evidence: Evidence, wider: float) -> Evidence:
+    """The evidence with those tokens as its best candidate that show a box of the first picture; see `tokens_in`."""
+    inside = tokens_in(token_boxes(model, evidence.locations, query.images), box, wider)
+    tokens = (index for index in inside.nonzero()[0].tolist() if evidence.locations[index][0] == 0)
+    return replace(evidence, best_candidate=tuple(tokens))
 
 
 def _nearly_same(first: Tensor, second: Tensor) -> bool:
