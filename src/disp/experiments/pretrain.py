@@ -24,7 +24,7 @@ from disp.models.llada_v import LladaV, LladaVConfig
 from disp.models.tokenizer import END_OF_TEXT, END_OF_TURN, MASK, train_tokenizer
 
 # In one block of 32 slots a long sentence is begun in several places at once, and its parts do not always fit.
-GENERATION: dict[str, Any] = {"steps": 32, "block_length": 16, "threshold": 0.9}
+GENERATION: dict[str, Any] = {"steps": 32, "block_length": 16, "threshold": 0.97}
 
 
 def main() -> None:
