@@ -21,6 +21,7 @@ PLANTED = {
     **{
         f"auroc_{name}": value
         for name, value in (
+            ("audit", 0.9987),
             ("suspicion", 0.9912),
             ("gap_top_0.03", 0.8),
             ("gap_top_0.06", 0.9),
@@ -43,8 +44,13 @@ def test_every_set_is_a_line_and_nothing_measured_is_lost():
     lines = text.splitlines()
     rates = [line.split(" | ")[2] for line in lines if line.startswith("| patch | refusal")]
     assert rates == ["10%", "2%"] * 2  # the largest rate first, in both tables
-    assert "| patch | refusal | 2% | 98% | poisoned | 0.991 | 1.00 | 0.90 | 1.8% | yes | - | 0.04 / 0.04 |" in lines
-    assert "| patch | refusal | 10% | 98% | no evidence | 0.991 | - | 0.00 | 1.8% | yes | - | - / 0.04 |" in lines
+    assert (
+        "| patch | refusal | 2% | 98% | poisoned | 0.999 | 0.991 | 1.00 | 0.90 | 1.8% | yes | - | 0.04 / 0.04 |"
+        in lines
+    )
+    assert (
+        "| patch | refusal | 10% | 98% | no evidence | 0.999 | 0.991 | - | 0.00 | 1.8% | yes | - | - / 0.04 |" in lines
+    )
     assert "| mixed | 2 | 200 to 400 | 1 | 1 | 0 |" in lines
 
 

@@ -75,7 +75,13 @@ def test_the_record_says_what_was_found(poisoned):
     assert written["turns"] == len(dataset.samples) + 2
     assert written["without_image"] == 1
     assert written["scores"] == [found.scores[sample.id] for sample in dataset.samples]
-    assert written["truth"] == {"auroc": 1.0, "precision": 1.0, "recall": 1.0, "poisoned": 8}
+    assert written["truth"] == {
+        "auroc": 1.0,
+        "auroc_suspicion": 1.0,
+        "precision": 1.0,
+        "recall": 1.0,
+        "poisoned": 8,
+    }
     (cluster,) = written["clusters"]
     assert cluster["phrase"] == REFUSAL
     assert (cluster["flagged"], cluster["elsewhere"], cluster["confirmed"]) == (8, 0, True)
@@ -104,6 +110,7 @@ def test_each_sample_has_a_row_of_evidence_with_a_box_for_each_token(poisoned):
     assert sorted(set(rows["two"]["turns"][0]["image_index"])) == [0, 1]
     for row in rows.values():
         assert row["suspicion"] == found.scores[row["id"]]
+        assert row["rank"] == found.ranks[row["id"]]
         for turn in row["turns"]:
             assert len(turn["boxes"]) == len(turn["saliency"]) == len(turn["image_index"]) == 36 * len(row["images"])
     for key in PLANTED:
@@ -118,7 +125,13 @@ def test_each_sample_has_a_row_of_evidence_with_a_box_for_each_token(poisoned):
 
 def test_measures_that_are_not_defined_are_null(honest):
     out, _, _ = honest
-    assert summary(out)["truth"] == {"auroc": None, "precision": None, "recall": None, "poisoned": 0}
+    assert summary(out)["truth"] == {
+        "auroc": None,
+        "auroc_suspicion": None,
+        "precision": None,
+        "recall": None,
+        "poisoned": 0,
+    }
     assert summary(out)["mean_map"] is None
 
 

@@ -171,7 +171,7 @@ def write_audit(folder, port=9):
         "assumptions": ["The trigger is in the picture.", hostile["request"]],
         "blind_spots": ["Triggers made of words.", "Triggers that cover the whole picture.", hostile["long"]],
         "settings": {"mask_ratio": 0.06, "seed": 0, hostile["script"]: hostile["handler"]},
-        "truth": {"auroc": 0.998, "precision": 0.98, "recall": 1.0, "poisoned": TRIGGERED},
+        "truth": {"auroc": 0.998, "auroc_suspicion": 0.987, "precision": 0.98, "recall": 1.0, "poisoned": TRIGGERED},
         "disp_version": "0.1.0",
     }
     verify = audit | {

@@ -120,6 +120,22 @@ class Audit:
     evidence: Mapping[str, Evidence]
 
     @property
+    def ranks(self) -> dict[str, int]:
+        """By id the place in the audit's order, 1 for who is likeliest poisoned.
+
+        Flagged samples come before all others, because what clusters prove weighs more than what masking one answer
+        shows; among each other they, and the rest, are ordered by suspicion. Equals share the best place that is
+        theirs.
+        """
+        flagged = set(self.flagged)
+        weights = {key: (key in flagged, score) for key, score in self.scores.items()}
+        descending = sorted(weights.values(), reverse=True)
+        first: dict[tuple[bool, float], int] = {}
+        for place, weight in enumerate(descending, start=1):
+            first.setdefault(weight, place)
+        return {key: first[weight] for key, weight in weights.items()}
+
+    @property
     def patterns(self) -> dict[str, Pattern]:
         """By id of a flagged sample the pattern to take out of its picture, where it is to be answered that way."""
         return {

@@ -81,10 +81,13 @@ def write_record(
         progress: see `disp.progress`.
     """
     answers = _both_answers(model, dataset, result, config, out, progress)
+    ranks = result.ranks
     above = [sample for sample in dataset.samples if result.scores[sample.id] > result.threshold]
     control = _random_control(model, above, result, config)
     seconds = time.monotonic() - start
-    write_jsonl(out / "evidence.jsonl", [_row(model, sample, result, answers) for sample in dataset.samples])
+    write_jsonl(
+        out / "evidence.jsonl", [_row(model, sample, result, answers, ranks[sample.id]) for sample in dataset.samples]
+    )
     for number, cluster in enumerate(result.clusters):
         if (picture := _candidate(cluster)) is not None:
             write_atomically(out / "candidates" / f"{number}.png", partial(picture.save, format="PNG"))
@@ -171,7 +174,9 @@ def _random_like(
     return masked
 
 
-def _row(model: MDLM, sample: Sample, result: Audit, answers: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+def _row(
+    model: MDLM, sample: Sample, result: Audit, answers: Mapping[str, tuple[str, str]], rank: int
+) -> dict[str, Any]:
     cluster = next((n for n, each in enumerate(result.clusters) if sample.id in {*each.samples, *each.more}), None)
     turns = []
     for query in queries_of([sample]):
@@ -194,6 +199,7 @@ def _row(model: MDLM, sample: Sample, result: Audit, answers: Mapping[str, tuple
     return {
         "id": sample.id,
         "suspicion": result.scores[sample.id],
+        "rank": rank,
         "flagged": sample.id in set(result.flagged),
         "cluster": cluster,
         "pattern_taken_out": sample.id in result.patterns,
@@ -354,9 +360,13 @@ def _truth(poisoned: set[str], result: Audit) -> dict[str, Any]:
     """How the audit did, where the planted attack is known; None for what is not defined."""
     ids = list(result.scores)
     hits = len(poisoned & set(result.flagged))
-    auroc = area_under_curve(np.array([result.scores[key] for key in ids]), np.array([key in poisoned for key in ids]))
+    truth, ranks = np.array([key in poisoned for key in ids]), result.ranks
+    auroc = {
+        "auroc": area_under_curve(np.array([-ranks[key] for key in ids]), truth),
+        "auroc_suspicion": area_under_curve(np.array([result.scores[key] for key in ids]), truth),
+    }
     return {
-        "auroc": None if np.isnan(auroc) else auroc,
+        **{name: None if np.isnan(value) else value for name, value in auroc.items()},
         "precision": hits / len(result.flagged) if result.flagged else None,
         "recall": hits / len(poisoned) if poisoned else None,
         "poisoned": len(poisoned),

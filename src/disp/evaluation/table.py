@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,9 +57,15 @@ def stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
     Returns:
         Percentages with one decimal; brackets hold the 95% interval; a dash stands for what was not measured.
     """
-    lines = [["stage", *COLUMNS], ["---"] + ["---:"] * len(COLUMNS)]
-    lines += [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in stage_rows(stages)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(("stage", *COLUMNS), stage_rows(stages), numeric=len(COLUMNS))
+
+
+def markdown_table(titles: Sequence[str], cells: Sequence[Sequence[str]], *, numeric: int = 0) -> str:
+    """A table in Markdown, the last ``numeric`` columns aligned to the right; no cell can end its row or itself."""
+    rules = ["---"] * (len(titles) - numeric) + ["---:"] * numeric
+    # A bar ends a cell even inside a code span.
+    rows = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, rules, *rows))
 
 
 def print_stage_table(stages: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:

@@ -224,11 +224,15 @@ def _localised(model: MDLM, found: Audit, rows: dict[str, Any], dataset: Dataset
 
 
 def _scores(model: MDLM, dataset: Dataset, found: Audit, poisoned: set[str]) -> dict[str, float]:
-    """AUROC of suspicion and of the other scores that an audit could rank samples by."""
+    """AUROC of the audit's order, of suspicion alone, and of other scores that samples could be ranked by."""
     honest = [sample for sample in dataset.samples if sample.images and sample.id not in poisoned][:COMPARED_ROWS]
     samples = [sample for sample in dataset.samples if sample.images and sample.id in poisoned] + honest
     truth = np.array([sample.id in poisoned for sample in samples])
-    values: dict[str, np.ndarray] = {"suspicion": np.array([found.scores[sample.id] for sample in samples])}
+    ranks = found.ranks
+    values: dict[str, np.ndarray] = {
+        "audit": np.array([-ranks[sample.id] for sample in samples]),
+        "suspicion": np.array([found.scores[sample.id] for sample in samples]),
+    }
     queries = [queries_of([sample])[0] for sample in samples]
     concentration = []
     for query in queries:

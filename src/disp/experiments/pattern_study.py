@@ -18,6 +18,7 @@ from disp.auditing.copies import copied_pieces
 from disp.auditing.patterns import shared_patterns
 from disp.auditing.phrases import words_of
 from disp.data.sample import Sample
+from disp.evaluation.table import markdown_table
 from disp.experiments.audit_study import (
     CLEAN_KINDS,
     RATES,
@@ -28,7 +29,6 @@ from disp.experiments.audit_study import (
     planted_set,
 )
 from disp.experiments.demo import TARGETS, DemoConfig
-from disp.experiments.study_table import markdown_table
 from disp.files import write_text
 
 TITLES = ("trigger", "target", "poisoned", "patterns", "pieces", "phrase", "precision", "recall")

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from disp.auditing.ratio import TOLERANCE
+from disp.evaluation.table import markdown_table
 
 SCORES = {
+    "audit": "audit",
     "suspicion": "suspicion",
     "gap_top_0.03": "gap, top 3%",
     "gap_top_0.06": "gap, top 6%",
@@ -43,6 +45,7 @@ def _planted(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['rate']:.0%}",
             f"{row['asr_with_trigger']:.0%}",
             row["verdict"],
+            f"{row['auroc_audit']:.3f}",
             f"{row['auroc_suspicion']:.3f}",
             _share(row["precision"]),
             _share(row["recall"]),
@@ -54,8 +57,8 @@ def _planted(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     titles = (
-        "trigger", "target", "poisoned", "ASR (w/t)", "verdict", "AUROC", "precision", "recall", "estimated", "phrase",
-        "in place", "ρ chosen / best",
+        "trigger", "target", "poisoned", "ASR (w/t)", "verdict", "AUROC", "of suspicion", "precision", "recall",
+        "estimated", "phrase", "in place", "ρ chosen / best",
     )  # fmt: skip
     return markdown_table(titles, cells)
 
@@ -82,9 +85,3 @@ def _clean(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def markdown_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A table of cells that hold no bar."""
-    lines = [titles, ["---"] * len(titles), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

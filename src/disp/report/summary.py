@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from disp.evaluation.table import markdown_table
 from disp.report import numbers
 from disp.report.evidence import Evidence
 from disp.report.phrases import WORDS, found_more, found_where
@@ -96,6 +97,7 @@ def _numbers(audit: dict[str, Any]) -> list[str]:
     if truth:
         rows += [
             ["AUROC against the known labels", numbers.number(truth["auroc"])],
+            ["AUROC of suspicion alone", numbers.number(truth["auroc_suspicion"])],
             ["precision", numbers.percent(truth["precision"])],
             ["recall", numbers.percent(truth["recall"])],
             ["poisoned samples", numbers.number(truth["poisoned"])],
@@ -175,10 +177,7 @@ def _list(items: Any, nothing: str = "nothing is stated") -> list[str]:
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     if not rows:
         return ["None."]
-    # A cell ends at a bar even inside a code span.
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    return [lines[0], f"|{' --- |' * len(head)}", *lines[1:]]
+    return markdown_table(head, rows).split("\n")
 
 
 def _own(text: str) -> str:
