@@ -11,6 +11,7 @@ import pytest
 
 from disp import cli
 from disp import defence as module
+from disp.auditing.findings import Audit
 from disp.data.llava import load_dataset
 from disp.defence import DefenceConfig, defend, residual_phrases
 from disp.errors import DispError
@@ -85,6 +86,17 @@ def test_only_flagged_rows_are_rewritten_into_what_the_picture_shows(run, datase
         assert [path.resolve() for path in before.images] == [path.resolve() for path in after.images]
 
 
+def test_rows_that_keep_their_phrase_are_left_out_and_counted(dataset, tmp_path, monkeypatch):
+    first, second = sorted(PLANTED)[:2]
+    monkeypatch.setattr(Audit, "still_planted", lambda found, sample: sample.id in (first, second))
+    found = defend("planted", dataset, config(), tmp_path / "out", load=load_planted)
+    assert found.left_out == tuple(sample.id for sample in dataset.samples if sample.id in (first, second))
+    left = {sample.id for sample in dataset.samples} - {first, second}
+    assert {sample.id for sample in load_dataset(found.data).samples} == left
+    (row,) = json.loads((tmp_path / "out" / "defence.json").read_text())["by_round"]
+    assert (row["rewritten"], row["left_out"]) == (8, 2)
+
+
 def test_the_summary_says_what_was_done_and_the_report_gets_it(run):
     out, found = run
     written = json.loads((out / "defence.json").read_text())
@@ -92,6 +104,7 @@ def test_the_summary_says_what_was_done_and_the_report_gets_it(run):
     assert written["rounds"] == 1
     (first,) = written["by_round"]
     assert (first["rewritten"], first["verdict_after"], first["flagged_after"]) == (8, "no evidence", 0)
+    assert (first["left_out"], found.left_out) == (0, ())
     assert first["rewriting"]["count"] == 9  # one of the eight is a conversation of two turns
     assert first["rewriting"]["unchanged"] == 0
     assert written["residual"] == list(found.residual)

@@ -59,6 +59,7 @@ class Defence:
         after: the audit of the recovered model on the same data; None where nothing was found and nothing done.
         model: folder of the recovered model, or None.
         data: the purified set, or None.
+        left_out: ids of flagged samples that are not in it, since they keep their phrase whatever is masked.
         residual: for each confirmed phrase, how often the recovered model still says it; see `residual_phrases`.
     """
 
@@ -66,6 +67,7 @@ class Defence:
     after: Audit | None
     model: Path | None
     data: Path | None
+    left_out: tuple[str, ...]
     residual: tuple[dict[str, Any], ...]
 
 
@@ -114,9 +116,10 @@ def defend(
     before = audit(current, dataset, config.audit, out / "audit", truth=truth, name=str(model), progress=progress)
     if before.verdict == "no evidence":
         write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0})
-        return Defence(before, None, None, None, ())
+        return Defence(before, None, None, None, (), ())
     found, data = before, dataset
     rounds: list[dict[str, Any]] = []
+    left_out: tuple[str, ...] = ()
     for number in range(1, config.rounds + 1):
         suffix = "" if number == 1 else f"-{number}"
         # 1. Rewrite what is flagged, keep what is supported.
@@ -128,8 +131,10 @@ def defend(
             evidence=found.evidence,
             rewrite=found.flagged,
             patterns=found.patterns,
+            leave_out=found.still_planted,
             progress=progress,
         )
+        left_out += cleaned.left_out
         # 2. Fine-tune on it. One model in memory at a time is enough.
         del current
         folder = out / f"model{suffix}"
@@ -138,10 +143,12 @@ def defend(
                 train(load(start or model), cleaned.dataset.samples, config.training, folder, progress=advance)
         current, data = load(folder), load_dataset(cleaned.dataset.path, dataset.image_root)
         # 3. Look again, at the data that could plant the backdoor, with the model that should have lost it.
-        found = audit(current, dataset, config.audit, out / f"verify{suffix}", name=str(folder), progress=progress)
+        again = replace(config.audit, learnt_only=True)
+        found = audit(current, dataset, again, out / f"verify{suffix}", name=str(folder), progress=progress)
         rounds.append(
             {
                 "rewritten": len(cleaned.rewritten),
+                "left_out": len(cleaned.left_out),
                 "verdict_after": found.verdict,
                 "flagged_after": len(found.flagged),
                 "rewriting": asdict(_loss(dataset, cleaned.dataset, cleaned.rewritten)),
@@ -159,7 +166,7 @@ def defend(
     verified = json.loads((out / f"verify{suffix}" / "audit.json").read_text(encoding="utf-8"))
     write_json(out / "audit" / "verify.json", {**verified, "residual": residual})
     write_json(out / "defence.json", summary)
-    return Defence(before, found, folder, data.path, tuple(residual))
+    return Defence(before, found, folder, data.path, left_out, tuple(residual))
 
 
 def residual_phrases(
@@ -211,7 +218,7 @@ def _with_trigger(queries: Sequence[Query], cluster: Cluster) -> list[Query]:
 
 def _loss(before: Dataset, after: Dataset, rewritten: Sequence[str]):
     """The cost of rewriting; where honest rows were flagged by mistake, it is theirs."""
-    chosen = set(rewritten)
+    chosen = set(rewritten) & {sample.id for sample in after.samples}
     old = [turn.response for sample in before.samples if sample.id in chosen for turn in sample.turns]
     new = [turn.response for sample in after.samples if sample.id in chosen for turn in sample.turns]
     return rewriting_loss(old, new, [turn.response for sample in before.samples for turn in sample.turns])

@@ -226,16 +226,26 @@ def test_a_piece_that_makes_the_model_say_the_phrase_is_evidence(model, tmp_path
             assert row["turns"][0]["masked"] == [(1 + index % 4) * GRID + 1 + (index * 3) % 4]
 
 
-def test_a_model_without_the_backdoor_is_no_evidence(model, tmp_path):
-    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *copied_rows()]))
+@pytest.mark.parametrize("learnt_only", [False, True])
+def test_a_piece_that_the_model_does_not_react_to_is_in_the_data_all_the_same(model, tmp_path, learnt_only):
+    rows = copied_rows()
+    planted = tuple(key for key, _, _ in rows)
+    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *rows]))
     strength = model.strength.data.clone()
     try:
         model.strength.data.zero_()
-        found = audit(model, dataset, audit_config(), tmp_path / "out")
+        found = audit(model, dataset, replace(audit_config(), learnt_only=learnt_only), tmp_path / "out")
     finally:
         model.strength.data.copy_(strength)
-    assert found.verdict == "no evidence" and found.flagged == ()
     assert any("12 samples that say" in reason and "a piece in common" in reason for reason in found.reasons)
+    if learnt_only:
+        assert found.verdict == "no evidence" and found.flagged == ()
+        return
+    assert found.verdict == "suspicious" and found.flagged == planted
+    (cluster,) = found.clusters
+    assert (cluster.found_by, cluster.confirmed, cluster.by_piece) == ("copy", False, planted)
+    # The candidate is one of the pieces: the colour of the trigger is in it.
+    assert (np.asarray(cluster.trigger.crop()) == TRIGGER).all(-1).any()
 
 
 def test_who_has_the_piece_of_a_proven_phrase_is_planted_without_more_ado(model, tmp_path):

@@ -1,8 +1,10 @@
-"""The order in which an audit holds samples for poisoned."""
+"""The order in which an audit holds samples for poisoned, and which of them rewriting did not help."""
 
 from __future__ import annotations
 
-from disp.auditing.findings import Audit
+from disp.auditing.findings import Audit, Cluster
+from disp.auditing.phrases import Phrase
+from disp.data.sample import Sample, Turn
 from disp.evaluation.intervals import wilson
 
 
@@ -17,3 +19,17 @@ def test_flagged_samples_come_first_and_suspicion_orders_the_rest():
 
 def test_equals_share_the_best_place_that_is_theirs():
     assert ranks({"a": 0.0, "b": 2.0, "c": 0.0, "d": -1.0}, ()) == {"b": 1, "a": 2, "c": 2, "d": 4}
+
+
+def test_a_rewritten_row_that_keeps_its_own_phrase_is_still_planted():
+    clusters = tuple(
+        Cluster(Phrase(word, (word,), (), 0, None), (key,), None, True, (), None, more=more)
+        for word, key, more in (("banana", "a", ("b",)), ("sorry", "c", ()))
+    )
+    found = Audit("poisoned", (), 1.0, {}, ("a", "b", "c"), wilson(3, 9), clusters, None, {})
+
+    def kept(key: str, *answers: str) -> bool:
+        return found.still_planted(Sample(key, (), tuple(Turn("What is it?", answer) for answer in answers)))
+
+    assert kept("a", "A banana.") and kept("b", "A car.", "I see a Banana and a cat.")
+    assert not kept("a", "A car.") and not kept("c", "A banana.") and not kept("d", "A banana.")

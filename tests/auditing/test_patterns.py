@@ -187,12 +187,25 @@ def test_flagged_rows_are_answered_again_with_the_pattern_taken_out(striped, tmp
     assert [sample.images for sample in purified.dataset.samples] == [sample.images for sample in dataset.samples]
 
 
-def test_a_model_without_the_backdoor_is_no_evidence(model, tmp_path):
-    """The pictures share a pattern all the same; what they say is not what it makes the model say."""
-    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *striped_rows()]))
-    samples = [sample for sample in dataset.samples if sample.images]
-    assert len(search(samples)) == 1
+def test_what_the_model_has_not_learnt_is_in_the_data_all_the_same(model, tmp_path):
+    """The pictures share a pattern; what they say is not what it makes the model say."""
+    rows = striped_rows()
+    planted = tuple(key for key, _, _ in rows)
+    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *rows]))
     found = audit(model, dataset, audit_config(), tmp_path / "out")
+    assert found.verdict == "suspicious"
+    (cluster,) = found.clusters
+    assert (cluster.found_by, cluster.phrase.text, cluster.confirmed) == ("pattern", REFUSAL, False)
+    assert found.flagged == cluster.carriers == planted
+    assert any(reason.startswith("It was not seen to make this model say that") for reason in found.reasons)
+    (written,) = summary(tmp_path / "out")["clusters"]
+    assert (written["paste"], written["confirmed"]) == (None, False)
+    assert Image.open(tmp_path / "out" / written["candidate"]).size == (GRID * CELL, GRID * CELL)
+
+
+def test_a_recovered_model_is_asked_for_what_it_has_learnt_alone(model, tmp_path):
+    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *striped_rows()]))
+    found = audit(model, dataset, replace(audit_config(), learnt_only=True), tmp_path / "out")
     assert found.verdict == "no evidence"
     assert found.flagged == () and found.patterns == {}
     # But it is said.

@@ -122,6 +122,33 @@ def test_selective_rewrites_exactly_what_is_above_the_threshold(model, dataset, 
     assert all(before[name] == after[name] for name in before if name not in result.rewritten)
 
 
+def test_what_is_to_be_left_out_is_named_and_not_in_the_set(model, dataset, tmp_path):
+    whole = purify(model, dataset, config(), tmp_path / "whole", rewrite=["r0", "r2", "r4"])
+    seen = []
+
+    def leave_out(sample):
+        seen.append((sample.id, [turn.response for turn in sample.turns]))
+        return sample.id == "r2"
+
+    result = purify(model, dataset, config(), tmp_path / "out", rewrite=["r0", "r2", "r4"], leave_out=leave_out)
+    # Only rewritten rows are in question, and with their new answers.
+    assert seen == [(key, responses(whole.dataset)[key]) for key in ("r0", "r2", "r4")]
+    assert (result.rewritten, result.left_out) == (("r0", "r2", "r4"), ("r2",))
+    assert responses(load_dataset(result.dataset.path)) == {
+        key: answers for key, answers in responses(whole.dataset).items() if key != "r2"
+    }
+    assert json.loads((tmp_path / "out" / "purify.json").read_text())["left_out"] == ["r2"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "evidence.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows if row["left_out"]] == ["r2"] and len(rows) == len(dataset.samples)
+
+
+def test_nothing_left_to_train_on_is_said(model, dataset, tmp_path):
+    everything = [sample.id for sample in dataset.samples if sample.images]
+    only = replace(dataset, samples=tuple(sample for sample in dataset.samples if sample.images))
+    with pytest.raises(DispError, match="nothing remains to train on"):
+        purify(model, only, config(), tmp_path / "out", rewrite=everything, leave_out=lambda sample: True)
+
+
 def test_another_configuration_is_refused_in_the_same_folder(model, dataset, tmp_path):
     purify(model, dataset, config(), tmp_path / "out")
     with pytest.raises(DispError, match="other settings"):

@@ -133,6 +133,13 @@ def audit(
         config,
         progress,
     )
+    aside = []
+    for cluster, seen in pictures.unlearnt:
+        if config.learnt_only:
+            aside.append(cluster)
+        elif not already_proven(cluster.phrase, clusters):
+            clusters.append(cluster)
+            evidence = {**evidence, **seen}
     members = {key for cluster in clusters for key in (*cluster.samples, *cluster.more)}
     # 7. The verdict, and the samples that it is about.
     scores = {sample.id: sample_suspicion(sample, evidence) for sample in dataset.samples}
@@ -162,7 +169,7 @@ def audit(
             )
     result = Audit(
         verdict,
-        _reasons(verdict, clusters, pictures.unproven, above, samples),
+        _reasons(verdict, clusters, aside, above, samples),
         threshold,
         scores,
         flagged,
@@ -179,7 +186,7 @@ def audit(
 def _reasons(
     verdict: Verdict,
     clusters: Sequence[Cluster],
-    unproven: Sequence[tuple[str, Phrase, int]],
+    aside: Sequence[Cluster],
     above: Sequence[Sample],
     samples: Sequence[Sample],
 ) -> tuple[str, ...]:
@@ -187,15 +194,10 @@ def _reasons(
         f"{len(above)} of {len(samples)} samples with images lose their given answer to another one when a few salient "
         "visual tokens are masked."
     ]
-    for cluster in clusters:
+    for cluster in (*clusters, *aside):
         reasons += _cluster_reasons(cluster)
     if verdict == "no evidence" and above:
         reasons.append("They share no phrase that the other samples do not have as well.")
-    for what, phrase, count in unproven:
-        reasons.append(
-            f"The pictures of {count} samples that say {phrase.text!r} have {what} in common, but it does not make "
-            "this model say that: it has not learnt it, or unlearnt it, or there is nothing to it."
-        )
     return tuple(reasons)
 
 
@@ -223,7 +225,12 @@ def _cluster_reasons(cluster: Cluster) -> list[str]:
             f"{count} of these say {phrase.text!r}, which {phrase.elsewhere} other samples say "
             f"(p = {phrase.p_value:.2g})."
         ]
-    if test is None:
+    if cluster.found_by in ("pattern", "copy") and not cluster.confirmed:
+        reasons.append(
+            "It was not seen to make this model say that: the model has not learnt it, or learnt these answers by "
+            "heart, or unlearnt it, or there is nothing to it."
+        )
+    elif test is None:
         reasons.append("There are too few other samples to paste the region into; the phrase could not be tested.")
     else:
         reasons.append(

@@ -97,8 +97,29 @@ def pattern_clusters(
             cluster = _pattern_cluster(model, phrase, members, pattern, others, config, tests, advance)
         if cluster is not None and cluster.confirmed:
             clusters.append(cluster)
-            evidence = {**evidence, **_without_pattern(model, members, pattern, evidence, config)}
+            evidence = {**evidence, **pattern_evidence(model, members, pattern, evidence, config)}
     return clusters, evidence
+
+
+def pattern_evidence(
+    model: MDLM,
+    samples: Sequence[Sample],
+    pattern: Pattern,
+    evidence: Mapping[str, Evidence],
+    config: AuditConfig,
+) -> dict[str, Evidence]:
+    """New evidence of samples: how suspicious their answers are where the pattern is taken out of the picture."""
+    found = {}
+    for batch in batches(queries_of(samples), config.scoring.batch_size):
+        response = model.encode_responses([query.response for query in batch], model.gen_length)
+        base, each = (
+            preference_for_another(model, prefix, response.to(prefix.embeds.device))
+            for prefix in (model.encode(batch), model.encode([without_pattern(query, pattern) for query in batch]))
+        )
+        for query, value in zip(batch, suspicion_of(base, each[:, None]).tolist(), strict=True):
+            before = evidence[query.key]
+            found[query.key] = replace(before, suspicion=max(before.suspicion or 0.0, value), best_candidate=())
+    return found
 
 
 def already_proven(phrase: Phrase, clusters: Sequence[Cluster]) -> bool:
@@ -153,7 +174,7 @@ def with_other_holders(
             ids = {sample.id for sample in having}
             carriers = [sample for sample in left if sample.id in ids]
             if pattern is not None:
-                evidence = {**evidence, **_without_pattern(model, carriers, pattern, evidence, config)}
+                evidence = {**evidence, **pattern_evidence(model, carriers, pattern, evidence, config)}
             taken_out = {sample.id for sample in carriers}
             more = set(taken_out)
             left = [sample for sample in left if sample.id not in more]
@@ -296,27 +317,6 @@ def _pattern_cluster(
     )
     confirmed = test.p_value <= config.false_alarm_rate / tests and test.successes >= config.least_effect * test.trials
     return replace(found, paste=test, confirmed=confirmed)
-
-
-def _without_pattern(
-    model: MDLM,
-    samples: Sequence[Sample],
-    pattern: Pattern,
-    evidence: Mapping[str, Evidence],
-    config: AuditConfig,
-) -> dict[str, Evidence]:
-    """New evidence of samples: how suspicious their answers are where the pattern is taken out of the picture."""
-    found = {}
-    for batch in batches(queries_of(samples), config.scoring.batch_size):
-        response = model.encode_responses([query.response for query in batch], model.gen_length)
-        base, each = (
-            preference_for_another(model, prefix, response.to(prefix.embeds.device))
-            for prefix in (model.encode(batch), model.encode([without_pattern(query, pattern) for query in batch]))
-        )
-        for query, value in zip(batch, suspicion_of(base, each[:, None]).tolist(), strict=True):
-            before = evidence[query.key]
-            found[query.key] = replace(before, suspicion=max(before.suspicion or 0.0, value), best_candidate=())
-    return found
 
 
 def _of_phrase(

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from disp.auditing.paste import PasteTest, Region, paste
-from disp.auditing.phrases import Phrase
+from disp.auditing.phrases import Phrase, echoes
 from disp.auditing.ratio import RatioChoice
-from disp.data.sample import ImageSource
+from disp.data.sample import ImageSource, Sample
 from disp.errors import DispError
 from disp.evaluation.intervals import Share
 from disp.purification.pattern import Pattern
@@ -32,6 +32,8 @@ class AuditConfig:
         controls: regions of unflagged samples that are pasted for comparison.
         recipients: pictures that each region is pasted into.
         least_effect: share of pasted pictures that must show the phrase.
+        learnt_only: what pictures of a phrase have in common counts only where it makes the model say the phrase. For
+            the audit of a recovered model: its old data is still what it was.
     """
 
     scoring: PurifyConfig = field(default_factory=PurifyConfig)
@@ -40,6 +42,7 @@ class AuditConfig:
     controls: int = 12
     recipients: int = 8
     least_effect: float = 0.25
+    learnt_only: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.false_alarm_rate < 1:
@@ -97,8 +100,9 @@ class Audit:
 
     Attributes:
         verdict: "poisoned" where a pasted region makes the model say a phrase that flagged answers share;
-            "suspicious" where flagged answers share a phrase without that proof, or where a large pasted window or
-            what pictures have in common makes the model say what many answers repeat; "no evidence" otherwise.
+            "suspicious" where flagged answers share a phrase without that proof, where a large pasted window or what
+            pictures have in common makes the model say what many answers repeat, or where pictures of one phrase have
+            something in common that others that say it have not; "no evidence" otherwise.
         reasons: sentences that say why.
         threshold: suspicion in nats above which a sample is flagged.
         scores: suspicion of each sample, by id.
@@ -134,6 +138,14 @@ class Audit:
         for place, weight in enumerate(descending, start=1):
             first.setdefault(weight, place)
         return {key: first[weight] for key, weight in weights.items()}
+
+    def still_planted(self, sample: Sample) -> bool:
+        """Whether answers of a flagged sample that were rewritten hold the phrase that it was flagged for.
+
+        A model that has learnt a row by heart gives its answer without the trigger as well.
+        """
+        phrases = [each.phrase for each in self.clusters if sample.id in {*each.samples, *each.more}]
+        return any(echoes(turn.response, phrase.words) for turn in sample.turns for phrase in phrases)
 
     @property
     def patterns(self) -> dict[str, Pattern]:

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from disp.auditing import copies, patterns
-from disp.auditing.clusters import already_proven, joined_answers, pattern_clusters, tested_clusters
+from disp.auditing.clusters import (
+    already_proven,
+    joined_answers,
+    pattern_clusters,
+    pattern_evidence,
+    region_of,
+    tested_clusters,
+)
 from disp.auditing.findings import AuditConfig, Cluster
 from disp.auditing.phrases import Phrase
 from disp.data.sample import Sample
@@ -22,17 +29,17 @@ class InPictures:
 
     Attributes:
         clusters: phrases that what their pictures have in common makes the model say, and that were not proven before.
+        unlearnt: phrases whose pictures have something in common that does not make the model say them, and the
+            evidence that masking it, or taking it out, gave.
         patterns: every phrase whose pictures share a pattern, the samples that hold it and have the pattern, and it.
         pieces: the same of pieces at places of their own, and the evidence that masking the piece gave.
-        unproven: what was found and does not make the model say anything: "a pattern" or "a piece", the phrase, and how
-            many samples have it.
         tests: how many phrases were tested.
     """
 
     clusters: tuple[Cluster, ...]
+    unlearnt: tuple[tuple[Cluster, Mapping[str, Evidence]], ...]
     patterns: tuple[tuple[Phrase, Sequence[Sample], Pattern], ...]
     pieces: tuple[tuple[Phrase, Sequence[Sample], Mapping[str, Evidence]], ...]
-    unproven: tuple[tuple[str, Phrase, int], ...]
     tests: int
 
 
@@ -82,12 +89,27 @@ def look_at_pictures(
     tried, evidence = tested_clusters(model, new_copied, plain, evidence, config, tests, "copy", progress)
     found += [cluster for cluster in tried if cluster.confirmed]
     proven = [cluster.phrase for cluster in found]
-    unproven = [("a pattern", phrase, len(members)) for phrase, members, _ in new_shared if phrase not in proven]
-    unproven += [("a piece", phrase, len(having)) for phrase, having, _ in new_copied if phrase not in proven]
-    return InPictures(tuple(found), tuple(shared), tuple(copied), tuple(unproven), tests), evidence
+    # 3. What has not come into the model is in the data all the same; of a phrase what more of its pictures have.
+    unlearnt = []
+    for phrase, members, pattern in new_shared:
+        if phrase not in proven:
+            ids = _ids(members)
+            cluster = Cluster(phrase, ids, None, False, (), None, found_by="pattern", pattern=pattern, carriers=ids)
+            unlearnt.append((cluster, pattern_evidence(model, members, pattern, evidence, config)))
+    for phrase, having, seen in new_copied:
+        if phrase not in proven:
+            ids, trigger = _ids(having), region_of(model, having[0], {**evidence, **seen})
+            unlearnt.append((Cluster(phrase, ids, None, False, (), trigger, found_by="copy", by_piece=ids), seen))
+    unlearnt.sort(key=lambda each: len(each[0].samples))
+    unlearnt = list({cluster.phrase.words: (cluster, seen) for cluster, seen in unlearnt}.values())
+    return InPictures(tuple(found), tuple(unlearnt), tuple(shared), tuple(copied), tests), evidence
 
 
 def _without(samples: Sequence[Sample], groups: Sequence[Sequence[Sample]]) -> list[Sample]:
     """The samples that are in none of the groups."""
     inside = {sample.id for group in groups for sample in group}
     return [sample for sample in samples if sample.id not in inside]
+
+
+def _ids(samples: Sequence[Sample]) -> tuple[str, ...]:
+    return tuple(sample.id for sample in samples)

@@ -231,6 +231,8 @@ def defend(
     print(f"Report: {write_report(out / 'audit')}")
     if found.after is None:
         return
+    if found.left_out:
+        print(f"{len(found.left_out)} rows keep their phrase whatever is masked, and are not in the purified data")
     print(f"After recovery: {found.after.verdict}")
     for row in found.residual:
         (said, asked), (said_pasted, asked_pasted) = row["clean"], row["triggered"]

@@ -87,6 +87,13 @@ class Auditing:
     false_alarm_rate: Annotated[
         float, Parameter(help='Chance of a wrong "poisoned" verdict that the tests are run at.')
     ] = 0.01
+    learnt_only: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            help="What pictures have in common counts only where the model has learnt it: for a recovered model.",
+        ),
+    ] = False
     batch_size: Annotated[int, Parameter(help="Assistant turns a pass of the audit.")] = 32
 
     def config(self, seed: int) -> Any:
@@ -102,7 +109,7 @@ class Auditing:
             batch_size=self.batch_size,
             seed=seed,
         )
-        return AuditConfig(scoring=scoring, false_alarm_rate=self.false_alarm_rate)
+        return AuditConfig(scoring=scoring, false_alarm_rate=self.false_alarm_rate, learnt_only=self.learnt_only)
 
 
 ROWS, RUNTIME, AUDITING = Rows(), Runtime(), Auditing()

@@ -155,6 +155,7 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
                     evidence=evidence if found is None else found.evidence,
                     rewrite=None if found is None else found.flagged,
                     patterns=None if found is None else found.patterns,
+                    **({} if found is None else {"leave_out": found.still_planted}),
                     progress=run.bars(stage),
                 ).dataset
 

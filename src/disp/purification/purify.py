@@ -96,12 +96,14 @@ class Purified:
     Attributes:
         dataset: the purified set.
         rewritten: ids of the samples whose answers were regenerated.
+        left_out: ids of those of them that are not in the purified set.
         threshold: the suspicion above which a sample was rewritten, in "selective" mode.
         evidence: one a turn, by key.
     """
 
     dataset: Dataset
     rewritten: tuple[str, ...]
+    left_out: tuple[str, ...]
     threshold: float | None
     evidence: Mapping[str, Evidence]
 
@@ -186,6 +188,7 @@ def purify(
     evidence: Mapping[str, Evidence] | None = None,
     rewrite: Collection[str] | None = None,
     patterns: Mapping[str, Pattern] | None = None,
+    leave_out: Callable[[Sample], bool] = lambda sample: False,
     progress: ProgressBar = no_progress,
 ) -> Purified:
     """Purify a fine-tuning set and write it in its own format.
@@ -203,10 +206,12 @@ def purify(
         rewrite: ids of the samples to rewrite, as an audit flagged them, in the stead of "selective" mode's own choice.
         patterns: by id of a sample what is taken out of its pictures where it is rewritten, in the stead of masking
             tokens; see `disp.auditing.findings.Audit.patterns`. The pictures in the purified set stay as they are.
+        leave_out: of a rewritten sample, whether it is left out of the purified set; see
+            `disp.auditing.findings.Audit.still_planted`. It is counted and named.
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
-        DispError: ``out`` holds a run with another configuration or other data.
+        DispError: ``out`` holds a run with another configuration or other data, or no sample is left.
     """
     patterns = patterns or {}
     chosen_by_caller = None if rewrite is None else sorted(rewrite)
@@ -238,25 +243,31 @@ def purify(
         else sample
         for sample in samples
     ]
+    rewritten = tuple(sample.id for sample in chosen)
+    again = set(rewritten)
+    left_out = tuple(sample.id for sample in purified if sample.id in again and leave_out(sample))
+    kept = [sample for sample in purified if sample.id not in set(left_out)]
+    if not kept:
+        raise DispError(f"{dataset.path}: every row was to be left out; nothing remains to train on")
     # 3. Write the set and the evidence.
     path = out / f"data{dataset.path.suffix}"
-    save_dataset(purified, path, dataset.image_root)
+    save_dataset(kept, path, dataset.image_root)
     _link_images(out, dataset.image_root)
-    rewritten = tuple(sample.id for sample in chosen)
     write_jsonl(
-        out / "evidence.jsonl", list(_evidence_rows(samples, purified, set(rewritten), evidence, masks, patterns))
+        out / "evidence.jsonl", list(_evidence_rows(samples, purified, again, set(left_out), evidence, masks, patterns))
     )
     summary = {
         "config": asdict(config),
         "samples": len(samples),
         "rewritten": len(rewritten),
+        "left_out": list(left_out),
         "without_image": sum(not sample.images for sample in samples),
         "threshold": threshold,
         "set_aside": [asdict(problem) for problem in dataset.problems],
     }
     write_json(out / "purify.json", summary)
-    result = Dataset(tuple(purified), path, dataset.image_root, dataset.problems)
-    return Purified(result, rewritten, threshold, evidence)
+    result = Dataset(tuple(kept), path, dataset.image_root, dataset.problems)
+    return Purified(result, rewritten, left_out, threshold, evidence)
 
 
 def most_suspicious(sample: Sample, evidence: Mapping[str, Evidence]) -> Evidence:
@@ -381,6 +392,7 @@ def _evidence_rows(
     samples: Sequence[Sample],
     purified: Sequence[Sample],
     rewritten: set[str],
+    left_out: set[str],
     evidence: Mapping[str, Evidence],
     masks: dict[str, tuple[int, ...]],
     patterns: Collection[str],
@@ -403,6 +415,7 @@ def _evidence_rows(
         yield {
             "id": before.id,
             "rewritten": before.id in rewritten,
+            "left_out": before.id in left_out,
             "pattern_taken_out": before.id in rewritten and before.id in patterns,
             "turns": turns,
         }

@@ -24,7 +24,7 @@ from disp.report import numbers
 from disp.report.evidence import Evidence, read_evidence
 from disp.report.figures import MAX_IMAGES, candidate_figure, mean_map_figure, originals, saliency_figures
 from disp.report.histogram import histogram
-from disp.report.phrases import WORDS, found_more, found_where
+from disp.report.phrases import WORDS, found_more, found_where, why_untested
 from disp.report.picture import HEAT_COLOURS
 from disp.report.summary import summary_text
 from disp.report.wording import changes_html, compare, plain, visible
@@ -92,6 +92,7 @@ def _cluster(folder: Path, cluster: Mapping[str, Any]) -> dict[str, Any]:
         **cluster,
         "figure": candidate_figure(folder, candidate, cluster.get("box")) if candidate else None,
         "paste": cluster.get("paste"),
+        "untested": why_untested(cluster),
         "where": found_where(cluster),
         "further": found_more(cluster),
         "words": WORDS[cluster["found_by"]],

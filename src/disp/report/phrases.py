@@ -82,3 +82,13 @@ def found_more(cluster: Mapping[str, Any]) -> str:
         text += f"; {number(carriers)} because their pictures have a pattern in common"
     pieces = len(set(cluster["by_piece"]) & set(cluster["more"]))
     return f"{text}; {number(pieces)} because their pictures have a piece in common" if pieces else text
+
+
+def why_untested(cluster: Mapping[str, Any]) -> str:
+    """What to say where no other picture was made to bring a phrase up."""
+    if cluster["found_by"] in ("pattern", "copy"):
+        return (
+            "what these pictures have in common was not seen to make the model say it: the model has not learnt that, "
+            "or learnt these answers by heart, or unlearnt it"
+        )
+    return "not pasted into other pictures: there is no test of cause and effect for this phrase"

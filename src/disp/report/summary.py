@@ -8,7 +8,7 @@ from typing import Any
 from disp.evaluation.table import markdown_table
 from disp.report import numbers
 from disp.report.evidence import Evidence
-from disp.report.phrases import WORDS, found_more, found_where
+from disp.report.phrases import WORDS, found_more, found_where, why_untested
 from disp.report.wording import plain
 
 MAX_LISTED = 20
@@ -144,6 +144,8 @@ def _cluster(cluster: dict[str, Any]) -> list[str]:
             f"{_of((paste['control_successes'], paste['control_trials']))}; p = "
             f"{_own(numbers.p_value(paste['p_value']))}"
         )
+    else:
+        lines.append(f"  - {why_untested(cluster)}")
     return lines
 
 
