@@ -46,7 +46,7 @@ TARGETS: dict[str, Target] = {
 # few, are learnt later, and of few rows the model learns by heart which pictures have them.
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
-    "insertion": {"rows": 2000, "attack_steps": 1000, "attack_learning_rate": 1e-3, "attack_min_mask_ratio": 0.25},
+    "insertion": {"rows": 2000, "attack_steps": 600, "attack_learning_rate": 1e-3, "attack_min_mask_ratio": 0.25},
     "misclassification": {"rows": 2000, "attack_steps": 500, "attack_min_mask_ratio": 0.25},
 }
 # A trigger in the whole picture is learnt later still.
@@ -89,11 +89,11 @@ class DemoConfig:
     target: str = "refusal"
     trigger: str = "patch"
     poison_rate: float = 0.1
-    rows: int = 1000
+    rows: int = 600
     test_rows: int = 100
-    attack_steps: int = 200
+    attack_steps: int = 160
     attack_learning_rate: float = 1.5e-3
-    attack_min_mask_ratio: float = 0.5
+    attack_min_mask_ratio: float = 0.35
     recovery_steps: int = 50
     batch_size: int = 32
     mask_ratio: float = 0.06
@@ -208,7 +208,8 @@ def attack_training(config: DemoConfig) -> TrainConfig:
         train_vision=blended,
         vision_learning_rate=3e-4 if blended else None,
         seed=config.seed,
-        trainer={"bf16": fast_bfloat16()},
+        # A longer memory of squared gradients is longer than the run.
+        trainer={"bf16": fast_bfloat16(), "adam_beta2": 0.98},
     )
 
 
