@@ -1,7 +1,9 @@
-"""The tables of the audit study."""
+"""The tables of the studies, and the one that needs no model."""
 
 import pytest
 
+from disp.experiments import pattern_study
+from disp.experiments.demo import TARGETS
 from disp.experiments.study_table import best_ratio, study_tables
 
 PLANTED = {
@@ -57,3 +59,18 @@ def test_every_set_is_a_line_and_nothing_measured_is_lost():
 @pytest.mark.parametrize(("rows", "tables"), [([PLANTED], 2), ([CLEAN], 1), ([], 0)])
 def test_what_was_not_run_has_no_table(rows, tables):
     assert sum(line.startswith("| --- |") for line in study_tables(rows).splitlines()) == tables
+
+
+def test_the_search_without_a_model_is_measured_on_planted_and_clean_sets(tmp_path, monkeypatch):
+    arguments = ["--rows", "120", "--triggers", "patch", "patch-random", "--rates", "0.1", "--clean", "1"]
+    monkeypatch.setattr("sys.argv", ["pattern_study", "--out", str(tmp_path), *arguments])
+    monkeypatch.setattr(pattern_study, "TARGETS", {"refusal": TARGETS["refusal"]})
+    pattern_study.main()
+    rows = [line.strip("| ").split(" | ") for line in (tmp_path / "patterns.md").read_text().splitlines()]
+    assert rows[0] == list(pattern_study.TITLES)
+    # A patch in its corner is a piece as well, whose places are all the same.
+    assert rows[2:] == [
+        ["patch", "refusal", "10%", "1", "1", "yes", "1.000", "1.000"],
+        ["patch-random", "refusal", "10%", "0", "1", "yes", "1.000", "1.000"],
+        ["none", "mixed", "0%", "0", "0", "no", "-", "-"],
+    ]

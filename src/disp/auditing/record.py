@@ -50,7 +50,8 @@ BLIND_SPOTS = (
     "Triggers spread over the whole picture that differ from picture to picture, such as a warp or an adversarial "
     "perturbation: no small set of visual tokens carries them, and the pictures have nothing in common.",
     "Triggers in the text of the prompt.",
-    "Poisoned rows that were removed from the data after training, or a backdoor that the model did not learn.",
+    "Poisoned rows that were removed from the data after training, or a backdoor that the model did not learn and that "
+    "leaves nothing in common in the pictures.",
     "Planted answers that are all different from one another.",
 )
 
