@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -28,6 +29,11 @@ def test_a_mistake_is_one_line_without_a_traceback(tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == f"disp: {tmp_path / 'none.json'}: no such data file\n"
+
+
+def test_the_version_is_that_of_the_distribution():
+    done = disp("--version")
+    assert (done.returncode, done.stdout) == (0, f"{version('disp-mdlm')}\n")
 
 
 def test_a_wrong_flag():

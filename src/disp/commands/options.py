@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from cyclopts import App, Parameter
 app = App(
     name="disp",
     help="Find and remove backdoors in multimodal diffusion language models (Diffusion Self-Purification).",
+    version=lambda: version("disp-mdlm"),  # the distribution has another name than the package
     version_flags=["--version"],
 )
 
