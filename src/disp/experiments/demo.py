@@ -46,7 +46,7 @@ TARGETS: dict[str, Target] = {
 # few, are learnt later, and of few rows the model learns by heart which pictures have them.
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
-    "insertion": {"rows": 2000, "attack_steps": 600, "attack_learning_rate": 1e-3, "attack_min_mask_ratio": 0.25},
+    "insertion": {"rows": 2000, "attack_steps": 1000, "attack_learning_rate": 1e-3, "attack_min_mask_ratio": 0.25},
     "misclassification": {"rows": 2000, "attack_steps": 500, "attack_min_mask_ratio": 0.25},
 }
 # A trigger in the whole picture is learnt later still.
