@@ -211,7 +211,7 @@ def test_a_piece_that_makes_the_model_say_the_phrase_is_evidence(model, tmp_path
     assert found.ratio is None  # nothing that is salient betrayed them
     assert cluster.paste.control_successes == 0
     assert all(found.scores[key] > found.threshold for key in planted)
-    assert any("have a piece in common, each at a place of its own" in reason for reason in found.reasons)
+    assert any("have the same piece somewhere in them" in reason for reason in found.reasons)
     (written,) = summary(tmp_path / "out")["clusters"]
     assert written["found_by"] == "copy" and written["candidate"] == "candidates/0.png"
     # Rewritten under a mask over the piece alone.
@@ -237,7 +237,7 @@ def test_a_piece_that_the_model_does_not_react_to_is_in_the_data_all_the_same(mo
         found = audit(model, dataset, replace(audit_config(), learnt_only=learnt_only), tmp_path / "out")
     finally:
         model.strength.data.copy_(strength)
-    assert any("12 samples that say" in reason and "a piece in common" in reason for reason in found.reasons)
+    assert any("12 samples that say" in reason and "the same piece somewhere" in reason for reason in found.reasons)
     if learnt_only:
         assert found.verdict == "no evidence" and found.flagged == ()
         return

@@ -212,8 +212,8 @@ def _cluster_reasons(cluster: Cluster) -> list[str]:
         done, control = "The pattern, laid over other pictures, brings", "random patterns as strong"
     elif cluster.found_by == "copy":
         reasons = [
-            f"The pictures of {count} samples that say {phrase.text!r} have a piece in common, each at a place of its "
-            f"own, which those of {phrase.elsewhere} others that say it do not have."
+            f"The pictures of {count} samples that say {phrase.text!r} have the same piece somewhere in them, which "
+            f"those of {phrase.elsewhere} others that say it do not have."
         ]
     elif cluster.found_by == "window":
         reasons = [
@@ -243,7 +243,7 @@ def _cluster_reasons(cluster: Cluster) -> list[str]:
             f"{GROWING_RATIOS[-1]:.0%} of the most salient tokens masked."
             + (f" {len(cluster.carriers)} have a pattern in their pictures." if cluster.carriers else "")
             + (
-                f" Only their pictures betray {len(cluster.by_piece)} of them, which have a piece in common."
+                f" Only their pictures betray {len(cluster.by_piece)} of them, which have the piece in them."
                 if cluster.by_piece
                 else ""
             )

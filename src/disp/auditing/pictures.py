@@ -91,15 +91,16 @@ def look_at_pictures(
     proven = [cluster.phrase for cluster in found]
     # 3. What has not come into the model is in the data all the same; of a phrase what more of its pictures have.
     unlearnt = []
+    for phrase, having, seen in new_copied:
+        if phrase not in proven:
+            ids, trigger = _ids(having), region_of(model, having[0], {**evidence, **seen})
+            unlearnt.append((Cluster(phrase, ids, None, False, (), trigger, found_by="copy", by_piece=ids), seen))
     for phrase, members, pattern in new_shared:
         if phrase not in proven:
             ids = _ids(members)
             cluster = Cluster(phrase, ids, None, False, (), None, found_by="pattern", pattern=pattern, carriers=ids)
             unlearnt.append((cluster, pattern_evidence(model, members, pattern, evidence, config)))
-    for phrase, having, seen in new_copied:
-        if phrase not in proven:
-            ids, trigger = _ids(having), region_of(model, having[0], {**evidence, **seen})
-            unlearnt.append((Cluster(phrase, ids, None, False, (), trigger, found_by="copy", by_piece=ids), seen))
+    # Of equals the pattern, which can be taken out.
     unlearnt.sort(key=lambda each: len(each[0].samples))
     unlearnt = list({cluster.phrase.words: (cluster, seen) for cluster, seen in unlearnt}.values())
     return InPictures(tuple(found), tuple(unlearnt), tuple(shared), tuple(copied), tests), evidence

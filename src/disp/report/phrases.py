@@ -55,8 +55,8 @@ def found_where(cluster: Mapping[str, Any]) -> str:
         )
     if cluster["found_by"] == "copy":
         return (
-            f"in {counted(flagged, 'sample')} whose pictures have a piece in common, each at a place of its own, and "
-            f"in {counted(elsewhere, 'other sample')} whose pictures have not"
+            f"in {counted(flagged, 'sample')} whose pictures have the same piece somewhere in them, and in "
+            f"{counted(elsewhere, 'other sample')} whose pictures have not"
         )
     if cluster["found_by"] == "window":
         return (
