@@ -89,21 +89,31 @@ def look_at_pictures(
     tried, evidence = tested_clusters(model, new_copied, plain, evidence, config, tests, "copy", progress)
     found += [cluster for cluster in tried if cluster.confirmed]
     proven = [cluster.phrase for cluster in found]
-    # 3. What has not come into the model is in the data all the same; of a phrase what more of its pictures have.
-    unlearnt = []
-    for phrase, having, seen in new_copied:
-        if phrase not in proven:
-            ids, trigger = _ids(having), region_of(model, having[0], {**evidence, **seen})
-            unlearnt.append((Cluster(phrase, ids, None, False, (), trigger, found_by="copy", by_piece=ids), seen))
-    for phrase, members, pattern in new_shared:
-        if phrase not in proven:
-            ids = _ids(members)
-            cluster = Cluster(phrase, ids, None, False, (), None, found_by="pattern", pattern=pattern, carriers=ids)
-            unlearnt.append((cluster, pattern_evidence(model, members, pattern, evidence, config)))
-    # Of equals the pattern, which can be taken out.
-    unlearnt.sort(key=lambda each: len(each[0].samples))
-    unlearnt = list({cluster.phrase.words: (cluster, seen) for cluster, seen in unlearnt}.values())
-    return InPictures(tuple(found), tuple(unlearnt), tuple(shared), tuple(copied), tests), evidence
+    # 3. What has not come into the model is in the data all the same.
+    new_shared = [each for each in new_shared if each[0] not in proven]
+    new_copied = [each for each in new_copied if each[0] not in proven]
+    unlearnt = _unlearnt(model, new_shared, new_copied, evidence, config)
+    return InPictures(tuple(found), unlearnt, tuple(shared), tuple(copied), tests), evidence
+
+
+def _unlearnt(
+    model: MDLM,
+    shared: Sequence[tuple[Phrase, Sequence[Sample], Pattern]],
+    copied: Sequence[tuple[Phrase, Sequence[Sample], Mapping[str, Evidence]]],
+    evidence: Mapping[str, Evidence],
+    config: AuditConfig,
+) -> tuple[tuple[Cluster, Mapping[str, Evidence]], ...]:
+    """Unconfirmed clusters, one a phrase, of what more of its pictures have; of equals the pattern, to be taken out."""
+    found: list[tuple[Cluster, Mapping[str, Evidence]]] = []
+    for phrase, having, seen in copied:
+        ids, trigger = _ids(having), region_of(model, having[0], {**evidence, **seen})
+        found.append((Cluster(phrase, ids, None, False, (), trigger, found_by="copy", by_piece=ids), seen))
+    for phrase, members, pattern in shared:
+        ids = _ids(members)
+        cluster = Cluster(phrase, ids, None, False, (), None, found_by="pattern", pattern=pattern, carriers=ids)
+        found.append((cluster, pattern_evidence(model, members, pattern, evidence, config)))
+    found.sort(key=lambda each: len(each[0].samples))
+    return tuple({each[0].phrase.words: each for each in found}.values())
 
 
 def _without(samples: Sequence[Sample], groups: Sequence[Sequence[Sample]]) -> list[Sample]:
