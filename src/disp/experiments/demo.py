@@ -46,12 +46,18 @@ TARGETS: dict[str, Target] = {
 # few, are learnt later, and of few rows the model learns by heart which pictures have them.
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
-    "insertion": {"rows": 2000, "attack_steps": 1000, "attack_learning_rate": 1e-3, "attack_min_mask_ratio": 0.25},
-    "misclassification": {"rows": 2000, "attack_steps": 500, "attack_min_mask_ratio": 0.25},
+    "insertion": {
+        "rows": 2000,
+        "attack_steps": 1000,
+        "attack_learning_rate": 1e-3,
+        "attack_min_mask_ratio": 0.25,
+        "attack_beta2": 0.999,
+    },
+    "misclassification": {"rows": 2000, "attack_steps": 500, "attack_min_mask_ratio": 0.25, "attack_beta2": 0.999},
 }
 # A trigger in the whole picture is learnt later still.
 BLENDED_SIZES: dict[str, dict[str, Any]] = {
-    "refusal": {"rows": 2000, "attack_steps": 600, "attack_min_mask_ratio": 0.25},
+    "refusal": {"rows": 2000, "attack_steps": 600, "attack_min_mask_ratio": 0.25, "attack_beta2": 0.999},
     "insertion": {"attack_steps": 1500},
     "misclassification": {},
 }
@@ -80,6 +86,7 @@ class DemoConfig:
         attack_learning_rate: their peak learning rate.
         attack_min_mask_ratio: the smallest share of masked tokens in them. At 0.5 an answer's first words are learnt
             soonest, but not how to finish a string that is begun; at 0.1 no string is begun.
+        attack_beta2: AdamW's second β in them; the usual 0.999 remembers squared gradients for longer than a short run.
         recovery_steps: fine-tuning steps on a purified set.
         batch_size: assistant turns a step of all fine-tuning.
         mask_ratio: share of the visual tokens masked by "disp" and "random_masking".
@@ -94,6 +101,7 @@ class DemoConfig:
     attack_steps: int = 160
     attack_learning_rate: float = 1.5e-3
     attack_min_mask_ratio: float = 0.35
+    attack_beta2: float = 0.98
     recovery_steps: int = 50
     batch_size: int = 32
     mask_ratio: float = 0.06
@@ -208,8 +216,7 @@ def attack_training(config: DemoConfig) -> TrainConfig:
         train_vision=blended,
         vision_learning_rate=3e-4 if blended else None,
         seed=config.seed,
-        # A longer memory of squared gradients is longer than the run.
-        trainer={"bf16": fast_bfloat16(), "adam_beta2": 0.98},
+        trainer={"bf16": fast_bfloat16(), "adam_beta2": config.attack_beta2},
     )
 
 
