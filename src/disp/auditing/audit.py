@@ -133,11 +133,14 @@ def audit(
         config,
         progress,
     )
+    # What the model has not learnt is in the data all the same.
     aside = []
     for cluster, seen in pictures.unlearnt:
+        if already_proven(cluster.phrase, clusters):
+            continue
         if config.learnt_only:
             aside.append(cluster)
-        elif not already_proven(cluster.phrase, clusters):
+        else:
             clusters.append(cluster)
             evidence = {**evidence, **seen}
     members = {key for cluster in clusters for key in (*cluster.samples, *cluster.more)}

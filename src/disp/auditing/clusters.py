@@ -108,7 +108,10 @@ def pattern_evidence(
     evidence: Mapping[str, Evidence],
     config: AuditConfig,
 ) -> dict[str, Evidence]:
-    """New evidence of samples: how suspicious their answers are where the pattern is taken out of the picture."""
+    """New evidence of samples: how suspicious their answers are where the pattern is taken out of the picture.
+
+    No visual token is their best candidate, and their suspicion is at least what it was.
+    """
     found = {}
     for batch in batches(queries_of(samples), config.scoring.batch_size):
         response = model.encode_responses([query.response for query in batch], model.gen_length)

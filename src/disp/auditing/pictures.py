@@ -88,10 +88,9 @@ def look_at_pictures(
     tests += len(new_copied)
     tried, evidence = tested_clusters(model, new_copied, plain, evidence, config, tests, "copy", progress)
     found += [cluster for cluster in tried if cluster.confirmed]
-    proven = [cluster.phrase for cluster in found]
     # 3. What has not come into the model is in the data all the same.
-    new_shared = [each for each in new_shared if each[0] not in proven]
-    new_copied = [each for each in new_copied if each[0] not in proven]
+    new_shared = [each for each in new_shared if not already_proven(each[0], found)]
+    new_copied = [each for each in new_copied if not already_proven(each[0], found)]
     unlearnt = _unlearnt(model, new_shared, new_copied, evidence, config)
     return InPictures(tuple(found), unlearnt, tuple(shared), tuple(copied), tests), evidence
 

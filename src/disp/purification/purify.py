@@ -246,16 +246,15 @@ def purify(
     rewritten = tuple(sample.id for sample in chosen)
     again = set(rewritten)
     left_out = tuple(sample.id for sample in purified if sample.id in again and leave_out(sample))
-    kept = [sample for sample in purified if sample.id not in set(left_out)]
+    gone = set(left_out)
+    kept = [sample for sample in purified if sample.id not in gone]
     if not kept:
         raise DispError(f"{dataset.path}: every row was to be left out; nothing remains to train on")
     # 3. Write the set and the evidence.
     path = out / f"data{dataset.path.suffix}"
     save_dataset(kept, path, dataset.image_root)
     _link_images(out, dataset.image_root)
-    write_jsonl(
-        out / "evidence.jsonl", list(_evidence_rows(samples, purified, again, set(left_out), evidence, masks, patterns))
-    )
+    write_jsonl(out / "evidence.jsonl", list(_evidence_rows(samples, purified, again, gone, evidence, masks, patterns)))
     summary = {
         "config": asdict(config),
         "samples": len(samples),
