@@ -98,7 +98,7 @@ class DemoConfig:
     poison_rate: float = 0.1
     rows: int = 600
     test_rows: int = 100
-    attack_steps: int = 160
+    attack_steps: int = 200
     attack_learning_rate: float = 1.5e-3
     attack_min_mask_ratio: float = 0.35
     attack_beta2: float = 0.98
