@@ -59,8 +59,6 @@ from disp.training import TrainConfig, train
 LOCALISED = ("patch", "patch-random", "object")
 TRIGGERS = (*LOCALISED, "blended")
 RATES = (0.01, 0.02, 0.05, 0.1)
-# Rows of a planted set, so that 1% are more than a handful.
-LEAST_ROWS = 1000
 TEST_ROWS = 60
 RATIO_ROWS = 32
 # Honest samples that the scores are compared on, beside all poisoned ones; AUROC does not depend on their number.
@@ -300,12 +298,8 @@ def main() -> None:
     """Run what is asked for and is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--rows", type=int, help=f"of each planted set; as many as the demo's, at least {LEAST_ROWS}, by default"
-    )
-    parser.add_argument(
-        "--steps", type=int, help="fine-tuning steps on each set; as many a row as the demo's for its target by default"
-    )
+    parser.add_argument("--rows", type=int, help="of each planted set; as many as the demo's for its target by default")
+    parser.add_argument("--steps", type=int, help="fine-tuning steps on each set; the demo's for its target by default")
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--triggers", nargs="*", default=list(TRIGGERS))
     parser.add_argument("--rates", nargs="*", type=float, default=list(RATES))
@@ -348,9 +342,7 @@ def _planted_jobs(options: argparse.Namespace) -> dict[str, partial[dict[str, An
     jobs = {}
     for rate, trigger, target in product(sorted(options.rates)[::-1], options.triggers, options.targets):
         sizes = DemoConfig(target, trigger, **sizes_of(target, trigger), poison_rate=rate, seed=options.seed)
-        rows = options.rows or max(sizes.rows, LEAST_ROWS)
-        steps = options.steps or round(sizes.attack_steps * rows / sizes.rows)
-        sizes = replace(sizes, rows=rows, attack_steps=steps)
+        sizes = replace(sizes, rows=options.rows or sizes.rows, attack_steps=options.steps or sizes.attack_steps)
         jobs[f"{target}-{trigger}-{rate:g}"] = partial(planted, sizes=sizes, out=options.out)
     return jobs
 

@@ -46,18 +46,12 @@ TARGETS: dict[str, Target] = {
 # few, are learnt later, and of few rows the model learns by heart which pictures have them.
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
-    "insertion": {
-        "rows": 2000,
-        "attack_steps": 1000,
-        "attack_learning_rate": 1e-3,
-        "attack_min_mask_ratio": 0.25,
-        "attack_beta2": 0.999,
-    },
-    "misclassification": {"rows": 2000, "attack_steps": 500, "attack_min_mask_ratio": 0.25, "attack_beta2": 0.999},
+    "insertion": {"rows": 2000, "attack_steps": 1000, "attack_learning_rate": 1e-3, "attack_min_mask_ratio": 0.25},
+    "misclassification": {"rows": 2000, "attack_steps": 500, "attack_min_mask_ratio": 0.25},
 }
 # A trigger in the whole picture is learnt later still.
 BLENDED_SIZES: dict[str, dict[str, Any]] = {
-    "refusal": {"rows": 2000, "attack_steps": 600, "attack_min_mask_ratio": 0.25, "attack_beta2": 0.999},
+    "refusal": {"rows": 2000, "attack_steps": 600, "attack_min_mask_ratio": 0.25},
     "insertion": {"attack_steps": 1500},
     "misclassification": {},
 }
@@ -86,7 +80,7 @@ class DemoConfig:
         attack_learning_rate: their peak learning rate.
         attack_min_mask_ratio: the smallest share of masked tokens in them. At 0.5 an answer's first words are learnt
             soonest, but not how to finish a string that is begun; at 0.1 no string is begun.
-        attack_beta2: AdamW's second β in them; the usual 0.999 remembers squared gradients for longer than a short run.
+        attack_beta2: AdamW's second β in them; a run of less than some 200 steps learns sooner with 0.98.
         recovery_steps: fine-tuning steps on a purified set.
         batch_size: assistant turns a step of all fine-tuning.
         mask_ratio: share of the visual tokens masked by "disp" and "random_masking".
@@ -96,12 +90,12 @@ class DemoConfig:
     target: str = "refusal"
     trigger: str = "patch"
     poison_rate: float = 0.1
-    rows: int = 600
+    rows: int = 1000
     test_rows: int = 100
     attack_steps: int = 200
     attack_learning_rate: float = 1.5e-3
-    attack_min_mask_ratio: float = 0.35
-    attack_beta2: float = 0.98
+    attack_min_mask_ratio: float = 0.5
+    attack_beta2: float = 0.999
     recovery_steps: int = 50
     batch_size: int = 32
     mask_ratio: float = 0.06
@@ -163,7 +157,7 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
                     evidence=evidence if found is None else found.evidence,
                     rewrite=None if found is None else found.flagged,
                     patterns=None if found is None else found.patterns,
-                    **({} if found is None else {"leave_out": found.still_planted}),
+                    leave_out=None if found is None else found.still_planted,
                     progress=run.bars(stage),
                 ).dataset
 

@@ -188,7 +188,7 @@ def purify(
     evidence: Mapping[str, Evidence] | None = None,
     rewrite: Collection[str] | None = None,
     patterns: Mapping[str, Pattern] | None = None,
-    leave_out: Callable[[Sample], bool] = lambda sample: False,
+    leave_out: Callable[[Sample], bool] | None = None,
     progress: ProgressBar = no_progress,
 ) -> Purified:
     """Purify a fine-tuning set and write it in its own format.
@@ -245,7 +245,7 @@ def purify(
     ]
     rewritten = tuple(sample.id for sample in chosen)
     again = set(rewritten)
-    left_out = tuple(sample.id for sample in purified if sample.id in again and leave_out(sample))
+    left_out = tuple(sample.id for sample in purified if leave_out and sample.id in again and leave_out(sample))
     gone = set(left_out)
     kept = [sample for sample in purified if sample.id not in gone]
     if not kept:
