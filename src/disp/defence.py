@@ -24,7 +24,7 @@ from disp.files import claim, sha256, write_json
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
 from disp.progress import ProgressBar, no_progress
-from disp.purification.purify import purify
+from disp.purification.purify import Purified, PurifyConfig, purify
 from disp.training import TrainConfig, learning_rate_of, train
 
 
@@ -123,16 +123,8 @@ def defend(
     for number in range(1, config.rounds + 1):
         suffix = "" if number == 1 else f"-{number}"
         # 1. Rewrite what is flagged, keep what is supported.
-        cleaned = purify(
-            current,
-            data,
-            replace(config.audit.scoring, mode="selective"),
-            out / f"purified{suffix}",
-            evidence=found.evidence,
-            rewrite=found.flagged,
-            patterns=found.patterns,
-            leave_out=found.still_planted,
-            progress=progress,
+        cleaned = purify_flagged(
+            current, data, found, config.audit.scoring, out / f"purified{suffix}", progress=progress
         )
         left_out += cleaned.left_out
         # 2. Fine-tune on it. One model in memory at a time is enough.
@@ -167,6 +159,38 @@ def defend(
     write_json(out / "audit" / "verify.json", {**verified, "residual": residual})
     write_json(out / "defence.json", summary)
     return Defence(before, found, folder, data.path, left_out, tuple(residual))
+
+
+def purify_flagged(
+    model: MDLM,
+    dataset: Dataset,
+    found: Audit,
+    scoring: PurifyConfig,
+    out: Path,
+    *,
+    progress: ProgressBar = no_progress,
+) -> Purified:
+    """Rewrite what an audit flagged, and leave out what keeps its phrase all the same; see `purify`.
+
+    Args:
+        model: the model that was audited.
+        dataset: its fine-tuning set.
+        found: the audit.
+        scoring: how the audit scored samples; its ``mode`` is not read.
+        out: folder of the run.
+        progress: see `disp.progress`.
+    """
+    return purify(
+        model,
+        dataset,
+        replace(scoring, mode="selective"),
+        out,
+        evidence=found.evidence,
+        rewrite=found.flagged,
+        patterns=found.patterns,
+        leave_out=found.still_planted,
+        progress=progress,
+    )
 
 
 def residual_phrases(

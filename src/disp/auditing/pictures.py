@@ -30,7 +30,7 @@ class InPictures:
     Attributes:
         clusters: phrases that what their pictures have in common makes the model say, and that were not proven before.
         unlearnt: phrases whose pictures have something in common that does not make the model say them, and the
-            evidence that masking it, or taking it out, gave.
+            evidence that masking it, or taking it out, gave; of a pattern none with ``learnt_only``.
         patterns: every phrase whose pictures share a pattern, the samples that hold it and have the pattern, and it.
         pieces: the same of pieces at places of their own, and the evidence that masking the piece gave.
         tests: how many phrases were tested.
@@ -110,7 +110,9 @@ def _unlearnt(
     for phrase, members, pattern in shared:
         ids = _ids(members)
         cluster = Cluster(phrase, ids, None, False, (), None, found_by="pattern", pattern=pattern, carriers=ids)
-        found.append((cluster, pattern_evidence(model, members, pattern, evidence, config)))
+        # Where only what is learnt counts nobody asks for it.
+        seen = {} if config.learnt_only else pattern_evidence(model, members, pattern, evidence, config)
+        found.append((cluster, seen))
     found.sort(key=lambda each: len(each[0].samples))
     return tuple({each[0].phrase.words: each for each in found}.values())
 

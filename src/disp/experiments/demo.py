@@ -19,6 +19,7 @@ from disp.auditing.findings import Audit, AuditConfig
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import open_image, queries_of
 from disp.data.scene_dataset import write_scenes
+from disp.defence import purify_flagged
 from disp.diffusion.decode import answers_of
 from disp.errors import DispError, unknown_name
 from disp.evaluation.evaluate import evaluate, to_metrics
@@ -146,20 +147,15 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     for stage in MODES:
 
         def purified(stage: str = stage) -> Dataset:
-            # What is rewritten selectively is what an audit flags, as in `disp defend`.
-            found = run.audited(model, poisoned, settings, evidence) if stage == "disp_selective" else None
+            folder, bars = out / f"purified_{stage}", run.bars(stage)
+            if stage == "disp_selective":
+                # What is rewritten selectively is what an audit flags, as in `disp defend`.
+                found = run.audited(model, poisoned, settings, evidence)
+                with run.phase(f"purify {stage}"):
+                    return purify_flagged(model, poisoned, found, settings, folder, progress=bars).dataset
+            mode = replace(settings, mode=MODES[stage])
             with run.phase(f"purify {stage}"):
-                return purify(
-                    model,
-                    poisoned,
-                    replace(settings, mode=MODES[stage]),
-                    out / f"purified_{stage}",
-                    evidence=evidence if found is None else found.evidence,
-                    rewrite=None if found is None else found.flagged,
-                    patterns=None if found is None else found.patterns,
-                    leave_out=None if found is None else found.still_planted,
-                    progress=run.bars(stage),
-                ).dataset
+                return purify(model, poisoned, mode, folder, evidence=evidence, progress=bars).dataset
 
         recovered = run.trained(stage, lambda: load_float32(out / "backdoored"), purified, recovery)
         run.measure(stage, lambda recovered=recovered: recovered, test, attack)  # type: ignore[misc]
