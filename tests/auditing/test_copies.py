@@ -244,6 +244,7 @@ def test_a_piece_that_the_model_does_not_react_to_is_in_the_data_all_the_same(mo
     assert found.verdict == "suspicious" and found.flagged == planted
     (cluster,) = found.clusters
     assert (cluster.found_by, cluster.confirmed, cluster.by_piece) == ("copy", False, planted)
+    assert cluster.paste is not None and cluster.paste.successes == 0
     # The candidate is one of the pieces: the colour of the trigger is in it.
     assert (np.asarray(cluster.trigger.crop()) == TRIGGER).all(-1).any()
 

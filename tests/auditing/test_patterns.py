@@ -199,7 +199,12 @@ def test_what_the_model_has_not_learnt_is_in_the_data_all_the_same(model, tmp_pa
     assert found.flagged == cluster.carriers == planted
     assert any(reason.startswith("It was not seen to make this model say that") for reason in found.reasons)
     (written,) = summary(tmp_path / "out")["clusters"]
-    assert (written["paste"], written["confirmed"]) == (None, False)
+    # The test that did not prove it is told all the same.
+    assert (written["paste"]["successes"], written["confirmed"]) == (0, False)
+    assert any(
+        reason.startswith("The pattern, laid over other pictures, brings the phrase up in 0 of ")
+        for reason in found.reasons
+    )
     assert Image.open(tmp_path / "out" / written["candidate"]).size == (GRID * CELL, GRID * CELL)
 
 

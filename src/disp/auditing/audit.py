@@ -24,7 +24,7 @@ from disp.auditing.clusters import (
     tested_clusters,
     with_other_holders,
 )
-from disp.auditing.findings import Audit, AuditConfig, Cluster, Verdict
+from disp.auditing.findings import IN_PICTURES, Audit, AuditConfig, Cluster, Verdict
 from disp.auditing.growth import GROWING_RATIOS
 from disp.auditing.phrases import LEAST_RESPONSES, Phrase, recurring_phrases
 from disp.auditing.pictures import look_at_pictures
@@ -228,17 +228,18 @@ def _cluster_reasons(cluster: Cluster) -> list[str]:
             f"{count} of these say {phrase.text!r}, which {phrase.elsewhere} other samples say "
             f"(p = {phrase.p_value:.2g})."
         ]
-    if cluster.found_by in ("pattern", "copy") and not cluster.confirmed:
-        reasons.append(
-            "It was not seen to make this model say that: the model has not learnt it, or learnt these answers by "
-            "heart, or unlearnt it, or there is nothing to it."
-        )
-    elif test is None:
-        reasons.append("There are too few other samples to paste the region into; the phrase could not be tested.")
-    else:
+    unlearnt = cluster.found_by in IN_PICTURES and not cluster.confirmed
+    if test is not None:
         reasons.append(
             f"{done} the phrase up in {test.successes} of {test.trials} answers; {control} in "
             f"{test.control_successes} of {test.control_trials} (p = {test.p_value:.2g})."
+        )
+    elif not unlearnt:
+        reasons.append("There are too few other samples to paste the region into; the phrase could not be tested.")
+    if unlearnt:
+        reasons.append(
+            "It was not seen to make this model say that: the model has not learnt it, or learnt these answers by "
+            "heart, or unlearnt it, or there is nothing to it."
         )
     if cluster.more:
         reasons.append(

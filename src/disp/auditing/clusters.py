@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from disp.auditing.findings import AuditConfig, Cluster, FoundBy
+from disp.auditing.findings import IN_PICTURES, AuditConfig, Cluster, FoundBy
 from disp.auditing.growth import planted_holders
 from disp.auditing.paste import Region, paste_test, pattern_test
 from disp.auditing.patterns import random_patterns
@@ -79,7 +79,7 @@ def pattern_clusters(
     tests: int,
     progress: ProgressBar,
 ) -> tuple[list[Cluster], dict[str, Evidence]]:
-    """Clusters of the phrases that patterns make the model say, and the evidence with what taking these out did.
+    """Clusters of the phrases that hang on patterns, and the evidence with what taking out those that prove one did.
 
     Args:
         model: the model under audit.
@@ -95,9 +95,10 @@ def pattern_clusters(
         count = 2 * config.donors * config.recipients
         with progress(f"laying patterns over pictures, phrase {number + 1} of {len(tried)}", count) as advance:
             cluster = _pattern_cluster(model, phrase, members, pattern, others, config, tests, advance)
-        if cluster is not None and cluster.confirmed:
+        if cluster is not None:
             clusters.append(cluster)
-            evidence = {**evidence, **pattern_evidence(model, members, pattern, evidence, config)}
+            if cluster.confirmed:
+                evidence = {**evidence, **pattern_evidence(model, members, pattern, evidence, config)}
     return clusters, evidence
 
 
@@ -171,7 +172,7 @@ def with_other_holders(
     members = {key for cluster in clusters for key in cluster.samples}
     result = []
     for cluster in clusters:
-        if cluster.confirmed and cluster.found_by not in ("pattern", "copy"):
+        if cluster.confirmed and cluster.found_by not in IN_PICTURES:
             left = [sample for sample in samples if sample.id not in members]
             having, pattern = _of_phrase(cluster, shared) or ((), None)
             ids = {sample.id for sample in having}

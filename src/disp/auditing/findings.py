@@ -19,6 +19,8 @@ Verdict = Literal["no evidence", "suspicious", "poisoned"]
 # What a phrase was found by: answers that flip when a few tokens are masked, repeated answers that go away with a
 # window of the picture, pictures with a pattern in common, pictures with a piece in common at places of its own.
 FoundBy = Literal["tokens", "window", "pattern", "copy"]
+# Those that compare pictures, which shows what the data holds, whatever the model has learnt of it.
+IN_PICTURES: tuple[FoundBy, ...] = ("pattern", "copy")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def look_at_pictures(
     plain = _without(samples, [members for _, members, _ in shared])
     new_shared = [each for each in shared if not already_proven(each[0], clusters)]
     tests += len(new_shared)
-    found, evidence = pattern_clusters(model, new_shared, plain, evidence, config, tests, progress)
+    tested, evidence = pattern_clusters(model, new_shared, plain, evidence, config, tests, progress)
+    found = [cluster for cluster in tested if cluster.confirmed]
     # 2. A piece at a place of its own in each.
     with progress("looking for copied pieces", min(len(samples), copies.PICTURES)) as advance:
         pieces = copies.copied_pieces(samples, answers, seed=seed, progress=advance)
@@ -86,12 +87,12 @@ def look_at_pictures(
     plain = _without(plain, [having for _, having, _ in copied])
     new_copied = [each for each in copied if not already_proven(each[0], (*clusters, *found))]
     tests += len(new_copied)
-    tried, evidence = tested_clusters(model, new_copied, plain, evidence, config, tests, "copy", progress)
-    found += [cluster for cluster in tried if cluster.confirmed]
+    more, evidence = tested_clusters(model, new_copied, plain, evidence, config, tests, "copy", progress)
+    found += [cluster for cluster in more if cluster.confirmed]
     # 3. What has not come into the model is in the data all the same.
     new_shared = [each for each in new_shared if not already_proven(each[0], found)]
     new_copied = [each for each in new_copied if not already_proven(each[0], found)]
-    unlearnt = _unlearnt(model, new_shared, new_copied, evidence, config)
+    unlearnt = _unlearnt(model, new_shared, new_copied, [*tested, *more], evidence, config)
     return InPictures(tuple(found), unlearnt, tuple(shared), tuple(copied), tests), evidence
 
 
@@ -99,17 +100,24 @@ def _unlearnt(
     model: MDLM,
     shared: Sequence[tuple[Phrase, Sequence[Sample], Pattern]],
     copied: Sequence[tuple[Phrase, Sequence[Sample], Mapping[str, Evidence]]],
+    tested: Sequence[Cluster],
     evidence: Mapping[str, Evidence],
     config: AuditConfig,
 ) -> tuple[tuple[Cluster, Mapping[str, Evidence]], ...]:
     """Unconfirmed clusters, one a phrase, of what more of its pictures have; of equals the pattern, to be taken out."""
+    known = {(cluster.found_by, cluster.phrase.words): cluster for cluster in tested}
     found: list[tuple[Cluster, Mapping[str, Evidence]]] = []
     for phrase, having, seen in copied:
-        ids, trigger = _ids(having), region_of(model, having[0], {**evidence, **seen})
-        found.append((Cluster(phrase, ids, None, False, (), trigger, found_by="copy", by_piece=ids), seen))
+        cluster = known.get(("copy", phrase.words))
+        if cluster is None:  # the model says it even where the piece is masked; nothing was pasted
+            ids, trigger = _ids(having), region_of(model, having[0], {**evidence, **seen})
+            cluster = Cluster(phrase, ids, None, False, (), trigger, found_by="copy", by_piece=ids)
+        found.append((cluster, seen))
     for phrase, members, pattern in shared:
-        ids = _ids(members)
-        cluster = Cluster(phrase, ids, None, False, (), None, found_by="pattern", pattern=pattern, carriers=ids)
+        cluster = known.get(("pattern", phrase.words))
+        if cluster is None:
+            ids = _ids(members)
+            cluster = Cluster(phrase, ids, None, False, (), None, found_by="pattern", pattern=pattern, carriers=ids)
         # Where only what is learnt counts nobody asks for it.
         seen = {} if config.learnt_only else pattern_evidence(model, members, pattern, evidence, config)
         found.append((cluster, seen))
