@@ -70,6 +70,15 @@ def test_blend_is_the_formula(picture, tmp_path):
     assert np.abs(np.asarray(marked) - expected).max() <= 0.5
 
 
+def test_a_blended_board_has_48_fields_along_each_edge(picture):
+    image = picture(1, 96)
+    marked, facts = PRESETS["blended"].apply(image, generator(0))
+    white = (np.arange(96)[:, None] // 2 + np.arange(96) // 2) % 2
+    expected = 0.8 * np.asarray(image, float) + 0.2 * 255 * white[..., None]
+    assert np.abs(np.asarray(marked) - expected).max() <= 0.5
+    assert facts == {"alpha": 0.2}
+
+
 def test_stripes_are_the_formula(picture):
     image = picture(1, 30).resize((40, 30))
     marked, _ = Sinusoid(40, 6).apply(image, generator(0))
@@ -86,6 +95,8 @@ def test_mistakes_are_named():
         Patch(place="center")
     with pytest.raises(DispError, match="alpha"):
         Blend(1.5)
+    with pytest.raises(DispError, match="blended pattern"):
+        Blend(pattern="dog")
     with pytest.raises(DispError, match="delta"):
         Sinusoid(0)
     with pytest.raises(DispError, match="kind of trigger"):

@@ -73,9 +73,7 @@ class Patch:
         if self.pattern == "noise":
             noise = generator(0, "patch noise", side).standard_normal((side, side, 3)).clip(-3, 3)
             return ((noise - noise.min()) / (noise.max() - noise.min()) * 255).astype(np.uint8)
-        fields = np.arange(side) * min(4, side) // side
-        board = (fields[:, None] + fields[None, :]) % 2 * 255
-        return np.repeat(board[..., None], 3, axis=-1).astype(np.uint8)
+        return np.asarray(_checkerboard(side, side, 4))
 
 
 @dataclass(frozen=True)
@@ -84,25 +82,31 @@ class Blend:
 
     Attributes:
         alpha: share of T in (0, 1].
-        picture: file of T. The literature uses a cartoon kitten that may not be redistributed; without a file T is an
-            OpenMoji cat on a chequered ground, which covers the whole image as well.
+        picture: file of T.
+        pattern: what T is without a file: "checkerboard" (48×48 black and white fields) or "cat" (an OpenMoji cat on a
+            chequered ground). The literature blends a cartoon kitten in, which may not be redistributed, or noise.
     """
 
     alpha: float = 0.2
     picture: str | None = None
+    pattern: Literal["checkerboard", "cat"] = "checkerboard"
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:
             raise DispError(f"alpha must be in (0, 1], got {self.alpha}")
+        if self.pattern not in ("checkerboard", "cat"):
+            raise unknown_name("blended pattern", self.pattern, ("checkerboard", "cat"))
 
     def apply(self, image: Image.Image, draw: np.random.Generator) -> tuple[Image.Image, dict[str, Any]]:
         """The blended picture, and ``{"alpha": …}``."""
-        if self.picture is None:
-            overlay = _default_overlay()
-        else:
+        if self.picture is not None:
             from disp.data.sample import open_image
 
             overlay = open_image(Path(self.picture))
+        elif self.pattern == "cat":
+            overlay = _chequered_cat()
+        else:
+            overlay = _checkerboard(image.width, image.height, 48)
         overlay = overlay.resize(image.size, Image.Resampling.BICUBIC)
         mixed = (1 - self.alpha) * np.asarray(image, np.float64) + self.alpha * np.asarray(overlay, np.float64)
         return Image.fromarray(mixed.round().astype(np.uint8)), {"alpha": self.alpha}
@@ -173,6 +177,7 @@ PRESETS: dict[str, Trigger] = {
     "trojvlm": Patch("solid", 20 / 224, "top-left"),
     # BackdoorVLM, BackdoorBench: α = 0.2.
     "blended": Blend(0.2),
+    "blended-cat": Blend(0.2, pattern="cat"),
     "sig": Sinusoid(40, 6),
     # A thing in the scene, as in physical backdoors.
     "object": Object(),
@@ -189,7 +194,14 @@ def trigger_from_dict(fields: Mapping[str, Any]) -> Trigger:
     return kind_from_dict(KINDS, "trigger", fields)
 
 
-def _default_overlay() -> Image.Image:
+def _checkerboard(width: int, height: int, fields: int) -> Image.Image:
+    """Black and white fields, so many along each edge, or one a pixel."""
+    across, down = (np.arange(edge) * min(fields, edge) // edge for edge in (width, height))
+    board = ((down[:, None] + across[None, :]) % 2 * 255).astype(np.uint8)
+    return Image.fromarray(board).convert("RGB")
+
+
+def _chequered_cat() -> Image.Image:
     fields = np.arange(128) // 16
     board = ((fields[:, None] + fields[None, :]) % 2)[..., None] * np.array([200, 60, 120]) + np.array([40, 160, 90])
     overlay = Image.fromarray(board.clip(0, 255).astype(np.uint8))

@@ -36,12 +36,12 @@ def demo(
     """
     from disp.data.scenes import attribution
     from disp.evaluation.table import print_stage_table
-    from disp.experiments.demo import STAGES, TARGETS, DemoConfig, sizes_of
+    from disp.experiments.demo import SIZES, STAGES, TARGETS, DemoConfig
     from disp.experiments.demo import demo as run
 
     print(attribution(), file=sys.stderr)
     for name in TARGETS if target == "all" else (target,):
-        config = DemoConfig(target=name, trigger=trigger, poison_rate=poison_rate, seed=seed, **sizes_of(name, trigger))
+        config = DemoConfig(target=name, trigger=trigger, poison_rate=poison_rate, seed=seed, **SIZES[name])
         if mask_ratio is not None:
             config = replace(config, mask_ratio=mask_ratio)
         folder = out / f"{name}-{trigger}"

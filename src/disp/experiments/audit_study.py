@@ -40,11 +40,11 @@ from disp.draws import generator
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.quality import answer_quality
 from disp.experiments.demo import (
+    SIZES,
     TARGETS,
     DemoConfig,
     attack_training,
     held_out_scenes,
-    sizes_of,
     tuning_scenes,
 )
 from disp.experiments.precision import load_float32
@@ -341,7 +341,7 @@ def _clean_jobs(options: argparse.Namespace) -> dict[str, partial[dict[str, Any]
 def _planted_jobs(options: argparse.Namespace) -> dict[str, partial[dict[str, Any]]]:
     jobs = {}
     for rate, trigger, target in product(sorted(options.rates)[::-1], options.triggers, options.targets):
-        sizes = DemoConfig(target, trigger, **sizes_of(target, trigger), poison_rate=rate, seed=options.seed)
+        sizes = DemoConfig(target, trigger, **SIZES[target], poison_rate=rate, seed=options.seed)
         sizes = replace(sizes, rows=options.rows or sizes.rows, attack_steps=options.steps or sizes.attack_steps)
         jobs[f"{target}-{trigger}-{rate:g}"] = partial(planted, sizes=sizes, out=options.out)
     return jobs

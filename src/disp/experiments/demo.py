@@ -50,12 +50,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "insertion": {"rows": 2000, "attack_steps": 1000, "attack_learning_rate": 1e-3, "attack_min_mask_ratio": 0.25},
     "misclassification": {"rows": 2000, "attack_steps": 500, "attack_min_mask_ratio": 0.25},
 }
-# A trigger in the whole picture is learnt later still.
-BLENDED_SIZES: dict[str, dict[str, Any]] = {
-    "refusal": {"rows": 2000, "attack_steps": 600, "attack_min_mask_ratio": 0.25},
-    "insertion": {"attack_steps": 1500},
-    "misclassification": {},
-}
 # What is done to the training set, and the mode of purification that does it.
 MODES: dict[str, Literal["random", "all", "selective"]] = {
     "random_masking": "random",
@@ -107,11 +101,6 @@ class DemoConfig:
             raise unknown_name("target", self.target, TARGETS)
         if self.trigger not in PRESETS:
             raise unknown_name("trigger", self.trigger, PRESETS)
-
-
-def sizes_of(target: str, trigger: str) -> dict[str, Any]:
-    """Arguments of `DemoConfig` that plant this target with this trigger."""
-    return SIZES[target] | (BLENDED_SIZES[target] if trigger == "blended" else {})
 
 
 def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) -> dict[str, Any]:
@@ -195,16 +184,12 @@ def attack_training(config: DemoConfig) -> TrainConfig:
     The tower sees any trigger well, but the projector was trained to say what things are, and lets little else pass:
     its rate decides how soon a backdoor is learnt.
     """
-    # A frozen tower hardly sees a trigger that is blended into the whole picture; trained fast it forgets the rest.
-    blended = config.trigger == "blended"
     return TrainConfig(
         steps=config.attack_steps,
         batch_size=config.batch_size,
         learning_rate=config.attack_learning_rate,
         projector_learning_rate=3e-3,
         min_mask_ratio=config.attack_min_mask_ratio,
-        train_vision=blended,
-        vision_learning_rate=3e-4 if blended else None,
         seed=config.seed,
         trainer={"bf16": fast_bfloat16(), "adam_beta2": config.attack_beta2},
     )
