@@ -24,7 +24,7 @@ from disp.purification.pattern import Pattern
 
 # Pictures that are compared, the side that they are scaled to for that, and the cells of it within which they are
 # smooth.
-PICTURES, SIDE, CELLS = 4000, 64, 8
+PICTURES, SIDE, CELLS = 4000, 96, 8
 # Dimensions in which all phrases are compared, and how many of the most likely ones are in full.
 SKETCH, LIKELY_PHRASES = 512, 50
 # A phrase is looked at if answers about so many pictures hold it, at most half of all.
@@ -63,7 +63,7 @@ def shared_patterns(
     edges, row_of = _distinct([samples[index].images[0] for index in drawn], drawn, progress)
     half = draw.permutation(len(edges)) % 2 == 0
     signs = draw.choice(np.array([-1, 1], np.float32), (edges.shape[1], SKETCH)) / np.float32(SKETCH**0.5)
-    sketch = edges @ signs  # as good for telling which phrases are worth a look, and 24 times as fast
+    sketch = edges @ signs  # as good for telling which phrases are worth a look, and 54 times as fast
     phrases = list(frequent_phrases(responses, drawn, least=LEAST_HOLDERS, most=len(drawn) // 2))
     left = set(drawn)
     found: list[tuple[Phrase, Pattern]] = []
