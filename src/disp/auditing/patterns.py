@@ -29,7 +29,7 @@ PICTURES, SIDE, CELLS = 4000, 96, 8
 SKETCH, LIKELY_PHRASES = 512, 50
 # A phrase is looked at if answers about so many pictures hold it, at most half of all.
 LEAST_HOLDERS = 8
-# Correlation between what two halves of a phrase's pictures have in common. Honest phrases reach 0.13.
+# Correlation between what two halves of a phrase's pictures have in common. Honest phrases reach 0.12.
 LEAST_AGREEMENT = 0.3
 # A picture has the pattern if it has this share of what the phrase's pictures have on average.
 LEAST_PRESENCE = 0.5
