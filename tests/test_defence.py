@@ -7,14 +7,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from disp import cli
 from disp import defence as module
 from disp.auditing.findings import Audit
 from disp.data.llava import load_dataset
-from disp.defence import DefenceConfig, defend, residual_phrases
+from disp.defence import DefenceConfig, defend, recovery_samples, residual_phrases
 from disp.errors import DispError
+from disp.purification.purify import Purified
 from disp.training import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "auditing"))
@@ -70,6 +73,20 @@ def test_a_pattern_over_the_whole_picture_is_taken_out_and_trained_away(tmp_path
     (row,) = found.residual
     assert (row["phrase"], row["clean"], row["triggered"]) == (REFUSAL, [0, 10], [0, 10])
     assert load_planted(found.model, Striped).strength < planted_model().strength / 2
+    # The honest pictures are shown under the pattern too, with their own answers; the purified set does not hold them.
+    purified, pattern = load_dataset(found.data), found.before.patterns["x0"]
+    shown = [sample for sample in dataset.samples if sample.images and sample.id not in found.before.flagged]
+    honest = {sample.id: sample for sample in shown}
+    samples = recovery_samples(Purified(purified, found.before.flagged, (), None, {}), found.before, 0)
+    assert samples[: len(purified.samples)] == list(purified.samples)
+    under = {sample.id.removesuffix(" under pattern 0"): sample for sample in samples[len(purified.samples) :]}
+    assert under.keys() == honest.keys()
+    assert all(sample.turns == honest[key].turns for key, sample in under.items())
+    for key, sample in list(under.items())[:5]:
+        assert np.array_equal(np.asarray(Image.open(sample.images[0])), pattern.apply(honest[key].images[0]))
+    assert len(list((tmp_path / "out" / "purified" / "under-pattern").iterdir())) == sum(
+        len(each.images) for each in shown
+    )
 
 
 def test_only_flagged_rows_are_rewritten_into_what_the_picture_shows(run, dataset):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,21 @@ from disp.auditing.findings import Audit, AuditConfig, Cluster
 from disp.auditing.paste import with_first_image
 from disp.auditing.phrases import echoes
 from disp.data.llava import Dataset, load_dataset
-from disp.data.sample import Query, queries_of
+from disp.data.sample import ImageSource, Query, Sample, queries_of
 from disp.diffusion.decode import generate
 from disp.draws import generator
 from disp.errors import DispError
 from disp.evaluation.rewriting import rewriting_loss
-from disp.files import claim, sha256, write_json
+from disp.files import claim, sha256, write_atomically, write_json
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
 from disp.progress import ProgressBar, no_progress
+from disp.purification.pattern import Pattern
 from disp.purification.purify import Purified, PurifyConfig, purify
 from disp.training import TrainConfig, learning_rate_of, train
+
+# Unflagged samples that found patterns are laid over for the fine-tuning, at most.
+UNDER_PATTERNS = 1000
 
 
 @dataclass(frozen=True)
@@ -131,8 +136,9 @@ def defend(
         del current
         folder = out / f"model{suffix}"
         if not (folder / "train.json").exists():
+            samples = recovery_samples(cleaned, found, config.audit.scoring.seed)
             with progress("training", config.training.steps) as advance:
-                train(load(start or model), cleaned.dataset.samples, config.training, folder, progress=advance)
+                train(load(start or model), samples, config.training, folder, progress=advance)
         current, data = load(folder), load_dataset(cleaned.dataset.path, dataset.image_root)
         # 3. Look again, at the data that could plant the backdoor, with the model that should have lost it.
         again = replace(config.audit, learnt_only=True)
@@ -191,6 +197,41 @@ def purify_flagged(
         leave_out=found.still_planted,
         progress=progress,
     )
+
+
+def recovery_samples(purified: Purified, found: Audit, seed: int) -> list[Sample]:
+    """What a model is fine-tuned on after `purify_flagged`: the purified set and, where patterns were found, more.
+
+    A pattern changes the look of the whole picture, and the rewritten rows alone, which are few, show how to answer
+    under it. So it is laid over the pictures of unflagged samples too, whose answers stay: it says nothing. The new
+    pictures are written beside the purified set, which does not name them.
+
+    Args:
+        purified: the purified set.
+        found: the audit that it was made from.
+        seed: of which samples these are.
+    """
+    samples = list(purified.dataset.samples)
+    patterns = [cluster.pattern for cluster in found.clusters if cluster.pattern is not None and cluster.carriers]
+    flagged = set(found.flagged)
+    honest = [sample for sample in samples if sample.images and sample.id not in flagged]
+    for number, pattern in enumerate(patterns):
+        order = generator(seed, "under pattern", number).permutation(len(honest))
+        for place, index in enumerate(order[: UNDER_PATTERNS // len(patterns)]):
+            sample, name = honest[index], purified.dataset.path.parent / "under-pattern" / f"{number}-{place}"
+            pictures = tuple(
+                _under(pattern, image, name.with_name(f"{name.name}-{position}.png"))
+                for position, image in enumerate(sample.images)
+            )
+            samples.append(replace(sample, id=f"{sample.id} under pattern {number}", images=pictures))
+    return samples
+
+
+def _under(pattern: Pattern, image: ImageSource, file: Path) -> Path:
+    """The file, with the picture under the pattern."""
+    if not file.exists():
+        write_atomically(file, partial(pattern.apply(image).save, format="PNG"))
+    return file
 
 
 def residual_phrases(

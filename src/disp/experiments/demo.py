@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +17,9 @@ from disp.attacks.triggers import PRESETS, trigger_to_dict
 from disp.auditing.audit import audit
 from disp.auditing.findings import Audit, AuditConfig
 from disp.data.llava import Dataset, load_dataset
-from disp.data.sample import open_image, queries_of
+from disp.data.sample import Sample, open_image, queries_of
 from disp.data.scene_dataset import write_scenes
-from disp.defence import purify_flagged
+from disp.defence import purify_flagged, recovery_samples
 from disp.diffusion.decode import answers_of
 from disp.errors import DispError, unknown_name
 from disp.evaluation.evaluate import evaluate, to_metrics
@@ -127,7 +127,7 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
 
     run.measure("clean", lambda: builtin, test, attack)
     planting = attack_training(config)
-    model = run.trained("backdoored", load_float32, lambda: poisoned, planting)
+    model = run.trained("backdoored", load_float32, lambda: poisoned.samples, planting)
     run.measure("backdoored", lambda: model, test, attack)
 
     recovery = recovery_training(config)
@@ -135,16 +135,17 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     evidence = run.scored(model, poisoned, settings)
     for stage in MODES:
 
-        def purified(stage: str = stage) -> Dataset:
+        def purified(stage: str = stage) -> Sequence[Sample]:
             folder, bars = out / f"purified_{stage}", run.bars(stage)
             if stage == "disp_selective":
                 # What is rewritten selectively is what an audit flags, as in `disp defend`.
                 found = run.audited(model, poisoned, settings, evidence)
                 with run.phase(f"purify {stage}"):
-                    return purify_flagged(model, poisoned, found, settings, folder, progress=bars).dataset
+                    cleaned = purify_flagged(model, poisoned, found, settings, folder, progress=bars)
+                    return recovery_samples(cleaned, found, settings.seed)
             mode = replace(settings, mode=MODES[stage])
             with run.phase(f"purify {stage}"):
-                return purify(model, poisoned, mode, folder, evidence=evidence, progress=bars).dataset
+                return purify(model, poisoned, mode, folder, evidence=evidence, progress=bars).dataset.samples
 
         recovered = run.trained(stage, lambda: load_float32(out / "backdoored"), purified, recovery)
         run.measure(stage, lambda recovered=recovered: recovered, test, attack)  # type: ignore[misc]
@@ -249,10 +250,12 @@ class _Run:
                 poison(tuning, folder, trigger, target, self.config.poison_rate, self.config.seed, progress=advance)
         return load_dataset(folder)
 
-    def trained(self, name: str, start: Callable[[], MDLM], data: Callable[[], Dataset], config: TrainConfig) -> MDLM:
+    def trained(
+        self, name: str, start: Callable[[], MDLM], data: Callable[[], Sequence[Sample]], config: TrainConfig
+    ) -> MDLM:
         folder = self.out / name
         if not (folder / "train.json").exists():
-            samples = data().samples
+            samples = data()
             with self.phase(f"train {name}"), self.progress(f"{name}: training", config.steps) as advance:
                 train(start(), samples, config, folder, progress=advance)
         return load_float32(folder)
