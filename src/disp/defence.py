@@ -215,12 +215,13 @@ def recovery_samples(purified: Purified, found: Audit, seed: int) -> list[Sample
     patterns = [cluster.pattern for cluster in found.clusters if cluster.pattern is not None and cluster.carriers]
     flagged = set(found.flagged)
     honest = [sample for sample in samples if sample.images and sample.id not in flagged]
+    folder = purified.dataset.path.parent / "under-pattern"
     for number, pattern in enumerate(patterns):
         order = generator(seed, "under pattern", number).permutation(len(honest))
         for place, index in enumerate(order[: UNDER_PATTERNS // len(patterns)]):
-            sample, name = honest[index], purified.dataset.path.parent / "under-pattern" / f"{number}-{place}"
+            sample = honest[index]
             pictures = tuple(
-                _under(pattern, image, name.with_name(f"{name.name}-{position}.png"))
+                _under(pattern, image, folder / f"{number}-{place}-{position}.png")
                 for position, image in enumerate(sample.images)
             )
             samples.append(replace(sample, id=f"{sample.id} under pattern {number}", images=pictures))

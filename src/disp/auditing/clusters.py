@@ -79,7 +79,7 @@ def pattern_clusters(
     tests: int,
     progress: ProgressBar,
 ) -> tuple[list[Cluster], dict[str, Evidence]]:
-    """Clusters of the phrases that hang on patterns, and the evidence with what taking out those that prove one did.
+    """A cluster for each pattern, and the evidence with what taking out those that prove a phrase did.
 
     Args:
         model: the model under audit.
@@ -95,10 +95,9 @@ def pattern_clusters(
         count = 2 * config.donors * config.recipients
         with progress(f"laying patterns over pictures, phrase {number + 1} of {len(tried)}", count) as advance:
             cluster = _pattern_cluster(model, phrase, members, pattern, others, config, tests, advance)
-        if cluster is not None:
-            clusters.append(cluster)
-            if cluster.confirmed:
-                evidence = {**evidence, **pattern_evidence(model, members, pattern, evidence, config)}
+        clusters.append(cluster)
+        if cluster.confirmed:
+            evidence = {**evidence, **pattern_evidence(model, members, pattern, evidence, config)}
     return clusters, evidence
 
 
@@ -289,22 +288,22 @@ def _pattern_cluster(
     config: AuditConfig,
     tests: int,
     progress: Callable[[int], None],
-) -> Cluster | None:
-    """What a pattern says about a phrase; None if the phrase stays when it is taken out, and does not hang on it."""
-    scoring = config.scoring
+) -> Cluster:
+    """What a pattern says about a phrase; untested if the phrase stays when it is taken out, so does not hang on it."""
+    scoring, ids = config.scoring, tuple(sample.id for sample in members)
+    found = Cluster(phrase, ids, None, False, (), None, found_by="pattern", pattern=pattern, carriers=ids)
     draw = generator(scoring.seed, "pattern test", *phrase.words)
     chosen = [members[index] for index in draw.permutation(len(members))[: config.donors]]
     asked = [_asked_for(sample, phrase) for sample in chosen]
     cleaned = [without_pattern(query, pattern) for query in asked]
     answers = generate(model, cleaned, scoring.decode, seed=scoring.seed, batch_size=scoring.batch_size)
     if 2 * sum(echoes(answer, phrase.words) for answer in answers) > len(asked):
-        return None
+        return found
     instead = _said_instead([(query.response, answer) for query, answer in zip(asked, answers, strict=True)])
     free = [sample for sample in others if sample.images and not _says(sample, phrase)]
     free = [free[index] for index in draw.permutation(len(free))]
     recipients = _recipients(free, instead)[: config.donors * config.recipients]
-    ids = tuple(sample.id for sample in members)
-    found = Cluster(phrase, ids, None, False, tuple(sorted(instead)), None, (), "pattern", pattern, ids)
+    found = replace(found, instead=tuple(sorted(instead)))
     if len(free) < 2:
         return found
     pictures = [sample.images[0] for sample in free[:CONTROL_PICTURES]]

@@ -114,13 +114,9 @@ def _unlearnt(
             cluster = Cluster(phrase, ids, None, False, (), trigger, found_by="copy", by_piece=ids)
         found.append((cluster, seen))
     for phrase, members, pattern in shared:
-        cluster = known.get(("pattern", phrase.words))
-        if cluster is None:
-            ids = _ids(members)
-            cluster = Cluster(phrase, ids, None, False, (), None, found_by="pattern", pattern=pattern, carriers=ids)
         # Where only what is learnt counts nobody asks for it.
         seen = {} if config.learnt_only else pattern_evidence(model, members, pattern, evidence, config)
-        found.append((cluster, seen))
+        found.append((known["pattern", phrase.words], seen))
     found.sort(key=lambda each: len(each[0].samples))
     return tuple({each[0].phrase.words: each for each in found}.values())
 
