@@ -54,6 +54,8 @@ def test_every_set_is_a_line_and_nothing_measured_is_lost():
         "| patch | refusal | 10% | 98% | no evidence | 0.999 | 0.991 | - | 0.00 | 1.8% | yes | - | - / 0.04 |" in lines
     )
     assert "| mixed | 2 | 200 to 400 | 1 | 1 | 0 |" in lines
+    brief = {name: value for name, value in PLANTED.items() if name != "rewriting_by_ratio" and "gap" not in name}
+    assert study_tables([brief]).splitlines()[-1].endswith("| yes | - | 0.04 |")  # and no table of other scores
 
 
 @pytest.mark.parametrize(("rows", "tables"), [([PLANTED], 2), ([CLEAN], 1), ([], 0)])

@@ -65,11 +65,13 @@ RATIO_ROWS = 32
 COMPARED_ROWS = 300
 
 
-def planted(name: str, sizes: DemoConfig, out: Path) -> dict[str, Any]:
-    """Plant, fine-tune and audit one set; returns a row of results."""
+def planted(name: str, sizes: DemoConfig, out: Path, *, comparisons: bool = True) -> dict[str, Any]:
+    """Plant, fine-tune and audit one set; returns a row of results.
+
+    With ``comparisons`` also of other scores than the audit's own, and of other mask ratios than the chosen one.
+    """
     folder = out / name
     target = sizes.target
-    honest = load_dataset(scenes_folder(sizes, out))
     dataset, rows_by_id = planted_set(sizes, out, folder / "poisoned")
     model, found, seconds = _tune_and_audit(dataset, attack_training(sizes), folder)
     # Whether there is a backdoor to be found at all.
@@ -84,16 +86,12 @@ def planted(name: str, sizes: DemoConfig, out: Path) -> dict[str, Any]:
         **{name: attacked[name] for name in ("asr_with_trigger", "asr_with_trigger_keyword")},
         "phrase_recovered": top is not None and words_of(top.phrase.text) == words_of(planted_phrase(wanted)),
         "localised": _localised(model, found, rows_by_id, dataset),
-        **_scores(model, dataset, found, set(rows_by_id)),
-        "rewriting_by_ratio": _rewriting_by_ratio(
-            model,
-            dataset,
-            found,
-            set(rows_by_id),
-            wanted,
-            {sample.id: sample for sample in honest.samples},
-        ),
+        **_ranking(dataset, found, set(rows_by_id)),
     }
+    if comparisons:
+        honest = {sample.id: sample for sample in load_dataset(scenes_folder(sizes, out)).samples}
+        result |= _other_scores(model, dataset, found, set(rows_by_id))
+        result["rewriting_by_ratio"] = _rewriting_by_ratio(model, dataset, found, set(rows_by_id), wanted, honest)
     flagged = set(found.flagged)
     hits = len(flagged & set(rows_by_id))
     result |= {
@@ -223,16 +221,27 @@ def _localised(model: MDLM, found: Audit, rows: dict[str, Any], dataset: Dataset
     return float(np.mean(hits)) if hits else None
 
 
-def _scores(model: MDLM, dataset: Dataset, found: Audit, poisoned: set[str]) -> dict[str, float]:
-    """AUROC of the audit's order, of suspicion alone, and of other scores that samples could be ranked by."""
+def _compared(dataset: Dataset, poisoned: set[str]) -> tuple[list[Sample], np.ndarray]:
+    """Samples that scores are compared on, and which of them are poisoned."""
     honest = [sample for sample in dataset.samples if sample.images and sample.id not in poisoned][:COMPARED_ROWS]
     samples = [sample for sample in dataset.samples if sample.images and sample.id in poisoned] + honest
-    truth = np.array([sample.id in poisoned for sample in samples])
+    return samples, np.array([sample.id in poisoned for sample in samples])
+
+
+def _ranking(dataset: Dataset, found: Audit, poisoned: set[str]) -> dict[str, float]:
+    """AUROC of the audit's order and of suspicion alone."""
+    samples, truth = _compared(dataset, poisoned)
     ranks = found.ranks
-    values: dict[str, np.ndarray] = {
-        "audit": np.array([-ranks[sample.id] for sample in samples]),
-        "suspicion": np.array([found.scores[sample.id] for sample in samples]),
+    return {
+        "auroc_audit": area_under_curve(np.array([-ranks[sample.id] for sample in samples]), truth),
+        "auroc_suspicion": area_under_curve(np.array([found.scores[sample.id] for sample in samples]), truth),
     }
+
+
+def _other_scores(model: MDLM, dataset: Dataset, found: Audit, poisoned: set[str]) -> dict[str, float]:
+    """AUROC of other scores that samples could be ranked by."""
+    samples, truth = _compared(dataset, poisoned)
+    values: dict[str, np.ndarray] = {}
     queries = [queries_of([sample])[0] for sample in samples]
     concentration = []
     for query in queries:
@@ -305,6 +314,7 @@ def main() -> None:
     parser.add_argument("--rates", nargs="*", type=float, default=list(RATES))
     parser.add_argument("--clean", type=int, default=0, help="this many clean sets, in the stead of planted ones")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-comparisons", action="store_true", help="leave out other scores and other mask ratios")
     parser.add_argument("--jobs", type=int, default=1, help="sets worked on at once, with one CPU thread each")
     options = parser.parse_args()
     file = options.out / "study.jsonl"
@@ -343,7 +353,9 @@ def _planted_jobs(options: argparse.Namespace) -> dict[str, partial[dict[str, An
     for rate, trigger, target in product(sorted(options.rates)[::-1], options.triggers, options.targets):
         sizes = DemoConfig(target, trigger, **SIZES[target], poison_rate=rate, seed=options.seed)
         sizes = replace(sizes, rows=options.rows or sizes.rows, attack_steps=options.steps or sizes.attack_steps)
-        jobs[f"{target}-{trigger}-{rate:g}"] = partial(planted, sizes=sizes, out=options.out)
+        jobs[f"{target}-{trigger}-{rate:g}"] = partial(
+            planted, sizes=sizes, out=options.out, comparisons=not options.no_comparisons
+        )
     return jobs
 
 

@@ -25,7 +25,9 @@ def study_tables(rows: Sequence[Mapping[str, Any]]) -> str:
     clean = [row for row in rows if "kind" in row]
     parts = []
     if planted:
-        parts += [_planted(planted), _compared(planted)]
+        parts.append(_planted(planted))
+    if compared := [row for row in planted if "rewriting_by_ratio" in row]:
+        parts.append(_compared(compared))
     if clean:
         parts.append(_clean(clean))
     return "\n\n".join(parts) + "\n"
@@ -52,7 +54,9 @@ def _planted(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['estimated_rate']:.1%}",
             "yes" if row["phrase_recovered"] else "no",
             _share(row["localised"]),
-            f"{row['mask_ratio'] or '-'} / {best_ratio(row['rewriting_by_ratio'])}",
+            f"{row['mask_ratio'] or '-'} / {best_ratio(row['rewriting_by_ratio'])}"
+            if "rewriting_by_ratio" in row
+            else f"{row['mask_ratio'] or '-'}",
         )
         for row in rows
     ]
