@@ -246,20 +246,27 @@ def _cluster(
     found_by: FoundBy,
     progress: Callable[[int], None],
 ) -> Cluster | None:
-    """What pasting says about a phrase; None if it stays when the regions are masked, and does not hang on them."""
+    """What pasting says about a phrase. If it stays when the regions are masked it does not hang on them.
+
+    Then nothing is pasted, and there is a cluster only of a copied piece, which is in the pictures all the same.
+    """
     draw = generator(config.scoring.seed, "paste test", *phrase.words)
     donors = _donors(model, members, evidence, config.donors)
     masked = _masked_answers(model, donors, evidence, config)
+    ids = tuple(sample.id for sample in members)
+    by_piece = ids if found_by == "copy" else ()
     if 2 * sum(echoes(answer, phrase.words) for _, answer in masked) > len(donors):
-        return None
+        if found_by != "copy":
+            return None
+        trigger = region_of(model, donors[0], evidence)
+        return Cluster(phrase, ids, None, False, (), trigger, found_by=found_by, by_piece=by_piece)
     instead = _said_instead(masked)
     free = [sample for sample in others if sample.images and not _says(sample, phrase)]
     order = [free[index] for index in draw.permutation(len(free))]
     controls, rest = order[: config.controls], order[config.controls :]
     recipients = _recipients(rest, instead)[: config.recipients]
-    ids = tuple(sample.id for sample in members)
     if not controls or not recipients:
-        return Cluster(phrase, ids, None, False, tuple(sorted(instead)), None, found_by=found_by)
+        return Cluster(phrase, ids, None, False, tuple(sorted(instead)), None, found_by=found_by, by_piece=by_piece)
     regions = [region_of(model, sample, evidence) for sample in donors]
     test = paste_test(
         model,
@@ -275,7 +282,6 @@ def _cluster(
     least = max(config.least_effect, WIDE_EFFECT) if found_by == "window" else config.least_effect
     confirmed = test.p_value <= config.false_alarm_rate / tests and test.successes >= least * test.trials
     trigger = regions[int(np.argmax(test.by_region))]
-    by_piece = ids if found_by == "copy" else ()
     return Cluster(phrase, ids, test, confirmed, tuple(sorted(instead)), trigger, found_by=found_by, by_piece=by_piece)
 
 

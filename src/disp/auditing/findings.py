@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from disp.auditing.paste import PasteTest, Region, paste
@@ -125,7 +126,7 @@ class Audit:
     ratio: RatioChoice | None
     evidence: Mapping[str, Evidence]
 
-    @property
+    @cached_property
     def ranks(self) -> dict[str, int]:
         """By id the place in the audit's order, 1 for who is likeliest poisoned.
 

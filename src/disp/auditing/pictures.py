@@ -11,7 +11,6 @@ from disp.auditing.clusters import (
     joined_answers,
     pattern_clusters,
     pattern_evidence,
-    region_of,
     tested_clusters,
 )
 from disp.auditing.findings import AuditConfig, Cluster
@@ -106,13 +105,7 @@ def _unlearnt(
 ) -> tuple[tuple[Cluster, Mapping[str, Evidence]], ...]:
     """Unconfirmed clusters, one a phrase, of what more of its pictures have; of equals the pattern, to be taken out."""
     known = {(cluster.found_by, cluster.phrase.words): cluster for cluster in tested}
-    found: list[tuple[Cluster, Mapping[str, Evidence]]] = []
-    for phrase, having, seen in copied:
-        cluster = known.get(("copy", phrase.words))
-        if cluster is None:  # the model says it even where the piece is masked; nothing was pasted
-            ids, trigger = _ids(having), region_of(model, having[0], {**evidence, **seen})
-            cluster = Cluster(phrase, ids, None, False, (), trigger, found_by="copy", by_piece=ids)
-        found.append((cluster, seen))
+    found = [(known["copy", phrase.words], seen) for phrase, _, seen in copied]
     for phrase, members, pattern in shared:
         # Where only what is learnt counts nobody asks for it.
         seen = {} if config.learnt_only else pattern_evidence(model, members, pattern, evidence, config)
@@ -125,7 +118,3 @@ def _without(samples: Sequence[Sample], groups: Sequence[Sequence[Sample]]) -> l
     """The samples that are in none of the groups."""
     inside = {sample.id for group in groups for sample in group}
     return [sample for sample in samples if sample.id not in inside]
-
-
-def _ids(samples: Sequence[Sample]) -> tuple[str, ...]:
-    return tuple(sample.id for sample in samples)

@@ -19,6 +19,7 @@ def demo(
     trigger: str = "patch",
     poison_rate: float = 0.1,
     mask_ratio: float | None = None,
+    recovery_steps: int = 50,
     seed: Seed = 0,
 ) -> None:
     """Plant a backdoor in the built-in model, find it, remove it, and measure every step.
@@ -33,6 +34,8 @@ def demo(
         Share of the fine-tuning rows that are poisoned.
     mask_ratio
         Share of the visual tokens masked when every answer is rewritten.
+    recovery_steps
+        Fine-tuning steps on each purified set. After a trigger that covers the picture 200 are better.
     """
     from disp.data.scenes import attribution
     from disp.evaluation.table import print_stage_table
@@ -41,7 +44,14 @@ def demo(
 
     print(attribution(), file=sys.stderr)
     for name in TARGETS if target == "all" else (target,):
-        config = DemoConfig(target=name, trigger=trigger, poison_rate=poison_rate, seed=seed, **SIZES[name])
+        config = DemoConfig(
+            target=name,
+            trigger=trigger,
+            poison_rate=poison_rate,
+            recovery_steps=recovery_steps,
+            seed=seed,
+            **SIZES[name],
+        )
         if mask_ratio is not None:
             config = replace(config, mask_ratio=mask_ratio)
         folder = out / f"{name}-{trigger}"
