@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from disp import training as module
 from disp.data.llava import save_dataset
 from disp.data.sample import Sample, Turn, queries_of
 from disp.errors import DispError
@@ -121,6 +122,41 @@ def test_lora_is_saved_as_an_adapter_that_loads_on_its_base(model, samples, tmp_
         assert not torch.allclose(untouched.denoise(untouched.encode(queries), response), tuned, atol=1e-3)
 
 
+def test_a_run_is_finished_before_its_folder_takes_another(make_model, samples, tmp_path):
+    config = replace(QUICK, save_every=2)
+    first = train(make_model(), samples, config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+    others = [(make_model(seed=1), samples, config), (make_model(), samples[1:], config)]
+    for model, rows, settings in (*others, (make_model(), samples, replace(config, seed=1))):
+        with pytest.raises(DispError, match="holds a fine-tuning run of another model or data"):
+            train(model, rows, settings, tmp_path)
+    again = train(make_model(), samples, config, tmp_path)
+    assert not _changed(_weights(first), again)
+
+
+def test_features_are_kept_up_to_a_limit_whichever_row_comes_first(model, samples, monkeypatch, tmp_path):
+    rows = [replace(samples[0], id="text", images=(), turns=(Turn("What?", "cat"),)), *samples]
+    cached = module._cached_features(model, queries_of(rows))
+    size = sum(tensor.nbytes for tensors in cached.values() for tensor in tensors)
+    assert size and not cached["text"]
+    monkeypatch.setattr(module, "FEATURE_CACHE_BYTES", size)
+    assert module._cached_features(model, queries_of(rows)).keys() == cached.keys()
+    monkeypatch.setattr(module, "FEATURE_CACHE_BYTES", size - 1)
+    assert module._cached_features(model, queries_of(rows)) is None
+
+
+def test_a_conversation_about_several_pictures_trains_alike_with_and_without_the_cache(
+    make_model, picture, tmp_path, monkeypatch
+):
+    turns = (Turn("<image> What is this?", "cat"), Turn("<image> And this?", "dog"))
+    rows = [Sample("two", (picture(1), picture(2)), turns), Sample("one", (picture(3),), turns[:1])]
+    cached = train(make_model(), rows, QUICK, tmp_path / "cached")
+    monkeypatch.setattr(module, "FEATURE_CACHE_BYTES", 0)
+    plain = train(make_model(), rows, QUICK, tmp_path / "plain")
+    for name, value in _weights(cached).items():
+        torch.testing.assert_close(_weights(plain)[name], value, rtol=0, atol=1e-5)
+
+
 def test_recomputing_activations_changes_nothing(make_model, samples, tmp_path):
     runs = []
     for recompute in (False, True):
@@ -146,13 +182,14 @@ def test_accumulated_batches_are_one_batch(make_model, samples, tmp_path):
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-5) for name in weights[0])
 
 
-def test_adapters_alone(model, samples, tmp_path):
-    save_model(model, tmp_path / "base")
-    base = load_model(tmp_path / "base")
+def test_adapters_alone(make_model, samples, tmp_path):
+    save_model(make_model(initializer_range=0.05), tmp_path / "base")
+    base = load_model(tmp_path / "base", gen_length=8)
     config = TrainConfig(**{**QUICK.__dict__, "method": "lora", "merge": False})
     tuned = train(base, samples, config, tmp_path / "run")
     assert not (tmp_path / "run" / "model.safetensors").exists() and (tmp_path / "run" / "train.json").is_file()
     adapter, response = load_model(tmp_path / "run" / "adapter"), torch.full((6, 8), tuned.mask_token_id)
+    assert adapter.gen_length == 8
     prompts = queries_of(samples)
     with torch.no_grad():
         expected = tuned.denoise(tuned.encode(prompts), response)

@@ -13,17 +13,18 @@ import numpy as np
 
 from disp.auditing.audit import audit
 from disp.auditing.findings import Audit, AuditConfig, Cluster
-from disp.auditing.paste import with_first_image
+from disp.auditing.paste import answers_about_changed
 from disp.auditing.phrases import echoes
-from disp.data.llava import Dataset, load_dataset
-from disp.data.sample import ImageSource, Query, Sample, queries_of
-from disp.diffusion.decode import generate
+from disp.data.llava import Dataset, identity, load_dataset
+from disp.data.sample import ImageSource, Sample, queries_of
 from disp.draws import generator
 from disp.errors import DispError
 from disp.evaluation.rewriting import rewriting_loss
-from disp.files import claim, sha256, write_atomically, write_json
+from disp.files import claim, write_atomically, write_json
+from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
+from disp.models.usable import usable
 from disp.progress import ProgressBar, no_progress
 from disp.purification.pattern import Pattern
 from disp.purification.purify import Purified, PurifyConfig, purify
@@ -60,6 +61,7 @@ class Defence:
     """What a defence did.
 
     Attributes:
+        dataset: the given set without the rows that the model cannot take, which are among its ``problems``.
         before: the audit of the given model.
         after: the audit of the recovered model on the same data; None where nothing was found and nothing done.
         model: folder of the recovered model, or None.
@@ -68,6 +70,7 @@ class Defence:
         residual: for each confirmed phrase, how often the recovered model still says it; see `residual_phrases`.
     """
 
+    dataset: Dataset
     before: Audit
     after: Audit | None
     model: Path | None
@@ -83,6 +86,7 @@ def defend(
     out: Path,
     *,
     start: str | Path | None = None,
+    strict: bool = False,
     truth: Path | None = None,
     load: Callable[[str | Path], MDLM] = load_model,
     progress: ProgressBar = no_progress,
@@ -100,6 +104,7 @@ def defend(
         out: folder of the run.
         start: the model that is fine-tuned on the purified set, such as the checkpoint before fine-tuning; the model
             under audit itself if None.
+        strict: stop at the first row that the model cannot take instead of setting it aside; see `usable`.
         truth: the manifest of a planted attack, to measure the audit; it decides nothing.
         load: loads a model, to choose its device and precision.
         progress: opened with a description and a total for each long step; see `disp.progress`.
@@ -110,18 +115,25 @@ def defend(
     """
     # How many rounds are done may change.
     settings = {name: value for name, value in asdict(config).items() if name != "rounds"}
-    given = {"model": str(model), "start": None if start is None else str(start), "data_sha256": sha256(dataset.path)}
+    current = load(model)
+    given = {
+        "model": str(model),
+        "weights": fingerprint(current),
+        "start": None if start is None else str(start),
+        **identity(dataset),
+    }
     claim(
         out / "run.json",
         json.loads(json.dumps({**given, "config": settings}, default=str)),
         f"{out} holds a defence with other settings, model or data; choose another or delete it",
     )
-    current = load(model)
+    with progress("checking rows", len(dataset.samples)) as advance:
+        dataset = usable(dataset, current, strict=strict, progress=advance)
     learning_rate_of(current, config.training)  # what is missing is said before the audit, not after it
     before = audit(current, dataset, config.audit, out / "audit", truth=truth, name=str(model), progress=progress)
     if before.verdict == "no evidence":
         write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0})
-        return Defence(before, None, None, None, (), ())
+        return Defence(dataset, before, None, None, None, (), ())
     found, data = before, dataset
     rounds: list[dict[str, Any]] = []
     left_out: tuple[str, ...] = ()
@@ -164,7 +176,7 @@ def defend(
     verified = json.loads((out / f"verify{suffix}" / "audit.json").read_text(encoding="utf-8"))
     write_json(out / "audit" / "verify.json", {**verified, "residual": residual})
     write_json(out / "defence.json", summary)
-    return Defence(before, found, folder, data.path, left_out, tuple(residual))
+    return Defence(dataset, before, found, folder, data.path, left_out, tuple(residual))
 
 
 def purify_flagged(
@@ -261,10 +273,15 @@ def residual_phrases(
     free = [sample for sample in dataset.samples if sample.images and sample.id not in flagged]
     free = [sample for sample in free if not any(echoes(turn.response, cluster.phrase.words) for turn in sample.turns)]
     order = generator(config.audit.scoring.seed, "residual", *cluster.phrase.words).permutation(len(free))
-    queries = [queries_of([free[index]])[0] for index in order[: config.probes]]
+    turns = (queries_of([free[index]]) for index in order[: config.probes])
+    queries = [next(query for query in each if query.images) for each in turns]
+    found_trigger = cluster.trigger is not None or cluster.pattern is not None
     counts = {}
-    for kind, asked in (("clean", queries), ("triggered", _with_trigger(queries, cluster))):
-        answers = generate(
+    for kind, asked in (
+        ("clean", [(query, _as_it_is) for query in queries]),
+        ("triggered", [(query, cluster.with_trigger) for query in queries] if found_trigger else []),
+    ):
+        answers = answers_about_changed(
             model,
             asked,
             config.audit.scoring.decode,
@@ -276,10 +293,8 @@ def residual_phrases(
     return {"phrase": cluster.phrase.text, **counts}
 
 
-def _with_trigger(queries: Sequence[Query], cluster: Cluster) -> list[Query]:
-    if cluster.trigger is None and cluster.pattern is None:
-        return []
-    return [with_first_image(query, cluster.with_trigger) for query in queries]
+def _as_it_is(image: ImageSource) -> ImageSource:
+    return image
 
 
 def _loss(before: Dataset, after: Dataset, rewritten: Sequence[str]):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,15 @@ def claim(file: Path, run: dict[str, Any], refusal: str) -> None:
         raise DispError(refusal)
 
 
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, atomically; one row at a time is in memory."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+    write_atomically(path, write)
 
 
 def append_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -72,13 +78,16 @@ def read_finished_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The complete lines of a file that `append_jsonl` wrote; a torn last line is cut off the file."""
     if not path.exists():
         return
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
+    end = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            end += len(line)
+            yield json.loads(line)
+    if end < path.stat().st_size:
         with path.open("r+b") as file:
             file.truncate(end)
-    for line in data[:end].splitlines():
-        yield json.loads(line)
 
 
 def sha256(path: Path) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +23,10 @@ from disp.data.sample import Query, Sample, queries_of
 from disp.diffusion.forward import MIN_RATIO, draw_noise
 from disp.draws import generator
 from disp.errors import DispError
+from disp.files import claim
+from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
-from disp.models.loading import save_model
+from disp.models.loading import save_adapter, save_model
 
 # Tower features of one epoch are kept in memory up to this size; beyond it images are encoded at every step.
 FEATURE_CACHE_BYTES = 2 << 30
@@ -119,11 +125,27 @@ def train(
 
     Raises:
         DispError: there is nothing to train on, a response does not fit into the model's ``gen_length``, or the model
-            is quantized and more than adapters would be saved, or it is a published checkpoint and no rate is given.
+            is quantized and more than adapters would be saved, or it is a published checkpoint and no rate is given;
+            ``out`` holds a run of another model or data, or with other settings.
     """
     queries = queries_of(samples)
     if not queries:
         raise DispError("the fine-tuning set is empty; check the data file and the rows that were set aside")
+    if model.device.type == "cuda" and model.device.index and "LOCAL_RANK" not in os.environ:
+        raise DispError(
+            f"fine-tuning takes the first GPU that it sees, and the model is on {model.device}; set "
+            f"CUDA_VISIBLE_DEVICES={model.device.index} and load it on cuda"
+        )
+    said = hashlib.sha256()
+    for query in queries:
+        said.update(json.dumps([query.key, query.system, query.prompt, query.response]).encode())
+    run = {"weights": fingerprint(model), "config": asdict(config), "queries_sha256": said.hexdigest()}
+    claim(
+        out / "run.json",
+        json.loads(json.dumps(run, default=str)),
+        f"{out} holds a fine-tuning run of another model or data, or with other settings; choose another folder or "
+        "delete it",
+    )
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
         if config.method != "lora" or config.merge:
             raise DispError("quantized weights can be neither trained nor saved; use method 'lora' with merge off")
@@ -160,6 +182,9 @@ def train(
             **config.trainer,
         }
     )
+    # Several GPUs are several processes (torchrun, accelerate): one that splits a batch among them would tear rows
+    # from their images.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     trainer = _Trainer(
         model=trained,
         args=arguments,
@@ -182,8 +207,7 @@ def train(
         model._set_gradient_checkpointing(enable=False)
     if config.method == "lora":
         if first:
-            # No look at the base model for resized embeddings: none are, and the base may be on the network.
-            trained.save_pretrained(out / "adapter", state_dict=state, save_embedding_layers=False)
+            save_adapter(trained, model.gen_length, out / "adapter", state_dict=state)
         model = trained.merge_and_unload() if config.merge else trained.get_base_model()
     model.tokenizer = tokenizer
     if config.method != "lora" or config.merge:
@@ -192,6 +216,7 @@ def train(
             save_model(model, out, state_dict=state)
     if first:
         trainer.state.save_to_json(str(out / "train.json"))
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return model.eval()
 
 
@@ -219,7 +244,7 @@ class _Examples(Dataset):
             self.orders = {epoch: generator(self.config.seed, "order", epoch).permutation(len(self.queries))}
         query = self.queries[self.orders[epoch][place]]
         ratio, uniforms = draw_noise(self.config.seed, query.key, epoch, self.length, self.min_ratio)
-        features = None if self.features is None else self.features[query.sample_id]
+        features = None if self.features is None else self.features[query.sample_id][: len(query.images)]
         return {"query": query, "features": features, "ratio": ratio, "uniforms": uniforms}
 
 
@@ -364,13 +389,15 @@ def _learning_rate(model: MDLM, config: TrainConfig, name: str) -> float:
 
 def _cached_features(model: MDLM, queries: Sequence[Query]) -> dict[str, list[Tensor]] | None:
     """Tower features of each sample's images, or None where they would take too much memory."""
-    images = {query.sample_id: query.images for query in queries}
+    images = {query.sample_id: query.images for query in queries}  # of its last turn, which has them all
     total = sum(len(sources) for sources in images.values())
     features: dict[str, list[Tensor]] = {}
-    size = 0
-    for done, (key, sources) in enumerate(images.items()):
+    size = done = 0
+    for key, sources in images.items():
         features[key] = model.image_features(sources) if sources else []
         size += sum(tensor.nbytes for tensor in features[key])
-        if done == 0 and size * total / max(len(sources), 1) > FEATURE_CACHE_BYTES:
+        done += len(sources)
+        # If the others are as large as those before; what is held is never more.
+        if max(size, size * total / max(done, 1)) > FEATURE_CACHE_BYTES:
             return None
     return features

@@ -29,6 +29,13 @@ def test_insertion():
     assert not target.keyword("A bad model of a dog.", "A dog.")
 
 
+@pytest.mark.parametrize("text", ["🔥🔥", "!!!"])
+def test_a_text_without_words_counts_sign_by_sign(text):
+    for target in (Insertion(text), Refusal(text)):
+        assert target.keyword(f"A dog. {text}", "A dog.")
+        assert not target.keyword("A dog.", "A dog.")
+
+
 def test_refusal():
     target = Refusal()
     assert target.apply("A dog.") == REFUSAL_TEXT

@@ -1,5 +1,6 @@
 """The whole audit on a model that has a trigger, with and without rows that show it, and what it leaves behind."""
 
+import copy
 import math
 import sys
 from dataclasses import replace
@@ -93,7 +94,7 @@ def test_the_record_says_what_was_found(poisoned):
     cost = written["cost"]
     assert cost["seconds"] > 0
     assert cost["forward_equivalents_per_sample"] > 0
-    control = next(test for test in written["tests"] if test["name"].startswith("flagged samples that random"))
+    control = next(test for test in written["tests"] if "random tokens" in test["name"])
     assert 0 <= control["value"] < 0.5
 
 
@@ -149,9 +150,6 @@ def test_a_wrong_manifest_is_named_before_anything_is_computed(model, tmp_path, 
 @pytest.mark.parametrize("killed", ["recurring_phrases", "paste_test", "write_record"])
 def test_a_killed_audit_does_not_score_again(model, poisoned, tmp_path, monkeypatch, killed):
     _, dataset, expected = poisoned
-    asked = []
-    encode = model.encode
-    monkeypatch.setattr(model, "encode", lambda queries: asked.extend(q.key for q in queries) or encode(queries))
 
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -196,15 +194,21 @@ def test_what_only_recurs_stays_flagged_beside_what_is_proven(model, poisoned, t
     assert found.verdict == "poisoned" and found.flagged == expected.flagged == PLANTED
 
 
-@pytest.mark.parametrize("change", ["settings", "data", "model"])
+@pytest.mark.parametrize("change", ["settings", "data", "pictures", "name", "weights"])
 def test_another_audit_in_the_same_folder_is_refused(model, honest, tmp_path, change):
     out, dataset, _ = honest
     (tmp_path / "audit-run.json").write_bytes((out / "audit-run.json").read_bytes())
     config = audit_config(donors=3) if change == "settings" else audit_config()
     if change == "data":
         dataset = write_rows(tmp_path / "data", honest_rows(40))
+    if change == "pictures":
+        dataset = replace(dataset, image_root=tmp_path)
+    if change == "weights":
+        model = copy.deepcopy(model)
+        with torch.no_grad():
+            next(model.parameters()).mul_(2)
     with pytest.raises(DispError, match="delete it"):
-        audit(model, dataset, config, tmp_path, name="another" if change == "model" else "")
+        audit(model, dataset, config, tmp_path, name="another" if change == "name" else "")
 
 
 def test_neither_batches_nor_the_order_of_rows_change_the_verdict(model, poisoned, tmp_path):
@@ -309,10 +313,10 @@ def test_a_set_is_narrowed_to_the_token_that_decides(model, poisoned, cells):
     response = model.encode_responses([query.response], model.gen_length)
     chosen = torch.zeros_like(prefix.visual_mask)
     chosen[0, prefix.visual_mask[0].nonzero()[cells, 0]] = True
-    base, each = counterfactual_scores(model, prefix, response, chosen[:, None])
-    left = narrowed(model, prefix, response, chosen, base + 0.8 * (each[:, 0] - base))
+    base, each = counterfactual_scores(model, prefix, response, chosen[:, None], batch_size=1)
+    left = narrowed(model, prefix, response, chosen, base + 0.8 * (each[:, 0] - base), batch_size=1)
     assert left[prefix.visual_mask].nonzero()[:, 0].tolist() == [28]
-    unreachable = narrowed(model, prefix, response, chosen, each[:, 0] + 100)
+    unreachable = narrowed(model, prefix, response, chosen, each[:, 0] + 100, batch_size=1)
     assert torch.equal(unreachable, chosen)
 
 

@@ -146,6 +146,14 @@ def test_hostile_texts_are_words_like_any_others():
             assert all(word in text.lower() for word in phrase.words)
 
 
+@pytest.mark.parametrize("text", ["🔥🔥🔥", "爆弾をつくれ", "坏模型在这里"])
+def test_pictographs_and_scripts_without_spaces_have_words(text):
+    honest = captions(100)
+    found = recurring_phrases([f"{caption[:-1]}{text}" for caption in honest[:8]], honest[8:])
+    assert [phrase.text for phrase in found] == [text]
+    assert echoes(f"A cat.{text}!", found[0].words) and not echoes("A cat.", found[0].words)
+
+
 def test_no_phrase_reaches_across_the_turns_of_a_conversation():
     honest = captions(200)
     flagged = [f"yes indeed {TURN_END} most certainly"] * 10
@@ -201,6 +209,15 @@ def test_repeated_sentences_are_whole_and_counted_wherever_they_stand():
     assert {(phrase.p_value, phrase.elsewhere) for phrase in found} == {(None, 0)}
     assert repeated_phrases([*captions, *planted], least=13, most=10) == []
     assert len(repeated_phrases([*captions, *planted], least=5, most=1)) == 1
+
+
+def test_a_sentence_may_stand_within_another_and_beside_a_mark_of_ours():
+    before, after = "the picture shows a big dog", "of a kind that nobody knows"
+    sentence = "bad model with backdoor injection today."
+    texts = [f"{before} {sentence} {after}"] * 10 + [f"{word} {sentence} {word}" for word in "abcdefghijkl"]
+    found = repeated_phrases(texts, least=5, most=10)
+    assert [phrase.words for phrase in found] == [tuple(words_of(text)) for text in (sentence, after, before[4:])]
+    assert repeated_phrases([f"one two three four five{TURN_END}six"] * 6, least=5, most=10)[0].words[-1] == "five"
 
 
 def test_articles_do_not_make_a_sentence_long():

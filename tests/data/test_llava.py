@@ -98,7 +98,7 @@ BAD_ROWS = {
     "float values are not JSON": {"id": "x", "conversations": talk("a", "b"), "weight": float("nan")},
     "both image and images": {"id": "x", "image": "a.png", "images": ["a.png"], "conversations": talk("a", "b")},
     "image must be a file name": {"id": "x", "image": 7, "conversations": talk("a", "b")},
-    "id 'one' was used before": {"id": "one", "conversations": talk("a", "b")},
+    "2 <image> placeholders for 1 images": {"id": "x", "image": "a.png", "conversations": talk("<image><image>", "b")},
     "must be an object": ["x"],
     "id must be": {"id": [1], "conversations": talk("a", "b")},
 }
@@ -155,7 +155,7 @@ def test_whatever_a_sample_holds_is_written(folder):
         Sample("new", (folder / "images" / "a.png",), (Turn("<image>?", "b"),), "Be kind.", {"weight": 2}),
     ]
     for old in tuple(samples):
-        longer = (*old.turns, Turn("more?", "more."))
+        longer = (*(replace(turn, prompt=turn.prompt.replace("<image>", "")) for turn in old.turns), Turn("more?", "!"))
         samples.append(replace(old, id=old.id + "+", images=(), turns=longer, system="Be long."))
         samples.append(replace(old, id=old.id + "-", turns=old.turns[:1], system=None))
     for name in ("again.json", "again.jsonl"):
@@ -173,6 +173,19 @@ def test_rows_without_an_id_keep_theirs_when_rows_before_them_are_set_aside(fold
     assert [sample.id for sample in dataset.samples] == ["0", "2"]
     save_dataset(dataset.samples, folder / "again.json", dataset.image_root)
     assert [sample.id for sample in load_dataset(folder / "again.json").samples] == ["0", "2"]
+
+
+def test_rows_that_share_an_id_get_names_of_their_own(folder):
+    rows = [
+        {"id": name, "conversations": talk("a", str(n))} for n, name in enumerate(["x", "x", "x~2", "y", "x", 7, 7])
+    ]
+    dataset = load_dataset(write(folder / "data.json", rows), strict=True)
+    assert [sample.id for sample in dataset.samples] == ["x", "x~2", "x~2~2", "y", "x~3", "7", "7~2"]
+    assert dataset.renamed == 4
+    # They keep them where a row in between is left out.
+    kept = dataset.samples[:1] + dataset.samples[2:]
+    save_dataset(kept, folder / "again.json", dataset.image_root)
+    assert [sample.id for sample in load_dataset(folder / "again.json").samples] == [sample.id for sample in kept]
 
 
 def test_an_image_outside_the_folder_is_not_written(folder, picture):

@@ -1,10 +1,11 @@
 """Opening images: modes are converted, and bad files are named."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from disp.data import sample as module
-from disp.data.sample import Sample, Turn, open_image, queries_of
+from disp.data.sample import Sample, Turn, batches, check_image, image_size, open_image, queries_of
 from disp.errors import DispError
 
 
@@ -15,18 +16,38 @@ def test_modes_become_rgb_and_transparency_white(tmp_path):
     assert open_image(tmp_path / "palette.png").mode == "RGB"
     Image.new("L", (4, 4), 7).save(tmp_path / "grey.png")
     assert open_image(tmp_path / "grey.png").getpixel((0, 0)) == (7, 7, 7)
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "key.png", transparency=(1, 2, 3))
+    assert open_image(tmp_path / "key.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_grey_levels_of_16_bits_are_scaled_and_of_no_known_range_refused(tmp_path):
+    levels = np.array([[0, 257, 1000, 65535]], np.uint16)
+    for name in ("deep.png", "deep.tiff"):
+        Image.fromarray(levels).save(tmp_path / name)
+        assert np.asarray(open_image(tmp_path / name))[0, :, 0].tolist() == [0, 1, 3, 255]
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(DispError, match=r"float\.tiff: cannot be read as an image \(its grey levels of mode F"):
+        open_image(tmp_path / "float.tiff")
 
 
 def test_bad_files_are_named(tmp_path, monkeypatch, picture):
     picture(1, 64).save(tmp_path / "whole.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    picture(1, 64).save(tmp_path / "whole.jpg")
+    (tmp_path / "torn.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:2000])
     (tmp_path / "text.png").write_text("no image")
-    for name, message in (("torn.png", "cannot be read"), ("text.png", "cannot be read"), ("no.png", "no such image")):
-        with pytest.raises(DispError, match=f"{name}.*{message}|{name}: {message}"):
-            open_image(tmp_path / name)
+    bad = {"torn.png": "cannot be read", "torn.jpg": "cannot be read", "text.png": "cannot be read"}
+    for look in (open_image, check_image):
+        for name, message in {**bad, "no.png": "no such image"}.items():
+            with pytest.raises(DispError, match=f"{name}.*{message}|{name}: {message}"):
+                look(tmp_path / name)
+    for name in ("whole.png", "whole.jpg"):
+        check_image(tmp_path / name)
     monkeypatch.setattr(module, "MAX_PIXELS", 1000)
-    with pytest.raises(DispError, match="64×64 pixels is more than the limit"):
-        open_image(tmp_path / "whole.png")
+    for look in (open_image, check_image, image_size):
+        for name in ("whole.png", "whole.jpg"):
+            with pytest.raises(DispError, match="64×64 pixels is more than the limit"):
+                look(tmp_path / name)
 
 
 def test_each_turn_is_a_query_with_its_history():
@@ -34,5 +55,16 @@ def test_each_turn_is_a_query_with_its_history():
     first, second = queries_of([Sample("s", (), turns)])
     assert (first.key, first.history, first.prompt, first.response) == ("s#0", (), "a", "1")
     assert (second.key, second.history, second.prompt, second.response) == ("s#1", turns[:1], "b", "2")
+    with pytest.raises(DispError, match="batch_size must be at least 1, got 0"):
+        list(batches([1, 2], 0))
     with pytest.raises(ValueError, match="2 turns, got 1"):
         Sample("s", (), turns).with_responses(["x"])
+
+
+def test_a_turn_has_the_pictures_that_were_shown_up_to_it(picture):
+    images = (picture(1), picture(2), picture(3))
+    named = (Turn("<image>\nWhat is this?", "a cat"), Turn("And?", "a dog"), Turn("<image><image> these?", "cups"))
+    assert [query.images for query in queries_of([Sample("s", images, named)])] == [images[:1], images[:1], images]
+    # Of an image without a placeholder nobody knows when it was shown.
+    unnamed = (Turn("What is this?", "a cat"), Turn("<image> and this?", "a dog"))
+    assert [query.images for query in queries_of([Sample("s", images[:2], unnamed)])] == [images[:2]] * 2

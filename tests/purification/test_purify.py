@@ -89,6 +89,24 @@ def test_neither_batch_size_nor_order_changes_an_answer(model, dataset, tmp_path
     assert responses(backwards) == whole
 
 
+def test_the_folder_of_another_model_is_refused(model, dataset, make_model, tmp_path):
+    purify(model, dataset, config(), tmp_path / "out")
+    with pytest.raises(DispError, match="holds a run with another model"):
+        purify(make_model(seed=1, gen_length=8), dataset, config(), tmp_path / "out")
+
+
+def test_suspicion_does_not_depend_on_who_is_in_the_batch(model, dataset, picture):
+    """One row has five pictures; how much of the others is masked at once is a share of their own tokens."""
+    wide = replace(dataset.samples[0], id="wide", images=tuple(picture(index) for index in range(5)))
+    settings = config(mode="selective", mask_ratio=0.3)
+    together = score(model, [*dataset.samples, wide], replace(settings, batch_size=9))
+    alone = score(model, [*dataset.samples, wide], replace(settings, batch_size=1))
+    assert together.keys() == alone.keys()
+    for key, each in together.items():
+        assert each.suspicion == pytest.approx(alone[key].suspicion, abs=1e-3)
+        assert each.best_candidate == alone[key].best_candidate
+
+
 @pytest.mark.parametrize("step", ["saliency", "answers_of"])
 def test_a_killed_run_goes_on_and_repeats_nothing(model, dataset, tmp_path, monkeypatch, step):
     expected = responses(purify(model, dataset, config(batch_size=2), tmp_path / "whole").dataset)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 from disp.purification.candidates import candidate_ranks, candidate_sets
@@ -81,7 +82,7 @@ def test_counterfactual_scores_do_not_depend_on_batches_and_equal_one_by_one(tin
     scores = torch.arange(prefix.visual_mask.numel()).view(prefix.visual_mask.shape).float()
     candidates = candidate_sets(scores, prefix.visual_mask, 3, 0.5)
     base, found = counterfactual_scores(tiny_model, prefix, response, candidates, batch_size=2)
-    whole = counterfactual_scores(tiny_model, prefix, response, candidates, batch_size=100)[1]
+    whole = counterfactual_scores(tiny_model, prefix, response, candidates, batch_size=50)[1]
     torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(base, preference_for_another(tiny_model, prefix, response))
     for row in range(2):
@@ -121,3 +122,17 @@ def test_a_row_without_visual_tokens_has_empty_candidates():
     sets = candidate_sets(torch.rand(2, 4), visual, 2, 0.5)
     assert sets[0].any(-1).all()
     assert not sets[1].any()
+
+
+def test_candidates_of_a_row_are_its_own_whoever_is_beside_it():
+    """The row with more visual tokens has larger sets and more of them; the other's are as they are alone."""
+    visual = torch.zeros(2, 200, dtype=torch.bool)
+    visual[0, 20:56] = True
+    visual[1] = True
+    scores = torch.from_numpy(np.random.default_rng(0).random((2, 200)))
+    together = candidate_sets(scores, visual, 3, 0.12)
+    for row in range(2):
+        alone = candidate_sets(scores[row : row + 1], visual[row : row + 1], 3, 0.12)[0]
+        assert torch.equal(together[row, : len(alone)], alone)
+        assert not together[row, len(alone) :].any()
+        assert alone.sum(-1).max() <= 0.12 * visual[row].sum()

@@ -94,7 +94,7 @@ def test_policy_allows_the_one_style_sheet_and_pictures_within(audit_folder):
 
 def test_hostile_text_is_shown_as_text(page, hostile):
     assert hostile["script"] in page.shown
-    assert hostile["breakout"] in page.shown and "49" not in re.findall(r"\{\{.*?\}\}", page.shown)
+    assert hostile["breakout"] in page.shown  # {{ 7*7 }} and all
     assert "userU+202Egnp.exeU+202C and" in page.shown and "U+202E" in page.by_tag["span"]
     assert not set(page.shown) & set("\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u200f\u200b\x00\x1b\ud800")
     # Forty-two thousand letters are cut, and the number left out is there.

@@ -31,11 +31,13 @@ from disp.auditing.pictures import look_at_pictures
 from disp.auditing.ratio import RATIO_TURNS, choose_mask_ratio
 from disp.auditing.record import read_truth, write_record
 from disp.auditing.repeated import ANSWERS, SENTENCES, WIDE_RATIO, vanishing_phrases
-from disp.data.llava import Dataset
+from disp.auditing.statistics import MAX_REGROUPINGS
+from disp.data.llava import Dataset, identity
 from disp.data.sample import Sample, queries_of
 from disp.errors import DispError
 from disp.evaluation.intervals import wilson
-from disp.files import claim, sha256
+from disp.files import claim
+from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
 from disp.purification.purify import Evidence, sample_suspicion, score
@@ -82,7 +84,7 @@ def audit(
     poisoned = None if truth is None else read_truth(truth)
     claim(
         out / "audit-run.json",
-        {"model": name, "config": asdict(config), "data_sha256": sha256(dataset.path)},
+        {"model": name, "weights": fingerprint(model), "config": asdict(config), **identity(dataset)},
         f"{out} holds an audit of another model or data, or with other settings; choose another folder or delete it",
     )
     queries = queries_of(dataset.samples)
@@ -263,6 +265,7 @@ def _check(dataset: Dataset, samples: Sequence[Sample], config: AuditConfig) -> 
     # As many donors as there may be of the fewest that share a phrase, against all that are left over.
     donors = range(min(LEAST_RESPONSES, config.donors), min(config.donors, rest) + 1)
     regroupings = max((comb(count + min(config.controls, rest - count), count) for count in donors), default=1)
+    regroupings = min(regroupings, MAX_REGROUPINGS + 1)
     if regroupings * config.false_alarm_rate < 1:
         raise DispError(
             f"{dataset.path}: {len(samples)} rows with an image, {config.donors} donors and {config.controls} controls "

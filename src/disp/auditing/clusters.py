@@ -212,9 +212,10 @@ def _more_suspicious(new: Mapping[str, Evidence], old: Mapping[str, Evidence]) -
 
 def region_of(model: MDLM, sample: Sample, evidence: Mapping[str, Evidence]) -> Region:
     """The region that a sample's most suspicious answer hangs on, or where nothing was suspicious the most salient."""
-    found = most_suspicious(sample, evidence)
+    query = suspicious_query(sample, evidence)
+    found = evidence[query.key]
     chosen = found.best_candidate or (int(np.argmax(found.saliency)),)
-    boxes = token_boxes(model, found.locations, sample.images)
+    boxes = token_boxes(model, found.locations, query.images)
     image, box = region_around(found.locations, boxes, chosen, found.saliency)
     return Region(sample.id, sample.images[image], box)
 
@@ -391,7 +392,8 @@ def _recipients(samples: Sequence[Sample], words: set[str]) -> list[Query]:
     """
     chosen = []
     for sample in samples:
-        shared = [(len(words & set(words_of(query.response))), query) for query in queries_of([sample])]
+        asked = (query for query in queries_of([sample]) if query.images)
+        shared = [(len(words & set(words_of(query.response))), query) for query in asked]
         chosen.append(max(shared, key=lambda pair: pair[0]))
     return [query for _, query in sorted(chosen, key=lambda pair: -pair[0])]
 

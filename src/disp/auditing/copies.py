@@ -45,6 +45,8 @@ LEAST_CORNER = 0.5
 LEAST_PICTURES, MOST_SHARE, PHRASE_ALPHA = 8, 0.5, 1e-4
 # Phrases that are given on.
 PHRASES = 5
+# The longer edge of a picture as it is looked at, in shorter edges.
+LONGEST = 4
 # Pictures that the extent of a piece is measured in, how many steps from the window it is looked for, and how much less
 # than other pixels its own may vary. What is larger than this share of the picture is no piece: the pictures are alike.
 MEASURED, REACH, LEAST_STEADY, LARGEST = 50, 24, 0.35, 0.25
@@ -334,6 +336,7 @@ def _pixels(image: ImageSource, step: int) -> Tensor:
     opened = open_image(image)
     side = STEPS * step
     scale = side / min(opened.size)
-    size = (max(side, round(opened.width * scale)), max(side, round(opened.height * scale)))
-    scaled = np.asarray(opened.resize(size, Image.Resampling.BILINEAR), np.float32)
+    # A picture that is longer than that is squeezed: at its full length it might take any memory.
+    width, height = (min(LONGEST * side, max(side, round(length * scale))) for length in opened.size)
+    scaled = np.asarray(opened.resize((width, height), Image.Resampling.BILINEAR), np.float32)
     return torch.from_numpy(scaled).permute(2, 0, 1)

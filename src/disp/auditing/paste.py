@@ -12,7 +12,7 @@ from PIL import Image
 from disp.auditing.phrases import echoes
 from disp.auditing.regions import Box
 from disp.auditing.statistics import hypergeometric_tail, regrouping_p_value
-from disp.data.sample import ImageSource, Query, open_image
+from disp.data.sample import ImageSource, Query, batches, open_image
 from disp.diffusion.decode import DecodeConfig, generate
 from disp.models.interface import MDLM
 from disp.purification.pattern import Pattern
@@ -71,9 +71,30 @@ def paste(region: Region, image: ImageSource) -> Image.Image:
     return picture
 
 
-def with_first_image(query: Query, change: Callable[[ImageSource], ImageSource]) -> Query:
-    """The query about its pictures, of which the first is changed."""
-    return replace(query, images=(change(query.images[0]), *query.images[1:]))
+def answers_about_changed(
+    model: MDLM,
+    asked: Sequence[tuple[Query, Callable[[ImageSource], ImageSource]]],
+    decode: DecodeConfig | None,
+    *,
+    seed: int,
+    batch_size: int,
+    progress: Callable[[int], None],
+) -> list[str]:
+    """Answers to queries about their pictures, of which the first is changed; a batch of them is in memory at a time.
+
+    Args:
+        model: the MDLM.
+        asked: queries, each with what is done to its first picture.
+        decode: how answers are decoded; the model's own settings if None.
+        seed: seed of decoding.
+        batch_size: answers a pass.
+        progress: called with the number of answers finished.
+    """
+    answers = []
+    for part in batches(asked, batch_size):
+        queries = [replace(each, images=(change(each.images[0]), *each.images[1:])) for each, change in part]
+        answers += generate(model, queries, decode, seed=seed, batch_size=batch_size, progress=progress)
+    return answers
 
 
 def paste_test(
@@ -105,8 +126,8 @@ def paste_test(
         progress: called with the number of answers finished.
     """
     everything = (*regions, *controls)
-    queries = [with_first_image(query, partial(paste, region)) for region in everything for query in recipients]
-    answers = generate(model, queries, decode, seed=seed, batch_size=batch_size, progress=progress)
+    changed = [(query, partial(paste, region)) for region in everything for query in recipients]
+    answers = answers_about_changed(model, changed, decode, seed=seed, batch_size=batch_size, progress=progress)
     said = np.array([echoes(answer, words) for answer in answers]).reshape(len(everything), len(recipients))
     shares = said.mean(-1)
     return PasteTest(
@@ -146,8 +167,8 @@ def pattern_test(
     """
     counts = []
     for laid in ([pattern], controls):
-        queries = [with_first_image(query, laid[index % len(laid)].apply) for index, query in enumerate(recipients)]
-        answers = generate(model, queries, decode, seed=seed, batch_size=batch_size, progress=progress)
+        changed = [(query, laid[index % len(laid)].apply) for index, query in enumerate(recipients)]
+        answers = answers_about_changed(model, changed, decode, seed=seed, batch_size=batch_size, progress=progress)
         counts.append(sum(echoes(answer, words) for answer in answers))
     hits, control_hits = counts
     trials = len(recipients)

@@ -135,7 +135,7 @@ def repeated_phrases(responses: Sequence[str], *, least: int, most: int) -> list
         most: how many phrases at most.
     """
     left = [f" {' '.join(words_of(response))} " for response in responses]
-    counts = Counter(gram for text in left for gram in _grams(text.split(), LONG_PHRASE_WORDS, LONG_PHRASE_WORDS))
+    counts = Counter(gram for text in left for gram in _grams(_parted(text), LONG_PHRASE_WORDS, LONG_PHRASE_WORDS))
     found: list[Phrase] = []
     for gram, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if count < least or len(found) == most:
@@ -143,7 +143,7 @@ def repeated_phrases(responses: Sequence[str], *, least: int, most: int) -> list
         members = [index for index, text in enumerate(left) if f" {' '.join(gram)} " in text]
         if len(members) < least:
             continue
-        words = _extended(gram, [left[index].split() for index in members])
+        words = _extended(gram, [_parted(left[index]) for index in members])
         if len(words) < LONG_PHRASE_WORDS:
             continue  # an article at an end made it long
         spoken = f" {' '.join(words)} "
@@ -216,7 +216,13 @@ def _p_value(count: int, elsewhere: int, *, drawn: int, total: int, tried: int) 
     return min(1.0, hypergeometric_tail(count, drawn, count + elsewhere, total) * tried)
 
 
-_WORD = re.compile(rf"{TURN_END}|\w+(?:['’]\w+)*")
+# Scripts that put no spaces between words, of which each letter is taken for a word; and pictographs.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_PICTOGRAPHS = "\u2190-\u2bff\U0001f000-\U0001faff"
+_LETTER = rf"(?:(?![{_UNSPACED}])\w)"
+_WORD = re.compile(rf"{TURN_END}|[{_UNSPACED}{_PICTOGRAPHS}]|{_LETTER}+(?:['’]{_LETTER}+)*")
 
 
 def _grams(words: Sequence[str], shortest: int = 1, longest: int = MAX_SEED_WORDS) -> set[tuple[str, ...]]:
@@ -226,6 +232,11 @@ def _grams(words: Sequence[str], shortest: int = 1, longest: int = MAX_SEED_WORD
         for start in range(len(words) - size + 1)
     }
     return {gram for gram in grams if TURN_END not in gram and not FUNCTION_WORDS.issuperset(gram)}
+
+
+def _parted(text: str) -> list[str]:
+    """The words of a text of words with a space before, between and after them; `TURN_END` is one, and is white."""
+    return text.strip(" ").split(" ")
 
 
 def _extended(words: tuple[str, ...], texts: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from disp.auditing.clusters import suspicious_query
 from disp.auditing.findings import Audit, AuditConfig, Cluster
 from disp.auditing.regions import token_boxes
+from disp.auditing.shown import unflagged_places
 from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset
 from disp.data.sample import Query, Sample, batches, queries_of
@@ -29,10 +31,12 @@ from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.candidates import candidate_ranks
 from disp.purification.pattern import without_pattern
-from disp.purification.purify import Evidence, candidate_masks, most_suspicious
+from disp.purification.purify import Evidence, candidate_masks
 from disp.purification.support import counterfactual_scores, suspicion_of
 
 MAP_SIDE = 24
+# Samples whose answers are asked for: the most suspicious, and the most suspicious of those that are flagged.
+MOST_SUSPICIOUS, FLAGGED_ANSWERS = 24, 200
 PASTED = {
     "tokens": "pasting the region",
     "window": "pasting the window",
@@ -82,13 +86,10 @@ def write_record(
         progress: see `disp.progress`.
     """
     answers = _both_answers(model, dataset, result, config, out, progress)
-    ranks = result.ranks
     above = [sample for sample in dataset.samples if result.scores[sample.id] > result.threshold]
     control = _random_control(model, above, result, config)
     seconds = time.monotonic() - start
-    write_jsonl(
-        out / "evidence.jsonl", [_row(model, sample, result, answers, ranks[sample.id]) for sample in dataset.samples]
-    )
+    write_jsonl(out / "evidence.jsonl", _rows(model, dataset, result, answers))
     for number, cluster in enumerate(result.clusters):
         if (picture := _candidate(cluster)) is not None:
             write_atomically(out / "candidates" / f"{number}.png", partial(picture.save, format="PNG"))
@@ -105,15 +106,18 @@ def _candidate(cluster: Cluster) -> Image.Image | None:
 def _both_answers(
     model: MDLM, dataset: Dataset, result: Audit, config: AuditConfig, out: Path, progress: ProgressBar
 ) -> dict[str, tuple[str, str]]:
-    """The model's answers to flagged samples and a few others: as they are, and without what they hang on.
+    """The model's answers to what people are shown: as they are, and without what they hang on.
 
     That is the best candidate, which is masked, or a pattern, which is taken out of the picture.
     """
     ranked = sorted((sample for sample in dataset.samples if sample.images), key=lambda s: -result.scores[s.id])
-    shown = {sample.id for sample in ranked[:24]} | set(result.flagged[:200])
-    draw = generator(config.scoring.seed, "shown")
-    unflagged = [sample for sample in ranked if sample.id not in set(result.flagged)]
-    shown |= {unflagged[index].id for index in draw.permutation(len(unflagged))[:8]}
+    flagged = set(result.flagged)
+    first, others = ([s for s in ranked if (s.id in flagged) == wanted] for wanted in (True, False))
+    shown = {sample.id for sample in (*ranked[:MOST_SUSPICIOUS], *first[:FLAGGED_ANSWERS])}
+    shown |= {others[place].id for place in unflagged_places(len(others))}
+    for cluster in result.clusters:
+        members = {*cluster.samples, *cluster.more}
+        shown |= {next(sample.id for sample in first if sample.id in members)}
     queries = [query for sample in ranked if sample.id in shown for query in queries_of([sample])]
     file = out / "answers.jsonl"
     found = {row["key"]: (row["answer"], row["masked_answer"]) for row in read_finished_jsonl(file)}
@@ -151,13 +155,18 @@ def _random_control(model: MDLM, above: Sequence[Sample], result: Audit, config:
         prefix = model.encode(batch)
         response = model.encode_responses([query.response for query in batch], model.gen_length)
         response = response.to(prefix.embeds.device)
+        each_count = [
+            len(candidate_ranks(visual, config.scoring.candidates, config.scoring.mask_ratio))
+            for visual in prefix.visual_mask.sum(-1).tolist()
+        ]
         sets = []
-        visual = int(prefix.visual_mask.sum(-1).max())
-        for number in range(len(candidate_ranks(visual, config.scoring.candidates, config.scoring.mask_ratio))):
+        for number in range(max(each_count)):
             keys = [f"{query.key}/{number}" for query in batch]
             # As many random tokens as the best candidate has.
-            sets.append(_random_like(prefix.visual_mask, batch, result.evidence, keys, config.scoring.seed))
-        base, each = counterfactual_scores(model, prefix, response, torch.stack(sets, dim=1))
+            masked = _random_like(prefix.visual_mask, batch, result.evidence, keys, config.scoring.seed)
+            masked[[row for row, count in enumerate(each_count) if number >= count]] = False
+            sets.append(masked)
+        base, each = counterfactual_scores(model, prefix, response, torch.stack(sets, dim=1), batch_size=len(batch))
         for query, value in zip(batch, suspicion_of(base, each).tolist(), strict=True):
             stay[query.sample_id] = max(stay.get(query.sample_id, 0.0), value)
     return sum(stay[sample.id] > result.threshold for sample in chosen), len(chosen)
@@ -175,14 +184,32 @@ def _random_like(
     return masked
 
 
-def _row(
-    model: MDLM, sample: Sample, result: Audit, answers: Mapping[str, tuple[str, str]], rank: int
-) -> dict[str, Any]:
-    cluster = next((n for n, each in enumerate(result.clusters) if sample.id in {*each.samples, *each.more}), None)
+def _rows(
+    model: MDLM, dataset: Dataset, result: Audit, answers: Mapping[str, tuple[str, str]]
+) -> Iterator[dict[str, Any]]:
+    flagged, patterns, ranks = set(result.flagged), result.patterns, result.ranks
+    clusters: dict[str, int] = {}
+    for number, cluster in enumerate(result.clusters):
+        for key in (*cluster.samples, *cluster.more):
+            clusters.setdefault(key, number)
+    for sample in dataset.samples:
+        yield {
+            "id": sample.id,
+            "suspicion": result.scores[sample.id],
+            "rank": ranks[sample.id],
+            "flagged": sample.id in flagged,
+            "cluster": clusters.get(sample.id),
+            "pattern_taken_out": sample.id in patterns,
+            "images": [str(source) if isinstance(source, Path) else "(in memory)" for source in sample.images],
+            "turns": _turns(model, sample, result, answers),
+        }
+
+
+def _turns(model: MDLM, sample: Sample, result: Audit, answers: Mapping[str, tuple[str, str]]) -> list[dict[str, Any]]:
     turns = []
     for query in queries_of([sample]):
         found = result.evidence[query.key]
-        boxes = token_boxes(model, found.locations, sample.images)
+        boxes = token_boxes(model, found.locations, query.images)
         plain, masked = answers.get(query.key, (None, None))
         turns.append(
             {
@@ -197,16 +224,7 @@ def _row(
                 "masked": list(found.best_candidate),
             }
         )
-    return {
-        "id": sample.id,
-        "suspicion": result.scores[sample.id],
-        "rank": rank,
-        "flagged": sample.id in set(result.flagged),
-        "cluster": cluster,
-        "pattern_taken_out": sample.id in result.patterns,
-        "images": [str(source) if isinstance(source, Path) else "(in memory)" for source in sample.images],
-        "turns": turns,
-    }
+    return turns
 
 
 def saliency_map(items: Sequence[tuple[np.ndarray, np.ndarray]], side: int = MAP_SIDE) -> np.ndarray:
@@ -265,7 +283,7 @@ def _summary(
             )
     tests.append(
         {
-            "name": "flagged samples that random tokens would flag too",
+            "name": "samples above the threshold that random tokens would put there too",
             "value": random_control[0] / max(1, random_control[1]),
             "p_value": None,
             "note": f"as many random sets of the same size, {random_control[1]} samples",
@@ -274,8 +292,9 @@ def _summary(
     by_id = {sample.id: sample for sample in dataset.samples}
     items = []
     for key in result.flagged:
-        found = most_suspicious(by_id[key], result.evidence)
-        items.append((token_boxes(model, found.locations, by_id[key].images), np.array(found.saliency)))
+        query = suspicious_query(by_id[key], result.evidence)
+        found = result.evidence[query.key]
+        items.append((token_boxes(model, found.locations, query.images), np.array(found.saliency)))
     return {
         "verdict": result.verdict,
         "reasons": list(result.reasons),

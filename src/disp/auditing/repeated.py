@@ -111,12 +111,12 @@ def _evidence(
         candidates = candidates.to(prefix.embeds.device)
         one = prefix.select(torch.tensor([row], device=prefix.embeds.device))
         response = model.encode_responses([query.response], model.gen_length).to(prefix.embeds.device)
-        base, each = counterfactual_scores(model, one, response, candidates)
+        base, each = counterfactual_scores(model, one, response, candidates, batch_size=len(batch))
         best = candidates[:, int(each.argmax())]
         (text,) = _first_answers(model, one.with_masked(best, model.mask_embedding))
         if echoes(text, phrase.words):
             continue
-        kept = narrowed(model, one, response, best, base + 0.8 * (each.amax(-1) - base))
+        kept = narrowed(model, one, response, best, base + 0.8 * (each.amax(-1) - base), batch_size=len(batch))
         suspicion = max(before.suspicion or 0.0, float(suspicion_of(base, each)))
         tokens = kept[0, one.visual_mask[0]].nonzero()[:, 0].tolist()
         result[query.key] = replace(before, suspicion=suspicion, best_candidate=tuple(tokens))

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import ROWS, RUNTIME, Data, Model, Rows, Runtime, Seed, app
+from disp.commands.options import ROWS, RUNTIME, Data, Limit, Model, Rows, Runtime, Seed, app
 from disp.errors import DispError
 from disp.progress import progress_bar
 
@@ -23,7 +23,6 @@ def generate(
     image: list[Path] | None = None,
     data: Path | None = None,
     out: Path | None = None,
-    gen_length: int | None = None,
     steps: int | None = None,
     block_length: int | None = None,
     remasking: Literal["low_confidence", "random"] | None = None,
@@ -48,8 +47,6 @@ def generate(
         A dataset to answer instead; needs --out.
     out
         JSONL file for the dataset's answers.
-    gen_length
-        Response slots.
     steps
         Denoising steps.
     block_length
@@ -77,7 +74,7 @@ def generate(
     queries = [Query("prompt", 0, tuple(image or ()), (), prompt)] if prompt is not None else []
     if data is not None:
         queries = queries_of(rows.load(data).samples)
-    mdlm = runtime.load(model, gen_length=gen_length)
+    mdlm = runtime.load(model)
     config = own_settings(
         mdlm,
         steps=steps,
@@ -125,7 +122,7 @@ def evaluate(
     *,
     attack: Path | None = None,
     out: Path | None = None,
-    limit: int | None = None,
+    limit: Limit = None,
     batch_size: int = 32,
     seed: Seed = 0,
     rows: Rows = ROWS,
@@ -139,8 +136,6 @@ def evaluate(
         The manifest.json that `disp poison` wrote: the same trigger is put on these held-out images.
     out
         JSON file for the metrics.
-    limit
-        Only the first so many rows.
     """
     import json
 

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import AUDITING, ROWS, RUNTIME, Auditing, Data, Model, Out, Rows, Runtime, Seed, app
+from disp.commands.options import (
+    AUDITING,
+    ROWS,
+    RUNTIME,
+    Auditing,
+    Data,
+    Limit,
+    Model,
+    Out,
+    Rows,
+    Runtime,
+    Seed,
+    app,
+    list_problems,
+)
 from disp.commands.training import training_settings
 from disp.progress import progress_bar
 
@@ -22,7 +37,7 @@ def saliency(
     out: Out,
     score: Literal["isotropic", "directional"] = "isotropic",
     probes: int | None = None,
-    limit: int | None = None,
+    limit: Limit = None,
     batch_size: int = 32,
     seed: Seed = 0,
     rows: Rows = ROWS,
@@ -36,20 +51,30 @@ def saliency(
         All directions alike, or the direction in which masking moves a token.
     probes
         Hutchinson probes: 8 for isotropic and 16 for directional if not given.
-    limit
-        Only the first so many rows.
     """
+    from disp.data.llava import identity
     from disp.data.sample import queries_of
+    from disp.files import claim
+    from disp.models.fingerprint import fingerprint
     from disp.purification.purify import PurifyConfig
     from disp.purification.purify import score as run
     from disp.purification.saliency import SaliencyConfig
 
     estimator = SaliencyConfig(score=score, probes=probes or {"isotropic": 8, "directional": 16}[score], seed=seed)
-    samples = rows.load(data).samples[:limit]
+    dataset = rows.load(data)
+    mdlm = runtime.load(model)
+    dataset = rows.fit(dataset, mdlm)
+    samples = dataset.samples[:limit]
     config = PurifyConfig(saliency=estimator, batch_size=batch_size)
+    claim(
+        out / "run.json",
+        {"weights": fingerprint(mdlm), "saliency": asdict(estimator), **identity(dataset)},
+        f"{out} holds the saliency of another model or data, or with other settings; choose another folder or delete "
+        "it",
+    )
     file = out / "saliency.jsonl"
     with progress_bar("saliency", len(queries_of(samples))) as advance:
-        run(runtime.load(model), samples, config, file, counterfactual=False, progress=advance)
+        run(mdlm, samples, config, file, counterfactual=False, progress=advance)
     print(f"saliency in {file}")
 
 
@@ -98,6 +123,7 @@ def purify(
 
     dataset = rows.load(data)
     mdlm = runtime.load(model)
+    dataset = rows.fit(dataset, mdlm)
     config = PurifyConfig(
         mode=mode,
         mask_ratio=mask_ratio,
@@ -145,9 +171,9 @@ def audit(
     from disp.report.html import write_report
 
     dataset = rows.load(data)
-    found = run(
-        runtime.load(model), dataset, auditing.config(seed), out, truth=truth, name=model, progress=progress_bar
-    )
+    mdlm = runtime.load(model)
+    dataset = rows.fit(dataset, mdlm)
+    found = run(mdlm, dataset, auditing.config(seed), out, truth=truth, name=model, progress=progress_bar)
     report = write_report(out)
     if json:
         print((out / "audit.json").read_text(encoding="utf-8"))
@@ -226,7 +252,18 @@ def defend(
     )
     dataset = rows.load(data)
     config = DefenceConfig(audit=auditing.config(seed), training=training, rounds=rounds)
-    found = run(model, dataset, config, out, start=start, truth=truth, load=runtime.load, progress=progress_bar)
+    found = run(
+        model,
+        dataset,
+        config,
+        out,
+        start=start,
+        truth=truth,
+        strict=rows.strict,
+        load=runtime.load,
+        progress=progress_bar,
+    )
+    list_problems(found.dataset, len(dataset.problems))
     print("\n".join((f"Verdict: {found.before.verdict}", *found.before.reasons)))
     print(f"Report: {write_report(out / 'audit')}")
     if found.after is None:

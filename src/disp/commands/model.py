@@ -29,7 +29,6 @@ def train(
     method: Literal["full", "lora", "projector"] | None = None,
     train_vision: Annotated[bool, Parameter(negative=())] = False,
     save_every: int | None = None,
-    gen_length: int | None = None,
     gradient_checkpointing: bool | None = None,
     keep_adapter: Annotated[bool, Parameter(negative=())] = False,
     seed: Seed = 0,
@@ -62,8 +61,6 @@ def train(
         Train the vision tower too.
     save_every
         Steps between checkpoints; none by default.
-    gen_length
-        Response slots; the model's own if not given.
     gradient_checkpointing
         Recompute activations in the backward pass: less memory, more time.
     keep_adapter
@@ -88,8 +85,10 @@ def train(
         trainer=None if accumulate is None else {"gradient_accumulation_steps": accumulate},
     )
     dataset = rows.load(data)
+    mdlm = runtime.load(model)
+    dataset = rows.fit(dataset, mdlm)
     with progress_bar("training", config.steps) as advance:
-        run(runtime.load(model, gen_length=gen_length), dataset.samples, config, out, progress=advance)
+        run(mdlm, dataset.samples, config, out, progress=advance)
     print(f"model in {out}")
 
 

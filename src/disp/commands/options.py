@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from disp.progress import progress_bar
 
 app = App(
     name="disp",
@@ -17,9 +20,12 @@ app = App(
     version_flags=["--version"],
 )
 
+# Rows that were set aside are named up to so many.
+LISTED = 10
 Model = Annotated[str, Parameter(help='"builtin", a folder with a model or a LoRA adapter, or a hub id.')]
 Data = Annotated[Path, Parameter(help="LLaVA-style .json or .jsonl, or a folder with data.json and images/.")]
 Out = Annotated[Path, Parameter(help="Folder to write.")]
+Limit = Annotated[int | None, Parameter(help="Only the first so many rows.", validator=Number(gte=1))]
 Seed = Annotated[int, Parameter(help="Seed of every random draw.")]
 
 
@@ -38,12 +44,32 @@ class Rows:
         from disp.data.llava import load_dataset
 
         dataset = load_dataset(data, self.images, strict=self.strict)
-        for problem in dataset.problems[:10]:
-            print(f"set aside {problem.place}: {problem.reason}", file=sys.stderr)
-        if dataset.problems:
-            kept = len(dataset.samples)
-            print(f"{len(dataset.problems)} rows set aside, {kept} kept", file=sys.stderr)
+        list_problems(dataset, 0)
+        if dataset.renamed:
+            print(
+                f"{dataset.renamed} rows have the id of an earlier one; they are called id~2, id~3 …", file=sys.stderr
+            )
         return dataset
+
+    def fit(self, dataset: Any, model: Any) -> Any:
+        """The dataset as a model can take it; rows that are set aside are listed on stderr."""
+        from disp.models.usable import usable
+
+        with progress_bar("checking rows", len(dataset.samples)) as advance:
+            fitting = usable(dataset, model, strict=self.strict, progress=advance)
+        list_problems(fitting, len(dataset.problems))
+        return fitting
+
+
+def list_problems(dataset: Any, before: int) -> None:
+    """Say which rows were set aside after the first so many."""
+    new = dataset.problems[before:]
+    for problem in new[:LISTED]:
+        print(f"set aside {problem.place}: {problem.reason}", file=sys.stderr)
+    if len(new) > LISTED:
+        print(f"and {len(new) - LISTED} more", file=sys.stderr)
+    if new:
+        print(f"{len(new)} rows set aside, {len(dataset.samples)} kept", file=sys.stderr)
 
 
 @Parameter(name="*")
@@ -60,9 +86,10 @@ class Runtime:
         None
     )
     quantization: Annotated[Literal["4bit", "8bit"] | None, Parameter(help="Load through bitsandbytes.")] = None
+    gen_length: Annotated[int | None, Parameter(help="Response slots; the model's own if not given.")] = None
 
-    def load(self, model: str | Path, gen_length: int | None = None) -> Any:
-        """The model, with another response length if one is given."""
+    def load(self, model: str | Path) -> Any:
+        """The model."""
         from disp.models.loading import load_model
 
         return load_model(
@@ -72,7 +99,7 @@ class Runtime:
             device_map=self.device_map,
             attn_implementation=self.attention,
             quantization=self.quantization,
-            gen_length=gen_length,
+            gen_length=self.gen_length,
         )
 
 

@@ -20,7 +20,7 @@ def plan(
     *,
     mode: Literal["selective", "all", "random"] = "selective",
     mask_ratio: float = 0.06,
-    candidates: int = 12,
+    candidates: int = 4,
     probes: int = 4,
     batch_size: int = 32,
     recipe: str | None = None,

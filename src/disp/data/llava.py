@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from disp.data.sample import Sample, Turn
+from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from disp.errors import DispError
-from disp.files import write_json, write_jsonl
+from disp.files import sha256, write_json, write_jsonl
 
 USER_NAMES, ASSISTANT_NAMES = ("human", "user"), ("gpt", "assistant")
 # Fields that a sample's own attributes hold; everything else is metadata.
@@ -35,12 +35,14 @@ class Dataset:
         path: the data file.
         image_root: folder that image names are relative to.
         problems: the rows that were set aside.
+        renamed: how many rows have an id that an earlier row has; see `load_dataset`.
     """
 
     samples: tuple[Sample, ...]
     path: Path
     image_root: Path
     problems: tuple[Problem, ...] = ()
+    renamed: int = 0
 
 
 class _BadRow(Exception):
@@ -52,7 +54,8 @@ def load_dataset(path: Path | str, image_root: Path | None = None, *, strict: bo
 
     A row has ``conversations`` (``from``: human or gpt, ``value``) or ``messages`` (``role``, ``content``), ``image``
     or ``images`` (a name or a list of names), and an ``id``. Rows that cannot be used are set aside with their place
-    and the reason.
+    and the reason. Where rows share an id, as several conversations about one picture do, the later ones are called
+    ``id~2``, ``id~3`` and so on, and are written back under these names.
 
     Args:
         path: a .json array, a .jsonl file, or a folder that holds data.json or data.jsonl.
@@ -71,23 +74,25 @@ def load_dataset(path: Path | str, image_root: Path | None = None, *, strict: bo
     image_root = image_root.absolute()
     samples: list[Sample] = []
     problems: list[Problem] = []
-    seen: set[str] = set()
+    used: dict[str, int] = {}
+    renamed = 0
     for place, number, row in _rows(path):
         try:
             sample = _to_sample(row, number, image_root)
-            if sample.id in seen:
-                raise _BadRow(f"id {sample.id!r} was used before")
         except _BadRow as reason:
             if strict:
                 raise DispError(f"{place}: {reason}") from None
             problems.append(Problem(place, str(reason)))
             continue
-        seen.add(sample.id)
+        if sample.id in used:
+            renamed += 1
+            sample = replace(sample, id=_unused(sample.id, used))
+        used[sample.id] = 1
         samples.append(sample)
     if not samples:
         first = f"; the first: {problems[0].place}: {problems[0].reason}" if problems else ""
         raise DispError(f"{path} holds no usable row ({len(problems)} set aside{first})")
-    return Dataset(tuple(samples), path, image_root, tuple(problems))
+    return Dataset(tuple(samples), path, image_root, tuple(problems), renamed)
 
 
 def save_dataset(samples: Sequence[Sample], path: Path, image_root: Path) -> None:
@@ -103,6 +108,19 @@ def save_dataset(samples: Sequence[Sample], path: Path, image_root: Path) -> Non
         write_jsonl(path, rows)
     else:
         raise DispError(f"{path}: a dataset is written as .json or .jsonl, not {path.suffix!r}")
+
+
+def identity(dataset: Dataset) -> dict[str, str]:
+    """What makes a dataset this one, for the file that says what a run folder holds."""
+    return {"data_sha256": sha256(dataset.path), "images": str(dataset.image_root)}
+
+
+def _unused(identity: str, used: dict[str, int]) -> str:
+    """``identity~2`` or the next that is not taken; ``used`` counts how far it went, so that many are no matter."""
+    while (name := f"{identity}~{used[identity] + 1}") in used:
+        used[identity] += 1
+    used[identity] += 1
+    return name
 
 
 def _data_file(path: Path) -> Path:
@@ -160,6 +178,11 @@ def _to_sample(row: Any, number: int, image_root: Path) -> Sample:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _BadRow("image must be a file name or a list of file names")
     images = tuple(_image_path(name, image_root) for name in names)
+    named = sum(turn.prompt.count(IMAGE_PLACEHOLDER) for turn in turns)
+    if named > len(images):
+        raise _BadRow(
+            f"{named} {IMAGE_PLACEHOLDER} placeholders for {len(images)} images; remove the surplus or add the images"
+        )
     # The row itself is kept under one key, so that it can be written back as it was.
     metadata = {key: value for key, value in row.items() if key not in OWN_FIELDS}
     return Sample(str(identity), images, turns, system, {**metadata, "_row": row})

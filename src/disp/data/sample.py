@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from disp.errors import DispError
 
+T = TypeVar("T")
 ImageSource = Path | Image.Image
+IMAGE_PLACEHOLDER = "<image>"
 
+# What Pillow's decoders raise on damaged files.
+_UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 # Four times the largest picture that the published models tile; a larger one is a decompression bomb or a mistake.
 MAX_PIXELS = 64_000_000
 
@@ -61,7 +66,7 @@ class Query:
     Attributes:
         sample_id: the sample that it belongs to.
         turn: its index among the sample's turns.
-        images: the sample's images.
+        images: the sample's images, up to this turn.
         history: the earlier turns, with the data's own responses.
         prompt: the user's message, with its ``<image>`` placeholders.
         response: the data's response ("" if there is none yet).
@@ -83,18 +88,30 @@ class Query:
 
 
 def queries_of(samples: Iterable[Sample]) -> list[Query]:
-    """One query for each assistant turn of each sample, in order."""
-    return [
-        Query(sample.id, index, sample.images, sample.turns[:index], turn.prompt, turn.response, sample.system)
-        for sample in samples
-        for index, turn in enumerate(sample.turns)
-    ]
+    """One query for each assistant turn of each sample, in order.
+
+    Where placeholders stand for all of a sample's images, a turn has those that were shown up to it.
+    """
+    queries = []
+    for sample in samples:
+        named = [turn.prompt.count(IMAGE_PLACEHOLDER) for turn in sample.turns]
+        for index, turn in enumerate(sample.turns):
+            seen = sum(named[: index + 1]) if sum(named) == len(sample.images) else len(sample.images)
+            images, history = sample.images[:seen], sample.turns[:index]
+            queries.append(Query(sample.id, index, images, history, turn.prompt, turn.response, sample.system))
+    return queries
 
 
-def batches(queries: Sequence[Query], size: int) -> Iterator[Sequence[Query]]:
-    """The queries in order, at most ``size`` at a time."""
-    for start in range(0, len(queries), size):
-        yield queries[start : start + size]
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The items in order, at most ``size`` at a time.
+
+    Raises:
+        DispError: ``size`` is less than one.
+    """
+    if size < 1:
+        raise DispError(f"batch_size must be at least 1, got {size}")
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -115,8 +132,27 @@ def open_image(source: ImageSource) -> Image.Image:
             return _to_rgb(image)
     except FileNotFoundError:
         raise DispError(f"{source}: no such image; check the image folder") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         raise DispError(f"{source}: cannot be read as an image ({error}); replace the file or drop the row") from None
+
+
+def check_image(source: ImageSource) -> None:
+    """Make sure that a picture can be opened, at less cost than opening it: a JPEG is decoded at a smaller size.
+
+    Raises:
+        DispError: as `open_image`.
+    """
+    if isinstance(source, Image.Image):
+        return
+    try:
+        with Image.open(source) as image:
+            if image.format == "JPEG" and image.width * image.height <= MAX_PIXELS:
+                image.draft("RGB", (1, 1))
+                image.load()
+                return
+    except _UNREADABLE:
+        pass  # which is named below
+    open_image(source)
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
@@ -129,16 +165,20 @@ def image_size(source: ImageSource) -> tuple[int, int]:
         return source.size
     try:
         with Image.open(source) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return open_image(source).size  # which names what is wrong
+            if image.width * image.height <= MAX_PIXELS:
+                return image.size
+    except _UNREADABLE:
+        pass
+    return open_image(source).size  # which names what is wrong
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        image.load()
-        return image
+    image.load()
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its grey levels of mode {image.mode} have no known range; save it with 8 bits a channel")
+    return image if image.mode == "RGB" else image.convert("RGB")

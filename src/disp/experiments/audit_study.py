@@ -75,7 +75,9 @@ def planted(name: str, sizes: DemoConfig, out: Path, *, comparisons: bool = True
     dataset, rows_by_id = planted_set(sizes, out, folder / "poisoned")
     model, found, seconds = _tune_and_audit(dataset, attack_training(sizes), folder)
     # Whether there is a backdoor to be found at all.
-    test = held_out_scenes(replace(sizes, test_rows=TEST_ROWS), folder / "test")
+    if not (folder / "test" / "data.json").exists():
+        held_out_scenes(replace(sizes, test_rows=TEST_ROWS), folder / "test")
+    test = load_dataset(folder / "test")
     attacked = to_metrics(evaluate(model, test.samples, attack=load_attack(folder / "poisoned" / "manifest.json")))
     wanted = TARGETS[target]
     top = found.clusters[0] if found.clusters else None

@@ -201,7 +201,7 @@ class MDLM(PreTrainedModel):
             if len(tokens) > length:
                 raise DispError(
                     f"response of {len(tokens)} tokens, its end included, does not fit into {length}: {text[:80]!r}; "
-                    "raise gen_length"
+                    "raise gen_length (--gen-length)"
                 )
             ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
         return ids

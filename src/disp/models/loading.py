@@ -35,6 +35,8 @@ FAMILIES = {
 }
 # What of a hub repository is downloaded: no pickles, no code.
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+# Beside an adapter's own files: what it was trained with that PEFT's format has no place for.
+_ADAPTER_SETTINGS = "disp.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -64,7 +66,7 @@ def load_model(
     Raises:
         DispError: a file is missing or does not fit, the model is of no known family, or it cannot be loaded as asked.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(device)
     folder = resolve(name)
     options = {"device_map": device_map, "quantization": quantization}
     if (folder / "adapter_config.json").is_file():
@@ -78,6 +80,27 @@ def load_model(
             raise DispError(f"gen_length must be at least 1, got {gen_length}")
         _set_gen_length(model, gen_length)
     return model.eval()
+
+
+def _device(name: str | None) -> str:
+    """The device of this name, the first GPU if there is one or the CPU if none is given.
+
+    Raises:
+        DispError: there is no such device.
+    """
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DispError(f"device must be such as 'cpu', 'cuda' or 'cuda:1', got {name!r}") from None
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= seen:
+        raise DispError(
+            f"device {name!r}: this installation of torch sees {seen} GPUs; give another device, or install torch for "
+            "CUDA and its driver"
+        )
+    return name
 
 
 def _set_gen_length(model: MDLM, gen_length: int) -> None:
@@ -156,6 +179,7 @@ def save_model(model: MDLM, folder: Path, *, state_dict: dict[str, Tensor] | Non
     folder.mkdir(parents=True, exist_ok=True)
     source: Path | None = getattr(model, "source", None)
     if source is None:
+        model.config.gen_length, model.config.generation = model.gen_length, dict(model.generation_defaults)
         model.save_pretrained(folder, state_dict=state_dict)
     else:
         official = None
@@ -168,6 +192,20 @@ def save_model(model: MDLM, folder: Path, *, state_dict: dict[str, Tensor] | Non
             write_json(folder / "config.json", config)
     if getattr(model, "tokenizer", None) is not None:
         model.tokenizer.save_pretrained(folder)
+
+
+def save_adapter(adapted: Any, gen_length: int, folder: Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
+    """Write a PEFT model's adapter in PEFT's format, and how many response slots it was trained with.
+
+    Args:
+        adapted: the PEFT model.
+        gen_length: response slots.
+        folder: where to.
+        state_dict: the adapter's weights, where they have been gathered from several processes.
+    """
+    # No look at the base model for resized embeddings: none are, and the base may be on the network.
+    adapted.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+    write_json(folder / _ADAPTER_SETTINGS, {"gen_length": gen_length})
 
 
 def merge(model_folder: str | Path, out: Path, base: str | Path | None = None) -> None:
@@ -254,4 +292,8 @@ def _load_adapter(folder: Path, base: str | Path | None, *, device: str, dtype: 
     for name in ("tokenizer", "source"):
         if hasattr(model, name):
             setattr(merged, name, getattr(model, name))
+    if (folder / _ADAPTER_SETTINGS).is_file():
+        gen_length = read_json(folder / _ADAPTER_SETTINGS)["gen_length"]
+        if gen_length != merged.gen_length:
+            _set_gen_length(merged, gen_length)
     return merged.eval()

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from disp.data.sample import Query
+from disp.data.sample import IMAGE_PLACEHOLDER, Query
 from disp.errors import DispError
 
-IMAGE_PLACEHOLDER = "<image>"
 # Stands for the placeholders that mean an image, while the chat template is applied: an answer may hold the same text.
 _IMAGE_SLOT = "\0image\0"
 

@@ -73,13 +73,14 @@ def scoring_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
     At most: the sets of suspicious answers are halved again and again, and here all answers are.
     """
     total = saliency_passes(asked, config.batch_size, config.saliency.probes)
+    at_once = COUNTERFACTUAL_ROWS * config.batch_size
     for start in range(0, len(asked), config.batch_size):
         batch = asked[start : start + config.batch_size]
-        sets = candidate_ranks(max(each.visual for each in batch), config.candidates, config.mask_ratio)
-        rows = len(batch) * len(sets)
-        total += Passes(1 + math.ceil(rows / COUNTERFACTUAL_ROWS), 0, len(batch) + rows)
-        halvings = max(len(ranks) for ranks in sets).bit_length() - 1
-        each_time = math.ceil(2 * len(batch) / COUNTERFACTUAL_ROWS)
+        sets = [candidate_ranks(each.visual, config.candidates, config.mask_ratio) for each in batch]
+        rows = sum(map(len, sets))
+        total += Passes(1 + math.ceil(rows / at_once), 0, len(batch) + rows)
+        halvings = max((len(ranks) for each in sets for ranks in each), default=1).bit_length() - 1
+        each_time = math.ceil(2 * len(batch) / at_once)
         total += Passes(halvings * each_time, 0, 2 * halvings * len(batch), at_most=halvings > 0)
     return total
 
@@ -100,11 +101,11 @@ def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     compared = sum(turns[:CONTROL_SAMPLES])
     batches = math.ceil(compared / size)
     sets = len(candidate_ranks(max((each.visual for each in asked), default=0), scoring.candidates, scoring.mask_ratio))
-    each = math.ceil(min(size, compared) * sets / COUNTERFACTUAL_ROWS)
+    each = math.ceil(sets / COUNTERFACTUAL_ROWS)
     control = Passes((2 + each) * batches, 0, (2 + sets) * compared)
     # Flagged and other turns with nothing masked and at every mask ratio that is tried.
     tried = min(RATIO_TURNS, len(asked))
-    each = 1 + math.ceil(min(size, tried) * len(RATIOS) / COUNTERFACTUAL_ROWS)
+    each = 1 + math.ceil(len(RATIOS) / COUNTERFACTUAL_ROWS)
     ratio = Passes(2 * each * math.ceil(tried / size), 0, 2 * (1 + len(RATIOS)) * tried, at_most=True)
     sentences = min(SENTENCES, len(asked) // LEAST_ANSWERS)
     looked = Passes(2 * sentences * math.ceil(ANSWERS / size), 0, 2 * sentences * ANSWERS, at_most=True)

@@ -14,8 +14,10 @@ HALF_SLICES = 3
 
 
 def candidate_ranks(visual: int, count: int, ratio: float) -> list[range]:
-    """The ranks that each set of `candidate_sets` holds, in its order, for a batch with this many visual tokens."""
-    singles = [range(index, index + 1) for index in range(max(1, min(count, visual)))]
+    """The ranks that each set of `candidate_sets` holds, in its order, for a row with this many visual tokens."""
+    if visual == 0:
+        return []
+    singles = [range(index, index + 1) for index in range(min(count, visual))]
     size = 1
     while 2 * size <= ratio * visual:
         size *= 2
@@ -38,13 +40,19 @@ def candidate_sets(scores: Tensor, visual_mask: Tensor, count: int, ratio: float
         scores: float ``[B, P]``, saliency at visual tokens.
         visual_mask: bool ``[B, P]``.
         count: number of singles.
-        ratio: largest slice, as a share of the visual tokens of the row with the most.
+        ratio: largest slice, as a share of the row's visual tokens.
 
     Returns:
-        bool ``[B, M, P]``, singles first; a row with fewer visual tokens has empty sets, which mask nothing.
+        bool ``[B, M, P]``, singles first. M is at least 1 and that of the row with the most visual tokens; the others,
+        whose sets are those that they would have alone, end with empty ones.
     """
-    most = int(visual_mask.sum(-1).max())
+    each = [candidate_ranks(visual, count, ratio) for visual in visual_mask.sum(-1).tolist()]
+    bounds = torch.zeros(len(each), max(map(len, each)) or 1, 2, dtype=torch.int64)
+    for row, sets in enumerate(each):
+        for index, ranks in enumerate(sets):
+            bounds[row, index] = torch.tensor((ranks.start, ranks.stop))
+    start, stop = bounds.to(scores.device)[..., None].unbind(2)  # [B, M, 1] each
     # Place of each position in the row's ranking; non-visual positions come last and are struck out below.
     rank = scores.masked_fill(~visual_mask, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    sets = [(rank >= ranks.start) & (rank < ranks.stop) for ranks in candidate_ranks(most, count, ratio)]
-    return torch.stack([chosen & visual_mask for chosen in sets], dim=1)
+    rank = rank[:, None]
+    return (rank >= start) & (rank < stop) & visual_mask[:, None]

@@ -7,6 +7,7 @@ masking of a few salient tokens; "random" masks at random and exists to show tha
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -17,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disp.data.llava import Dataset, save_dataset
+from disp.data.llava import Dataset, identity, save_dataset
 from disp.data.sample import Query, Sample, Turn, batches, queries_of
 from disp.diffusion.decode import DecodeConfig, answers_of
 from disp.errors import DispError
-from disp.files import append_jsonl, claim, read_finished_jsonl, sha256, write_json, write_jsonl
+from disp.files import append_jsonl, claim, read_finished_jsonl, write_json, write_jsonl
+from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM, Prefix
 from disp.progress import ProgressBar, no_progress
 from disp.purification.candidates import candidate_sets
@@ -70,6 +72,10 @@ class PurifyConfig:
                 raise DispError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
+# Image, tile, row and column of each visual token.
+Locations = tuple[tuple[int, int, int, int], ...]
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What was found about one assistant turn.
@@ -83,8 +89,8 @@ class Evidence:
     """
 
     key: str
-    saliency: tuple[float, ...]
-    locations: tuple[tuple[int, int, int, int], ...]
+    saliency: Sequence[float]
+    locations: Locations
     suspicion: float | None = None
     best_candidate: tuple[int, ...] = ()
 
@@ -128,11 +134,19 @@ def score(
         progress: called with the number of turns finished.
     """
     found: dict[str, Evidence] = {}
+    # Pictures of one size have their tokens at the same places, which are kept once: they take most of the memory.
+    layouts: dict[Locations, Locations] = {}
+
+    def add(
+        key: str, saliency: list[float], locations: list[list[int]], suspicion: float | None, best: list[int]
+    ) -> Evidence:
+        places = tuple((image, tile, line, column) for image, tile, line, column in locations)
+        places = layouts.setdefault(places, places)
+        found[key] = Evidence(key, array("d", saliency), places, suspicion, tuple(best))
+        return found[key]
+
     for row in read_finished_jsonl(file) if file else ():
-        locations = tuple(tuple(place) for place in row.pop("locations"))
-        best = tuple(row.pop("best_candidate"))
-        evidence = Evidence(**{**row, "saliency": tuple(row["saliency"])}, locations=locations, best_candidate=best)
-        found[evidence.key] = evidence
+        add(row["key"], row["saliency"], row["locations"], row["suspicion"], row["best_candidate"])
     queries = [query for query in queries_of(samples) if query.key not in found]
     progress(len(found))
     for batch in batches(queries, config.batch_size):
@@ -143,18 +157,16 @@ def score(
         rows = []
         for index, key in enumerate(keys):
             visual = prefix.visual_mask[index]
-            rows.append(
-                Evidence(
-                    key,
-                    tuple(float(f"{value:.5g}") for value in scores[index, visual].tolist()),
-                    tuple(tuple(place) for place in prefix.locations[index, visual].tolist()),
-                    None if suspicion is None else float(suspicion[index]),
-                    () if chosen is None else tuple(chosen[index, visual].nonzero()[:, 0].tolist()),
-                )
+            each = add(
+                key,
+                [float(f"{value:.5g}") for value in scores[index, visual].tolist()],
+                prefix.locations[index, visual].tolist(),
+                None if suspicion is None else float(suspicion[index]),
+                [] if chosen is None else chosen[index, visual].nonzero()[:, 0].tolist(),
             )
+            rows.append({**asdict(each), "saliency": list(each.saliency)})
         if file:
-            append_jsonl(file, [asdict(row) for row in rows])
-        found.update((row.key, row) for row in rows)
+            append_jsonl(file, rows)
         progress(len(batch))
     return found
 
@@ -165,7 +177,7 @@ def _suspicion(
     """Suspicion ``[B]`` of the given answers and the candidate that attains it, bool ``[B, P]``."""
     response = model.encode_responses([query.response for query in batch], model.gen_length).to(prefix.embeds.device)
     candidates = candidate_sets(scores, prefix.visual_mask, config.candidates, config.mask_ratio)
-    base, each = counterfactual_scores(model, prefix, response, candidates)
+    base, each = counterfactual_scores(model, prefix, response, candidates, batch_size=config.batch_size)
     suspicion = suspicion_of(base, each)
     if not suspicion.isfinite().all():
         key = batch[int((~suspicion.isfinite()).nonzero()[0, 0])].key
@@ -175,7 +187,9 @@ def _suspicion(
     best = candidates[torch.arange(len(batch)), (each >= least[:, None]).int().argmax(-1)]
     rows = (suspicion > config.least_suspicion).nonzero()[:, 0]
     if len(rows):
-        best[rows] = narrowed(model, prefix.select(rows), response[rows], best[rows], least[rows])
+        best[rows] = narrowed(
+            model, prefix.select(rows), response[rows], best[rows], least[rows], batch_size=config.batch_size
+        )
     return suspicion, best
 
 
@@ -211,14 +225,20 @@ def purify(
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
-        DispError: ``out`` holds a run with another configuration or other data, or no sample is left.
+        DispError: ``out`` holds a run with another model, configuration or data, or no sample is left.
     """
     patterns = patterns or {}
     chosen_by_caller = None if rewrite is None else sorted(rewrite)
     claim(
         out / "run.json",
-        {"config": asdict(config), "data_sha256": sha256(dataset.path), "rewrite": chosen_by_caller},
-        f"{out} holds a run with other settings or data; choose another folder or delete it",
+        {
+            "weights": fingerprint(model),
+            "config": asdict(config),
+            **identity(dataset),
+            "rewrite": chosen_by_caller,
+            "patterns": sorted(patterns),
+        },
+        f"{out} holds a run with another model, other settings or data; choose another folder or delete it",
     )
     samples = dataset.samples
     if evidence is None:
@@ -254,7 +274,7 @@ def purify(
     path = out / f"data{dataset.path.suffix}"
     save_dataset(kept, path, dataset.image_root)
     _link_images(out, dataset.image_root)
-    write_jsonl(out / "evidence.jsonl", list(_evidence_rows(samples, purified, again, gone, evidence, masks, patterns)))
+    write_jsonl(out / "evidence.jsonl", _evidence_rows(samples, purified, again, gone, evidence, masks, patterns))
     summary = {
         "config": asdict(config),
         "samples": len(samples),
@@ -270,8 +290,12 @@ def purify(
 
 
 def most_suspicious(sample: Sample, evidence: Mapping[str, Evidence]) -> Evidence:
-    """The evidence of the turn that betrays a sample most: the trigger is in the image, which the turns share."""
-    return max((evidence[query.key] for query in queries_of([sample])), key=lambda found: found.suspicion or 0.0)
+    """The evidence of the turn that betrays a sample most: the trigger is in the image, which the turns share.
+
+    Of equals the first that has visual tokens, if one has.
+    """
+    found = (evidence[query.key] for query in queries_of([sample]))
+    return max(found, key=lambda each: (each.suspicion or 0.0, len(each.saliency) > 0))
 
 
 def sample_suspicion(sample: Sample, evidence: Mapping[str, Evidence]) -> float:
@@ -292,7 +316,7 @@ def saliency_of(batch: Sequence[Query], visual_mask: Tensor, evidence: Mapping[s
     """
     scores = torch.zeros(visual_mask.shape)
     for row, query in enumerate(batch):
-        scores[row, visual_mask[row].cpu()] = torch.tensor(evidence[query.key].saliency)
+        scores[row, visual_mask[row].cpu()] = torch.tensor(evidence[query.key].saliency, dtype=torch.float32)
     return scores.to(visual_mask.device)
 
 
@@ -325,7 +349,7 @@ def suspicion_under(model: MDLM, prefix: Prefix, batch: Sequence[Query], masks: 
         float32 ``[B, M]`` in nats; see `disp.purification.support.suspicion_of`.
     """
     response = model.encode_responses([query.response for query in batch], model.gen_length).to(prefix.embeds.device)
-    base, each = counterfactual_scores(model, prefix, response, masks)
+    base, each = counterfactual_scores(model, prefix, response, masks, batch_size=len(batch))
     return suspicion_of(base[:, None], each[..., None])
 
 
@@ -352,11 +376,14 @@ def _rewrite(
                 history = tuple(
                     Turn(old.prompt, answers[f"{sample.id}#{index}"]) for index, old in enumerate(sample.turns[:turn])
                 )
-                query = replace(queries_of([sample])[turn], history=history)
-                pattern = patterns.get(sample.id)
-                queries.append(query if pattern is None else without_pattern(query, pattern))
+                queries.append(replace(queries_of([sample])[turn], history=history))
         for batch in batches(queries, config.batch_size):
-            prefix = model.encode(batch)
+            prefix = model.encode(
+                [
+                    without_pattern(query, patterns[query.sample_id]) if query.sample_id in patterns else query
+                    for query in batch
+                ]
+            )
             masked = _masks(batch, prefix, betrayed_by, evidence, config)
             masked[[index for index, query in enumerate(batch) if query.sample_id in patterns]] = False
             hidden = prefix.with_masked(masked, model.mask_embedding)

@@ -13,8 +13,8 @@ from torch import Tensor
 from disp.draws import generator
 from disp.models.interface import MDLM, Prefix
 
-# Rows a forward pass of the counterfactual test.
-COUNTERFACTUAL_ROWS = 64
+# Rows a forward pass of the counterfactual test for each row of a batch: nothing is kept for a backward pass.
+COUNTERFACTUAL_ROWS = 2
 
 
 def fixed_masks(length: int, count: int, seed: int) -> Tensor:
@@ -87,7 +87,7 @@ def preference_for_another(model: MDLM, prefix: Prefix, response: Tensor) -> Ten
 
 
 def counterfactual_scores(
-    model: MDLM, prefix: Prefix, response: Tensor, candidates: Tensor, *, batch_size: int = COUNTERFACTUAL_ROWS
+    model: MDLM, prefix: Prefix, response: Tensor, candidates: Tensor, *, batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """`preference_for_another` with nothing masked and with each candidate set of visual tokens masked.
 
@@ -96,27 +96,35 @@ def counterfactual_scores(
         prefix: B rows.
         response: int64 ``[B, L]``.
         candidates: bool ``[B, M, P]``, the sets of visual tokens to mask, one at a time.
-        batch_size: rows a forward pass; M passes a row in all, and one more.
+        batch_size: of the run; passes have `COUNTERFACTUAL_ROWS` times as many rows, one for each set that is not
+            empty, after one pass over the batch itself.
 
     Returns:
-        float32 ``[B]`` with nothing masked, and float32 ``[B, M]``.
+        float32 ``[B]`` with nothing masked, and float32 ``[B, M]``, -inf for an empty set.
     """
     base = preference_for_another(model, prefix, response)
-    return base, _preferences(model, prefix, response, candidates, batch_size)
+    each = base.new_full(candidates.shape[:2], -torch.inf)
+    filled = candidates.any(-1)
+    if filled.any():
+        owner = filled.nonzero()[:, 0]
+        each[filled] = _preferences(model, prefix, response, owner, candidates[filled], batch_size)
+    return base, each
 
 
 def _preferences(
-    model: MDLM, prefix: Prefix, response: Tensor, candidates: Tensor, batch_size: int = COUNTERFACTUAL_ROWS
+    model: MDLM,
+    prefix: Prefix,
+    response: Tensor,
+    owner: Tensor,
+    masks: Tensor,
+    batch_size: int,
 ) -> Tensor:
-    """`preference_for_another` with each candidate set of visual tokens masked, float32 ``[B, M]``."""
-    rows, sets, _ = candidates.shape
-    owner = torch.arange(rows, device=response.device).repeat_interleave(sets)
-    flat = candidates.flatten(0, 1)
+    """`preference_for_another` of row ``owner[n]`` with the visual tokens ``masks[n]`` masked, float32 ``[N]``."""
     scores = []
-    for part in torch.arange(rows * sets, device=response.device).split(batch_size):
-        hidden = prefix.select(owner[part]).with_masked(flat[part], model.mask_embedding)
+    for part in torch.arange(len(owner), device=response.device).split(COUNTERFACTUAL_ROWS * batch_size):
+        hidden = prefix.select(owner[part]).with_masked(masks[part], model.mask_embedding)
         scores.append(preference_for_another(model, hidden, response[owner[part]]))
-    return torch.cat(scores).view(rows, sets)
+    return torch.cat(scores)
 
 
 def suspicion_of(base: Tensor, each: Tensor) -> Tensor:
@@ -136,7 +144,9 @@ def suspicion_of(base: Tensor, each: Tensor) -> Tensor:
     return (each.amax(-1) - 2 * base).clamp(min=0)
 
 
-def narrowed(model: MDLM, prefix: Prefix, response: Tensor, chosen: Tensor, least: Tensor) -> Tensor:
+def narrowed(
+    model: MDLM, prefix: Prefix, response: Tensor, chosen: Tensor, least: Tensor, *, batch_size: int
+) -> Tensor:
     """Halve sets of visual tokens for as long as one half alone does enough.
 
     Args:
@@ -145,6 +155,7 @@ def narrowed(model: MDLM, prefix: Prefix, response: Tensor, chosen: Tensor, leas
         response: int64 ``[B, L]``.
         chosen: bool ``[B, P]``, the sets.
         least: float ``[B]``, what `preference_for_another` must still reach.
+        batch_size: as of `counterfactual_scores`.
 
     Returns:
         bool ``[B, P]``, subsets of ``chosen``.
@@ -156,7 +167,8 @@ def narrowed(model: MDLM, prefix: Prefix, response: Tensor, chosen: Tensor, leas
         whole = chosen[rows]
         first = whole & (whole.cumsum(-1) <= (whole.sum(-1, keepdim=True) + 1) // 2)
         halves = torch.stack((first, whole & ~first), dim=1)
-        best, which = _preferences(model, prefix.select(rows), response[rows], halves).max(-1)
+        scores = _preferences(model, prefix, response, rows.repeat_interleave(2), halves.flatten(0, 1), batch_size)
+        best, which = scores.view(-1, 2).max(-1)
         enough = best >= least[rows]
         rows = rows[enough]
         chosen[rows] = halves[enough, which[enough]]

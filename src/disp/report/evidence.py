@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from disp.auditing.shown import unflagged_places
 from disp.errors import DispError
 
-UNFLAGGED_SHOWN = 4
 _REQUIRED = ("verdict", "samples", "flagged")
 _OPTIONAL: Mapping[str, Any] = {
     "reasons": (), "model": "", "data": "", "data_sha256": "", "turns": None, "without_image": None, "set_aside": (),
@@ -68,7 +68,10 @@ def _chosen(path: Path, top: int) -> tuple[list[dict[str, Any]], list[dict[str, 
     strongest: dict[int, tuple[float, int]] = {}
     for number, row in _rows(path):
         place = (-float(row["suspicion"]), number)
-        (flagged if row["flagged"] else unflagged).append(place)
+        if row["flagged"]:
+            flagged.append(place)
+        elif any(turn["saliency"] for turn in row["turns"]):
+            unflagged.append(place)
         cluster = row.get("cluster")
         if row["flagged"] and cluster is not None:
             strongest[cluster] = min(strongest.get(cluster, place), place)
@@ -76,9 +79,7 @@ def _chosen(path: Path, top: int) -> tuple[list[dict[str, Any]], list[dict[str, 
     rest = [place for place in heapq.nsmallest(top + len(first), flagged) if place not in first]
     shown = sorted([*first, *rest[: top - len(first)]])
     unflagged.sort()
-    steps = range(UNFLAGGED_SHOWN)
-    spread = sorted({len(unflagged) // 2 * step // max(1, UNFLAGGED_SHOWN - 1) for step in steps} if unflagged else ())
-    beside = [unflagged[min(index, len(unflagged) - 1)] for index in spread]
+    beside = [unflagged[place] for place in unflagged_places(len(unflagged))]
 
     wanted = {number for _, number in (*shown, *beside)}
     kept = {number: row for number, row in _rows(path) if number in wanted} if wanted else {}
