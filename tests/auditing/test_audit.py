@@ -22,6 +22,7 @@ from disp.files import read_finished_jsonl
 from disp.purification.purify import score
 from disp.purification.support import counterfactual_scores, narrowed
 from disp.purification.threshold import suspicion_threshold
+from disp.report.evidence import read_evidence
 
 sys.path.insert(0, str(Path(__file__).parent))
 from planted import (
@@ -122,6 +123,14 @@ def test_each_sample_has_a_row_of_evidence_with_a_box_for_each_token(poisoned):
             assert turn["answer"] == REFUSAL
             assert turn["masked_answer"].startswith("The wall is")
     assert all(Path(name).is_file() for row in rows.values() for name in row["images"])
+
+
+def test_what_the_report_shows_has_the_models_answers(poisoned, honest):
+    for out, _, _ in (poisoned, honest):
+        evidence = read_evidence(out, top=12)
+        assert evidence.unflagged
+        for row in (*evidence.flagged, *evidence.unflagged):
+            assert all(turn["answer"] is not None and turn["masked_answer"] is not None for turn in row["turns"])
 
 
 def test_measures_that_are_not_defined_are_null(honest):

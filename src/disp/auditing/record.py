@@ -57,6 +57,7 @@ BLIND_SPOTS = (
     "Poisoned rows that were removed from the data after training, or a backdoor that the model did not learn and that "
     "leaves nothing in common in the pictures.",
     "Planted answers that are all different from one another.",
+    "Triggers that are the same in many pictures, but not in the first picture of a row.",
 )
 
 
@@ -110,7 +111,7 @@ def _both_answers(
 
     That is the best candidate, which is masked, or a pattern, which is taken out of the picture.
     """
-    ranked = sorted((sample for sample in dataset.samples if sample.images), key=lambda s: -result.scores[s.id])
+    ranked = sorted(dataset.samples, key=lambda sample: -result.scores[sample.id])
     flagged = set(result.flagged)
     first, others = ([s for s in ranked if (s.id in flagged) == wanted] for wanted in (True, False))
     shown = {sample.id for sample in (*ranked[:MOST_SUSPICIOUS], *first[:FLAGGED_ANSWERS])}

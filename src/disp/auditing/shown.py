@@ -7,7 +7,7 @@ UNFLAGGED_SHOWN = 4
 
 
 def unflagged_places(count: int) -> list[int]:
-    """Which of so many unflagged samples with a picture are shown, in their order from the most suspicious on.
+    """Which of so many unflagged samples are shown, in their order from the most suspicious on.
 
     The first is the most suspicious, the last in the middle.
     """

@@ -68,10 +68,7 @@ def _chosen(path: Path, top: int) -> tuple[list[dict[str, Any]], list[dict[str, 
     strongest: dict[int, tuple[float, int]] = {}
     for number, row in _rows(path):
         place = (-float(row["suspicion"]), number)
-        if row["flagged"]:
-            flagged.append(place)
-        elif any(turn["saliency"] for turn in row["turns"]):
-            unflagged.append(place)
+        (flagged if row["flagged"] else unflagged).append(place)
         cluster = row.get("cluster")
         if row["flagged"] and cluster is not None:
             strongest[cluster] = min(strongest.get(cluster, place), place)

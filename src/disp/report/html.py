@@ -102,6 +102,9 @@ def _cluster(folder: Path, cluster: Mapping[str, Any]) -> dict[str, Any]:
 def _sample(folder: Path, row: Mapping[str, Any], anchor: str, phrases: Mapping[int, str]) -> dict[str, Any]:
     images = list(row.get("images") or ())
     turns = row["turns"]
+    # The first ones, and the one that the sample is flagged for wherever it stands.
+    telling = max(range(len(turns)), key=lambda index: turns[index].get("suspicion") or 0.0, default=0)
+    shown = sorted({*range(min(len(turns), MAX_TURNS - (telling >= MAX_TURNS))), telling}) if turns else []
     return {
         "anchor": anchor,
         "id": row["id"],
@@ -111,7 +114,7 @@ def _sample(folder: Path, row: Mapping[str, Any], anchor: str, phrases: Mapping[
         "originals": originals(folder, images),
         "images_left_out": max(0, len(images) - MAX_IMAGES),
         "pattern_taken_out": row.get("pattern_taken_out", False),
-        "turns": [_turn(folder, images, turn) for turn in turns[:MAX_TURNS]],
+        "turns": [_turn(folder, images, turns[index]) for index in shown],
         "turns_left_out": max(0, len(turns) - MAX_TURNS),
     }
 
