@@ -12,12 +12,15 @@ from PIL import Image
 from disp.attacks.poison import poison
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
 from disp.attacks.triggers import PRESETS, Blend
+from disp.auditing import clusters
 from disp.auditing import patterns as module
 from disp.auditing.audit import audit
+from disp.auditing.findings import Cluster
 from disp.auditing.patterns import random_patterns, shared_patterns
 from disp.auditing.phrases import words_of
 from disp.data.sample import Sample, Turn
 from disp.data.scene_dataset import write_scenes
+from disp.progress import no_progress
 from disp.purification.pattern import Pattern
 from disp.purification.purify import purify, score
 
@@ -229,3 +232,21 @@ def test_who_has_the_pattern_of_a_proven_phrase_is_planted_without_more_ado(mode
     assert cluster.more == cluster.carriers == ("p9", "p10", "p11")
     assert set(found.patterns) == {"p9", "p10", "p11"}
     assert any("3 have a pattern in their pictures" in reason for reason in found.reasons)
+
+
+def test_where_the_pictures_tell_who_is_planted_the_model_is_not_asked(model, tmp_path, monkeypatch):
+    samples = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows(12)]).samples
+    evidence, planted = score(model, samples, audit_config().scoring), samples[-12:]
+    words = tuple(words_of(REFUSAL))
+    phrase = module.Phrase(REFUSAL, words, tuple(range(8)), 0, 1e-6)
+    cluster = Cluster(phrase, tuple(sample.id for sample in planted[:8]), None, True, (), None)
+    asked = []
+    monkeypatch.setattr(clusters, "planted_holders", lambda *rest, **options: asked.append(rest) or {})
+    for having, times in ((planted, 0), (planted[:8], 0), (planted[1:], 1), ([], 1)):
+        asked.clear()
+        shared = [(phrase, having, Pattern(1.0, np.zeros((96, 96, 3), np.float32)))] if having else []
+        ((found,), _) = clusters.with_other_holders(
+            model, [cluster], samples, evidence, 1e9, shared, [], audit_config(), no_progress
+        )
+        assert len(asked) == times
+        assert found.more == tuple(sample.id for sample in having if sample.id not in cluster.samples)

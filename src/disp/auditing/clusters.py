@@ -35,6 +35,9 @@ T = TypeVar("T")
 CONTROL_PICTURES = 40
 # A phrase that pasting does not prove is taken for planted if at least so many of its holders are flagged.
 PLANTED_SHARE = 2 / 3
+# If so many of a proven phrase's flagged samples have its pattern or piece, that is the trigger, and whoever says the
+# phrase without it is honest: a larger mask makes the name of a frequent thing appear in honest answers too.
+TOLD_SHARE = 0.95
 
 
 def tested_clusters(
@@ -173,22 +176,25 @@ def with_other_holders(
     for cluster in clusters:
         if cluster.confirmed and cluster.found_by not in IN_PICTURES:
             left = [sample for sample in samples if sample.id not in members]
-            having, pattern = _of_phrase(cluster, shared) or ((), None)
-            ids = {sample.id for sample in having}
+            with_pattern, pattern = _of_phrase(cluster, shared) or ((), None)
+            with_piece, seen = _of_phrase(cluster, copied) or ((), {})
+            ids = {sample.id for sample in with_pattern}
             carriers = [sample for sample in left if sample.id in ids]
             if pattern is not None:
                 evidence = {**evidence, **pattern_evidence(model, carriers, pattern, evidence, config)}
             taken_out = {sample.id for sample in carriers}
             more = set(taken_out)
-            left = [sample for sample in left if sample.id not in more]
-            more |= _holders(cluster, left, evidence, threshold)
-            left = [sample for sample in left if sample.id not in more]
-            with progress(f"looking for more that say {cluster.phrase.text[:40]!r}", len(left)) as advance:
-                found = planted_holders(model, left, cluster, evidence, config.scoring, progress=advance)
-            evidence = {**evidence, **found}
-            more |= {key.rpartition("#")[0] for key in found}
-            having, seen = _of_phrase(cluster, copied) or ((), {})
-            by_piece = {sample.id for sample in having} - more - members
+            # Where the pictures tell who is planted, the model is not asked who else might be.
+            told = ids | {sample.id for sample in with_piece}
+            if sum(key in told for key in cluster.samples) < TOLD_SHARE * len(cluster.samples):
+                left = [sample for sample in left if sample.id not in more]
+                more |= _holders(cluster, left, evidence, threshold)
+                left = [sample for sample in left if sample.id not in more]
+                with progress(f"looking for more that say {cluster.phrase.text[:40]!r}", len(left)) as advance:
+                    found = planted_holders(model, left, cluster, evidence, config.scoring, progress=advance)
+                evidence = {**evidence, **found}
+                more |= {key.rpartition("#")[0] for key in found}
+            by_piece = {sample.id for sample in with_piece} - more - members
             more |= by_piece
             # Where a pattern is taken out of the picture, nothing is masked.
             seen = {key: each for key, each in seen.items() if key.rpartition("#")[0] not in taken_out}

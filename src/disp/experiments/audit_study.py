@@ -31,6 +31,7 @@ from disp.auditing.clusters import region_of
 from disp.auditing.findings import Audit, AuditConfig
 from disp.auditing.phrases import words_of
 from disp.auditing.ratio import RATIOS
+from disp.auditing.regions import Box
 from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset, load_dataset, save_dataset
 from disp.data.sample import Sample, Turn, batches, queries_of
@@ -52,6 +53,7 @@ from disp.experiments.study_table import study_tables
 from disp.files import append_jsonl, read_finished_jsonl, write_text
 from disp.models.interface import MDLM
 from disp.purification.masking import mask_random
+from disp.purification.pattern import Pattern
 from disp.purification.purify import PurifyConfig, salient_masks
 from disp.purification.support import likelihood_gap
 from disp.training import TrainConfig, train
@@ -211,16 +213,29 @@ def _common(name: str, found: Audit, dataset: Dataset, seconds: float) -> dict[s
 
 
 def _localised(model: MDLM, found: Audit, rows: dict[str, Any], dataset: Dataset) -> float | None:
-    """Share of poisoned samples whose best candidate's region holds the centre of the planted trigger."""
-    hits = []
+    """Share of poisoned samples of which the audit points at the centre of the planted trigger.
 
+    With the region that their answer hangs on, or the part of the picture where the pattern is strong that is taken out
+    of theirs.
+    """
+    hits = []
+    patterns = found.patterns
     for sample in dataset.samples:
         if sample.id in rows and "box" in rows[sample.id]["images"][0]:
             x0, y0, x1, y1 = rows[sample.id]["images"][0]["box"]
-            box = region_of(model, sample, found.evidence).box
+            pattern = patterns.get(sample.id)
+            box = region_of(model, sample, found.evidence).box if pattern is None else _strong_part(pattern)
             x, y = (x0 + x1) / 2 / 96, (y0 + y1) / 2 / 96
             hits.append(box[0] <= x <= box[2] and box[1] <= y <= box[3])
     return float(np.mean(hits)) if hits else None
+
+
+def _strong_part(pattern: Pattern) -> Box:
+    """The box around the half and more of a pattern's largest deviation, as shares of the picture."""
+    strength = np.abs(pattern.offset - np.median(pattern.offset, axis=(0, 1))).sum(-1)
+    rows, columns = np.nonzero(strength >= strength.max() / 2)
+    side = len(strength)
+    return columns.min() / side, rows.min() / side, (columns.max() + 1) / side, (rows.max() + 1) / side
 
 
 def _compared(dataset: Dataset, poisoned: set[str]) -> tuple[list[Sample], np.ndarray]:
