@@ -47,10 +47,10 @@ def candidate_sets(scores: Tensor, visual_mask: Tensor, count: int, ratio: float
         whose sets are those that they would have alone, end with empty ones.
     """
     each = [candidate_ranks(visual, count, ratio) for visual in visual_mask.sum(-1).tolist()]
-    bounds = torch.zeros(len(each), max(map(len, each)) or 1, 2, dtype=torch.int64)
-    for row, sets in enumerate(each):
-        for index, ranks in enumerate(sets):
-            bounds[row, index] = torch.tensor((ranks.start, ranks.stop))
+    most = max(map(len, each)) or 1
+    bounds = torch.tensor(
+        [[(ranks.start, ranks.stop) for ranks in sets] + [(0, 0)] * (most - len(sets)) for sets in each]
+    )
     start, stop = bounds.to(scores.device)[..., None].unbind(2)  # [B, M, 1] each
     # Place of each position in the row's ranking; non-visual positions come last and are struck out below.
     rank = scores.masked_fill(~visual_mask, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
