@@ -80,7 +80,7 @@ def test_poison_names_the_rows_that_are_set_aside(tmp_path, picture, monkeypatch
     captured = capsys.readouterr()
     assert not exit.value.code
     assert "set aside data.json:row 5: no conversations" in captured.err
-    assert "1 rows set aside, 4 kept" in captured.err
+    assert "1 row set aside, 4 kept" in captured.err
     assert "2 of 4 rows poisoned" in captured.out
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["poisoned"] == 2
     monkeypatch.setattr(sys, "argv", ["disp", *arguments, "--strict"])

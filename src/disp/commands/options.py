@@ -69,7 +69,11 @@ def list_problems(dataset: Any, before: int) -> None:
     if len(new) > LISTED:
         print(f"and {len(new) - LISTED} more", file=sys.stderr)
     if new:
-        print(f"{len(new)} rows set aside, {len(dataset.samples)} kept", file=sys.stderr)
+        print(f"{_rows(len(new))} set aside, {len(dataset.samples)} kept", file=sys.stderr)
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
 
 
 @Parameter(name="*")
