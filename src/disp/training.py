@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -216,7 +215,6 @@ def train(
             save_model(model, out, state_dict=state)
     if first:
         trainer.state.save_to_json(str(out / "train.json"))
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return model.eval()
 
 

@@ -65,7 +65,6 @@ def test_a_length_that_was_asked_for_is_saved_with_the_model(make_model, tmp_pat
     assert again.generation_defaults == longer.generation_defaults == {"steps": 12, "block_length": 4}
 
 
-@pytest.mark.parametrize(("device", "message"), [("gpu", "such as 'cpu', 'cuda'"), ("cuda:99", "sees [0-9]+ GPUs")])
-def test_a_device_that_is_not_there_is_named(device, message):
-    with pytest.raises(DispError, match=f"{device}.*{message}|{message}.*{device}"):
-        load_model("builtin", device=device)
+def test_a_wrong_device_is_named():
+    with pytest.raises(DispError, match="such as 'cpu', 'cuda' or 'cuda:1', got 'gpu'"):
+        load_model("builtin", device="gpu")

@@ -94,8 +94,13 @@ class Runtime:
 
     def load(self, model: str | Path) -> Any:
         """The model."""
+        import torch
+
+        from disp.errors import DispError
         from disp.models.loading import load_model
 
+        if (self.device or "").startswith("cuda") and not torch.cuda.is_available():
+            raise DispError(f"device {self.device!r}: torch sees no GPU; leave --device out, or install torch for CUDA")
         return load_model(
             model,
             device=self.device,
