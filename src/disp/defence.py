@@ -124,7 +124,7 @@ def defend(
     }
     claim(
         out / "run.json",
-        json.loads(json.dumps({**given, "config": settings}, default=str)),
+        {**given, "config": settings},
         f"{out} holds a defence with other settings, model or data; choose another or delete it",
     )
     with progress("checking rows", len(dataset.samples)) as advance:

@@ -42,15 +42,16 @@ def claim(file: Path, run: dict[str, Any], refusal: str) -> None:
 
     Args:
         file: where the run is written down.
-        run: what makes the run this one, as JSON holds it.
+        run: what makes the run this one; what JSON cannot hold is written as text.
         refusal: what to say where the folder is another run's.
 
     Raises:
         DispError: the file holds another run.
     """
+    written = json.loads(json.dumps(run, default=str))
     if not file.exists():
-        write_json(file, run)
-    elif json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(run)):
+        write_json(file, written)
+    elif json.loads(file.read_text(encoding="utf-8")) != written:
         raise DispError(refusal)
 
 

@@ -138,10 +138,9 @@ def train(
     said = hashlib.sha256()
     for query in queries:
         said.update(json.dumps([query.key, query.system, query.prompt, query.response]).encode())
-    run = {"weights": fingerprint(model), "config": asdict(config), "queries_sha256": said.hexdigest()}
     claim(
         out / "run.json",
-        json.loads(json.dumps(run, default=str)),
+        {"weights": fingerprint(model), "config": asdict(config), "queries_sha256": said.hexdigest()},
         f"{out} holds a fine-tuning run of another model or data, or with other settings; choose another folder or "
         "delete it",
     )

@@ -262,18 +262,19 @@ def _cluster(
     masked = _masked_answers(model, donors, evidence, config)
     ids = tuple(sample.id for sample in members)
     by_piece = ids if found_by == "copy" else ()
+    found = Cluster(phrase, ids, None, False, (), None, found_by=found_by, by_piece=by_piece)
     if 2 * sum(echoes(answer, phrase.words) for _, answer in masked) > len(donors):
         if found_by != "copy":
             return None
-        trigger = region_of(model, donors[0], evidence)
-        return Cluster(phrase, ids, None, False, (), trigger, found_by=found_by, by_piece=by_piece)
+        return replace(found, trigger=region_of(model, donors[0], evidence))
     instead = _said_instead(masked)
+    found = replace(found, instead=tuple(sorted(instead)))
     free = [sample for sample in others if sample.images and not _says(sample, phrase)]
     order = [free[index] for index in draw.permutation(len(free))]
     controls, rest = order[: config.controls], order[config.controls :]
     recipients = _recipients(rest, instead)[: config.recipients]
     if not controls or not recipients:
-        return Cluster(phrase, ids, None, False, tuple(sorted(instead)), None, found_by=found_by, by_piece=by_piece)
+        return found
     regions = [region_of(model, sample, evidence) for sample in donors]
     test = paste_test(
         model,
@@ -289,7 +290,7 @@ def _cluster(
     least = max(config.least_effect, WIDE_EFFECT) if found_by == "window" else config.least_effect
     confirmed = test.p_value <= config.false_alarm_rate / tests and test.successes >= least * test.trials
     trigger = regions[int(np.argmax(test.by_region))]
-    return Cluster(phrase, ids, test, confirmed, tuple(sorted(instead)), trigger, found_by=found_by, by_piece=by_piece)
+    return replace(found, paste=test, confirmed=confirmed, trigger=trigger)
 
 
 def _pattern_cluster(

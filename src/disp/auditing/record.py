@@ -30,7 +30,7 @@ from disp.files import append_jsonl, read_finished_jsonl, sha256, write_atomical
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.candidates import candidate_ranks
-from disp.purification.pattern import without_pattern
+from disp.purification.pattern import without_patterns
 from disp.purification.purify import Evidence, candidate_masks
 from disp.purification.support import counterfactual_scores, suspicion_of
 
@@ -127,11 +127,8 @@ def _both_answers(
     with progress("answers with and without masking", len(todo)) as advance:
         for batch in batches(todo, config.scoring.batch_size):
             prefix = model.encode(batch)
-            taken_out = [
-                without_pattern(query, patterns[query.sample_id]) if query.sample_id in patterns else query
-                for query in batch
-            ]
-            rest = model.encode(taken_out) if patterns.keys() & {query.sample_id for query in batch} else prefix
+            some = patterns.keys() & {query.sample_id for query in batch}
+            rest = model.encode(without_patterns(batch, patterns)) if some else prefix
             masked = candidate_masks(rest.visual_mask, [result.evidence[query.key] for query in batch])
             hidden = rest.with_masked(masked, model.mask_embedding)
             keys = [query.key for query in batch]

@@ -23,6 +23,7 @@ from disp.commands.options import (
     Seed,
     app,
     list_problems,
+    model_and_rows,
 )
 from disp.commands.training import training_settings
 from disp.progress import progress_bar
@@ -61,9 +62,7 @@ def saliency(
     from disp.purification.saliency import SaliencyConfig
 
     estimator = SaliencyConfig(score=score, probes=probes or {"isotropic": 8, "directional": 16}[score], seed=seed)
-    dataset = rows.load(data)
-    mdlm = runtime.load(model)
-    dataset = rows.fit(dataset, mdlm)
+    mdlm, dataset = model_and_rows(model, data, rows, runtime)
     samples = dataset.samples[:limit]
     config = PurifyConfig(saliency=estimator, batch_size=batch_size)
     claim(
@@ -121,9 +120,7 @@ def purify(
     from disp.purification.purify import purify as run
     from disp.purification.saliency import SaliencyConfig
 
-    dataset = rows.load(data)
-    mdlm = runtime.load(model)
-    dataset = rows.fit(dataset, mdlm)
+    mdlm, dataset = model_and_rows(model, data, rows, runtime)
     config = PurifyConfig(
         mode=mode,
         mask_ratio=mask_ratio,
@@ -170,9 +167,7 @@ def audit(
     from disp.auditing.audit import audit as run
     from disp.report.html import write_report
 
-    dataset = rows.load(data)
-    mdlm = runtime.load(model)
-    dataset = rows.fit(dataset, mdlm)
+    mdlm, dataset = model_and_rows(model, data, rows, runtime)
     found = run(mdlm, dataset, auditing.config(seed), out, truth=truth, name=model, progress=progress_bar)
     report = write_report(out)
     if json:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import ROWS, RUNTIME, Data, Model, Out, Rows, Runtime, Seed, app
+from disp.commands.options import ROWS, RUNTIME, Data, Model, Out, Rows, Runtime, Seed, app, model_and_rows
 from disp.commands.training import training_settings
 from disp.progress import progress_bar
 
@@ -84,9 +84,7 @@ def train(
         seed=seed,
         trainer=None if accumulate is None else {"gradient_accumulation_steps": accumulate},
     )
-    dataset = rows.load(data)
-    mdlm = runtime.load(model)
-    dataset = rows.fit(dataset, mdlm)
+    mdlm, dataset = model_and_rows(model, data, rows, runtime)
     with progress_bar("training", config.steps) as advance:
         run(mdlm, dataset.samples, config, out, progress=advance)
     print(f"model in {out}")

@@ -46,19 +46,8 @@ class Rows:
         dataset = load_dataset(data, self.images, strict=self.strict)
         list_problems(dataset, 0)
         if dataset.renamed:
-            print(
-                f"{dataset.renamed} rows have the id of an earlier one; they are called id~2, id~3 …", file=sys.stderr
-            )
+            print(f"{_rows(dataset.renamed)} with the id of an earlier one: called id~2, id~3 …", file=sys.stderr)
         return dataset
-
-    def fit(self, dataset: Any, model: Any) -> Any:
-        """The dataset as a model can take it; rows that are set aside are listed on stderr."""
-        from disp.models.usable import usable
-
-        with progress_bar("checking rows", len(dataset.samples)) as advance:
-            fitting = usable(dataset, model, strict=self.strict, progress=advance)
-        list_problems(fitting, len(dataset.problems))
-        return fitting
 
 
 def list_problems(dataset: Any, before: int) -> None:
@@ -148,6 +137,18 @@ class Auditing:
             seed=seed,
         )
         return AuditConfig(scoring=scoring, false_alarm_rate=self.false_alarm_rate, learnt_only=self.learnt_only)
+
+
+def model_and_rows(model: str, data: Path, rows: Rows, runtime: Runtime) -> tuple[Any, Any]:
+    """A model, and the dataset as the model can take it; rows that were set aside are listed on stderr."""
+    from disp.models.usable import usable
+
+    dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
+    mdlm = runtime.load(model)
+    with progress_bar("checking rows", len(dataset.samples)) as advance:
+        fitting = usable(dataset, mdlm, strict=rows.strict, progress=advance)
+    list_problems(fitting, len(dataset.problems))
+    return mdlm, fitting
 
 
 ROWS, RUNTIME, AUDITING = Rows(), Runtime(), Auditing()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,18 +123,8 @@ def open_image(source: ImageSource) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source)
-    try:
-        with Image.open(source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DispError(
-                    f"{source}: {image.width}×{image.height} pixels is more than the limit of {MAX_PIXELS:,}; "
-                    "resize the picture"
-                )
-            return _to_rgb(image)
-    except FileNotFoundError:
-        raise DispError(f"{source}: no such image; check the image folder") from None
-    except _UNREADABLE as error:
-        raise DispError(f"{source}: cannot be read as an image ({error}); replace the file or drop the row") from None
+    with _opened(source) as image:
+        return _to_rgb(image)
 
 
 def check_image(source: ImageSource) -> None:
@@ -144,15 +135,12 @@ def check_image(source: ImageSource) -> None:
     """
     if isinstance(source, Image.Image):
         return
-    try:
-        with Image.open(source) as image:
-            if image.format == "JPEG" and image.width * image.height <= MAX_PIXELS:
-                image.draft("RGB", (1, 1))
-                image.load()
-                return
-    except _UNREADABLE:
-        pass  # which is named below
-    open_image(source)
+    with _opened(source) as image:
+        if image.format == "JPEG":
+            image.draft("RGB", (1, 1))
+            image.load()
+        else:
+            _to_rgb(image)
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
@@ -163,13 +151,25 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     """
     if isinstance(source, Image.Image):
         return source.size
+    with _opened(source) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[Image.Image]:
+    """A picture whose header was read; what is wrong with the file, also found later, is named."""
     try:
         with Image.open(source) as image:
-            if image.width * image.height <= MAX_PIXELS:
-                return image.size
-    except _UNREADABLE:
-        pass
-    return open_image(source).size  # which names what is wrong
+            if image.width * image.height > MAX_PIXELS:
+                raise DispError(
+                    f"{source}: {image.width}×{image.height} pixels is more than the limit of {MAX_PIXELS:,}; "
+                    "resize the picture"
+                )
+            yield image
+    except FileNotFoundError:
+        raise DispError(f"{source}: no such image; check the image folder") from None
+    except _UNREADABLE as error:
+        raise DispError(f"{source}: cannot be read as an image ({error}); replace the file or drop the row") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

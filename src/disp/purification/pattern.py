@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,6 +52,13 @@ class Pattern:
 def without_pattern(query: Query, pattern: Pattern) -> Query:
     """The query about pictures that the pattern is taken out of."""
     return replace(query, images=tuple(pattern.undo(image) for image in query.images))
+
+
+def without_patterns(batch: Sequence[Query], patterns: Mapping[str, Pattern]) -> list[Query]:
+    """The queries, those of samples that have a pattern (by id) about pictures that it is taken out of."""
+    return [
+        without_pattern(query, patterns[query.sample_id]) if query.sample_id in patterns else query for query in batch
+    ]
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:

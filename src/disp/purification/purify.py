@@ -28,7 +28,7 @@ from disp.models.interface import MDLM, Prefix
 from disp.progress import ProgressBar, no_progress
 from disp.purification.candidates import candidate_sets
 from disp.purification.masking import mask_random, mask_top
-from disp.purification.pattern import Pattern, without_pattern
+from disp.purification.pattern import Pattern, without_patterns
 from disp.purification.saliency import SaliencyConfig, saliency
 from disp.purification.support import counterfactual_scores, narrowed, suspicion_of
 from disp.purification.threshold import LEAST_SUSPICION, suspicion_threshold
@@ -378,12 +378,7 @@ def _rewrite(
                 )
                 queries.append(replace(queries_of([sample])[turn], history=history))
         for batch in batches(queries, config.batch_size):
-            prefix = model.encode(
-                [
-                    without_pattern(query, patterns[query.sample_id]) if query.sample_id in patterns else query
-                    for query in batch
-                ]
-            )
+            prefix = model.encode(without_patterns(batch, patterns))
             masked = _masks(batch, prefix, betrayed_by, evidence, config)
             masked[[index for index, query in enumerate(batch) if query.sample_id in patterns]] = False
             hidden = prefix.with_masked(masked, model.mask_embedding)
