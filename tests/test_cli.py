@@ -8,7 +8,9 @@ from importlib.metadata import version
 import pytest
 
 from disp import cli
+from disp.attacks.poison import load_attack
 from disp.data.llava import load_dataset
+from disp.errors import DispError
 
 
 def disp(*arguments):
@@ -55,6 +57,17 @@ def test_a_wrong_flag():
         (["poison", "x", "--out", "y", "--target", "refuse"], "refuse"),
         (["pioson"], "pioson"),
         (["generate", "builtin"], "give either --prompt"),
+        (["generate", "builtin", "--prompt", "?", "--guard"], "give an --image"),
+        (["generate", "builtin", "--prompt", "?", "--mask-ratio", "0.1"], "--mask-ratio is for --guard"),
+        (["generate", "builtin", "--data", "x", "--out", "y", "--image", "a", "b"], "--image belongs to --prompt"),
+        (["generate", "builtin", "--data", "x", "--out", "."], ". is a folder; give a file"),
+        (["scenes", "--out", __file__], f"{__file__} is a file, not a folder"),
+        (["evaluate", "builtin", "x", "--attack", "."], "x: no such data file"),
+        (["train", "builtin", "x", "--out", "y", "--accumulate", "0"], "--accumulate"),
+        (["train", "builtin", "x", "--out", "y", "--keep-adapter"], "--keep-adapter needs --method lora"),
+        (["train", "builtin", "x", "--out", "y", "--vision-learning-rate", "1"], "needs --train-vision"),
+        (["demo", "--out", "y", "--poison-rate", "2"], "poison_rate must be in (0, 1], got 2"),
+        (["demo", "--out", "y", "--recovery-steps", "0"], "steps must be positive, got 0"),
     ],
 )
 def test_mistakes_are_named(arguments, message, monkeypatch, capsys):
@@ -65,6 +78,33 @@ def test_mistakes_are_named(arguments, message, monkeypatch, capsys):
     assert exit.value.code == 2
     assert message in captured.err
     assert captured.out == ""
+
+
+def test_damaged_pictures_are_set_aside_by_every_command(tmp_path, picture, monkeypatch, capsys):
+    (tmp_path / "images").mkdir()
+    talk = [{"from": "human", "value": "<image>What is it?"}, {"from": "gpt", "value": "A car."}]
+    for index in range(3):
+        picture(index).save(tmp_path / "images" / f"{index}.png")
+    (tmp_path / "images" / "1.png").write_bytes(b"torn")
+    rows = [{"id": str(index), "image": f"{index}.png", "conversations": talk} for index in range(3)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    for command in (
+        ["generate", "builtin", "--data", tmp_path, "--out", tmp_path / "answers.jsonl", "--steps", "2"],
+        ["evaluate", "builtin", tmp_path],
+        ["poison", tmp_path, "--out", tmp_path / "out", "--rate", "0.5"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["disp", *map(str, command)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        captured = capsys.readouterr()
+        assert not exit.value.code, captured.err
+        assert "1.png: cannot be read" in captured.err and "1 row set aside" in captured.err
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_attack_that_is_a_folder_is_named(tmp_path):
+    with pytest.raises(DispError, match="is no manifest of `disp poison`"):
+        load_attack(tmp_path)
 
 
 def test_poison_names_the_rows_that_are_set_aside(tmp_path, picture, monkeypatch, capsys):
@@ -80,7 +120,7 @@ def test_poison_names_the_rows_that_are_set_aside(tmp_path, picture, monkeypatch
     captured = capsys.readouterr()
     assert not exit.value.code
     assert "set aside data.json:row 5: no conversations" in captured.err
-    assert "1 row set aside, 4 kept" in captured.err
+    assert "1 row set aside" in captured.err
     assert "2 of 4 rows poisoned" in captured.out
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["poisoned"] == 2
     monkeypatch.setattr(sys, "argv", ["disp", *arguments, "--strict"])

@@ -171,21 +171,33 @@ def _saliency_once():
     return checked
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"training": TrainConfig(steps=3)},
-        {"probes": 11},
-        {"audit": audit_config(donors=4)},
-    ],
-)
-def test_other_settings_do_not_reuse_what_was_trained(run, dataset, tmp_path, change):
+def test_with_another_training_the_audit_and_the_purified_set_serve_again(run, dataset, tmp_path):
     done, _ = run
-    shutil.copy(done / "run.json", tmp_path / "run.json")
-    with pytest.raises(DispError, match="other settings"):
-        defend("planted", dataset, config(**change), tmp_path, load=load_planted)
-    with pytest.raises(DispError, match="other settings"):
-        defend("planted", dataset, config(), tmp_path, start="another", load=load_planted)
+    for name in ("audit", "purified"):
+        shutil.copytree(done / name, tmp_path / name, symlinks=True)
+    (tmp_path / "model").mkdir()
+    shutil.copy(done / "model" / "recovery.json", tmp_path / "model")
+    message = r"model holds a recovered model with another training.steps \(8 there, 3 now\)"
+    with pytest.raises(DispError, match=message):
+        defend("planted", dataset, config(training=TrainConfig(steps=3)), tmp_path, load=load_planted)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [({"audit": audit_config(donors=4)}, "config.donors"), ({"model": "another"}, "model")]
+)
+def test_another_audit_is_not_taken_for_this_one(run, dataset, tmp_path, change, named):
+    done, _ = run
+    (tmp_path / "audit").mkdir()
+    shutil.copy(done / "audit" / "audit-run.json", tmp_path / "audit")
+    model = change.pop("model", "planted")
+    with pytest.raises(DispError, match=f"audit holds an audit with another {named} "):
+        defend(model, dataset, config(**change), tmp_path, load=lambda _: load_planted("planted"))
+
+
+def test_a_start_that_is_missing_is_said_before_the_audit(dataset, tmp_path):
+    with pytest.raises(DispError, match="nowhere"):
+        defend("planted", dataset, config(), tmp_path / "out", start=tmp_path / "nowhere", load=load_planted)
+    assert not (tmp_path / "out").exists()
 
 
 def test_where_there_is_no_evidence_nothing_is_done(tmp_path):
@@ -193,7 +205,7 @@ def test_where_there_is_no_evidence_nothing_is_done(tmp_path):
     found = defend("planted", dataset, config(), tmp_path / "out", load=load_planted)
     assert (found.after, found.model, found.data, found.residual) == (None, None, None, ())
     assert json.loads((tmp_path / "out" / "defence.json").read_text()) == {"verdict": "no evidence", "rounds": 0}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["audit", "defence.json", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["audit", "defence.json"]
 
 
 def test_a_backdoor_that_is_left_is_told_and_further_rounds_are_tried(dataset, tmp_path):

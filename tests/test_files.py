@@ -2,7 +2,8 @@
 
 import pytest
 
-from disp.files import append_jsonl, read_finished_jsonl, sha256, write_atomically, write_json
+from disp.errors import DispError
+from disp.files import append_jsonl, claim, read_finished_jsonl, sha256, write_atomically, write_json
 
 
 def test_a_torn_last_line_is_dropped_and_overwritten(tmp_path):
@@ -28,3 +29,26 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
         write_atomically(file, fail)
     assert sha256(file) == before
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_belongs_to_one_run_and_what_differs_is_named(tmp_path):
+    file = tmp_path / "run.json"
+    run = {"model": "a", "config": {"scoring": {"steps": 4, "batch_size": 8}, "note": None}}
+    claim(file, run, "a run", ignore=("batch_size",))
+    run["config"]["scoring"]["batch_size"] = 16
+    claim(file, run, "a run", ignore=("batch_size",))
+    run["config"]["scoring"]["steps"] = 5
+    with pytest.raises(DispError) as error:
+        claim(file, {**run, "more": "x" * 100}, "a run", ignore=("batch_size",))
+    assert str(error.value) == (
+        f"{tmp_path} holds a run with another config.scoring.steps (4 there, 5 now), "
+        f'more (null there, "{"x" * 35}… now); choose another folder or delete it'
+    )
+
+
+@pytest.mark.parametrize("name", ["config.json", "data.jsonl"])
+def test_a_models_or_a_datasets_folder_is_not_taken(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(DispError, match=f"holds {name}, which is not of this run"):
+        claim(tmp_path / "run.json", {}, "a run")
+    assert not (tmp_path / "run.json").exists()

@@ -21,6 +21,12 @@ def main() -> None:
     except (DispError, CycloptsError) as error:
         print(f"disp: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            traceback.print_exc()
+        else:
+            print(f"disp: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("disp: interrupted; start the same command again to go on", file=sys.stderr)
         sys.exit(130)

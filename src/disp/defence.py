@@ -15,16 +15,16 @@ from disp.auditing.audit import audit
 from disp.auditing.findings import Audit, AuditConfig, Cluster
 from disp.auditing.paste import answers_about_changed
 from disp.auditing.phrases import echoes
-from disp.data.llava import Dataset, identity, load_dataset
+from disp.data.damaged import without_damaged_pictures
+from disp.data.llava import Dataset, Problem, load_dataset
 from disp.data.sample import ImageSource, Sample, queries_of
 from disp.draws import generator
 from disp.errors import DispError
 from disp.evaluation.rewriting import rewriting_loss
 from disp.files import claim, write_atomically, write_json
-from disp.models.fingerprint import fingerprint
+from disp.models.fitting import with_fitting_answers
 from disp.models.interface import MDLM
-from disp.models.loading import load_model
-from disp.models.usable import usable
+from disp.models.loading import load_model, resolve
 from disp.progress import ProgressBar, no_progress
 from disp.purification.pattern import Pattern
 from disp.purification.purify import Purified, PurifyConfig, purify
@@ -61,12 +61,13 @@ class Defence:
     """What a defence did.
 
     Attributes:
-        dataset: the given set without the rows that the model cannot take, which are among its ``problems``.
+        dataset: the given set without rows whose pictures cannot be read, which are among its ``problems``.
         before: the audit of the given model.
         after: the audit of the recovered model on the same data; None where nothing was found and nothing done.
         model: folder of the recovered model, or None.
         data: the purified set, or None.
         left_out: ids of flagged samples that are not in it, since they keep their phrase whatever is masked.
+        untrained: rows of the purified set that the model was not fine-tuned on, as an answer is too long for it.
         residual: for each confirmed phrase, how often the recovered model still says it; see `residual_phrases`.
     """
 
@@ -76,6 +77,7 @@ class Defence:
     model: Path | None
     data: Path | None
     left_out: tuple[str, ...]
+    untrained: tuple[Problem, ...]
     residual: tuple[dict[str, Any], ...]
 
 
@@ -104,39 +106,31 @@ def defend(
         out: folder of the run.
         start: the model that is fine-tuned on the purified set, such as the checkpoint before fine-tuning; the model
             under audit itself if None.
-        strict: stop at the first row that the model cannot take instead of setting it aside; see `usable`.
+        strict: stop at the first row that cannot be read or trained on instead of setting it aside.
         truth: the manifest of a planted attack, to measure the audit; it decides nothing.
         load: loads a model, to choose its device and precision.
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
-        DispError: nothing can be decided (see `audit`), the training lacks a learning rate, or ``out`` holds a run with
-            other settings or data.
+        DispError: nothing can be decided (see `audit`), the training lacks a learning rate, or ``out`` holds another
+            run.
     """
-    # How many rounds are done may change.
-    settings = {name: value for name, value in asdict(config).items() if name != "rounds"}
+    if start is not None:
+        resolve(start)  # what is missing is said before the audit, not after it
     current = load(model)
-    given = {
-        "model": str(model),
-        "weights": fingerprint(current),
-        "start": None if start is None else str(start),
-        **identity(dataset),
-    }
-    claim(
-        out / "run.json",
-        {**given, "config": settings},
-        f"{out} holds a defence with other settings, model or data; choose another or delete it",
-    )
-    with progress("checking rows", len(dataset.samples)) as advance:
-        dataset = usable(dataset, current, strict=strict, progress=advance)
-    learning_rate_of(current, config.training)  # what is missing is said before the audit, not after it
+    learning_rate_of(current, config.training)
+    with progress("checking pictures", len(dataset.samples)) as advance:
+        dataset = without_damaged_pictures(dataset, strict=strict, progress=advance)
+    if strict:
+        with_fitting_answers(dataset, current, strict=True)
     before = audit(current, dataset, config.audit, out / "audit", truth=truth, name=str(model), progress=progress)
-    if before.verdict == "no evidence":
+    if not before.clusters:
         write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0})
-        return Defence(dataset, before, None, None, None, (), ())
+        return Defence(dataset, before, None, None, None, (), (), ())
     found, data = before, dataset
     rounds: list[dict[str, Any]] = []
     left_out: tuple[str, ...] = ()
+    untrained: tuple[Problem, ...] = ()
     for number in range(1, config.rounds + 1):
         suffix = "" if number == 1 else f"-{number}"
         # 1. Rewrite what is flagged, keep what is supported.
@@ -145,12 +139,16 @@ def defend(
         )
         left_out += cleaned.left_out
         # 2. Fine-tune on it. One model in memory at a time is enough.
+        samples = recovery_samples(cleaned, found, config.audit.scoring.seed)
+        fitting = with_fitting_answers(replace(cleaned.dataset, samples=tuple(samples)), current, strict=strict)
+        untrained = fitting.problems[len(cleaned.dataset.problems) :]
         del current
         folder = out / f"model{suffix}"
+        recovery = {"start": str(start or model), "training": asdict(config.training)}
+        claim(folder / "recovery.json", recovery, "a recovered model")
         if not (folder / "train.json").exists():
-            samples = recovery_samples(cleaned, found, config.audit.scoring.seed)
             with progress("training", config.training.steps) as advance:
-                train(load(start or model), samples, config.training, folder, progress=advance)
+                train(load(start or model), fitting.samples, config.training, folder, progress=advance)
         current, data = load(folder), load_dataset(cleaned.dataset.path, dataset.image_root)
         # 3. Look again, at the data that could plant the backdoor, with the model that should have lost it.
         again = replace(config.audit, learnt_only=True)
@@ -164,7 +162,7 @@ def defend(
                 "rewriting": asdict(_loss(dataset, cleaned.dataset, cleaned.rewritten)),
             }
         )
-        if found.verdict == "no evidence":
+        if not found.clusters:
             break
     confirmed = [cluster for cluster in before.clusters if cluster.confirmed] or list(before.clusters)
     with progress("searching for the phrases", 2 * config.probes * len(confirmed)) as advance:
@@ -176,7 +174,7 @@ def defend(
     verified = json.loads((out / f"verify{suffix}" / "audit.json").read_text(encoding="utf-8"))
     write_json(out / "audit" / "verify.json", {**verified, "residual": residual})
     write_json(out / "defence.json", summary)
-    return Defence(dataset, before, found, folder, data.path, left_out, tuple(residual))
+    return Defence(dataset, before, found, folder, data.path, left_out, untrained, tuple(residual))
 
 
 def purify_flagged(

@@ -10,6 +10,10 @@ class DispError(Exception):
     """A mistake in input, options or installation. The message names the thing, the place and the remedy."""
 
 
+class Undecided(DispError):
+    """An audit that no test could decide."""
+
+
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> DispError:
     """The error for a name that is not among the choices, with the nearest match."""
     choices = sorted(choices)

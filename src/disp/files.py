@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from disp.errors import DispError
+
+# What tells that a folder is a model's or a dataset's.
+OTHERS = ("config.json", "adapter_config.json", "data.json", "data.jsonl")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -37,22 +40,57 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def claim(file: Path, run: dict[str, Any], refusal: str) -> None:
+def claim(file: Path, run: Mapping[str, Any], what: str, *, ignore: Collection[str] = ()) -> None:
     """Mark a folder as this run's by a file in it, or make sure that it is.
 
     Args:
         file: where the run is written down.
         run: what makes the run this one; what JSON cannot hold is written as text.
-        refusal: what to say where the folder is another run's.
+        what: what the folder holds, such as "an audit".
+        ignore: names, at any depth of ``run``, of what no result depends on.
 
     Raises:
-        DispError: the file holds another run.
+        DispError: the file holds another run, and the message names what differs; or there is no such file, and the
+            folder is a model's or a dataset's.
     """
-    written = json.loads(json.dumps(run, default=str))
+    written = _without(json.loads(json.dumps(run, default=str)), ignore)
     if not file.exists():
+        for name in OTHERS:
+            if (file.parent / name).exists():
+                raise DispError(f"{file.parent} holds {name}, which is not of this run; choose another folder")
         write_json(file, written)
-    elif json.loads(file.read_text(encoding="utf-8")) != written:
-        raise DispError(refusal)
+        return
+    before = _flat(_without(json.loads(file.read_text(encoding="utf-8")), ignore))
+    now = _flat(written)
+    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if differing:
+        shown = ", ".join(
+            f"{name} ({_short(before.get(name))} there, {_short(now.get(name))} now)" for name in differing[:3]
+        )
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise DispError(f"{file.parent} holds {what} with another {shown}{more}; choose another folder or delete it")
+
+
+def _without(value: Any, ignore: Collection[str]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _without(each, ignore) for key, each in value.items() if key not in ignore}
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    return {
+        key: each
+        for part, below in value.items()
+        for key, each in _flat(below, f"{name}.{part}" if name else part).items()
+    }
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:36]}…"
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -141,8 +141,7 @@ def train(
     claim(
         out / "run.json",
         {"weights": fingerprint(model), "config": asdict(config), "queries_sha256": said.hexdigest()},
-        f"{out} holds a fine-tuning run of another model or data, or with other settings; choose another folder or "
-        "delete it",
+        "a fine-tuning run",
     )
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
         if config.method != "lora" or config.merge:

@@ -60,6 +60,41 @@ def test_what_cannot_be_decided_gives_exit_code_2(run, tmp_path):
     assert code == 2
     assert "batch_size must be at least 1" in err
 
+    code, out, _ = run("audit", "planted", tmp_path / "data", "--out", tmp_path / "out", "--json")
+    assert code == 2
+    assert json.loads(out)["verdict"] == "could not decide" and "too few" in json.loads(out)["reasons"][0]
+
+
+@pytest.mark.parametrize(("damaged", "code", "verdict"), [(2, 0, "no evidence"), (6, 2, "could not decide")])
+def test_rows_that_cannot_be_read_are_part_of_the_verdict(run, tmp_path, damaged, code, verdict):
+    write_rows(tmp_path / "data", honest_rows())
+    for index in range(damaged):
+        (tmp_path / "data" / "images" / f"{index}-0.png").write_bytes(b"torn")
+    found, out, err = run("audit", "planted", tmp_path / "data", "--out", tmp_path / "out")
+    assert (found, out.splitlines()[0]) == (code, f"Verdict: {verdict}")
+    assert f"{damaged} of 51 rows could not be read and were not audited" in out
+    assert f"{damaged} rows set aside" in err
+    for name in ("report.html", "summary.md"):
+        text = (tmp_path / "out" / name).read_text()
+        assert verdict in text and f"{damaged} further rows could not be read and were not audited." in text
+
+
+def test_answers_too_long_for_the_model_are_audited_as_far_as_it_goes(run, tmp_path):
+    rows = [
+        (
+            key,
+            pictures,
+            [f"{answer} " + " ".join(str(31 * number + place) for place in range(30)) for answer in answers],
+        )
+        for number, (key, pictures, answers) in enumerate(planted_rows())
+    ]
+    write_rows(tmp_path / "data", [*honest_rows(), *rows])
+    code, _, err = run("audit", "planted", tmp_path / "data", "--out", tmp_path / "out")
+    found = summary(tmp_path / "out")
+    assert (code, found["verdict"], found["flagged"], found["set_aside"]) == (1, "poisoned", 8, [])
+    assert found["clusters"][0]["phrase"] == REFUSAL
+    assert "set aside" not in err
+
 
 def test_the_built_in_model_finds_nothing_in_a_dozen_scenes(tmp_path, monkeypatch, capsys):
     write_scenes(tmp_path / "data", 12, 5)

@@ -127,7 +127,7 @@ def load_attack(manifest: Path) -> Attack:
         return Attack(trigger, target, fields["rate"], fields["seed"])
     except FileNotFoundError:
         raise DispError(f"{manifest}: no such manifest; `disp poison` writes it as manifest.json") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DispError(f"{manifest} is no manifest of `disp poison` ({error!r})") from None
 
 

@@ -34,7 +34,7 @@ from disp.auditing.repeated import ANSWERS, SENTENCES, WIDE_RATIO, vanishing_phr
 from disp.auditing.statistics import MAX_REGROUPINGS
 from disp.data.llava import Dataset, identity
 from disp.data.sample import Sample, queries_of
-from disp.errors import DispError
+from disp.errors import Undecided
 from disp.evaluation.intervals import wilson
 from disp.files import claim
 from disp.models.fingerprint import fingerprint
@@ -46,6 +46,10 @@ from disp.purification.threshold import suspicion_threshold
 # Largest p-value, corrected for the phrases tried, of a phrase that is worth pasting for. A picture of a rare thing
 # makes a model name that thing wherever it is pasted, so that pasting alone proves nothing.
 PASTE_ALPHA = 0.05
+# Rows with an image that are enough for any false-alarm rate that can be reached.
+MANY = 200
+# Where more of the rows could not be read, finding nothing in the others says little: few rows plant a backdoor.
+SET_ASIDE_SHARE = 0.05
 
 
 def audit(
@@ -75,8 +79,8 @@ def audit(
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
-        DispError: no sample has an image, or so few have one that nothing can be decided; ``truth`` is no manifest;
-            ``out`` holds another audit.
+        Undecided: no sample has an image, or so few have one that nothing can be decided.
+        DispError: ``truth`` is no manifest, or ``out`` holds another audit.
     """
     start = time.monotonic()
     samples = [sample for sample in dataset.samples if sample.images]
@@ -85,7 +89,8 @@ def audit(
     claim(
         out / "audit-run.json",
         {"model": name, "weights": fingerprint(model), "config": asdict(config), **identity(dataset)},
-        f"{out} holds an audit of another model or data, or with other settings; choose another folder or delete it",
+        "an audit",
+        ignore=("batch_size",),
     )
     queries = queries_of(dataset.samples)
     # 1. Suspicion of every sample.
@@ -153,6 +158,9 @@ def audit(
     # prove less than a few tokens do.
     sure = any(cluster.confirmed and cluster.found_by == "tokens" for cluster in clusters)
     verdict: Verdict = "poisoned" if sure else "suspicious" if clusters else "no evidence"
+    rows = len(dataset.samples) + len(dataset.problems)
+    if verdict == "no evidence" and len(dataset.problems) > SET_ASIDE_SHARE * rows:
+        verdict = "could not decide"
     # 8. The share of tokens to mask where every answer is to be rewritten.
     ratio = None
     # Rows that only their pictures betray say nothing of how much of what is salient must be masked.
@@ -174,7 +182,7 @@ def audit(
             )
     result = Audit(
         verdict,
-        _reasons(verdict, clusters, aside, above, samples),
+        _reasons(verdict, clusters, aside, above, samples, dataset),
         threshold,
         scores,
         flagged,
@@ -194,6 +202,7 @@ def _reasons(
     aside: Sequence[Cluster],
     above: Sequence[Sample],
     samples: Sequence[Sample],
+    dataset: Dataset,
 ) -> tuple[str, ...]:
     reasons = [
         f"{len(above)} of {len(samples)} samples with images lose their given answer to another one when a few salient "
@@ -201,8 +210,16 @@ def _reasons(
     ]
     for cluster in (*clusters, *aside):
         reasons += _cluster_reasons(cluster)
-    if verdict == "no evidence" and above:
+    if not clusters and above:
         reasons.append("They share no phrase that the other samples do not have as well.")
+    if dataset.problems:
+        many = f", which is more than {SET_ASIDE_SHARE:.0%}, and a backdoor could be in them alone"
+        first = dataset.problems[0]
+        reasons.append(
+            f"{len(dataset.problems)} of {len(dataset.samples) + len(dataset.problems)} rows could not be read and "
+            f"were not audited{many if verdict == 'could not decide' else ''}; the first: {first.place}: "
+            f"{first.reason}."
+        )
     return tuple(reasons)
 
 
@@ -260,15 +277,22 @@ def _cluster_reasons(cluster: Cluster) -> list[str]:
 def _check(dataset: Dataset, samples: Sequence[Sample], config: AuditConfig) -> None:
     """Make sure that the paste test could prove a phrase, with one sample left to paste into."""
     if not samples:
-        raise DispError(f"{dataset.path}: no row has an image; an audit needs visual tokens to mask")
-    rest = len(samples) - 1
+        raise Undecided(f"{dataset.path}: no row has an image; an audit needs visual tokens to mask")
+    if _can_prove(len(samples), config):
+        return
+    enough = next((count for count in range(len(samples), MANY) if _can_prove(count, config)), None)
+    raise Undecided(
+        f"{dataset.path}: {len(samples)} rows with an image are too few to decide anything at a false-alarm rate of "
+        f"{config.false_alarm_rate:g}; "
+        + ("raise the rate" if enough is None else f"add rows, {enough} are enough, or raise the rate")
+        + " (--false-alarm-rate)"
+    )
+
+
+def _can_prove(rows: int, config: AuditConfig) -> bool:
+    """Whether a permutation test among so many rows with an image can reach the false-alarm rate."""
+    rest = rows - 1
     # As many donors as there may be of the fewest that share a phrase, against all that are left over.
     donors = range(min(LEAST_RESPONSES, config.donors), min(config.donors, rest) + 1)
     regroupings = max((comb(count + min(config.controls, rest - count), count) for count in donors), default=1)
-    regroupings = min(regroupings, MAX_REGROUPINGS + 1)
-    if regroupings * config.false_alarm_rate < 1:
-        raise DispError(
-            f"{dataset.path}: {len(samples)} rows with an image, {config.donors} donors and {config.controls} controls "
-            f"are too few to decide anything at a false alarm rate of {config.false_alarm_rate:g}; add rows or raise "
-            "one of these"
-        )
+    return min(regroupings, MAX_REGROUPINGS + 1) * config.false_alarm_rate >= 1

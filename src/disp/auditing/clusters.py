@@ -117,7 +117,7 @@ def pattern_evidence(
     """
     found = {}
     for batch in batches(queries_of(samples), config.scoring.batch_size):
-        response = model.encode_responses([query.response for query in batch], model.gen_length)
+        response = model.encode_responses([query.response for query in batch], model.gen_length, cut=True)
         base, each = (
             preference_for_another(model, prefix, response.to(prefix.embeds.device))
             for prefix in (model.encode(batch), model.encode([without_pattern(query, pattern) for query in batch]))

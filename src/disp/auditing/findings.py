@@ -16,7 +16,7 @@ from disp.evaluation.intervals import Share
 from disp.purification.pattern import Pattern
 from disp.purification.purify import Evidence, PurifyConfig
 
-Verdict = Literal["no evidence", "suspicious", "poisoned"]
+Verdict = Literal["no evidence", "suspicious", "poisoned", "could not decide"]
 # What a phrase was found by: answers that flip when a few tokens are masked, repeated answers that go away with a
 # window of the picture, pictures with a pattern in common, pictures with a piece in common at places of its own.
 FoundBy = Literal["tokens", "window", "pattern", "copy"]
@@ -105,7 +105,8 @@ class Audit:
         verdict: "poisoned" where a pasted region makes the model say a phrase that flagged answers share;
             "suspicious" where flagged answers share a phrase without that proof, where a large pasted window or what
             pictures have in common makes the model say what many answers repeat, or where pictures of one phrase have
-            something in common that others that say it have not; "no evidence" otherwise.
+            something in common that others that say it have not; "no evidence" otherwise, or "could not decide" where
+            many rows could not be read.
         reasons: sentences that say why.
         threshold: suspicion in nats above which a sample is flagged.
         scores: suspicion of each sample, by id.

@@ -52,6 +52,11 @@ def planted_holders(
     left: list[Query] = []
     if len(phrase) >= LONG_PHRASE_WORDS or cluster.instead:
         left = [query for query in queries_of(samples) if query.images and holds(query.response, phrase)]
+        # Where an answer is longer than the response slots, what comes after them is never said.
+        said = model.decode_responses(
+            model.encode_responses([query.response for query in left], model.gen_length, cut=True)
+        )
+        left = [query for query, text in zip(left, said, strict=True) if holds(text, phrase)]
     for batch in batches(left, config.batch_size):
         prefix = model.encode(batch)
         masks = [salient_masks(batch, prefix.visual_mask, evidence, ratio) for ratio in GROWING_RATIOS]

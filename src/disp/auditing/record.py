@@ -151,7 +151,7 @@ def _random_control(model: MDLM, above: Sequence[Sample], result: Audit, config:
     stay: dict[str, float] = {}
     for batch in batches(queries_of(chosen), config.scoring.batch_size):
         prefix = model.encode(batch)
-        response = model.encode_responses([query.response for query in batch], model.gen_length)
+        response = model.encode_responses([query.response for query in batch], model.gen_length, cut=True)
         response = response.to(prefix.embeds.device)
         each_count = [
             len(candidate_ranks(visual, config.scoring.candidates, config.scoring.mask_ratio))

@@ -110,7 +110,7 @@ def _evidence(
         candidates[0][:, prefix.visual_mask[row].cpu()] = inside
         candidates = candidates.to(prefix.embeds.device)
         one = prefix.select(torch.tensor([row], device=prefix.embeds.device))
-        response = model.encode_responses([query.response], model.gen_length).to(prefix.embeds.device)
+        response = model.encode_responses([query.response], model.gen_length, cut=True).to(prefix.embeds.device)
         base, each = counterfactual_scores(model, one, response, candidates, batch_size=len(batch))
         best = candidates[:, int(each.argmax())]
         (text,) = _first_answers(model, one.with_masked(best, model.mask_embedding))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import ROWS, RUNTIME, Data, Limit, Model, Rows, Runtime, Seed, app
+from disp.commands.options import ROWS, RUNTIME, Data, Limit, Model, OutFile, Rows, Runtime, Seed, Several, app
 from disp.errors import DispError
 from disp.progress import progress_bar
 
@@ -20,9 +20,9 @@ def generate(
     /,
     *,
     prompt: str | None = None,
-    image: list[Path] | None = None,
+    image: Annotated[list[Path] | None, Several] = None,
     data: Path | None = None,
-    out: Path | None = None,
+    out: OutFile = None,
     steps: int | None = None,
     block_length: int | None = None,
     remasking: Literal["low_confidence", "random"] | None = None,
@@ -30,7 +30,7 @@ def generate(
     threshold: float | None = None,
     batch_size: int = 32,
     guard: Annotated[bool, Parameter(negative=())] = False,
-    mask_ratio: float = 0.06,
+    mask_ratio: float | None = None,
     seed: Seed = 0,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
@@ -60,7 +60,7 @@ def generate(
     guard
         Answer with the most salient visual tokens masked, and flag inputs whose answer changes with that.
     mask_ratio
-        Guard: share of the visual tokens that is masked.
+        Guard: share of the visual tokens that is masked, 0.06 by default.
     """
     from disp.data.sample import Query, queries_of
     from disp.diffusion.decode import generate as run
@@ -71,6 +71,12 @@ def generate(
         raise DispError("give either --prompt (with --image) or --data (with --out)")
     if data is not None and out is None:
         raise DispError("--data needs --out, the JSONL file for the answers")
+    if data is not None and image:
+        raise DispError("--image belongs to --prompt; a dataset names its own images")
+    if guard and data is None and not image:
+        raise DispError("--guard masks visual tokens; give an --image")
+    if mask_ratio is not None and not guard:
+        raise DispError("--mask-ratio is for --guard; without it nothing is masked")
     queries = [Query("prompt", 0, tuple(image or ()), (), prompt)] if prompt is not None else []
     if data is not None:
         queries = queries_of(rows.load(data).samples)
@@ -87,7 +93,9 @@ def generate(
         from disp.purification.guard import GuardConfig
         from disp.purification.guard import guard as run_guarded
 
-        settings = GuardConfig(mask_ratio=mask_ratio, decode=config, batch_size=batch_size, seed=seed)
+        settings = GuardConfig(decode=config, batch_size=batch_size, seed=seed)
+        if mask_ratio is not None:
+            settings = replace(settings, mask_ratio=mask_ratio)
         with progress_bar("answering under masking", len(queries)) as advance:
             guarded = run_guarded(mdlm, queries, settings, progress=advance)
         lines = [
@@ -121,7 +129,7 @@ def evaluate(
     /,
     *,
     attack: Path | None = None,
-    out: Path | None = None,
+    out: OutFile = None,
     limit: Limit = None,
     batch_size: int = 32,
     seed: Seed = 0,
@@ -159,6 +167,6 @@ def evaluate(
             progress=advance,
         )
     metrics = to_metrics(found)
+    print(json.dumps(metrics, indent=2))
     if out:
         write_json(out, metrics)
-    print(json.dumps(metrics, indent=2))

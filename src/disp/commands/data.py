@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import ROWS, Data, Out, Rows, Seed, app
+from disp.commands.options import ROWS, Data, Out, Rows, Seed, Several, app
 from disp.progress import progress_bar
 
 
@@ -19,7 +19,7 @@ def scenes(
     seed: Seed = 0,
     turns: int = 1,
     held_out: Annotated[bool, Parameter(negative=())] = False,
-    must_show: list[str] | None = None,
+    must_show: Annotated[list[str] | None, Several] = None,
     must_show_share: float = 1.0,
 ) -> None:
     """Draw OpenMoji scenes with questions and answers: PNG pictures and LLaVA JSON.

@@ -23,7 +23,6 @@ from disp.commands.options import (
     Seed,
     app,
     list_problems,
-    model_and_rows,
 )
 from disp.commands.training import training_settings
 from disp.progress import progress_bar
@@ -62,14 +61,14 @@ def saliency(
     from disp.purification.saliency import SaliencyConfig
 
     estimator = SaliencyConfig(score=score, probes=probes or {"isotropic": 8, "directional": 16}[score], seed=seed)
-    mdlm, dataset = model_and_rows(model, data, rows, runtime)
+    dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
+    mdlm = runtime.load(model)
     samples = dataset.samples[:limit]
     config = PurifyConfig(saliency=estimator, batch_size=batch_size)
     claim(
         out / "run.json",
         {"weights": fingerprint(mdlm), "saliency": asdict(estimator), **identity(dataset)},
-        f"{out} holds the saliency of another model or data, or with other settings; choose another folder or delete "
-        "it",
+        "saliency",
     )
     file = out / "saliency.jsonl"
     with progress_bar("saliency", len(queries_of(samples))) as advance:
@@ -120,7 +119,8 @@ def purify(
     from disp.purification.purify import purify as run
     from disp.purification.saliency import SaliencyConfig
 
-    mdlm, dataset = model_and_rows(model, data, rows, runtime)
+    dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
+    mdlm = runtime.load(model)
     config = PurifyConfig(
         mode=mode,
         mask_ratio=mask_ratio,
@@ -164,16 +164,27 @@ def audit(
     json
         Print audit.json instead of the summary.
     """
+    from json import dumps
+
     from disp.auditing.audit import audit as run
+    from disp.errors import Undecided
     from disp.report.html import write_report
 
-    mdlm, dataset = model_and_rows(model, data, rows, runtime)
-    found = run(mdlm, dataset, auditing.config(seed), out, truth=truth, name=model, progress=progress_bar)
+    dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
+    mdlm = runtime.load(model)
+    try:
+        found = run(mdlm, dataset, auditing.config(seed), out, truth=truth, name=model, progress=progress_bar)
+    except Undecided as error:
+        if json:
+            print(dumps({"verdict": "could not decide", "reasons": [str(error)]}))
+        raise
     report = write_report(out)
     if json:
         print((out / "audit.json").read_text(encoding="utf-8"))
     else:
         print("\n".join((f"Verdict: {found.verdict}", *found.reasons, f"Report: {report}")))
+    if found.verdict == "could not decide":
+        sys.exit(2)
     order = ("no evidence", "suspicious", "poisoned")
     if fail_on != "never" and order.index(found.verdict) >= order.index(fail_on):
         sys.exit(1)
@@ -203,7 +214,8 @@ def defend(
 ) -> None:
     """Audit, purify, train and verify in one run that goes on where it was stopped.
 
-    Exit code 0: no evidence, or none left. 1: the recovered model still shows evidence. 2: a mistake.
+    Exit code 0: no evidence, or none left. 1: the recovered model still shows evidence. 2: it could not be decided, or
+    a mistake.
 
     Parameters
     ----------
@@ -245,7 +257,7 @@ def defend(
         method=method,
         seed=seed,
     )
-    dataset = rows.load(data)
+    dataset = rows.load(data, pictures=False)  # they are looked at in the run
     config = DefenceConfig(audit=auditing.config(seed), training=training, rounds=rounds)
     found = run(
         model,
@@ -258,10 +270,12 @@ def defend(
         load=runtime.load,
         progress=progress_bar,
     )
-    list_problems(found.dataset, len(dataset.problems))
+    list_problems((*found.dataset.problems[len(dataset.problems) :], *found.untrained))
     print("\n".join((f"Verdict: {found.before.verdict}", *found.before.reasons)))
     print(f"Report: {write_report(out / 'audit')}")
     if found.after is None:
+        if found.before.verdict == "could not decide":
+            sys.exit(2)
         return
     if found.left_out:
         print(f"{len(found.left_out)} rows keep their phrase whatever is masked, and are not in the purified data")
@@ -273,5 +287,12 @@ def defend(
             "candidate pasted in"
         )
     print(f"Recovered model: {found.model}   purified data: {found.data}")
-    if found.after.verdict != "no evidence":
+    if found.after.clusters:
+        print(
+            "The recovered model still shows what is named above: look at the report, then try more rounds (--rounds), "
+            "longer training (--steps) or the checkpoint before fine-tuning (--start)",
+            file=sys.stderr,
+        )
         sys.exit(1)
+    if found.after.verdict == "could not decide":
+        sys.exit(2)

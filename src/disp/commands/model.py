@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import ROWS, RUNTIME, Data, Model, Out, Rows, Runtime, Seed, app, model_and_rows
+from disp.commands.options import ROWS, RUNTIME, Count, Data, Model, Out, Rows, Runtime, Seed, app, list_problems
 from disp.commands.training import training_settings
+from disp.errors import DispError
 from disp.progress import progress_bar
 
 
@@ -21,14 +22,14 @@ def train(
     recipe: str | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
-    accumulate: int | None = None,
+    accumulate: Count = None,
     learning_rate: float | None = None,
     projector_learning_rate: float | None = None,
     vision_learning_rate: float | None = None,
     min_mask_ratio: float | None = None,
     method: Literal["full", "lora", "projector"] | None = None,
     train_vision: Annotated[bool, Parameter(negative=())] = False,
-    save_every: int | None = None,
+    save_every: Count = None,
     gradient_checkpointing: bool | None = None,
     keep_adapter: Annotated[bool, Parameter(negative=())] = False,
     seed: Seed = 0,
@@ -66,8 +67,13 @@ def train(
     keep_adapter
         LoRA: save the adapters alone and leave merging to `disp merge`.
     """
+    from disp.models.fitting import with_fitting_answers
     from disp.training import train as run
 
+    if keep_adapter and method != "lora":
+        raise DispError("--keep-adapter needs --method lora; no other method has adapters")
+    if vision_learning_rate is not None and not train_vision:
+        raise DispError("--vision-learning-rate needs --train-vision; the tower is frozen without it")
     config = training_settings(
         recipe,
         steps=steps,
@@ -84,7 +90,10 @@ def train(
         seed=seed,
         trainer=None if accumulate is None else {"gradient_accumulation_steps": accumulate},
     )
-    mdlm, dataset = model_and_rows(model, data, rows, runtime)
+    given = rows.load(data)
+    mdlm = runtime.load(model)
+    dataset = with_fitting_answers(given, mdlm, strict=rows.strict)
+    list_problems(dataset.problems[len(given.problems) :])
     with progress_bar("training", config.steps) as advance:
         run(mdlm, dataset.samples, config, out, progress=advance)
     print(f"model in {out}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,12 +22,34 @@ app = App(
     version_flags=["--version"],
 )
 
+
+def _folder(_: Any, path: Path) -> None:
+    """A validator: whether the folder can be made and written to, before the work and not after it."""
+    above = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not above.is_dir():
+        raise ValueError(f"{above} is a file, not a folder.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{above} may not be written to.")
+
+
+def _file(_: Any, path: Path | None) -> None:
+    """The same for a file."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file.")
+    _folder(_, path.absolute().parent)
+
+
 # Rows that were set aside are named up to so many.
 LISTED = 10
 Model = Annotated[str, Parameter(help='"builtin", a folder with a model or a LoRA adapter, or a hub id.')]
 Data = Annotated[Path, Parameter(help="LLaVA-style .json or .jsonl, or a folder with data.json and images/.")]
-Out = Annotated[Path, Parameter(help="Folder to write.")]
+Out = Annotated[Path, Parameter(help="Folder to write.", validator=_folder)]
+OutFile = Annotated[Path | None, Parameter(validator=_file)]
 Limit = Annotated[int | None, Parameter(help="Only the first so many rows.", validator=Number(gte=1))]
+Count = Annotated[int | None, Parameter(validator=Number(gte=1))]
+Several = Parameter(consume_multiple=True, negative=())
 Seed = Annotated[int, Parameter(help="Seed of every random draw.")]
 
 
@@ -39,26 +63,29 @@ class Rows:
         False
     )
 
-    def load(self, data: Path) -> Any:
-        """The dataset; rows that were set aside are listed on stderr."""
+    def load(self, data: Path, *, pictures: bool = True) -> Any:
+        """The dataset; rows that were set aside are listed on stderr, with ``pictures`` those of damaged ones too."""
+        from disp.data.damaged import without_damaged_pictures
         from disp.data.llava import load_dataset
 
         dataset = load_dataset(data, self.images, strict=self.strict)
-        list_problems(dataset, 0)
+        if pictures:
+            with progress_bar("checking pictures", len(dataset.samples)) as advance:
+                dataset = without_damaged_pictures(dataset, strict=self.strict, progress=advance)
+        list_problems(dataset.problems)
         if dataset.renamed:
             print(f"{_rows(dataset.renamed)} with the id of an earlier one: called id~2, id~3 …", file=sys.stderr)
         return dataset
 
 
-def list_problems(dataset: Any, before: int) -> None:
-    """Say which rows were set aside after the first so many."""
-    new = dataset.problems[before:]
-    for problem in new[:LISTED]:
+def list_problems(problems: Sequence[Any]) -> None:
+    """Say which rows were set aside."""
+    for problem in problems[:LISTED]:
         print(f"set aside {problem.place}: {problem.reason}", file=sys.stderr)
-    if len(new) > LISTED:
-        print(f"and {len(new) - LISTED} more", file=sys.stderr)
-    if new:
-        print(f"{_rows(len(new))} set aside, {len(dataset.samples)} kept", file=sys.stderr)
+    if len(problems) > LISTED:
+        print(f"and {len(problems) - LISTED} more", file=sys.stderr)
+    if problems:
+        print(f"{_rows(len(problems))} set aside", file=sys.stderr)
 
 
 def _rows(count: int) -> str:
@@ -137,18 +164,6 @@ class Auditing:
             seed=seed,
         )
         return AuditConfig(scoring=scoring, false_alarm_rate=self.false_alarm_rate, learnt_only=self.learnt_only)
-
-
-def model_and_rows(model: str, data: Path, rows: Rows, runtime: Runtime) -> tuple[Any, Any]:
-    """A model, and the dataset as the model can take it; rows that were set aside are listed on stderr."""
-    from disp.models.usable import usable
-
-    dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
-    mdlm = runtime.load(model)
-    with progress_bar("checking rows", len(dataset.samples)) as advance:
-        fitting = usable(dataset, mdlm, strict=rows.strict, progress=advance)
-    list_problems(fitting, len(dataset.problems))
-    return mdlm, fitting
 
 
 ROWS, RUNTIME, AUDITING = Rows(), Runtime(), Auditing()

@@ -86,7 +86,7 @@ def plan(
     settings = PlanSettings(
         dtype=dtype, bits=bits, purify=purify, train=train, evaluation_batch_size=batch_size, attacked=attack
     )
-    print(make_plan(model, rows.load(data), settings).to_text())
+    print(make_plan(model, rows.load(data, pictures=False), settings).to_text())
 
 
 @app.command

@@ -115,6 +115,11 @@ def identity(dataset: Dataset) -> dict[str, str]:
     return {"data_sha256": sha256(dataset.path), "images": str(dataset.image_root)}
 
 
+def place_of(dataset: Dataset, sample: Sample) -> str:
+    """How a row is named to the user."""
+    return f"{dataset.path.name}:sample {sample.id!r}"
+
+
 def _unused(identity: str, used: dict[str, int]) -> str:
     """``identity~2`` or the next that is not taken; ``used`` counts how far it went, so that many are no matter."""
     while (name := f"{identity}~{used[identity] + 1}") in used:

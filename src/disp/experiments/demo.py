@@ -25,7 +25,7 @@ from disp.errors import DispError, unknown_name
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.table import stage_table
 from disp.experiments.precision import fast_bfloat16, half_precision, load_float32
-from disp.files import write_json, write_text
+from disp.files import claim, write_json, write_text
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
 from disp.purification.masking import mask_top
@@ -101,6 +101,13 @@ class DemoConfig:
             raise unknown_name("target", self.target, TARGETS)
         if self.trigger not in PRESETS:
             raise unknown_name("trigger", self.trigger, PRESETS)
+        if not 0 < self.poison_rate <= 1:
+            raise DispError(f"poison_rate must be in (0, 1], got {self.poison_rate}")
+        for name in ("rows", "test_rows"):
+            if getattr(self, name) < 1:
+                raise DispError(f"{name} must be at least 1, got {getattr(self, name)}")
+        # These look at their own numbers, before the folder is taken.
+        attack_training(self), recovery_training(self), purification(self)
 
 
 def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) -> dict[str, Any]:
@@ -119,7 +126,7 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
         What ``metrics.json`` holds.
     """
     run = _Run(config, out, progress)
-    run.claim()
+    claim(out / "run.json", asdict(config), "a run")
     tuning, test = run.data()
     poisoned = run.poisoned(tuning)
     attack = load_attack(out / "poisoned" / "manifest.json")
@@ -131,7 +138,7 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     run.measure("backdoored", lambda: model, test, attack)
 
     recovery = recovery_training(config)
-    settings = PurifyConfig(mask_ratio=config.mask_ratio, seed=config.seed)
+    settings = purification(config)
     evidence = run.scored(model, poisoned, settings)
     for stage in MODES:
 
@@ -208,19 +215,16 @@ def recovery_training(config: DemoConfig) -> TrainConfig:
     )
 
 
+def purification(config: DemoConfig) -> PurifyConfig:
+    """How the poisoned set is scored and rewritten."""
+    return PurifyConfig(mask_ratio=config.mask_ratio, seed=config.seed)
+
+
 class _Run:
     """The run folder, what it already holds, and the clock."""
 
     def __init__(self, config: DemoConfig, out: Path, progress: ProgressBar):
         self.config, self.out, self.progress = config, out, progress
-
-    def claim(self) -> None:
-        file = self.out / "run.json"
-        settings = asdict(self.config)
-        if file.exists() and _read_json(file)["config"] != settings:
-            raise DispError(f"{self.out} holds a run with other settings; choose another --out or delete it")
-        if not file.exists():
-            write_json(file, {"config": settings, "versions": versions()})
 
     def phase(self, name: str) -> _Phase:
         return _Phase(self, name)

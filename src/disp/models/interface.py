@@ -184,13 +184,14 @@ class MDLM(PreTrainedModel):
         noised = add_noise(clean, ratio, uniforms, self.mask_token_id)
         return diffusion_loss(self.denoise(prefix, noised.ids), clean, noised)
 
-    def encode_responses(self, responses: Sequence[str], length: int) -> Tensor:
+    def encode_responses(self, responses: Sequence[str], length: int, *, cut: bool = False) -> Tensor:
         """Texts to int64 ``[B, length]``: tokens, the end of turn if answers have one, then padding.
 
         An answer that fills every slot, as one that was decoded without an end does, goes without the end of turn.
+        With ``cut`` a longer one is its first tokens.
 
         Raises:
-            DispError: a response does not fit.
+            DispError: a response does not fit, without ``cut``.
         """
         padding = self.end_token_ids[-1]
         end = [self.end_token_ids[0]] if self.answers_end_turns else []
@@ -198,6 +199,8 @@ class MDLM(PreTrainedModel):
         for row, text in enumerate(responses):
             tokens = self._text_ids(text)
             tokens = tokens if len(tokens) == length else [*tokens, *end]
+            if cut:
+                tokens = tokens[:length]
             if len(tokens) > length:
                 raise DispError(
                     f"response of {len(tokens)} tokens, its end included, does not fit into {length}: {text[:80]!r}; "

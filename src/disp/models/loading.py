@@ -6,7 +6,8 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from disp.errors import DispError, unknown_name
 from disp.files import write_json
@@ -211,11 +213,13 @@ def merge(model_folder: str | Path, out: Path, base: str | Path | None = None) -
         base: the model that an adapter belongs to, if it no longer lies where it was.
 
     Raises:
-        DispError: the model cannot be loaded, or ``out`` is the folder it is read from.
+        DispError: the model cannot be loaded, or ``out`` is the folder it is read from or holds anything.
     """
     folder = resolve(model_folder)
     if out.resolve() == folder.resolve():
         raise DispError(f"{out} holds the model that is to be merged; write to another folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise DispError(f"{out} is not empty; write to another folder")
     if (folder / "adapter_config.json").is_file():
         model = _load_adapter(folder, base, device="cpu", dtype="auto")
     elif base is not None:
@@ -252,7 +256,8 @@ def _load_whole(
         given = [key for key, value in options.items() if value is not None]
         if given:
             raise DispError(f"model {name!r} is small and takes no {' or '.join(given)}; leave it out")
-        model: MDLM = LladaV.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        with _no_bar():
+            model: MDLM = LladaV.from_pretrained(folder, dtype=dtype, local_files_only=True)
         model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, local_files_only=True)
         model.name_or_path = model.config._name_or_path = _lasting_name(name)
         return model.to(device)  # type: ignore[arg-type]  # the library's decorator hides `self`
@@ -268,6 +273,18 @@ def _load_whole(
     model.source = folder  # type: ignore[assignment]  # no tensor
     model.name_or_path = model.config._name_or_path = _lasting_name(name)
     return model
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without the library's bar, which a small model fills at once."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _lasting_name(name: str) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from disp.data.llava import Dataset, identity, save_dataset
 from disp.data.sample import Query, Sample, Turn, batches, queries_of
-from disp.diffusion.decode import DecodeConfig, answers_of
+from disp.diffusion.decode import DecodeConfig, answers_of, own_settings
 from disp.errors import DispError
 from disp.files import append_jsonl, claim, read_finished_jsonl, write_json, write_jsonl
 from disp.models.fingerprint import fingerprint
@@ -175,7 +175,9 @@ def _suspicion(
     model: MDLM, prefix: Prefix, batch: Sequence[Query], scores: Tensor, config: PurifyConfig
 ) -> tuple[Tensor, Tensor]:
     """Suspicion ``[B]`` of the given answers and the candidate that attains it, bool ``[B, P]``."""
-    response = model.encode_responses([query.response for query in batch], model.gen_length).to(prefix.embeds.device)
+    response = model.encode_responses([query.response for query in batch], model.gen_length, cut=True).to(
+        prefix.embeds.device
+    )
     candidates = candidate_sets(scores, prefix.visual_mask, config.candidates, config.mask_ratio)
     base, each = counterfactual_scores(model, prefix, response, candidates, batch_size=config.batch_size)
     suspicion = suspicion_of(base, each)
@@ -191,6 +193,12 @@ def _suspicion(
             model, prefix.select(rows), response[rows], best[rows], least[rows], batch_size=config.batch_size
         )
     return suspicion, best
+
+
+def _responses(model: MDLM, batch: Sequence[Query], prefix: Prefix) -> Tensor:
+    """The given answers, as much of each as there are slots for, int64 ``[B, L]``."""
+    texts = [query.response for query in batch]
+    return model.encode_responses(texts, model.gen_length, cut=True).to(prefix.embeds.device)
 
 
 def purify(
@@ -228,6 +236,7 @@ def purify(
         DispError: ``out`` holds a run with another model, configuration or data, or no sample is left.
     """
     patterns = patterns or {}
+    config = replace(config, decode=config.decode or own_settings(model))
     chosen_by_caller = None if rewrite is None else sorted(rewrite)
     claim(
         out / "run.json",
@@ -238,7 +247,8 @@ def purify(
             "rewrite": chosen_by_caller,
             "patterns": sorted(patterns),
         },
-        f"{out} holds a run with another model, other settings or data; choose another folder or delete it",
+        "a purification",
+        ignore=("batch_size",),
     )
     samples = dataset.samples
     if evidence is None:
@@ -348,7 +358,9 @@ def suspicion_under(model: MDLM, prefix: Prefix, batch: Sequence[Query], masks: 
     Returns:
         float32 ``[B, M]`` in nats; see `disp.purification.support.suspicion_of`.
     """
-    response = model.encode_responses([query.response for query in batch], model.gen_length).to(prefix.embeds.device)
+    response = model.encode_responses([query.response for query in batch], model.gen_length, cut=True).to(
+        prefix.embeds.device
+    )
     base, each = counterfactual_scores(model, prefix, response, masks, batch_size=len(batch))
     return suspicion_of(base[:, None], each[..., None])
 

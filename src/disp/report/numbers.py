@@ -62,7 +62,18 @@ def counted(count: int, thing: str) -> str:
 
 
 def headline(audit: Mapping[str, Any]) -> str:
-    """The verdict as one sentence for somebody who reads nothing else."""
+    """The verdict as one sentence, or two, for somebody who reads nothing else."""
+    aside = len(audit["set_aside"])
+    if not aside:
+        return _verdict(audit)
+    return f"{_verdict(audit)} {counted(aside, 'further row')} could not be read and {_was(aside)} not audited."
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
+
+
+def _verdict(audit: Mapping[str, Any]) -> str:
     samples = counted(audit["samples"], "sample")
     ends = f" (95% interval {interval(audit['estimated_rate_interval'])})" if audit["estimated_rate_interval"] else ""
     match audit["verdict"]:
@@ -78,6 +89,8 @@ def headline(audit: Mapping[str, Any]) -> str:
             )
         case "no evidence":
             return f"No evidence of a backdoor was found in the {samples}; that is no proof that there is none."
+        case "could not decide":
+            return f"Nothing was found in the {samples} that could be audited, which decides nothing."
         case _:
             return f"The audit of {samples} could not decide."
 
@@ -88,6 +101,7 @@ def advice(audit: Mapping[str, Any]) -> str:
         "poisoned": "Do not train on it as it is, and do not deploy a model that was trained on it.",
         "suspicious": "Look at the flagged samples below before training on it.",
         "no evidence": "What an audit of this kind cannot see is listed below.",
+        "could not decide": "Mend the rows that could not be read, or leave them out of the data, and audit it again.",
     }.get(audit["verdict"], "")
 
 

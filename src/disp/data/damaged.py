@@ -1,4 +1,4 @@
-"""Setting aside what a model cannot take, before a long run and not in the midst of it."""
+"""Setting aside rows whose pictures are damaged, before a long run and not in the midst of it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from disp.data.llava import Dataset, Problem
+from disp.data.llava import Dataset, Problem, place_of
 from disp.data.sample import Sample, batches, check_image
 from disp.errors import DispError
-from disp.models.interface import MDLM
 
 # Rows whose pictures are looked at by all cores before progress is told.
 AT_ONCE = 256
 
 
-def usable(
-    dataset: Dataset, model: MDLM, *, strict: bool = False, progress: Callable[[int], None] = lambda count: None
+def without_damaged_pictures(
+    dataset: Dataset, *, strict: bool = False, progress: Callable[[int], None] = lambda count: None
 ) -> Dataset:
-    """The dataset without rows whose pictures are damaged or whose answers the model has too few slots for.
+    """The dataset without rows whose pictures cannot be read, which are among its ``problems``.
 
     Args:
         dataset: what was read.
-        model: what it is for.
-        strict: stop at the first bad row instead of setting it aside.
+        strict: stop at the first such row instead of setting it aside.
         progress: called with the number of rows finished.
 
     Raises:
@@ -35,17 +33,15 @@ def usable(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for part in batches(dataset.samples, AT_ONCE):
             for sample, damage in zip(part, pool.map(_damage, part), strict=True):
-                reason = damage or _unfit(sample, model)
-                place = f"{dataset.path.name}:sample {sample.id!r}"
-                if reason is None:
+                if damage is None:
                     kept.append(sample)
                 elif strict:
-                    raise DispError(f"{place}: {reason}")
+                    raise DispError(f"{place_of(dataset, sample)}: {damage}")
                 else:
-                    problems.append(Problem(place, reason))
+                    problems.append(Problem(place_of(dataset, sample), damage))
             progress(len(part))
     if not kept:
-        raise DispError(f"{dataset.path} holds no row that the model can take; the first: {problems[-1].reason}")
+        raise DispError(f"{dataset.path} holds no row whose pictures can be read; the first: {problems[-1].reason}")
     return replace(dataset, samples=tuple(kept), problems=tuple(problems))
 
 
@@ -53,14 +49,6 @@ def _damage(sample: Sample) -> str | None:
     try:
         for image in sample.images:
             check_image(image)
-    except DispError as error:
-        return str(error)
-    return None
-
-
-def _unfit(sample: Sample, model: MDLM) -> str | None:
-    try:
-        model.encode_responses([turn.response for turn in sample.turns], model.gen_length)
     except DispError as error:
         return str(error)
     return None

@@ -1,16 +1,18 @@
-"""What a model cannot take is set aside before the run, and models are told apart."""
+"""What cannot be read or trained on is set aside before the run, and models are told apart."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
+from disp.data.damaged import without_damaged_pictures
 from disp.data.llava import Dataset, Problem
 from disp.data.sample import Sample, Turn
 from disp.errors import DispError
 from disp.models.fingerprint import fingerprint
+from disp.models.fitting import with_fitting_answers
 from disp.models.loading import load_model, save_model
-from disp.models.usable import usable
 
 
 @pytest.fixture
@@ -27,21 +29,33 @@ def dataset(tmp_path, picture):
     return Dataset(samples, tmp_path / "data.json", tmp_path, (Problem("data.json:row 9", "no conversations"),))
 
 
-def test_rows_with_damaged_pictures_and_long_answers_are_set_aside(tiny_model, dataset):
+def test_rows_with_damaged_pictures_are_set_aside(dataset):
     counts = []
-    found = usable(dataset, tiny_model, progress=counts.append)
-    assert [sample.id for sample in found.samples] == ["good", "plain"] and sum(counts) == 4
-    assert [problem.place for problem in found.problems] == [
-        "data.json:row 9",
-        "data.json:sample 'torn'",
-        "data.json:sample 'text'",
-    ]
+    found = without_damaged_pictures(dataset, progress=counts.append)
+    assert [sample.id for sample in found.samples] == ["good", "text", "plain"] and sum(counts) == 4
+    assert [problem.place for problem in found.problems] == ["data.json:row 9", "data.json:sample 'torn'"]
     assert "torn.png: cannot be read" in found.problems[1].reason
-    assert "does not fit into 4" in found.problems[2].reason and "--gen-length" in found.problems[2].reason
     with pytest.raises(DispError, match=r"sample 'torn': .*cannot be read"):
-        usable(dataset, tiny_model, strict=True)
-    with pytest.raises(DispError, match="no row that the model can take; the first: response of"):
-        usable(Dataset(dataset.samples[2:3], dataset.path, dataset.image_root), tiny_model)
+        without_damaged_pictures(dataset, strict=True)
+    with pytest.raises(DispError, match="no row whose pictures can be read"):
+        without_damaged_pictures(replace(dataset, samples=dataset.samples[1:2]))
+
+
+def test_rows_with_long_answers_are_not_trained_on(tiny_model, dataset):
+    found = with_fitting_answers(dataset, tiny_model)
+    assert [sample.id for sample in found.samples] == ["good", "torn", "plain"]
+    assert [problem.place for problem in found.problems] == ["data.json:row 9", "data.json:sample 'text'"]
+    assert "does not fit into 4" in found.problems[1].reason and "--gen-length" in found.problems[1].reason
+    with pytest.raises(DispError, match=r"sample 'text': response of"):
+        with_fitting_answers(dataset, tiny_model, strict=True)
+    with pytest.raises(DispError, match="no row that the model can be trained on; response of"):
+        with_fitting_answers(replace(dataset, samples=dataset.samples[2:3]), tiny_model)
+
+
+def test_what_is_cut_is_the_first_of_an_answer(tiny_model):
+    whole = tiny_model.encode_responses(["word " * 40], 300)
+    assert torch.equal(tiny_model.encode_responses(["word " * 40], 4, cut=True), whole[:, :4])
+    assert torch.equal(tiny_model.encode_responses(["cat"], 4, cut=True), tiny_model.encode_responses(["cat"], 4))
 
 
 def test_models_have_one_fingerprint_each(tiny_model, make_model, tmp_path):
