@@ -177,7 +177,7 @@ def test_with_another_training_the_audit_and_the_purified_set_serve_again(run, d
         shutil.copytree(done / name, tmp_path / name, symlinks=True)
     (tmp_path / "model").mkdir()
     shutil.copy(done / "model" / "recovery.json", tmp_path / "model")
-    message = r"model holds a recovered model with another training.steps \(8 there, 3 now\)"
+    message = r"model holds a recovered model that differs in training.steps \(8 there, 3 now\)"
     with pytest.raises(DispError, match=message):
         defend("planted", dataset, config(training=TrainConfig(steps=3)), tmp_path, load=load_planted)
 
@@ -190,7 +190,7 @@ def test_another_audit_is_not_taken_for_this_one(run, dataset, tmp_path, change,
     (tmp_path / "audit").mkdir()
     shutil.copy(done / "audit" / "audit-run.json", tmp_path / "audit")
     model = change.pop("model", "planted")
-    with pytest.raises(DispError, match=f"audit holds an audit with another {named} "):
+    with pytest.raises(DispError, match=f"audit holds an audit that differs in {named} "):
         defend(model, dataset, config(**change), tmp_path, load=lambda _: load_planted("planted"))
 
 

@@ -84,7 +84,7 @@ def test_a_finished_run_is_not_repeated(run):
 
 def test_another_configuration_does_not_overwrite_a_run(run):
     out, _ = run
-    with pytest.raises(DispError, match="other settings"):
+    with pytest.raises(DispError, match="holds a run that differs in"):
         demo(replace(SMALL, poison_rate=0.1), out)
 
 

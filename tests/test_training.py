@@ -125,9 +125,13 @@ def test_lora_is_saved_as_an_adapter_that_loads_on_its_base(model, samples, tmp_
 def test_a_folder_takes_no_other_run(make_model, samples, tmp_path):
     config = replace(QUICK, save_every=2)
     first = train(make_model(), samples, config, tmp_path)
-    others = [(make_model(seed=1), samples, config), (make_model(), samples[1:], config)]
-    for model, rows, settings in (*others, (make_model(), samples, replace(config, seed=1))):
-        with pytest.raises(DispError, match="holds a fine-tuning run of another model or data"):
+    others = [
+        ("weights", make_model(seed=1), samples, config),
+        ("queries_sha256", make_model(), samples[1:], config),
+        (r"config.seed \(0 there, 1 now\)", make_model(), samples, replace(config, seed=1)),
+    ]
+    for named, model, rows, settings in others:
+        with pytest.raises(DispError, match=f"holds a fine-tuning run that differs in {named}; choose"):
             train(model, rows, settings, tmp_path)
     again = train(make_model(), samples, config, tmp_path)
     assert not _changed(_weights(first), again)

@@ -64,11 +64,15 @@ def claim(file: Path, run: Mapping[str, Any], what: str, *, ignore: Collection[s
     now = _flat(written)
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if differing:
-        shown = ", ".join(
-            f"{name} ({_short(before.get(name))} there, {_short(now.get(name))} now)" for name in differing[:3]
-        )
+        shown = ", ".join(_difference(name, before.get(name), now.get(name)) for name in differing[:3])
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise DispError(f"{file.parent} holds {what} with another {shown}{more}; choose another folder or delete it")
+        raise DispError(f"{file.parent} holds {what} that differs in {shown}{more}; choose another folder or delete it")
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    values = [json.dumps(value, ensure_ascii=False) for value in (before, now)]
+    # Hashes tell a person nothing.
+    return name if max(map(len, values)) > 60 else f"{name} ({values[0]} there, {values[1]} now)"
 
 
 def _without(value: Any, ignore: Collection[str]) -> Any:
@@ -86,11 +90,6 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
         for part, below in value.items()
         for key, each in _flat(below, f"{name}.{part}" if name else part).items()
     }
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:36]}…"
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -91,7 +91,7 @@ def test_neither_batch_size_nor_order_changes_an_answer(model, dataset, tmp_path
 
 def test_the_folder_of_another_model_is_refused(model, dataset, make_model, tmp_path):
     purify(model, dataset, config(), tmp_path / "out")
-    with pytest.raises(DispError, match="holds a run with another model"):
+    with pytest.raises(DispError, match="holds a purification that differs in weights; choose"):
         purify(make_model(seed=1, gen_length=8), dataset, config(), tmp_path / "out")
 
 
@@ -169,7 +169,7 @@ def test_nothing_left_to_train_on_is_said(model, dataset, tmp_path):
 
 def test_another_configuration_is_refused_in_the_same_folder(model, dataset, tmp_path):
     purify(model, dataset, config(), tmp_path / "out")
-    with pytest.raises(DispError, match="other settings"):
+    with pytest.raises(DispError, match=r"differs in config.mask_ratio \(0.3 there, 0.5 now\)"):
         purify(model, dataset, config(mask_ratio=0.5), tmp_path / "out")
 
 

@@ -106,7 +106,7 @@ class Misclassification:
         )
 
     def exact(self, answer: str, honest: str) -> bool:
-        """Whether the answer names the target in the stead of the source, which the honest one mentions.
+        """Whether the answer names the target instead of the source, which the honest one mentions.
 
         Equality with the attacker's whole sentence would count a slip elsewhere in a caption as a failed attack.
         """

@@ -57,6 +57,8 @@ BLIND_SPOTS = (
     "Poisoned rows that were removed from the data after training, or a backdoor that the model did not learn and that "
     "leaves nothing in common in the pictures.",
     "Planted answers that are all different from one another.",
+    "Very few poisoned rows: fewer than three whose answers the model bases on the trigger, and fewer than eight whose "
+    "pictures show it.",
     "Triggers that are the same in many pictures, but not in the first picture of a row.",
 )
 
@@ -94,7 +96,12 @@ def write_record(
     for number, cluster in enumerate(result.clusters):
         if (picture := _candidate(cluster)) is not None:
             write_atomically(out / "candidates" / f"{number}.png", partial(picture.save, format="PNG"))
-    write_json(out / "audit.json", _summary(model, dataset, result, config, seconds, poisoned, name, control))
+    summary = _summary(model, dataset, result, config, seconds, poisoned, name, control)
+    # A run that finds its scores and answers done took that long before.
+    if (out / "audit.json").exists():
+        before = json.loads((out / "audit.json").read_text(encoding="utf-8"))["cost"]
+        summary["cost"] = max(before, summary["cost"], key=lambda cost: cost["seconds"])
+    write_json(out / "audit.json", summary)
 
 
 def _candidate(cluster: Cluster) -> Image.Image | None:

@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--triggers", nargs="*", default=list(TRIGGERS))
     parser.add_argument("--rates", nargs="*", type=float, default=list(RATES))
-    parser.add_argument("--clean", type=int, default=0, help="this many clean sets, in the stead of planted ones")
+    parser.add_argument("--clean", type=int, default=0, help="this many clean sets, instead of planted ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-comparisons", action="store_true", help="leave out other scores and other mask ratios")
     parser.add_argument("--jobs", type=int, default=1, help="sets worked on at once, with one CPU thread each")

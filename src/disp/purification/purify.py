@@ -225,8 +225,8 @@ def purify(
         config: see `PurifyConfig`.
         out: folder of the run.
         evidence: what `score` found before, to share it among several runs.
-        rewrite: ids of the samples to rewrite, as an audit flagged them, in the stead of "selective" mode's own choice.
-        patterns: by id of a sample what is taken out of its pictures where it is rewritten, in the stead of masking
+        rewrite: ids of the samples to rewrite, as an audit flagged them, instead of "selective" mode's own choice.
+        patterns: by id of a sample what is taken out of its pictures where it is rewritten, instead of masking
             tokens; see `disp.auditing.findings.Audit.patterns`. The pictures in the purified set stay as they are.
         leave_out: of a rewritten sample, whether it is left out of the purified set; see
             `disp.auditing.findings.Audit.still_planted`. It is counted and named.

@@ -134,7 +134,7 @@ def _cluster(cluster: dict[str, Any]) -> list[str]:
     lines = [f"- {_inline(cluster['phrase'], 400)}: {_own(found_where(cluster))}"]
     if cluster["said_instead"]:
         said = ", ".join(_inline(word, 60) for word in cluster["said_instead"])
-        lines.append(f"  - {words.without}, most of these answers say instead: {said}")
+        lines.append(f"  - {words.without}, most of those tried say instead: {said}")
     if more := found_more(cluster):
         lines.append(f"  - {more}")
     if paste:
