@@ -7,7 +7,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from disp.errors import DispError
-from disp.models.transformer import attend, rotary_table, use_attention
+from disp.models import transformer
+from disp.models.transformer import attend, rotary_table, rotate, use_attention
 
 
 def attention_with_loops(query, key, value, mask):
@@ -40,6 +41,31 @@ def test_attention(kv_heads, masked, implementation):
     torch.testing.assert_close(attend(query, key, value, mask, implementation), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_bfloat16_on_a_cpu_is_trained_through_plain_products(masked, monkeypatch):
+    source = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 4, rows, 8, generator=source).bfloat16() for rows in (3, 5, 5)]
+    mask = torch.tensor([True, False, True, True, False]).expand(2, 1, 1, 5) if masked else None
+    weights = torch.randn(2, 4, 3, 8, generator=source)
+
+    def gradients(dtype, implementation):
+        leaves = [each.clone().to(dtype).requires_grad_() for each in inputs]
+        out = attend(*leaves, mask, implementation)
+        (out.to(weights.dtype) * weights).sum().backward()
+        return [out, *(leaf.grad for leaf in leaves)]
+
+    expected = gradients(torch.float32, "eager")
+    kernel = gradients(torch.bfloat16, "sdpa")
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.nn.functional.scaled_dot_product_attention", None)
+        assert all(map(torch.equal, gradients(torch.bfloat16, "sdpa"), kernel))
+        patch.setattr(transformer, "MOST_SCORES", 2 * 4 * 3 * 5 - 1)
+        with pytest.raises(TypeError, match="not callable"):
+            gradients(torch.bfloat16, "sdpa")
+    for found, wanted in zip(kernel, expected, strict=True):
+        torch.testing.assert_close(found.float(), wanted, atol=0.03, rtol=0.02)
+
+
 def test_rotary_frequencies():
     cos, sin = rotary_table(torch.tensor([[0, 1, 1999]]), 8, 500_000.0)
     for index in range(8):
@@ -48,7 +74,20 @@ def test_rotary_frequencies():
         for row, position in enumerate((0, 1, 1999)):
             angle = torch.tensor(float(position)) * frequency
             torch.testing.assert_close(cos[0, 0, row, index], angle.cos(), atol=1e-6, rtol=0)
-            torch.testing.assert_close(sin[0, 0, row, index], angle.sin(), atol=1e-6, rtol=0)
+            signed = angle.sin() if index >= 4 else -angle.sin()
+            torch.testing.assert_close(sin[0, 0, row, index], signed, atol=1e-6, rtol=0)
+
+
+def test_rotation_turns_each_pair_by_its_angle():
+    positions = torch.tensor([[0, 3, 70]])
+    x = torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(0))
+    turned = rotate(x, rotary_table(positions, 8, 100.0))
+    for row, position in enumerate(positions[0].tolist()):
+        for pair in range(4):
+            angle = torch.tensor(position / 100.0 ** (2 * pair / 8))
+            a, b = x[..., row, pair], x[..., row, pair + 4]
+            torch.testing.assert_close(turned[..., row, pair], a * angle.cos() - b * angle.sin(), atol=1e-5, rtol=0)
+            torch.testing.assert_close(turned[..., row, pair + 4], a * angle.sin() + b * angle.cos(), atol=1e-5, rtol=0)
 
 
 def test_kernels_agree_on_a_model(make_model, queries):

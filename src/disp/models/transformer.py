@@ -11,6 +11,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from disp.errors import DispError, unknown_name
 
+# Attention scores that are held in memory at most; see `_products_are_faster`.
+MOST_SCORES = 1 << 25
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation over the last dimension, computed in float32 or wider."""
@@ -35,21 +38,21 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor
         theta: base of the wavelengths.
 
     Returns:
-        Two float32 tensors ``[B, 1, T, head_dim]``.
+        Two float32 tensors ``[B, 1, T, head_dim]``; the sines of the first half are negative, as `rotate` wants them.
     """
     steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
     # One over a power, not a negative power: the rounding that Llama's models were trained with. At position 2000 the
     # other way is off by 1e-4 of an angle.
     angles = positions[..., None].float() * (1.0 / theta ** (steps / head_dim))
-    angles = torch.cat((angles, angles), dim=-1)[:, None]
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Apply rotary positions to ``[B, H, T, head_dim]``."""
     cos, sin = table
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    wide = x.to(torch.promote_types(x.dtype, cos.dtype))
+    return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, -1), sin.to(wide.dtype)).to(x.dtype)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, implementation: str = "sdpa") -> Tensor:
@@ -75,10 +78,36 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, imple
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+    if implementation == "sdpa" and _products_are_faster(query, key):
+        return _attend_by_products(query, key, value, mask)
     if implementation == "flash" and mask is None:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return F.scaled_dot_product_attention(query, key, value, enable_gqa=grouped)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+
+
+def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """`attend` with the scores in memory; as many heads of keys as of queries."""
+    batch, heads, _, width = query.shape
+    bias = query.new_zeros(1, 1, 1, key.shape[2])
+    if mask is not None:
+        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+    bias = bias.expand(batch, heads, bias.shape[2], key.shape[2]).flatten(0, 1)
+    query, key, value = (x.flatten(0, 1) for x in (query, key, value))
+    scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=width**-0.5)  # [B·H, R, T]
+    return (scores.softmax(-1) @ value).unflatten(0, (batch, heads))
+
+
+def _products_are_faster(query: Tensor, key: Tensor) -> bool:
+    """Whether plain products beat torch's kernel: its backward pass in bfloat16 on a CPU takes four times as long."""
+    scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
+    return (
+        query.device.type == "cpu"
+        and query.dtype == torch.bfloat16
+        and (query.requires_grad or key.requires_grad)
+        and query.shape[1] == key.shape[1]
+        and scores <= MOST_SCORES
+    )
 
 
 def use_attention(model: nn.Module, implementation: str) -> None:
