@@ -151,7 +151,9 @@ def test_a_killed_defence_goes_on(run, dataset, tmp_path, monkeypatch, killed):
         patch.setattr(module, killed, stop)
         with pytest.raises(KeyboardInterrupt):
             defend("planted", dataset, config(), tmp_path, load=load_planted)
-    monkeypatch.setattr("disp.purification.purify.saliency", stop if killed == "residual_phrases" else _saliency_once())
+    monkeypatch.setattr(
+        "disp.purification.scoring.saliency", stop if killed == "residual_phrases" else _saliency_once()
+    )
     if killed == "residual_phrases":
         monkeypatch.setattr(module, "train", stop)
     found = defend("planted", dataset, config(), tmp_path, load=load_planted)

@@ -25,10 +25,12 @@ from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.experiments.audit_study import _gaps
 from disp.models.interface import MDLM, Prefix
 from disp.models.loading import load_model, save_model
+from disp.purification.config import PurifyConfig
 from disp.purification.guard import GuardConfig, guard
 from disp.purification.masking import mask_random, mask_top
-from disp.purification.purify import PurifyConfig, purify, score
+from disp.purification.purify import purify
 from disp.purification.saliency import SaliencyConfig, saliency
+from disp.purification.scoring import score
 from disp.purification.support import likelihood_gap
 from disp.training import TrainConfig, _Collator, _Examples
 

@@ -28,7 +28,8 @@ from disp.models.diffusion_gemma import DiffusionGemma, DiffusionGemmaMDLMConfig
 from disp.models.diffusion_gemma_images import image_patches, patch_positions, token_grid
 from disp.models.loading import load_model, merge, save_model
 from disp.models.tokenizer import train_tokenizer
-from disp.purification.purify import PurifyConfig, purify
+from disp.purification.config import PurifyConfig
+from disp.purification.purify import purify
 from disp.purification.saliency import SaliencyConfig, first_step, saliency
 from disp.training import TrainConfig, train
 

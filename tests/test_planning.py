@@ -42,8 +42,10 @@ from disp.planning.memory import (
 )
 from disp.planning.passes import Asked, audit_passes, decoding_passes
 from disp.planning.plan import PlanSettings, default_decode, make_plan
-from disp.purification.purify import PurifyConfig, purify, score
+from disp.purification.config import PurifyConfig
+from disp.purification.purify import purify
 from disp.purification.saliency import SaliencyConfig, first_step, saliency
+from disp.purification.scoring import score
 from disp.training import TrainConfig, _select_parameters, _trained_in_float32, train
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity"))

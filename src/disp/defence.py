@@ -26,8 +26,9 @@ from disp.models.fitting import with_fitting_answers
 from disp.models.interface import MDLM
 from disp.models.loading import load_model, resolve
 from disp.progress import ProgressBar, no_progress
+from disp.purification.config import PurifyConfig
 from disp.purification.pattern import Pattern
-from disp.purification.purify import Purified, PurifyConfig, purify
+from disp.purification.purify import Purified, purify
 from disp.training import TrainConfig, learning_rate_of, train
 
 # Unflagged samples that found patterns are laid over for the fine-tuning, at most.

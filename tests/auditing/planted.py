@@ -23,7 +23,7 @@ from disp.diffusion.decode import DecodeConfig
 from disp.models.interface import Prefix
 from disp.models.llada_v import LladaV, LladaVConfig
 from disp.models.tokenizer import train_tokenizer
-from disp.purification.purify import PurifyConfig
+from disp.purification.config import PurifyConfig
 from disp.purification.saliency import SaliencyConfig
 
 WALLS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200), "grey": (120, 120, 120), "black": (0, 0, 0)}

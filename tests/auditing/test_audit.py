@@ -19,7 +19,7 @@ from disp.auditing.phrases import TURN_END
 from disp.data.sample import queries_of
 from disp.errors import DispError
 from disp.files import read_finished_jsonl
-from disp.purification.purify import score
+from disp.purification.scoring import score
 from disp.purification.support import counterfactual_scores, narrowed
 from disp.purification.threshold import suspicion_threshold
 from disp.report.evidence import read_evidence
@@ -169,7 +169,7 @@ def test_a_killed_audit_does_not_score_again(model, poisoned, tmp_path, monkeypa
             audit(model, dataset, audit_config(), tmp_path, name="planted")
     turns = sum(len(sample.turns) for sample in dataset.samples)
     assert len(list(read_finished_jsonl(tmp_path / "scores.jsonl"))) == turns
-    monkeypatch.setattr("disp.purification.purify.saliency", stop)
+    monkeypatch.setattr("disp.purification.scoring.saliency", stop)
     found = audit(model, dataset, audit_config(), tmp_path, name="planted")
     assert replace(found, evidence={}) == replace(expected, evidence={})
     assert found.evidence == expected.evidence

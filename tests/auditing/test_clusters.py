@@ -10,7 +10,7 @@ from disp.auditing import clusters
 from disp.auditing.audit import audit
 from disp.auditing.phrases import TURN_END, Phrase
 from disp.data.sample import Sample, Turn
-from disp.purification.purify import Evidence, most_suspicious, score
+from disp.purification.scoring import Evidence, most_suspicious, score
 
 sys.path.insert(0, str(Path(__file__).parent))
 from planted import PLANTED, REFUSAL, audit_config, honest_rows, wall, write_rows

@@ -19,7 +19,8 @@ from disp.auditing.phrases import words_of
 from disp.auditing.regions import tokens_in
 from disp.data.sample import Sample, Turn, open_image
 from disp.data.scene_dataset import write_scenes
-from disp.purification.purify import purify, score
+from disp.purification.purify import purify
+from disp.purification.scoring import score
 
 sys.path.insert(0, str(Path(__file__).parent))
 from planted import (

@@ -13,7 +13,7 @@ from disp.auditing.findings import Cluster
 from disp.auditing.phrases import Phrase, words_of
 from disp.auditing.ratio import RATIOS, choose_mask_ratio
 from disp.data.sample import queries_of
-from disp.purification.purify import score
+from disp.purification.scoring import score
 
 sys.path.insert(0, str(Path(__file__).parent))
 from planted import (

@@ -22,7 +22,8 @@ from disp.data.sample import Sample, Turn
 from disp.data.scene_dataset import write_scenes
 from disp.progress import no_progress
 from disp.purification.pattern import Pattern
-from disp.purification.purify import purify, score
+from disp.purification.purify import purify
+from disp.purification.scoring import score
 
 sys.path.insert(0, str(Path(__file__).parent))
 from planted import (

@@ -13,7 +13,7 @@ from disp.auditing.phrases import repeated_phrases
 from disp.auditing.repeated import WIDE_RATIO, _windows, vanishing_phrases
 from disp.data.sample import queries_of
 from disp.models.boxes import raster_boxes
-from disp.purification.purify import score
+from disp.purification.scoring import score
 
 sys.path.insert(0, str(Path(__file__).parent))
 from planted import CELL, REFUSAL, TRIGGER, WALLS, audit_config, honest_rows, summary, wall, write_rows

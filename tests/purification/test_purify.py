@@ -10,8 +10,11 @@ from disp.data.llava import load_dataset
 from disp.diffusion.decode import DecodeConfig
 from disp.errors import DispError
 from disp.purification import purify as module
-from disp.purification.purify import PurifyConfig, purify, score
+from disp.purification import scoring
+from disp.purification.config import PurifyConfig
+from disp.purification.purify import purify
 from disp.purification.saliency import SaliencyConfig
+from disp.purification.scoring import score
 
 ANSWERS = ["a cat", "a dog", "two", "a tree", "yes", "no", "a boat"]
 
@@ -110,7 +113,8 @@ def test_suspicion_does_not_depend_on_who_is_in_the_batch(model, dataset, pictur
 @pytest.mark.parametrize("step", ["saliency", "answers_of"])
 def test_a_killed_run_goes_on_and_repeats_nothing(model, dataset, tmp_path, monkeypatch, step):
     expected = responses(purify(model, dataset, config(batch_size=2), tmp_path / "whole").dataset)
-    real, calls = getattr(module, step), []
+    home = {"saliency": scoring, "answers_of": module}[step]
+    real, calls = getattr(home, step), []
 
     def killed_at_the_third(model, prefix, *rest, **options):
         calls.append(len(prefix))
@@ -118,7 +122,7 @@ def test_a_killed_run_goes_on_and_repeats_nothing(model, dataset, tmp_path, monk
             raise KeyboardInterrupt
         return real(model, prefix, *rest, **options)
 
-    monkeypatch.setattr(module, step, killed_at_the_third)
+    monkeypatch.setattr(home, step, killed_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         purify(model, dataset, config(batch_size=2), tmp_path / "killed")
     done = sum(calls[:2])

@@ -26,7 +26,7 @@ from disp.draws import generator
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.pattern import Pattern, without_pattern
-from disp.purification.purify import Evidence, candidate_masks, most_suspicious, sample_suspicion
+from disp.purification.scoring import Evidence, candidate_masks, most_suspicious, sample_suspicion
 from disp.purification.support import preference_for_another, suspicion_of
 
 T = TypeVar("T")

@@ -17,7 +17,8 @@ from disp.auditing.phrases import LONG_PHRASE_WORDS, echoes, holds, words_of
 from disp.data.sample import Query, Sample, batches, queries_of
 from disp.diffusion.decode import answers_of
 from disp.models.interface import MDLM
-from disp.purification.purify import Evidence, PurifyConfig, salient_masks, suspicion_under
+from disp.purification.config import PurifyConfig
+from disp.purification.scoring import Evidence, salient_masks, suspicion_under
 
 # Shares of the visual tokens that are masked one after the other, most salient first, until the phrase goes away.
 GROWING_RATIOS = (0.06, 0.12, 0.2, 0.3)

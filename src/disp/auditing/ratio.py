@@ -10,7 +10,7 @@ import torch
 from disp.data.sample import Query, batches
 from disp.draws import generator
 from disp.models.interface import MDLM
-from disp.purification.purify import Evidence, salient_masks, suspicion_under
+from disp.purification.scoring import Evidence, salient_masks, suspicion_under
 from disp.purification.threshold import LEAST_SUSPICION
 
 RATIOS = (0.01, 0.02, 0.04, 0.06, 0.09, 0.14, 0.2, 0.3)

@@ -31,7 +31,7 @@ from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.candidates import candidate_ranks
 from disp.purification.pattern import without_patterns
-from disp.purification.purify import Evidence, candidate_masks
+from disp.purification.scoring import Evidence, candidate_masks
 from disp.purification.support import counterfactual_scores, suspicion_of
 
 MAP_SIDE = 24

@@ -20,7 +20,8 @@ from disp.auditing.regions import token_boxes
 from disp.data.sample import Query, Sample, batches, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM, Prefix
-from disp.purification.purify import Evidence, PurifyConfig, salient_masks
+from disp.purification.config import PurifyConfig
+from disp.purification.scoring import Evidence, salient_masks
 from disp.purification.support import counterfactual_scores, narrowed, suspicion_of
 
 # Share of the visual tokens that is masked, and of the picture that a window covers.

@@ -56,9 +56,9 @@ def saliency(
     from disp.data.sample import queries_of
     from disp.files import claim
     from disp.models.fingerprint import fingerprint
-    from disp.purification.purify import PurifyConfig
-    from disp.purification.purify import score as run
+    from disp.purification.config import PurifyConfig
     from disp.purification.saliency import SaliencyConfig
+    from disp.purification.scoring import score as run
 
     estimator = SaliencyConfig(score=score, probes=probes or {"isotropic": 8, "directional": 16}[score], seed=seed)
     dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
@@ -115,7 +115,7 @@ def purify(
         Confidence at which a token is committed early; the model's own if not given.
     """
     from disp.diffusion.decode import own_settings
-    from disp.purification.purify import PurifyConfig
+    from disp.purification.config import PurifyConfig
     from disp.purification.purify import purify as run
     from disp.purification.saliency import SaliencyConfig
 

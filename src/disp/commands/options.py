@@ -153,7 +153,7 @@ class Auditing:
     def config(self, seed: int) -> Any:
         """The `disp.auditing.findings.AuditConfig` that was asked for."""
         from disp.auditing.findings import AuditConfig
-        from disp.purification.purify import PurifyConfig
+        from disp.purification.config import PurifyConfig
         from disp.purification.saliency import SaliencyConfig
 
         scoring = PurifyConfig(

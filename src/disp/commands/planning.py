@@ -66,7 +66,7 @@ def plan(
         Whether the evaluation measures an attack too.
     """
     from disp.planning.plan import PlanSettings, make_plan
-    from disp.purification.purify import PurifyConfig
+    from disp.purification.config import PurifyConfig
     from disp.purification.saliency import SaliencyConfig
 
     purify = PurifyConfig(

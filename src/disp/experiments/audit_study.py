@@ -52,9 +52,10 @@ from disp.experiments.precision import load_float32
 from disp.experiments.study_table import study_tables
 from disp.files import append_jsonl, read_finished_jsonl, write_text
 from disp.models.interface import MDLM
+from disp.purification.config import PurifyConfig
 from disp.purification.masking import mask_random
 from disp.purification.pattern import Pattern
-from disp.purification.purify import PurifyConfig, salient_masks
+from disp.purification.scoring import salient_masks
 from disp.purification.support import likelihood_gap
 from disp.training import TrainConfig, train
 

@@ -28,9 +28,11 @@ from disp.experiments.precision import fast_bfloat16, half_precision, load_float
 from disp.files import claim, write_json, write_text
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
+from disp.purification.config import PurifyConfig
 from disp.purification.masking import mask_top
-from disp.purification.purify import Evidence, PurifyConfig, purify, score
+from disp.purification.purify import purify
 from disp.purification.saliency import saliency
+from disp.purification.scoring import Evidence, score
 from disp.report.html import write_report
 from disp.report.picture import draw_story
 from disp.training import TrainConfig, train
@@ -91,7 +93,7 @@ class DemoConfig:
     attack_learning_rate: float = 1.5e-3
     attack_min_mask_ratio: float = 0.5
     attack_beta2: float = 0.999
-    recovery_steps: int = 50
+    recovery_steps: int = 75
     batch_size: int = 32
     mask_ratio: float = 0.06
     seed: int = 0

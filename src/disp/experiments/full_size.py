@@ -37,7 +37,7 @@ from disp.models.loading import load_model
 from disp.planning.memory import Memory
 from disp.planning.passes import Asked, Passes, decoding_passes, saliency_passes, training_passes
 from disp.planning.plan import Plan, PlanSettings, default_decode, make_plan
-from disp.purification.purify import PurifyConfig
+from disp.purification.config import PurifyConfig
 from disp.purification.saliency import SaliencyConfig, saliency
 from disp.training import TrainConfig, train
 

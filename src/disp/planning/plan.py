@@ -39,7 +39,7 @@ from disp.planning.passes import (
     training_passes,
 )
 from disp.planning.sizes import Sizes, VisualCount
-from disp.purification.purify import PurifyConfig
+from disp.purification.config import PurifyConfig
 from disp.training import TrainConfig
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
