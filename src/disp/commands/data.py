@@ -74,7 +74,7 @@ def poison(
     Parameters
     ----------
     trigger
-        A preset: patch, patch-random, badnets, blended …; a wrong name lists them all.
+        A preset, such as patch, patch-random, object, badnets, blended or sig; a wrong name lists them all.
     target
         What the attacker wants said.
     rate

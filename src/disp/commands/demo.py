@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +18,7 @@ def demo(
     trigger: str = "patch",
     poison_rate: float = 0.1,
     mask_ratio: float | None = None,
-    recovery_steps: int = 50,
+    recovery_steps: int | None = None,
     seed: Seed = 0,
 ) -> None:
     """Plant a backdoor in the built-in model, find it, remove it, and measure every step.
@@ -29,31 +28,26 @@ def demo(
     target
         What the attacker wants said, or all three one after the other.
     trigger
-        A preset: patch, patch-random, badnets, blended …; a wrong name lists them all.
+        A preset, such as patch, patch-random, object, badnets, blended or sig; a wrong name lists them all.
     poison_rate
         Share of the fine-tuning rows that are poisoned.
     mask_ratio
         Share of the visual tokens masked when every answer is rewritten.
     recovery_steps
-        Fine-tuning steps on each purified set. After a trigger that covers the picture 200 are better.
+        Fine-tuning steps on each purified set: 75, or 100 after a trigger that covers the picture.
     """
     from disp.data.scenes import attribution
     from disp.evaluation.table import print_stage_table
-    from disp.experiments.demo import SIZES, STAGES, TARGETS, DemoConfig
+    from disp.experiments.demo import RECOVERIES, SIZES, STAGES, TARGETS, DemoConfig
     from disp.experiments.demo import demo as run
 
     print(attribution(), file=sys.stderr)
     for name in TARGETS if target == "all" else (target,):
-        config = DemoConfig(
-            target=name,
-            trigger=trigger,
-            poison_rate=poison_rate,
-            recovery_steps=recovery_steps,
-            seed=seed,
-            **SIZES[name],
+        given = {"mask_ratio": mask_ratio, "recovery_steps": recovery_steps}
+        sizes = (
+            SIZES[name] | RECOVERIES.get(trigger, {}) | {key: each for key, each in given.items() if each is not None}
         )
-        if mask_ratio is not None:
-            config = replace(config, mask_ratio=mask_ratio)
+        config = DemoConfig(target=name, trigger=trigger, poison_rate=poison_rate, seed=seed, **sizes)
         folder = out / f"{name}-{trigger}"
         metrics = run(config, folder, progress=progress_bar)
         print(f"\n{name}, {trigger} trigger, {poison_rate:.0%} of the rows poisoned")

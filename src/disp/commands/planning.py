@@ -11,6 +11,8 @@ from disp.commands.options import ROWS, Data, Model, Out, Rows, Seed, app
 from disp.commands.training import training_settings
 from disp.progress import progress_bar
 
+BITS: dict[str | None, Literal[4, 8] | None] = {None: None, "4bit": 4, "8bit": 8}
+
 
 @app.command
 def plan(
@@ -29,7 +31,8 @@ def plan(
     train_batch_size: int | None = None,
     gradient_checkpointing: bool | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
-    bits: Literal[4, 8] | None = None,
+    quantization: Literal["4bit", "8bit"] | None = None,
+    gen_length: int | None = None,
     attack: Annotated[bool, Parameter(negative=())] = False,
     rows: Rows = ROWS,
 ) -> None:
@@ -60,8 +63,10 @@ def plan(
         Recompute activations in the backward pass.
     dtype
         Of weights and activations.
-    bits
-        8 or 4 where the language model is loaded quantized.
+    quantization
+        Of the language model's weights, as with the other commands.
+    gen_length
+        Response slots; the model's own if not given.
     attack
         Whether the evaluation measures an attack too.
     """
@@ -84,7 +89,13 @@ def plan(
         gradient_checkpointing=gradient_checkpointing,
     )
     settings = PlanSettings(
-        dtype=dtype, bits=bits, purify=purify, train=train, evaluation_batch_size=batch_size, attacked=attack
+        dtype=dtype,
+        bits=BITS[quantization],
+        purify=purify,
+        train=train,
+        evaluation_batch_size=batch_size,
+        attacked=attack,
+        gen_length=gen_length,
     )
     print(make_plan(model, rows.load(data, pictures=False), settings).to_text())
 
