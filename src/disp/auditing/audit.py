@@ -94,6 +94,7 @@ def audit(
     )
     queries = queries_of(dataset.samples)
     # 1. Suspicion of every sample.
+    scored_before = evidence is not None
     if evidence is None:
         with progress("scoring", len(queries)) as advance:
             evidence = score(model, dataset.samples, config.scoring, out / "scores.jsonl", progress=advance)
@@ -192,7 +193,18 @@ def audit(
         evidence,
     )
     # 9. What a person needs to judge for themselves.
-    write_record(model, dataset, result, config, out, start=start, poisoned=poisoned, name=name, progress=progress)
+    write_record(
+        model,
+        dataset,
+        result,
+        config,
+        out,
+        start=start,
+        scored_before=scored_before,
+        poisoned=poisoned,
+        name=name,
+        progress=progress,
+    )
     return result
 
 

@@ -71,6 +71,7 @@ def write_record(
     out: Path,
     *,
     start: float,
+    scored_before: bool,
     poisoned: Collection[str] | None,
     name: str,
     progress: ProgressBar,
@@ -84,6 +85,7 @@ def write_record(
         config: how.
         out: folder of the run.
         start: ``time.monotonic()`` at the start of the audit.
+        scored_before: whether it was given its scores, which its cost then leaves out.
         poisoned: ids of the samples that are truly poisoned, or None where that is not known.
         name: how the report calls the model.
         progress: see `disp.progress`.
@@ -97,6 +99,8 @@ def write_record(
         if (picture := _candidate(cluster)) is not None:
             write_atomically(out / "candidates" / f"{number}.png", partial(picture.save, format="PNG"))
     summary = _summary(model, dataset, result, config, seconds, poisoned, name, control)
+    if scored_before:
+        summary["cost"]["detail"] += "; the samples had been scored before, which is not counted"
     # A run that finds its scores and answers done took that long before.
     if (out / "audit.json").exists():
         before = json.loads((out / "audit.json").read_text(encoding="utf-8"))["cost"]

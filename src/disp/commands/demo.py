@@ -32,7 +32,7 @@ def demo(
     poison_rate
         Share of the fine-tuning rows that are poisoned.
     mask_ratio
-        Share of the visual tokens masked when every answer is rewritten.
+        Share of the visual tokens masked when every answer is rewritten, 0.06 by default.
     recovery_steps
         Fine-tuning steps on each purified set: 75, or 100 after a trigger that covers the picture.
     """
