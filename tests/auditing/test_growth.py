@@ -83,3 +83,5 @@ def test_the_mask_ratio_flips_what_is_suspicious_and_keeps_the_rest(model, tmp_p
         assert math.ceil(chosen.ratio * 36) == least
         assert chosen.kept == (1.0,) * len(RATIOS)
         assert chosen.flipped == tuple(float(math.ceil(ratio * 36) >= least) for ratio in RATIOS)
+    # Large walls lose nothing with a third of their tokens.
+    assert choose_mask_ratio(model, walls, suspicious, evidence) is None

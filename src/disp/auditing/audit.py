@@ -164,8 +164,9 @@ def audit(
         verdict = "could not decide"
     # 8. The share of tokens to mask where every answer is to be rewritten.
     ratio = None
-    # Rows that only their pictures betray say nothing of how much of what is salient must be masked.
-    carriers = {key for cluster in clusters for key in (*cluster.carriers, *cluster.by_piece)}
+    # What is taken out of pictures, or has not come into the model, does not say how much of what is salient to mask.
+    carriers = {key for cluster in clusters for key in cluster.carriers}
+    carriers |= {key for cluster in clusters if not cluster.confirmed for key in cluster.by_piece}
     suspicious = [suspicious_query(sample, evidence) for sample in samples if sample.id in members - carriers]
     unsuspicious = queries_of([sample for sample in unflagged if sample.id not in members])
     if suspicious and unsuspicious:

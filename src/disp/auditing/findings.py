@@ -114,7 +114,7 @@ class Audit:
         flagged: ids of the samples that are likely poisoned.
         rate: estimated share of poisoned samples with a 95% interval.
         clusters: one for each phrase, confirmed ones first.
-        ratio: the mask ratio that the evidence speaks for; None where no flagged answer hangs on a part of its picture.
+        ratio: the mask ratio that the evidence speaks for; None where most flagged answers hang on nothing salient.
         evidence: saliency and suspicion of each turn, by key.
     """
 

@@ -16,6 +16,8 @@ from disp.purification.threshold import LEAST_SUSPICION
 RATIOS = (0.01, 0.02, 0.04, 0.06, 0.09, 0.14, 0.2, 0.3)
 # Of ratios that do as well as the best but for this much, the smallest is chosen: it costs least of the picture.
 TOLERANCE = 0.02
+# Share of the suspicious answers that some ratio must replace.
+LEAST_FLIPPED = 0.5
 # Turns of either kind that are looked at, at most.
 RATIO_TURNS = 64
 
@@ -49,10 +51,11 @@ def choose_mask_ratio(
     batch_size: int = 32,
     seed: int = 0,
     progress: Callable[[int], None] = lambda count: None,
-) -> RatioChoice:
+) -> RatioChoice | None:
     """The ratio at which masking salient tokens replaces most of what is suspicious and least of anything else.
 
-    It maximises the product of `RatioChoice.flipped` and `RatioChoice.kept`.
+    It maximises the product of `RatioChoice.flipped` and `RatioChoice.kept`. None where no ratio replaces half of what
+    is suspicious: then it does not hang on what is salient.
 
     Args:
         model: the model under audit.
@@ -69,6 +72,8 @@ def choose_mask_ratio(
     draw = generator(seed, "mask ratio")
     groups = [[group[index] for index in draw.permutation(len(group))[:subset]] for group in (suspicious, others)]
     flipped, lost = (_flipped(model, group, evidence, ratios, least, batch_size, progress) for group in groups)
+    if max(flipped) < LEAST_FLIPPED:
+        return None
     kept = tuple(1 - share for share in lost)
     worth = [each * other for each, other in zip(flipped, kept, strict=True)]
     first = next(index for index, value in enumerate(worth) if value >= max(worth) - TOLERANCE)
