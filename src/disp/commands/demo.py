@@ -43,10 +43,9 @@ def demo(
 
     print(attribution(), file=sys.stderr)
     for name in TARGETS if target == "all" else (target,):
+        sizes = SIZES[name] | RECOVERIES.get(trigger, {})
         given = {"mask_ratio": mask_ratio, "recovery_steps": recovery_steps}
-        sizes = (
-            SIZES[name] | RECOVERIES.get(trigger, {}) | {key: each for key, each in given.items() if each is not None}
-        )
+        sizes |= {key: value for key, value in given.items() if value is not None}
         config = DemoConfig(target=name, trigger=trigger, poison_rate=poison_rate, seed=seed, **sizes)
         folder = out / f"{name}-{trigger}"
         metrics = run(config, folder, progress=progress_bar)

@@ -70,8 +70,6 @@ def train(
     from disp.models.fitting import with_fitting_answers
     from disp.training import train as run
 
-    if keep_adapter and method != "lora":
-        raise DispError("--keep-adapter needs --method lora; no other method has adapters")
     if vision_learning_rate is not None and not train_vision:
         raise DispError("--vision-learning-rate needs --train-vision; the tower is frozen without it")
     config = training_settings(
@@ -90,6 +88,8 @@ def train(
         seed=seed,
         trainer=None if accumulate is None else {"gradient_accumulation_steps": accumulate},
     )
+    if keep_adapter and config.method != "lora":
+        raise DispError("--keep-adapter needs --method lora; no other method has adapters")
     given = rows.load(data)
     mdlm = runtime.load(model)
     dataset = with_fitting_answers(given, mdlm, strict=rows.strict)
