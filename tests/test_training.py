@@ -139,13 +139,22 @@ def test_a_folder_takes_no_other_run(make_model, samples, tmp_path):
 
 def test_features_are_kept_up_to_a_limit_whichever_row_comes_first(model, samples, monkeypatch, tmp_path):
     rows = [replace(samples[0], id="text", images=(), turns=(Turn("What?", "cat"),)), *samples]
-    cached = module._cached_features(model, queries_of(rows))
+    cached = module._cached_features(model, queries_of(rows), {})
     size = sum(tensor.nbytes for tensors in cached.values() for tensor in tensors)
     assert size and not cached["text"]
     monkeypatch.setattr(module, "FEATURE_CACHE_BYTES", size)
-    assert module._cached_features(model, queries_of(rows)).keys() == cached.keys()
+    assert module._cached_features(model, queries_of(rows), {}).keys() == cached.keys()
     monkeypatch.setattr(module, "FEATURE_CACHE_BYTES", size - 1)
-    assert module._cached_features(model, queries_of(rows)) is None
+    assert module._cached_features(model, queries_of(rows), {}) is None
+
+
+def test_features_of_an_earlier_run_are_taken_again(make_model, samples, monkeypatch, tmp_path):
+    features = {}
+    first = train(make_model(), samples, QUICK, tmp_path / "a", features=features)
+    assert features.keys() == {sample.id for sample in samples}
+    monkeypatch.setattr(type(first), "image_features", None)
+    again = train(make_model(), samples, QUICK, tmp_path / "b", features=features)
+    assert not _changed(_weights(first), again)
 
 
 def test_a_conversation_about_several_pictures_trains_alike_with_and_without_the_cache(

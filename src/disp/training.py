@@ -103,6 +103,7 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
+    features: dict[str, list[Tensor]] | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> MDLM:
     """Fine-tune a model in place on every assistant turn of the samples, and save it.
@@ -115,6 +116,8 @@ def train(
         samples: the fine-tuning set.
         config: see `TrainConfig`.
         out: folder for the model, its checkpoints and ``train.json`` (the loss curve).
+        features: what a frozen tower makes of the pictures, by id of the sample; filled, and taken as it is where an
+            earlier run with the same tower and pictures has filled it.
         progress: called with the number of steps finished.
 
     Returns:
@@ -151,10 +154,10 @@ def train(
         # The trainer's own switch warns of its future name, whichever of the two is used.
         model._set_gradient_checkpointing(gradient_checkpointing_func=partial(checkpoint, use_reentrant=False))
     trained = _select_parameters(model, config)
-    features = None if config.train_vision else _cached_features(model, queries)
+    cached = None if config.train_vision else _cached_features(model, queries, {} if features is None else features)
     # The model's loss puts its own floor under the ratio; what is drawn is t before that.
     min_ratio = max(config.min_mask_ratio - model.ratio_floor, 0.0) / (1 - model.ratio_floor)
-    examples = _Examples(queries, features, config, model.gen_length, min_ratio)
+    examples = _Examples(queries, cached, config, model.gen_length, min_ratio)
     arguments = TrainingArguments(
         **{
             "output_dir": str(out / "checkpoints"),
@@ -383,14 +386,16 @@ def _learning_rate(model: MDLM, config: TrainConfig, name: str) -> float:
     return learning_rate_of(model, config)
 
 
-def _cached_features(model: MDLM, queries: Sequence[Query]) -> dict[str, list[Tensor]] | None:
-    """Tower features of each sample's images, or None where they would take too much memory."""
+def _cached_features(
+    model: MDLM, queries: Sequence[Query], features: dict[str, list[Tensor]]
+) -> dict[str, list[Tensor]] | None:
+    """Tower features of each sample's images, ``features`` filled up, or None where they would take too much memory."""
     images = {query.sample_id: query.images for query in queries}  # of its last turn, which has them all
     total = sum(len(sources) for sources in images.values())
-    features: dict[str, list[Tensor]] = {}
     size = done = 0
     for key, sources in images.items():
-        features[key] = model.image_features(sources) if sources else []
+        if key not in features:
+            features[key] = model.image_features(sources) if sources else []
         size += sum(tensor.nbytes for tensor in features[key])
         done += len(sources)
         # If the others are as large as those before; what is held is never more.

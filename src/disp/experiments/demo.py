@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from disp.attacks.poison import Attack, load_attack, poison, trigger_samples
 from disp.attacks.targets import Insertion, Misclassification, Refusal, Target, target_to_dict
 from disp.attacks.triggers import PRESETS, Blend, Sinusoid, trigger_to_dict
@@ -236,6 +238,8 @@ class _Run:
 
     def __init__(self, config: DemoConfig, out: Path, progress: ProgressBar):
         self.config, self.out, self.progress = config, out, progress
+        # The tower stays what it is, and so do the pictures.
+        self.features: dict[str, list[Tensor]] = {}
 
     def phase(self, name: str) -> _Phase:
         return _Phase(self, name)
@@ -272,7 +276,7 @@ class _Run:
         if not (folder / "train.json").exists():
             samples = data()
             with self.phase(f"train {name}"), self.progress(f"{name}: training", config.steps) as advance:
-                train(start(), samples, config, folder, progress=advance)
+                train(start(), samples, config, folder, features=self.features, progress=advance)
         return load_float32(folder)
 
     def scored(self, model: MDLM, poisoned: Dataset, settings: PurifyConfig) -> dict[str, Evidence]:
