@@ -56,9 +56,10 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 # Likewise by trigger, for recovery from one that covers the picture: the projector has learnt to pass it on, and learns
 # at a higher rate how things look under it.
-COVERING = {"recovery_steps": 100, "recovery_projector_learning_rate": 1.5e-3}
 RECOVERIES: dict[str, dict[str, Any]] = {
-    name: COVERING for name, trigger in PRESETS.items() if isinstance(trigger, Blend | Sinusoid)
+    name: {"recovery_projector_learning_rate": 1.5e-3}
+    for name, trigger in PRESETS.items()
+    if isinstance(trigger, Blend | Sinusoid)
 }
 # What is done to the training set, and the mode of purification that does it.
 MODES: dict[str, Literal["random", "all", "selective"]] = {
@@ -102,7 +103,7 @@ class DemoConfig:
     attack_learning_rate: float = 1.5e-3
     attack_min_mask_ratio: float = 0.5
     attack_beta2: float = 0.999
-    recovery_steps: int = 75
+    recovery_steps: int = 100
     recovery_projector_learning_rate: float | None = None
     batch_size: int = 32
     mask_ratio: float = 0.06
