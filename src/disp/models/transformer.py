@@ -38,21 +38,24 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor
         theta: base of the wavelengths.
 
     Returns:
-        Two float32 tensors ``[B, 1, T, head_dim]``; the sines of the first half are negative, as `rotate` wants them.
+        Two float32 tensors ``[B, 1, T, head_dim]``.
     """
     steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
     # One over a power, not a negative power: the rounding that Llama's models were trained with. At position 2000 the
     # other way is off by 1e-4 of an angle.
     angles = positions[..., None].float() * (1.0 / theta ** (steps / head_dim))
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Apply rotary positions to ``[B, H, T, head_dim]``."""
     cos, sin = table
+    half = x.shape[-1] // 2
+    # The sign goes into the table, which has no heads.
+    sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
     wide = x.to(torch.promote_types(x.dtype, cos.dtype))
-    return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, -1), sin.to(wide.dtype)).to(x.dtype)
+    return torch.addcmul(wide * cos, wide.roll(half, -1), sin.to(wide.dtype)).to(x.dtype)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, implementation: str = "sdpa") -> Tensor:
