@@ -26,7 +26,7 @@ from disp.draws import generator
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.pattern import Pattern, without_pattern
-from disp.purification.scoring import Evidence, candidate_masks, most_suspicious, sample_suspicion
+from disp.purification.scoring import Evidence, candidate_masks, given_answers, most_suspicious, sample_suspicion
 from disp.purification.support import preference_for_another, suspicion_of
 
 T = TypeVar("T")
@@ -117,9 +117,8 @@ def pattern_evidence(
     """
     found = {}
     for batch in batches(queries_of(samples), config.scoring.batch_size):
-        response = model.encode_responses([query.response for query in batch], model.gen_length, cut=True)
         base, each = (
-            preference_for_another(model, prefix, response.to(prefix.embeds.device))
+            preference_for_another(model, prefix, given_answers(model, prefix, batch))
             for prefix in (model.encode(batch), model.encode([without_pattern(query, pattern) for query in batch]))
         )
         for query, value in zip(batch, suspicion_of(base, each[:, None]).tolist(), strict=True):

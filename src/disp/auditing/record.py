@@ -31,7 +31,7 @@ from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.candidates import candidate_ranks
 from disp.purification.pattern import without_patterns
-from disp.purification.scoring import Evidence, candidate_masks
+from disp.purification.scoring import Evidence, candidate_masks, given_answers
 from disp.purification.support import counterfactual_scores, suspicion_of
 
 MAP_SIDE = 24
@@ -162,8 +162,7 @@ def _random_control(model: MDLM, above: Sequence[Sample], result: Audit, config:
     stay: dict[str, float] = {}
     for batch in batches(queries_of(chosen), config.scoring.batch_size):
         prefix = model.encode(batch)
-        response = model.encode_responses([query.response for query in batch], model.gen_length, cut=True)
-        response = response.to(prefix.embeds.device)
+        response = given_answers(model, prefix, batch)
         each_count = [
             len(candidate_ranks(visual, config.scoring.candidates, config.scoring.mask_ratio))
             for visual in prefix.visual_mask.sum(-1).tolist()

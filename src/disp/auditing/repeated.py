@@ -21,7 +21,7 @@ from disp.data.sample import Query, Sample, batches, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM, Prefix
 from disp.purification.config import PurifyConfig
-from disp.purification.scoring import Evidence, salient_masks
+from disp.purification.scoring import Evidence, given_answers, salient_masks
 from disp.purification.support import counterfactual_scores, narrowed, suspicion_of
 
 # Share of the visual tokens that is masked, and of the picture that a window covers.
@@ -111,7 +111,7 @@ def _evidence(
         candidates[0][:, prefix.visual_mask[row].cpu()] = inside
         candidates = candidates.to(prefix.embeds.device)
         one = prefix.select(torch.tensor([row], device=prefix.embeds.device))
-        response = model.encode_responses([query.response], model.gen_length, cut=True).to(prefix.embeds.device)
+        response = given_answers(model, one, [query])
         base, each = counterfactual_scores(model, one, response, candidates, batch_size=len(batch))
         best = candidates[:, int(each.argmax())]
         (text,) = _first_answers(model, one.with_masked(best, model.mask_embedding))

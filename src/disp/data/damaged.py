@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
-from disp.data.llava import Dataset, Problem, place_of
+from disp.data.llava import Dataset, set_aside
 from disp.data.sample import Sample, batches, check_image
 from disp.errors import DispError
 
@@ -28,21 +27,14 @@ def without_damaged_pictures(
     Raises:
         DispError: no row is left, or ``strict`` met a bad one.
     """
-    kept: list[Sample] = []
-    problems = list(dataset.problems)
+    return set_aside(dataset, _damages(dataset.samples, progress), strict=strict, needed="whose pictures can be read")
+
+
+def _damages(samples: Sequence[Sample], progress: Callable[[int], None]) -> Iterator[str | None]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for part in batches(dataset.samples, AT_ONCE):
-            for sample, damage in zip(part, pool.map(_damage, part), strict=True):
-                if damage is None:
-                    kept.append(sample)
-                elif strict:
-                    raise DispError(f"{place_of(dataset, sample)}: {damage}")
-                else:
-                    problems.append(Problem(place_of(dataset, sample), damage))
+        for part in batches(samples, AT_ONCE):
+            yield from pool.map(_damage, part)
             progress(len(part))
-    if not kept:
-        raise DispError(f"{dataset.path} holds no row whose pictures can be read; the first: {problems[-1].reason}")
-    return replace(dataset, samples=tuple(kept), problems=tuple(problems))
 
 
 def _damage(sample: Sample) -> str | None:

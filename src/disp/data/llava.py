@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,31 @@ def identity(dataset: Dataset) -> dict[str, str]:
     return {"data_sha256": sha256(dataset.path), "images": str(dataset.image_root)}
 
 
-def place_of(dataset: Dataset, sample: Sample) -> str:
-    """How a row is named to the user."""
-    return f"{dataset.path.name}:sample {sample.id!r}"
+def set_aside(dataset: Dataset, faults: Iterable[str | None], *, strict: bool, needed: str) -> Dataset:
+    """The dataset without its faulty rows, which are among its ``problems``.
+
+    Args:
+        dataset: what was read.
+        faults: for each sample what is wrong with it, None if nothing is.
+        strict: stop at the first fault instead of setting the row aside.
+        needed: what a row is to be, for the message where none is left.
+
+    Raises:
+        DispError: no row is left, or ``strict`` met a fault.
+    """
+    kept: list[Sample] = []
+    problems = list(dataset.problems)
+    for sample, fault in zip(dataset.samples, faults, strict=True):
+        place = f"{dataset.path.name}:sample {sample.id!r}"
+        if fault is None:
+            kept.append(sample)
+        elif strict:
+            raise DispError(f"{place}: {fault}")
+        else:
+            problems.append(Problem(place, fault))
+    if not kept:
+        raise DispError(f"{dataset.path} holds no row {needed}; {problems[-1].reason}")
+    return replace(dataset, samples=tuple(kept), problems=tuple(problems))
 
 
 def _unused(identity: str, used: dict[str, int]) -> str:

@@ -55,7 +55,7 @@ from disp.models.interface import MDLM
 from disp.purification.config import PurifyConfig
 from disp.purification.masking import mask_random
 from disp.purification.pattern import Pattern
-from disp.purification.scoring import salient_masks
+from disp.purification.scoring import given_answers, salient_masks
 from disp.purification.support import likelihood_gap
 from disp.training import TrainConfig, train
 
@@ -315,8 +315,7 @@ def _gaps(model: MDLM, queries: Sequence, evidence: Any, ratio: float, kind: str
             if kind == "top"
             else mask_random(prefix.visual_mask, ratio, [query.key for query in batch], 0)
         )
-        response = model.encode_responses([query.response for query in batch], model.gen_length)
-        response = response.to(prefix.embeds.device)
+        response = given_answers(model, prefix, batch)
         parts.append(likelihood_gap(model, prefix, response, masked, count=2).cpu().numpy())
     return np.concatenate(parts)
 

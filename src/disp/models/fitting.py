@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from disp.data.llava import Dataset, Problem, place_of
+from disp.data.llava import Dataset, set_aside
 from disp.data.sample import Sample
 from disp.errors import DispError
 from disp.models.interface import MDLM
@@ -23,17 +21,13 @@ def with_fitting_answers(dataset: Dataset, model: MDLM, *, strict: bool = False)
     Raises:
         DispError: no row is left, or ``strict`` met one.
     """
-    kept: list[Sample] = []
-    problems = list(dataset.problems)
-    for sample in dataset.samples:
-        try:
-            model.encode_responses([turn.response for turn in sample.turns], model.gen_length)
-        except DispError as error:
-            if strict:
-                raise DispError(f"{place_of(dataset, sample)}: {error}") from None
-            problems.append(Problem(place_of(dataset, sample), str(error)))
-        else:
-            kept.append(sample)
-    if not kept:
-        raise DispError(f"{dataset.path} holds no row that the model can be trained on; {problems[-1].reason}")
-    return replace(dataset, samples=tuple(kept), problems=tuple(problems))
+    faults = (_fault(sample, model) for sample in dataset.samples)
+    return set_aside(dataset, faults, strict=strict, needed="that the model can be trained on")
+
+
+def _fault(sample: Sample, model: MDLM) -> str | None:
+    try:
+        model.encode_responses([turn.response for turn in sample.turns], model.gen_length)
+    except DispError as error:
+        return str(error)
+    return None

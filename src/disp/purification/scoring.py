@@ -108,9 +108,7 @@ def _suspicion(
     model: MDLM, prefix: Prefix, batch: Sequence[Query], scores: Tensor, config: PurifyConfig
 ) -> tuple[Tensor, Tensor]:
     """Suspicion ``[B]`` of the given answers and the candidate that attains it, bool ``[B, P]``."""
-    response = model.encode_responses([query.response for query in batch], model.gen_length, cut=True).to(
-        prefix.embeds.device
-    )
+    response = given_answers(model, prefix, batch)
     candidates = candidate_sets(scores, prefix.visual_mask, config.candidates, config.mask_ratio)
     base, each = counterfactual_scores(model, prefix, response, candidates, batch_size=config.batch_size)
     suspicion = suspicion_of(base, each)
@@ -128,12 +126,6 @@ def _suspicion(
     return suspicion, best
 
 
-def _responses(model: MDLM, batch: Sequence[Query], prefix: Prefix) -> Tensor:
-    """The given answers, as much of each as there are slots for, int64 ``[B, L]``."""
-    texts = [query.response for query in batch]
-    return model.encode_responses(texts, model.gen_length, cut=True).to(prefix.embeds.device)
-
-
 def most_suspicious(sample: Sample, evidence: Mapping[str, Evidence]) -> Evidence:
     """The evidence of the turn that betrays a sample most: the trigger is in the image, which the turns share.
 
@@ -146,6 +138,12 @@ def most_suspicious(sample: Sample, evidence: Mapping[str, Evidence]) -> Evidenc
 def sample_suspicion(sample: Sample, evidence: Mapping[str, Evidence]) -> float:
     """The highest suspicion among a sample's turns."""
     return most_suspicious(sample, evidence).suspicion or 0.0
+
+
+def given_answers(model: MDLM, prefix: Prefix, batch: Sequence[Query]) -> Tensor:
+    """The data's answers, as much of each as there are slots for, int64 ``[B, L]`` on the prefix's device."""
+    texts = [query.response for query in batch]
+    return model.encode_responses(texts, model.gen_length, cut=True).to(prefix.embeds.device)
 
 
 def saliency_of(batch: Sequence[Query], visual_mask: Tensor, evidence: Mapping[str, Evidence]) -> Tensor:
@@ -193,8 +191,6 @@ def suspicion_under(model: MDLM, prefix: Prefix, batch: Sequence[Query], masks: 
     Returns:
         float32 ``[B, M]`` in nats; see `disp.purification.support.suspicion_of`.
     """
-    response = model.encode_responses([query.response for query in batch], model.gen_length, cut=True).to(
-        prefix.embeds.device
-    )
+    response = given_answers(model, prefix, batch)
     base, each = counterfactual_scores(model, prefix, response, masks, batch_size=len(batch))
     return suspicion_of(base[:, None], each[..., None])
