@@ -126,7 +126,7 @@ def test_a_killed_run_resumes_in_float32(folder, samples, tmp_path, method):
 
 
 def test_precision_can_be_chosen(folder, samples, tmp_path, monkeypatch):
-    """What `trainer` says goes, and a model in float32 stays in it."""
+    """What `trainer` says goes, the second time that a model is trained too, and a model in float32 stays in it."""
     seen = {}
 
     def loss(prefix, clean, ratio, uniforms):
@@ -141,8 +141,10 @@ def test_precision_can_be_chosen(folder, samples, tmp_path, monkeypatch):
     ):
         model = load_model(folder, device="cpu", dtype=dtype)
         monkeypatch.setattr(model, "noisy_loss", loss)
-        train(model, samples, replace(SMALL, steps=1, trainer=trainer), tmp_path / f"{dtype}-{trainer}")
-        assert seen == {"autocast": autocast, "embeds": embeds}
+        for time in ("once", "again"):
+            train(model, samples, replace(SMALL, steps=1, trainer=trainer), tmp_path / f"{dtype}-{trainer}-{time}")
+            assert seen == {"autocast": autocast, "embeds": embeds}, time
+            seen.clear()
 
 
 # --- the published families -------------------------------------------------------------------------------------------

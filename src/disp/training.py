@@ -199,6 +199,8 @@ def train(
     mixed = (arguments.bf16 or arguments.fp16) and not config.trainer.get("fsdp")
     with _trained_in_float32(trained) if mixed else nullcontext():
         trainer.train(resume_from_checkpoint=bool(checkpoints) or None)
+    # A model with the library's mark is taken as it is, without autocast, where it is trained once more.
+    trained.__dict__.pop("_is_accelerate_prepared", None)
     trainer.accelerator.wait_for_everyone()
     first = trainer.is_world_process_zero()
     # Shards are gathered by every process; the first writes them.
