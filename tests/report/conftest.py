@@ -167,6 +167,12 @@ def write_audit(folder, port=9):
         "clusters": [cluster, strange],
         "mean_map": np.mean([row["turns"][0]["saliency"][:64] for row in rows[:TRIGGERED]], 0).reshape(8, 8).tolist(),
         "scores": scores,
+        "mask_ratio": {
+            "ratio": 0.04,
+            "ratios": [0.02, 0.04, 0.06],
+            "purged": [0.5, 0.96, 1.0],
+            "kept": [1.0, 0.93, 0.8],
+        },
         "cost": {"seconds": 754.2, "forward_equivalents_per_sample": 9.4, "detail": "6 masked likelihoods a sample"},
         "assumptions": ["The trigger is in the picture.", hostile["request"]],
         "blind_spots": ["Triggers made of words.", "Triggers that cover the whole picture.", hostile["long"]],

@@ -121,6 +121,8 @@ def test_what_a_reader_needs_is_there(page):
         "Triggers made of words.",
         "12 rows could not be audited.",
         "threshold 1.7",
+        "Mask ratio to rewrite every answer4.0%",
+        "96.0% of the flagged answers lose their phrase, and the others keep 93.0% of their words",
         "mask_ratio",
     ):
         assert text in page.shown, text

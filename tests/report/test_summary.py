@@ -47,7 +47,7 @@ def test_tables_keep_their_shape(summary):
             widths.append(cells)
             cells = 0
     # Numbers: two columns; evaluation: five; tests and samples: four.
-    assert widths == [2] * 16 + [5] * 4 + [4] * 4 + [4] * 13
+    assert widths == [2] * 17 + [5] * 4 + [4] * 4 + [4] * 13
 
 
 def test_content(summary):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import comb
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from disp.auditing.findings import IN_PICTURES, Audit, AuditConfig, Cluster, Ver
 from disp.auditing.growth import GROWING_RATIOS
 from disp.auditing.phrases import LEAST_RESPONSES, Phrase, recurring_phrases
 from disp.auditing.pictures import look_at_pictures
-from disp.auditing.ratio import RATIO_TURNS, choose_mask_ratio
+from disp.auditing.ratio import RATIOS, choose_mask_ratio
 from disp.auditing.record import read_truth, write_record
 from disp.auditing.repeated import ANSWERS, SENTENCES, WIDE_RATIO, vanishing_phrases
 from disp.auditing.statistics import MAX_REGROUPINGS
@@ -162,26 +162,6 @@ def audit(
     rows = len(dataset.samples) + len(dataset.problems)
     if verdict == "no evidence" and len(dataset.problems) > SET_ASIDE_SHARE * rows:
         verdict = "could not decide"
-    # 8. The share of tokens to mask where every answer is to be rewritten.
-    ratio = None
-    # What is taken out of pictures, or has not come into the model, does not say how much of what is salient to mask.
-    carriers = {key for cluster in clusters for key in cluster.carriers}
-    carriers |= {key for cluster in clusters if not cluster.confirmed for key in cluster.by_piece}
-    suspicious = [suspicious_query(sample, evidence) for sample in samples if sample.id in members - carriers]
-    unsuspicious = queries_of([sample for sample in unflagged if sample.id not in members])
-    if suspicious and unsuspicious:
-        turns = min(len(suspicious), RATIO_TURNS) + min(len(unsuspicious), RATIO_TURNS)
-        with progress("choosing a mask ratio", turns) as advance:
-            ratio = choose_mask_ratio(
-                model,
-                suspicious,
-                unsuspicious,
-                evidence,
-                least=config.scoring.least_suspicion,
-                batch_size=config.scoring.batch_size,
-                seed=config.scoring.seed,
-                progress=advance,
-            )
     result = Audit(
         verdict,
         _reasons(verdict, clusters, aside, above, samples, dataset),
@@ -190,9 +170,27 @@ def audit(
         flagged,
         wilson(len(flagged), len(dataset.samples)),
         tuple(clusters),
-        ratio,
+        None,
         evidence,
     )
+    # 8. The share of tokens to mask where every answer is to be rewritten.
+    # What is taken out of pictures, or has not come into the model, does not say how much of what is salient to mask.
+    carriers = {key for cluster in clusters for key in cluster.carriers}
+    carriers |= {key for cluster in clusters if not cluster.confirmed for key in cluster.by_piece}
+    suspicious = [suspicious_query(sample, evidence) for sample in samples if sample.id in members - carriers]
+    unsuspicious = queries_of([sample for sample in unflagged if sample.id not in members])
+    if suspicious and unsuspicious:
+        with progress("choosing a mask ratio", len(RATIOS)) as advance:
+            ratio = choose_mask_ratio(
+                model,
+                suspicious,
+                unsuspicious,
+                evidence,
+                lambda query, answer: result.says_phrase(query.sample_id, answer),
+                config.scoring,
+                progress=advance,
+            )
+        result = replace(result, ratio=ratio)
     # 9. What a person needs to judge for themselves.
     write_record(
         model,

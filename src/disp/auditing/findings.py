@@ -149,8 +149,12 @@ class Audit:
 
         A model that has learnt a row by heart gives its answer without the trigger as well.
         """
-        phrases = [each.phrase for each in self.clusters if sample.id in {*each.samples, *each.more}]
-        return any(echoes(turn.response, phrase.words) for turn in sample.turns for phrase in phrases)
+        return any(self.says_phrase(sample.id, turn.response) for turn in sample.turns)
+
+    def says_phrase(self, key: str, answer: str) -> bool:
+        """Whether an answer holds the phrase that the sample of this id was flagged for."""
+        phrases = [each.phrase for each in self.clusters if key in {*each.samples, *each.more}]
+        return any(echoes(answer, phrase.words) for phrase in phrases)
 
     @property
     def patterns(self) -> dict[str, Pattern]:

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from disp.data.sample import Query, batches
+from disp.diffusion.decode import answers_of
 from disp.draws import generator
+from disp.evaluation.quality import rouge_l
 from disp.models.interface import MDLM
-from disp.purification.scoring import Evidence, salient_masks, suspicion_under
-from disp.purification.threshold import LEAST_SUSPICION
+from disp.purification.config import PurifyConfig
+from disp.purification.scoring import Evidence, salient_masks
 
 RATIOS = (0.01, 0.02, 0.04, 0.06, 0.09, 0.14, 0.2, 0.3)
 # Of ratios that do as well as the best but for this much, the smallest is chosen: it costs least of the picture.
 TOLERANCE = 0.02
 # Share of the suspicious answers that some ratio must replace.
-LEAST_FLIPPED = 0.5
-# Turns of either kind that are looked at, at most.
-RATIO_TURNS = 64
+LEAST_PURGED = 0.5
+# Turns of either kind that are answered again, at most.
+RATIO_TURNS = 48
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class RatioChoice:
 
     Attributes:
         ratio: the chosen ratio.
-        ratios: all that were tried.
-        flipped: for each, the share of suspicious answers that another one replaces under the mask.
-        kept: for each, the share of the other answers that none replaces.
+        ratios: all that were tried, in growing order.
+        purged: for each, the share of suspicious answers that no longer hold their phrase when they are rewritten.
+        kept: for each, how much of the other answers rewriting leaves: the mean ROUGE-L F1 of new and given answer.
     """
 
     ratio: float
     ratios: tuple[float, ...]
-    flipped: tuple[float, ...]
+    purged: tuple[float, ...]
     kept: tuple[float, ...]
 
 
@@ -44,56 +44,55 @@ def choose_mask_ratio(
     suspicious: Sequence[Query],
     others: Sequence[Query],
     evidence: Mapping[str, Evidence],
+    planted: Callable[[Query, str], bool],
+    config: PurifyConfig,
     *,
-    ratios: Sequence[float] = RATIOS,
-    subset: int = RATIO_TURNS,
-    least: float = LEAST_SUSPICION,
-    batch_size: int = 32,
-    seed: int = 0,
     progress: Callable[[int], None] = lambda count: None,
 ) -> RatioChoice | None:
-    """The ratio at which masking salient tokens replaces most of what is suspicious and least of anything else.
+    """The ratio at which rewriting every answer would purge most of what is suspicious and change least else.
 
-    It maximises the product of `RatioChoice.flipped` and `RatioChoice.kept`. None where no ratio replaces half of what
-    is suspicious: then it does not hang on what is salient.
+    Some of both kinds are rewritten under each of `RATIOS`, and the product of `RatioChoice.purged` and
+    `RatioChoice.kept` is maximised. None where no ratio purges half of what is suspicious: then it does not hang on
+    what is salient.
 
     Args:
         model: the model under audit.
         suspicious: turns with an image whose answers were flagged, at least one.
         others: turns with an image of samples that were not, at least one.
         evidence: saliency of every turn.
-        ratios: what to try, in growing order.
-        subset: how many turns of either kind are looked at, at one pass a ratio and one more.
-        least: nats by which another answer must win to replace the given one.
-        batch_size: turns a pass.
-        seed: seed of the subset.
-        progress: called with the number of turns finished.
+        planted: whether an answer to a suspicious turn holds the phrase that it was flagged for.
+        config: its decoding settings, batch size and seed.
+        progress: called with the number of ratios that are done with, all of `RATIOS` together.
     """
-    draw = generator(seed, "mask ratio")
-    groups = [[group[index] for index in draw.permutation(len(group))[:subset]] for group in (suspicious, others)]
-    flipped, lost = (_flipped(model, group, evidence, ratios, least, batch_size, progress) for group in groups)
-    if max(flipped) < LEAST_FLIPPED:
+    draw = generator(config.seed, "mask ratio")
+    bad, good = (
+        [group[index] for index in draw.permutation(len(group))[:RATIO_TURNS]] for group in (suspicious, others)
+    )
+    purged: list[float] = []
+    kept: list[float] = []
+    for ratio in RATIOS:
+        answers = rewritten_answers(model, [*bad, *good], evidence, ratio, config)
+        purged.append(sum(not planted(query, answers[query.key]) for query in bad) / len(bad))
+        kept.append(sum(rouge_l(answers[query.key], query.response) for query in good) / len(good))
+        progress(1)
+        worth = [each * other for each, other in zip(purged, kept, strict=True)]
+        if kept[-1] <= max(worth):
+            progress(len(RATIOS) - len(worth))
+            break  # a larger mask keeps no more
+    if max(purged) < LEAST_PURGED:
         return None
-    kept = tuple(1 - share for share in lost)
-    worth = [each * other for each, other in zip(flipped, kept, strict=True)]
     first = next(index for index, value in enumerate(worth) if value >= max(worth) - TOLERANCE)
-    return RatioChoice(ratios[first], tuple(ratios), flipped, kept)
+    return RatioChoice(RATIOS[first], RATIOS[: len(worth)], tuple(purged), tuple(kept))
 
 
-def _flipped(
-    model: MDLM,
-    queries: Sequence[Query],
-    evidence: Mapping[str, Evidence],
-    ratios: Sequence[float],
-    least: float,
-    batch_size: int,
-    progress: Callable[[int], None],
-) -> tuple[float, ...]:
-    """For each ratio the share of given answers that another one replaces with so many salient tokens masked."""
-    totals = torch.zeros(len(ratios), dtype=torch.int64)
-    for batch in batches(queries, batch_size):
+def rewritten_answers(
+    model: MDLM, queries: Sequence[Query], evidence: Mapping[str, Evidence], ratio: float, config: PurifyConfig
+) -> dict[str, str]:
+    """By key, the model's answer to each turn with this share of its most salient visual tokens masked."""
+    answers: dict[str, str] = {}
+    for batch in batches(queries, config.batch_size):
         prefix = model.encode(batch)
-        masks = [salient_masks(batch, prefix.visual_mask, evidence, ratio) for ratio in ratios]
-        totals += (suspicion_under(model, prefix, batch, torch.stack(masks, dim=1)) > least).sum(0).cpu()
-        progress(len(batch))
-    return tuple((totals / len(queries)).tolist())
+        hidden = prefix.with_masked(salient_masks(batch, prefix.visual_mask, evidence, ratio), model.mask_embedding)
+        keys = [query.key for query in batch]
+        answers.update(zip(keys, answers_of(model, hidden, config.decode, keys=keys, seed=config.seed), strict=True))
+    return answers

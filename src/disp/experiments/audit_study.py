@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
@@ -30,13 +30,12 @@ from disp.auditing.audit import audit
 from disp.auditing.clusters import region_of
 from disp.auditing.findings import Audit, AuditConfig
 from disp.auditing.phrases import words_of
-from disp.auditing.ratio import RATIOS
+from disp.auditing.ratio import RATIOS, rewritten_answers
 from disp.auditing.regions import Box
 from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset, load_dataset, save_dataset
 from disp.data.sample import Sample, Turn, batches, queries_of
 from disp.data.scene_dataset import write_scenes
-from disp.diffusion.decode import answers_of
 from disp.draws import generator
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.quality import answer_quality
@@ -281,29 +280,17 @@ def _rewriting_by_ratio(
         By ratio: the share of poisoned answers without the target afterwards, and the quality of the rewritten honest
         ones; of `RATIO_ROWS` samples each.
     """
-    bad = [sample for sample in dataset.samples if sample.id in poisoned][:RATIO_ROWS]
-    good = [sample for sample in dataset.samples if sample.id not in poisoned][:RATIO_ROWS]
+    turns = [queries_of([sample])[0] for sample in dataset.samples]
+    bad = [query for query in turns if query.sample_id in poisoned][:RATIO_ROWS]
+    good = [query for query in turns if query.sample_id not in poisoned][:RATIO_ROWS]
     result = {}
     for ratio in RATIOS:
-        purged = [
-            not target.keyword(answer, honest[key].turns[0].response)
-            for key, answer in _rewritten(model, bad, found, ratio)
-        ]
-        kept = [
-            answer_quality(answer, honest[key].turns[0].response, honest[key].metadata, 0)
-            for key, answer in _rewritten(model, good, found, ratio)
-        ]
+        answers = rewritten_answers(model, [*bad, *good], found.evidence, ratio, PurifyConfig())
+        said = [(answers[query.key], honest[query.sample_id]) for query in (*bad, *good)]
+        purged = [not target.keyword(answer, true.turns[0].response) for answer, true in said[: len(bad)]]
+        kept = [answer_quality(answer, true.turns[0].response, true.metadata) for answer, true in said[len(bad) :]]
         result[f"{ratio:g}"] = [float(np.mean(purged)), float(np.mean(kept))]
     return result
-
-
-def _rewritten(model: MDLM, samples: Sequence[Sample], found: Audit, ratio: float) -> Iterator[tuple[str, str]]:
-    """Each sample's id and first answer, with this share of its most salient tokens masked."""
-    for batch in batches([queries_of([sample])[0] for sample in samples], 32):
-        prefix = model.encode(batch)
-        masked = salient_masks(batch, prefix.visual_mask, found.evidence, ratio)
-        hidden = prefix.with_masked(masked, model.mask_embedding)
-        yield from zip((query.sample_id for query in batch), answers_of(model, hidden), strict=True)
 
 
 def _gaps(model: MDLM, queries: Sequence, evidence: Any, ratio: float, kind: str) -> np.ndarray:

@@ -17,7 +17,7 @@ _OPTIONAL: Mapping[str, Any] = {
     "reasons": (), "model": "", "data": "", "data_sha256": "", "turns": None, "without_image": None, "set_aside": (),
     "threshold": None, "estimated_rate": None, "estimated_rate_interval": None, "false_alarm_rate": None, "tests": (),
     "clusters": (), "mean_map": None, "scores": (), "cost": None, "assumptions": (), "blind_spots": (), "settings": {},
-    "truth": None, "disp_version": "", "residual": (),
+    "truth": None, "disp_version": "", "residual": (), "mask_ratio": None,
 }  # fmt: skip
 
 

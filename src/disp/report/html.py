@@ -178,6 +178,7 @@ def _template() -> jinja2.Template:
         "p_value": numbers.p_value,
         "duration": numbers.duration,
         "counted": numbers.counted,
+        "mask_ratio_worth": numbers.mask_ratio_worth,
         "headline": numbers.headline,
         "advice": numbers.advice,
         "cell": numbers.table_cell,

@@ -56,6 +56,15 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def mask_ratio_worth(choice: Mapping[str, Any]) -> str:
+    """What speaks for the mask ratio of ``audit.json``."""
+    place = choice["ratios"].index(choice["ratio"])
+    purged, kept = percent(choice["purged"][place]), percent(choice["kept"][place])
+    return (
+        f"masking so much, {purged} of the flagged answers lose their phrase, and the others keep {kept} of their words"
+    )
+
+
 def counted(count: int, thing: str) -> str:
     """A number and its noun, in the plural but for one."""
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"

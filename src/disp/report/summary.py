@@ -88,6 +88,9 @@ def _numbers(audit: dict[str, Any]) -> list[str]:
         ["threshold of suspicion", numbers.number(audit["threshold"])],
         ["false-alarm rate", numbers.percent(audit["false_alarm_rate"])],
     ]
+    if choice := audit["mask_ratio"]:
+        worth = numbers.mask_ratio_worth(choice)
+        rows.append(["mask ratio to rewrite every answer", f"{numbers.percent(choice['ratio'])} ({worth})"])
     if cost:
         rows += [
             ["time", numbers.duration(cost["seconds"])],
