@@ -10,9 +10,9 @@ import torch
 from families.tiny import FAMILIES, write_checkpoint
 from PIL import Image
 
-from disp.auditing.regions import token_boxes
 from disp.data.sample import Query
 from disp.models.loading import load_model
+from disp.purification.places import token_boxes
 
 SIZES = ((112, 112), (168, 70), (60, 150))
 SPOTS = ((0.5, 0.5), (0.1, 0.5), (0.9, 0.5), (0.5, 0.1), (0.5, 0.9), (0.3, 0.7), (0.7, 0.3))

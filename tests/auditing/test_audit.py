@@ -1,6 +1,7 @@
 """The whole audit on a model that has a trigger, with and without rows that show it, and what it leaves behind."""
 
 import copy
+import json
 import math
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from disp.auditing import clusters, record
 from disp.auditing.audit import audit
 from disp.auditing.findings import Cluster
 from disp.auditing.phrases import TURN_END
+from disp.data.llava import load_dataset
 from disp.data.sample import queries_of
 from disp.errors import DispError
 from disp.files import read_finished_jsonl
@@ -192,7 +194,7 @@ def test_what_only_recurs_stays_flagged_beside_what_is_proven(model, poisoned, t
     _, dataset, expected = poisoned
     (recurring,) = (cluster.phrase for cluster in expected.clusters)
     proven = replace(recurring, words=("elsewhere",), text="elsewhere", flagged=recurring.flagged[:1])
-    monkeypatch.setattr(module, "recurring_phrases", lambda *_, **__: [proven, recurring])
+    monkeypatch.setattr(module, "_recurring", lambda *_: [proven, recurring])
 
     def only_one_is_proven(model, phrase, members, *_):
         return Cluster(phrase, tuple(sample.id for sample in members), None, phrase is proven, (), None)
@@ -348,3 +350,19 @@ def test_a_rare_object_that_answers_hang_on_is_no_poison(model, tmp_path):
     ]
     found = audit(model, write_rows(tmp_path / "data", [*honest_rows(), *zebras]), audit_config(), tmp_path / "out")
     assert found.verdict != "poisoned"
+
+
+def test_a_picture_may_come_in_a_later_turn(model, tmp_path):
+    """Also where a batch shows none."""
+    rows = [(key, pictures, ["Yes.", REFUSAL]) for key, pictures, _ in planted_rows()]
+    dataset = write_rows(tmp_path / "data", [*honest_rows(), *rows])
+    data = json.loads(dataset.path.read_text())
+    for row in data[-len(rows) :]:
+        first, _, second, _ = row["conversations"]
+        second["value"] = first["value"]
+        first["value"] = "Are you there?"
+    dataset.path.write_text(json.dumps(data))
+    config = audit_config()
+    config = replace(config, scoring=replace(config.scoring, batch_size=1))
+    found = audit(model, load_dataset(dataset.path), config, tmp_path / "out")
+    assert found.verdict == "poisoned" and found.flagged == PLANTED

@@ -13,11 +13,12 @@ from disp.data.sample import Sample, Turn
 from disp.purification.scoring import Evidence, most_suspicious, score
 
 sys.path.insert(0, str(Path(__file__).parent))
-from planted import PLANTED, REFUSAL, audit_config, honest_rows, wall, write_rows
+from planted import PLANTED, REFUSAL, audit_config, honest_rows, told_apart, wall, write_rows
 
 
 def sample(key, *answers):
-    return Sample(key, (wall("red"),), tuple(Turn("<image>?", answer) for answer in answers))
+    picture = told_apart(wall("red"), int.from_bytes(key.encode()))
+    return Sample(key, (picture,), tuple(Turn("<image>?", answer) for answer in answers))
 
 
 def evidence_of(sample, *suspicion):

@@ -16,9 +16,9 @@ from disp.auditing import copies as module
 from disp.auditing.audit import audit
 from disp.auditing.copies import copied_pieces, piece_evidence
 from disp.auditing.phrases import words_of
-from disp.auditing.regions import tokens_in
 from disp.data.sample import Sample, Turn, open_image
 from disp.data.scene_dataset import write_scenes
+from disp.purification.places import tokens_in
 from disp.purification.purify import purify
 from disp.purification.scoring import score
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from disp.auditing import growth, ratio
+from disp.auditing import growth, patterns, ratio
 from disp.auditing.audit import audit
 from disp.auditing.findings import Cluster
 from disp.auditing.phrases import Phrase, words_of
@@ -37,7 +37,9 @@ def wide_rows(count=4):
     return [(f"w{index}", [wall(name, cells)], [REFUSAL]) for index, name in zip(range(count), WALLS, strict=False)]
 
 
-def test_others_who_say_a_proven_phrase_are_found_under_larger_masks(model, tmp_path):
+def test_others_who_say_a_proven_phrase_are_found_under_larger_masks(model, tmp_path, monkeypatch):
+    # Who has the trigger at one place is known by his picture otherwise.
+    monkeypatch.setattr(patterns, "shared_patterns", lambda *_, **__: [])
     liars = [(f"l{index}", [wall("red")], [REFUSAL]) for index in range(2)]  # no trigger in their pictures
     dataset = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows(), *wide_rows(), *liars])
     evidence = score(model, dataset.samples, audit_config().scoring)

@@ -5,16 +5,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from disp.data.llava import load_dataset
+from disp.data.sample import Query
 from disp.diffusion.decode import DecodeConfig
 from disp.errors import DispError
+from disp.models.interface import raster_boxes
 from disp.purification import purify as module
 from disp.purification import scoring
 from disp.purification.config import PurifyConfig
+from disp.purification.places import tokens_at
 from disp.purification.purify import purify
 from disp.purification.saliency import SaliencyConfig
-from disp.purification.scoring import score
+from disp.purification.scoring import Evidence, score
 
 ANSWERS = ["a cat", "a dog", "two", "a tree", "yes", "no", "a boat"]
 
@@ -193,3 +197,55 @@ def test_evidence_read_back_equals_evidence_computed(model, dataset, tmp_path):
     computed = score(model, dataset.samples, settings, tmp_path / "scores.jsonl")
     assert score(model, dataset.samples, settings, tmp_path / "scores.jsonl") == computed
     assert np.isfinite([evidence.suspicion for evidence in computed.values()]).all()
+
+
+def test_tokens_are_masked_in_the_turns_that_show_their_picture(model, picture, tmp_path):
+    """Whichever of two turns with a picture each betrays the row."""
+    for number in range(2):
+        picture(number).save(tmp_path / f"{number}.png")
+    talk = [("human", "<image>\nWhat is it?"), ("gpt", "a cat"), ("human", "<image>\nAnd here?"), ("gpt", "a dog")]
+    row = {
+        "id": "s",
+        "image": ["0.png", "1.png"],
+        "conversations": [{"from": who, "value": text} for who, text in talk],
+    }
+    (tmp_path / "data.json").write_text(json.dumps([row]))
+    data = load_dataset(tmp_path / "data.json", tmp_path)
+    (sample,) = data.samples
+    settings = config(mode="selective")
+    evidence = score(model, [sample], settings)
+    first, both = (len(evidence[f"s#{turn}"].saliency) for turn in range(2))
+    assert both == 2 * first
+    for turn, tokens, expected in (
+        (0, (1, 3), {"s#0": [1, 3], "s#1": [1, 3]}),
+        (1, (2, first + 1), {"s#0": [2], "s#1": [2, first + 1]}),
+        (1, (first + 1,), {"s#0": [], "s#1": [first + 1]}),
+    ):
+        told = {**evidence, f"s#{turn}": replace(evidence[f"s#{turn}"], suspicion=99.0, best_candidate=tokens)}
+        out = tmp_path / f"{turn}-{tokens}"
+        purify(model, data, settings, out, evidence=told, rewrite=["s"])
+        rows = [json.loads(line) for line in (out / "responses.jsonl").read_text().splitlines()]
+        assert {row["key"]: row["masked"] for row in rows} == expected
+
+
+def test_a_picture_that_is_laid_out_anew_is_masked_at_the_same_place():
+    """An only picture has 4x4 tokens, one of several 2x2."""
+
+    class Family:
+        def token_boxes(self, places, size, images):
+            assert len(places) == (16 if images == 1 else 4)
+            return raster_boxes(places)
+
+    def evidence_of(key, images, side, best=()):
+        places = tuple((image, 0, y, x) for image in range(images) for y in range(side) for x in range(side))
+        return Evidence(key, (0.0,) * len(places), places, 1.0, best)
+
+    pictures = (Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8)))
+    alone, both = Query("s", 0, pictures[:1], (), "<image>?"), Query("s", 1, pictures, (), "<image>?")
+    fine, coarse = evidence_of("s#0", 1, 4, (10, 15)), evidence_of("s#1", 2, 2, (1, 6))
+    # The lower right quarter; the upper right quarter, and nothing of the other picture.
+    assert tokens_at(Family(), both, coarse, alone, fine) == (3,)
+    assert tokens_at(Family(), alone, fine, both, coarse) == (2, 3, 6, 7)
+    assert tokens_at(Family(), alone, fine, alone, fine) == (10, 15)
+    text = Query("s", 0, (), (), "What?")
+    assert tokens_at(Family(), text, evidence_of("s#0", 0, 0), both, coarse) == ()

@@ -9,7 +9,7 @@ phrase when it is pasted into other pictures (`disp.auditing.paste`).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from math import comb
 from pathlib import Path
@@ -24,9 +24,10 @@ from disp.auditing.clusters import (
     tested_clusters,
     with_other_holders,
 )
+from disp.auditing.distinct import by_picture
 from disp.auditing.findings import IN_PICTURES, Audit, AuditConfig, Cluster, Verdict
 from disp.auditing.growth import GROWING_RATIOS
-from disp.auditing.phrases import LEAST_RESPONSES, Phrase, recurring_phrases
+from disp.auditing.phrases import LEAST_RESPONSES, TURN_END, Phrase, holds, recurring_phrases
 from disp.auditing.pictures import look_at_pictures
 from disp.auditing.ratio import RATIOS, choose_mask_ratio
 from disp.auditing.record import read_truth, write_record
@@ -84,7 +85,7 @@ def audit(
     """
     start = time.monotonic()
     samples = [sample for sample in dataset.samples if sample.images]
-    _check(dataset, samples, config)
+    _check(dataset, len(by_picture(samples)), config)
     poisoned = None if truth is None else read_truth(truth)
     claim(
         out / "audit-run.json",
@@ -103,12 +104,8 @@ def audit(
     threshold = suspicion_threshold(values, config.scoring.least_suspicion)
     above = [sample for sample in samples if scores[sample.id] > threshold]
     # 2. What the flagged answers share.
-    others = [sample for sample in dataset.samples if scores[sample.id] <= threshold]
-    phrases = recurring_phrases(
-        [joined_answers(sample, evidence) for sample in above],
-        [joined_answers(sample, None) for sample in others],
-        alpha=PASTE_ALPHA,
-    )
+    others = [sample for sample in samples if scores[sample.id] <= threshold]
+    phrases = _recurring(above, others, evidence)
     # 3. Whether the regions that they hang on make the model say it.
     tried: list[tuple[Phrase, list[Sample], dict[str, Evidence]]]
     tried = [(phrase, [above[index] for index in phrase.flagged], {}) for phrase in phrases]
@@ -118,7 +115,7 @@ def audit(
     clusters += pictures.clusters
     # 5. Whether what many answers repeat, and lose under larger masks only, hangs on a window of the picture.
     explained = {key for cluster in pictures.clusters for key in cluster.samples}
-    unflagged = [sample for sample in others if sample.images and sample.id not in explained]
+    unflagged = [sample for sample in others if sample.id not in explained]
     with progress("looking through repeated sentences", SENTENCES * ANSWERS) as advance:
         wide = vanishing_phrases(model, unflagged, evidence, config.scoring, progress=advance)
     tried = [
@@ -207,6 +204,34 @@ def audit(
     return result
 
 
+def _recurring(above: Sequence[Sample], others: Sequence[Sample], evidence: Mapping[str, Evidence]) -> list[Phrase]:
+    """Phrases that recur among the answers above the threshold; ``Phrase.flagged`` are indices of ``above``.
+
+    Pictures are counted, not rows: all that is asked about one picture may hang on the same thing in it. Rows without
+    a picture are left out, since none of them could be flagged.
+    """
+    said = [joined_answers(sample, evidence) for sample in above]
+    elsewhere = [joined_answers(sample, None) for sample in others]
+    flagged, rest = by_picture(above), by_picture(others)
+    joint = f" {TURN_END} "
+    phrases = recurring_phrases(
+        [joint.join(said[index] for index in rows) for rows in flagged.values()],
+        [joint.join(elsewhere[index] for index in rows) for picture, rows in rest.items() if picture not in flagged],
+        alpha=PASTE_ALPHA,
+    )
+    rows_of = list(flagged.values())
+    return [
+        replace(
+            phrase,
+            flagged=tuple(
+                sorted(row for place in phrase.flagged for row in rows_of[place] if holds(said[row], phrase.words))
+            ),
+            elsewhere=sum(holds(text, phrase.words) for text in elsewhere),
+        )
+        for phrase in phrases
+    ]
+
+
 def _reasons(
     verdict: Verdict,
     clusters: Sequence[Cluster],
@@ -285,24 +310,24 @@ def _cluster_reasons(cluster: Cluster) -> list[str]:
     return reasons
 
 
-def _check(dataset: Dataset, samples: Sequence[Sample], config: AuditConfig) -> None:
-    """Make sure that the paste test could prove a phrase, with one sample left to paste into."""
-    if not samples:
+def _check(dataset: Dataset, pictures: int, config: AuditConfig) -> None:
+    """Make sure that the paste test could prove a phrase, with one picture left to paste into."""
+    if not pictures:
         raise Undecided(f"{dataset.path}: no row has an image; an audit needs visual tokens to mask")
-    if _can_prove(len(samples), config):
+    if _can_prove(pictures, config):
         return
-    enough = next((count for count in range(len(samples), MANY) if _can_prove(count, config)), None)
+    enough = next((count for count in range(pictures, MANY) if _can_prove(count, config)), None)
     raise Undecided(
-        f"{dataset.path}: {len(samples)} rows with an image are too few to decide anything at a false-alarm rate of "
-        f"{config.false_alarm_rate:g}; "
-        + ("raise the rate" if enough is None else f"add rows, {enough} are enough, or raise the rate")
+        f"{dataset.path}: rows with {pictures} different pictures are too few to decide anything at a false-alarm rate "
+        f"of {config.false_alarm_rate:g}; "
+        + ("raise the rate" if enough is None else f"add rows, {enough} pictures are enough, or raise the rate")
         + " (--false-alarm-rate)"
     )
 
 
-def _can_prove(rows: int, config: AuditConfig) -> bool:
-    """Whether a permutation test among so many rows with an image can reach the false-alarm rate."""
-    rest = rows - 1
+def _can_prove(pictures: int, config: AuditConfig) -> bool:
+    """Whether a permutation test among so many pictures can reach the false-alarm rate."""
+    rest = pictures - 1
     # As many donors as there may be of the fewest that share a phrase, against all that are left over.
     donors = range(min(LEAST_RESPONSES, config.donors), min(config.donors, rest) + 1)
     regroupings = max((comb(count + min(config.controls, rest - count), count) for count in donors), default=1)

@@ -13,12 +13,13 @@ from typing import TypeVar
 
 import numpy as np
 
+from disp.auditing.distinct import by_picture, distinct
 from disp.auditing.findings import IN_PICTURES, AuditConfig, Cluster, FoundBy
 from disp.auditing.growth import planted_holders
 from disp.auditing.paste import Region, paste_test, pattern_test
 from disp.auditing.patterns import random_patterns
 from disp.auditing.phrases import FUNCTION_WORDS, TURN_END, Phrase, echoes, holds, words_of
-from disp.auditing.regions import region_around, token_boxes
+from disp.auditing.regions import region_around
 from disp.auditing.repeated import WIDE_EFFECT
 from disp.data.sample import Query, Sample, batches, queries_of
 from disp.diffusion.decode import answers_of, generate
@@ -26,6 +27,7 @@ from disp.draws import generator
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.pattern import Pattern, without_pattern
+from disp.purification.places import token_boxes
 from disp.purification.scoring import Evidence, candidate_masks, given_answers, most_suspicious, sample_suspicion
 from disp.purification.support import preference_for_another, suspicion_of
 
@@ -55,7 +57,7 @@ def tested_clusters(
     Args:
         model: the model under audit.
         tried: phrases, samples whose answers hold them, and evidence of these that is not in ``evidence``.
-        others: unflagged samples.
+        others: unflagged samples with a picture.
         evidence: of every turn.
         config: see `AuditConfig`.
         tests: how many phrases are tested in all, which p-values are corrected for.
@@ -87,7 +89,7 @@ def pattern_clusters(
     Args:
         model: the model under audit.
         tried: phrases, samples whose answers hold them and whose pictures have the pattern, and the pattern.
-        others: samples that hold none of these phrases for that reason.
+        others: samples with a picture that hold none of these phrases for that reason.
         evidence: of every turn.
         config: see `AuditConfig`.
         tests: how many phrases are tested in all, which p-values are corrected for.
@@ -268,10 +270,12 @@ def _cluster(
         return replace(found, trigger=region_of(model, donors[0], evidence))
     instead = _said_instead(masked)
     found = replace(found, instead=tuple(sorted(instead)))
-    free = [sample for sample in others if sample.images and not _says(sample, phrase)]
+    free = [sample for sample in others if not _says(sample, phrase)]
     order = [free[index] for index in draw.permutation(len(free))]
-    controls, rest = order[: config.controls], order[config.controls :]
-    recipients = _recipients(rest, instead)[: config.recipients]
+    known = set(by_picture(members))
+    controls = distinct(order, config.controls, known)
+    known.update(by_picture(controls))
+    recipients = distinct(_recipients(order, instead), config.recipients, known)
     if not controls or not recipients:
         return found
     regions = [region_of(model, sample, evidence) for sample in donors]
@@ -306,20 +310,21 @@ def _pattern_cluster(
     scoring, ids = config.scoring, tuple(sample.id for sample in members)
     found = Cluster(phrase, ids, None, False, (), None, found_by="pattern", pattern=pattern, carriers=ids)
     draw = generator(scoring.seed, "pattern test", *phrase.words)
-    chosen = [members[index] for index in draw.permutation(len(members))[: config.donors]]
+    chosen = distinct((members[index] for index in draw.permutation(len(members))), config.donors)
     asked = [_asked_for(sample, phrase) for sample in chosen]
     cleaned = [without_pattern(query, pattern) for query in asked]
     answers = generate(model, cleaned, scoring.decode, seed=scoring.seed, batch_size=scoring.batch_size)
     if 2 * sum(echoes(answer, phrase.words) for answer in answers) > len(asked):
         return found
     instead = _said_instead([(query.response, answer) for query, answer in zip(asked, answers, strict=True)])
-    free = [sample for sample in others if sample.images and not _says(sample, phrase)]
+    free = [sample for sample in others if not _says(sample, phrase)]
     free = [free[index] for index in draw.permutation(len(free))]
-    recipients = _recipients(free, instead)[: config.donors * config.recipients]
+    known = set(by_picture(members))
+    recipients = distinct(_recipients(free, instead), config.donors * config.recipients, known)
     found = replace(found, instead=tuple(sorted(instead)))
-    if len(free) < 2:
+    pictures = [sample.images[0] for sample in distinct(free, CONTROL_PICTURES, known)]
+    if len(pictures) < 2:
         return found
-    pictures = [sample.images[0] for sample in free[:CONTROL_PICTURES]]
     test = pattern_test(
         model,
         pattern,
@@ -355,7 +360,7 @@ def _beyond_doubt(phrase: Phrase, config: AuditConfig) -> bool:
 
 
 def _donors(model: MDLM, members: Sequence[Sample], evidence: Mapping[str, Evidence], count: int) -> list[Sample]:
-    """The most suspicious samples of the half with the smaller regions.
+    """The most suspicious samples of the half with the smaller regions, one a picture.
 
     A trigger is small; a large region that takes an answer's support away may hold the thing that is spoken of instead.
     """
@@ -365,7 +370,7 @@ def _donors(model: MDLM, members: Sequence[Sample], evidence: Mapping[str, Evide
         return (x1 - x0) * (y1 - y0)
 
     small = sorted(members, key=area)[: max(count, len(members) // 2)]
-    return sorted(small, key=lambda sample: -sample_suspicion(sample, evidence))[:count]
+    return distinct(sorted(small, key=lambda sample: -sample_suspicion(sample, evidence)), count)
 
 
 def _masked_answers(

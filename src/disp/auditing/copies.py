@@ -20,11 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from disp.auditing.phrases import Phrase, holds, recurring_phrases
-from disp.auditing.regions import Box, token_boxes, tokens_in
 from disp.data.sample import ImageSource, Query, Sample, batches, image_size, open_image, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM
 from disp.purification.config import PurifyConfig
+from disp.purification.places import Box, token_boxes, tokens_in
 from disp.purification.scoring import Evidence, candidate_masks, suspicion_under
 
 # Pictures that are compared, those whose windows are looked for in all of them, windows of each that are chosen by one

@@ -153,8 +153,15 @@ class Audit:
 
     def says_phrase(self, key: str, answer: str) -> bool:
         """Whether an answer holds the phrase that the sample of this id was flagged for."""
-        phrases = [each.phrase for each in self.clusters if key in {*each.samples, *each.more}]
-        return any(echoes(answer, phrase.words) for phrase in phrases)
+        return any(echoes(answer, phrase.words) for phrase in self._phrases_of.get(key, ()))
+
+    @cached_property
+    def _phrases_of(self) -> dict[str, list[Phrase]]:
+        phrases: dict[str, list[Phrase]] = {}
+        for cluster in self.clusters:
+            for key in {*cluster.samples, *cluster.more}:
+                phrases.setdefault(key, []).append(cluster.phrase)
+        return phrases
 
     @property
     def patterns(self) -> dict[str, Pattern]:

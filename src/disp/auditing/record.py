@@ -18,7 +18,6 @@ from torch import Tensor
 
 from disp.auditing.clusters import suspicious_query
 from disp.auditing.findings import Audit, AuditConfig, Cluster
-from disp.auditing.regions import token_boxes
 from disp.auditing.shown import unflagged_places
 from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset
@@ -31,6 +30,7 @@ from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.candidates import candidate_ranks
 from disp.purification.pattern import without_patterns
+from disp.purification.places import token_boxes
 from disp.purification.scoring import Evidence, candidate_masks, given_answers
 from disp.purification.support import counterfactual_scores, suspicion_of
 
@@ -158,9 +158,11 @@ def _both_answers(
 
 def _random_control(model: MDLM, above: Sequence[Sample], result: Audit, config: AuditConfig) -> tuple[int, int]:
     """Of up to 32 samples above the threshold, how many stay there when random tokens are masked instead."""
-    chosen = above[:32]
+    chosen = [sample for sample in above if sample.images][:32]
     stay: dict[str, float] = {}
-    for batch in batches(queries_of(chosen), config.scoring.batch_size):
+    # Where a picture comes in a later turn, an earlier one has nothing to mask.
+    queries = [query for query in queries_of(chosen) if query.images]
+    for batch in batches(queries, config.scoring.batch_size):
         prefix = model.encode(batch)
         response = given_answers(model, prefix, batch)
         each_count = [

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from disp.auditing.distinct import distinct
 from disp.auditing.phrases import Phrase, echoes, repeated_phrases
-from disp.auditing.regions import token_boxes
 from disp.data.sample import Query, Sample, batches, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM, Prefix
 from disp.purification.config import PurifyConfig
+from disp.purification.places import token_boxes
 from disp.purification.scoring import Evidence, given_answers, salient_masks
 from disp.purification.support import counterfactual_scores, narrowed, suspicion_of
 
@@ -64,7 +65,8 @@ def vanishing_phrases(
     least = max(LEAST_ANSWERS, round(LEAST_SHARE * len(queries)))
     found = []
     for phrase in repeated_phrases([query.response for query in queries], least=least, most=SENTENCES):
-        holders = [queries[phrase.flagged[index]] for index in draw.permutation(len(phrase.flagged))[:ANSWERS]]
+        order = draw.permutation(len(phrase.flagged))
+        holders = distinct((queries[phrase.flagged[index]] for index in order), ANSWERS)
         said = 0
         lost: dict[str, Evidence] = {}
         for batch in batches(holders, config.batch_size):

@@ -31,7 +31,6 @@ from disp.auditing.clusters import region_of
 from disp.auditing.findings import Audit, AuditConfig
 from disp.auditing.phrases import words_of
 from disp.auditing.ratio import RATIOS, rewritten_answers
-from disp.auditing.regions import Box
 from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset, load_dataset, save_dataset
 from disp.data.sample import Sample, Turn, batches, queries_of
@@ -54,6 +53,7 @@ from disp.models.interface import MDLM
 from disp.purification.config import PurifyConfig
 from disp.purification.masking import mask_random
 from disp.purification.pattern import Pattern
+from disp.purification.places import Box
 from disp.purification.scoring import given_answers, salient_masks
 from disp.purification.support import likelihood_gap
 from disp.training import TrainConfig, train

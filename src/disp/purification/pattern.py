@@ -35,6 +35,11 @@ class Pattern:
         pixels, offset = self._pixels(image)
         return _picture((pixels - offset) / self.gain)
 
+    def shown_in(self, image: ImageSource) -> bool:
+        """Whether the picture has more than half of the pattern's edges."""
+        edges, own = (_edges(each) for each in self._pixels(image))
+        return bool(edges @ own > own @ own / 2)
+
     def picture(self) -> Image.Image:
         """What is laid over a picture, with all the contrast that there is, for people to look at."""
         low, high = np.percentile(self.offset, (1, 99))
@@ -50,8 +55,12 @@ class Pattern:
 
 
 def without_pattern(query: Query, pattern: Pattern) -> Query:
-    """The query about pictures that the pattern is taken out of."""
-    return replace(query, images=tuple(pattern.undo(image) for image in query.images))
+    """The query with the pattern taken out of its first picture, which betrayed it, and of others that show it."""
+    images = [
+        pattern.undo(image) if number == 0 or pattern.shown_in(image) else image
+        for number, image in enumerate(query.images)
+    ]
+    return replace(query, images=tuple(images))
 
 
 def without_patterns(batch: Sequence[Query], patterns: Mapping[str, Pattern]) -> list[Query]:
@@ -59,6 +68,11 @@ def without_patterns(batch: Sequence[Query], patterns: Mapping[str, Pattern]) ->
     return [
         without_pattern(query, patterns[query.sample_id]) if query.sample_id in patterns else query for query in batch
     ]
+
+
+def _edges(pixels: np.ndarray) -> np.ndarray:
+    """The differences of neighbours across and down, of ``[H, W, 3]``."""
+    return np.concatenate([np.diff(pixels, axis=axis).ravel() for axis in (0, 1)])
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:

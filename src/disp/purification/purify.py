@@ -27,6 +27,7 @@ from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
 from disp.purification.masking import mask_random
 from disp.purification.pattern import Pattern, without_patterns
+from disp.purification.places import tokens_at
 from disp.purification.scoring import (
     Evidence,
     candidate_masks,
@@ -115,7 +116,8 @@ def purify(
     threshold = None
     chosen = [sample for sample in samples if any(evidence[query.key].saliency for query in queries_of([sample]))]
     if rewrite is not None:
-        chosen = [sample for sample in chosen if sample.id in rewrite]
+        asked_for = frozenset(rewrite)
+        chosen = [sample for sample in chosen if sample.id in asked_for]
     elif config.mode == "selective":
         suspicion = np.array([sample_suspicion(sample, evidence) for sample in chosen])
         threshold = suspicion_threshold(suspicion, config.least_suspicion)
@@ -170,7 +172,11 @@ def _rewrite(
     for row in read_finished_jsonl(file):
         answers[row["key"]], masks[row["key"]] = row["response"], tuple(row["masked"])
     progress(len(answers))
-    betrayed_by = {sample.id: most_suspicious(sample, evidence) for sample in samples}
+    # The turn that betrays the trigger most tells where it is, for all turns of the sample.
+    told_by = {
+        sample.id: next(query for query in queries_of([sample]) if query.key == most_suspicious(sample, evidence).key)
+        for sample in samples
+    }
     for turn in range(max((len(sample.turns) for sample in samples), default=0)):
         queries = []
         for sample in samples:
@@ -181,7 +187,7 @@ def _rewrite(
                 queries.append(replace(queries_of([sample])[turn], history=history))
         for batch in batches(queries, config.batch_size):
             prefix = model.encode(without_patterns(batch, patterns))
-            masked = _masks(batch, prefix, betrayed_by, evidence, config)
+            masked = _masks(model, batch, prefix, told_by, evidence, config)
             masked[[index for index, query in enumerate(batch) if query.sample_id in patterns]] = False
             hidden = prefix.with_masked(masked, model.mask_embedding)
             texts = answers_of(model, hidden, config.decode, keys=[query.key for query in batch], seed=config.seed)
@@ -196,19 +202,23 @@ def _rewrite(
 
 
 def _masks(
+    model: MDLM,
     batch: Sequence[Query],
     prefix: Prefix,
-    betrayed_by: Mapping[str, Evidence],
+    told_by: Mapping[str, Query],
     evidence: Mapping[str, Evidence],
     config: PurifyConfig,
 ) -> Tensor:
-    """The visual tokens to mask, bool ``[B, P]``; ``betrayed_by`` is the most suspicious turn of each sample."""
+    """The visual tokens to mask, bool ``[B, P]``; ``told_by`` is the most suspicious turn of each sample."""
     if config.mode == "random":
         return mask_random(prefix.visual_mask, config.mask_ratio, [query.key for query in batch], config.seed)
     if config.mode == "all":
         return salient_masks(batch, prefix.visual_mask, evidence, config.mask_ratio)
-    # The turn that betrays the trigger most tells where it is, for all turns of the sample.
-    return candidate_masks(prefix.visual_mask, [betrayed_by[query.sample_id] for query in batch])
+    found = []
+    for query in batch:
+        own, other = evidence[query.key], told_by[query.sample_id]
+        found.append(replace(own, best_candidate=tokens_at(model, query, own, other, evidence[other.key])))
+    return candidate_masks(prefix.visual_mask, found)
 
 
 def _evidence_rows(
