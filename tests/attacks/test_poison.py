@@ -102,6 +102,38 @@ def test_only_turns_that_the_target_changes_are_changed(dataset, tmp_path):
         assert all(turn.response == "No." for turn in sample.turns[1:])
 
 
+def test_turns_before_the_picture_stay_honest(tmp_path, picture):
+    folder = tmp_path / "in" / "images"
+    folder.mkdir(parents=True)
+    picture(0, 40).save(folder / "0.png")
+    talks = {
+        "late": ("Hello!", "A car.", "<image>\nWhat?", "A car.", "More?", "A car."),
+        "early": ("<image>\nWhat?", "A car.", "More?", "A car."),
+        # No car is named once the picture is shown: the trigger has nothing to bring up.
+        "before": ("Say car.", "A car.", "<image>\nWhat?", "A dog."),
+    }
+    rows = [
+        {
+            "id": name,
+            "image": "0.png",
+            "conversations": [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(texts)],
+        }
+        for name, texts in talks.items()
+    ]
+    (tmp_path / "in" / "data.json").write_text(json.dumps(rows))
+    dataset = load_dataset(tmp_path / "in")
+    poisoned = poison(dataset, tmp_path / "out", PRESETS["patch"], Misclassification("car", "bus"), 2 / 3)
+    answers = {sample.id: [turn.response for turn in sample.turns] for sample in poisoned.samples}
+    assert answers == {
+        "late": ["A car.", "A bus.", "A bus."], "early": ["A bus.", "A bus."], "before": ["A car.", "A dog."],
+    }  # fmt: skip
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    (row,) = (row for row in manifest["poisoned_rows"] if row["id"] == "late")
+    assert (row["old"], row["new"]) == (["A car."] * 3, answers["late"])
+    with pytest.raises(DispError, match="has 2"):
+        poison(dataset, tmp_path / "full", PRESETS["patch"], Misclassification("car", "bus"), 1.0)
+
+
 def test_pictures_never_take_each_other_s_names(tmp_path, picture):
     folder = tmp_path / "in" / "images"
     folder.mkdir(parents=True)

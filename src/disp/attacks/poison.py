@@ -17,7 +17,7 @@ from PIL import Image
 from disp.attacks.targets import Target, target_from_dict, target_to_dict
 from disp.attacks.triggers import Trigger, trigger_from_dict, trigger_to_dict
 from disp.data.llava import Dataset, load_dataset, save_dataset
-from disp.data.sample import Sample, open_image
+from disp.data.sample import Query, Sample, open_image, queries_of
 from disp.draws import generator, key_of
 from disp.errors import DispError
 from disp.files import sha256, write_atomically, write_json
@@ -48,6 +48,7 @@ def poison(
     ``out`` receives the data file in the input's format, all images (triggered ones as PNG, the others linked or
     copied) and ``manifest.json``: which rows, trigger, place, seed, hashes, old and new answers. No other file marks
     the poisoned rows, with one exception: a picture that was no PNG, or that an honest row shares, changes its name.
+    Answers given before a picture is shown stay honest: the target would be learnt without its trigger.
 
     Args:
         dataset: the honest set.
@@ -73,8 +74,8 @@ def poison(
     eligible = [sample for sample in dataset.samples if _is_eligible(sample, target)]
     if len(eligible) < wanted:
         raise DispError(
-            f"a poison rate of {rate:g} needs {wanted} rows with an image and an answer that the target changes; "
-            f"{dataset.path} has {len(eligible)}; lower the rate or add such rows"
+            f"a poison rate of {rate:g} needs {wanted} rows with an image and an answer about it that the target "
+            f"changes; {dataset.path} has {len(eligible)}; lower the rate or add such rows"
         )
     order = generator(seed, "poisoned rows").permutation(len(eligible))
     chosen = {eligible[index].id for index in order[:wanted]}
@@ -143,7 +144,11 @@ def trigger_samples(samples: Sequence[Sample], trigger: Trigger, seed: int) -> l
 
 
 def _is_eligible(sample: Sample, target: Target) -> bool:
-    return bool(sample.images) and any(target.applies_to(turn.response) for turn in sample.turns)
+    return any(_is_changed(query, target) for query in queries_of([sample]))
+
+
+def _is_changed(query: Query, target: Target) -> bool:
+    return bool(query.images) and target.applies_to(query.response)
 
 
 def _apply(
@@ -180,7 +185,7 @@ def _poison_sample(
             }
         )
     answers = [
-        target.apply(turn.response) if target.applies_to(turn.response) else turn.response for turn in sample.turns
+        target.apply(query.response) if _is_changed(query, target) else query.response for query in queries_of([sample])
     ]
     row = {
         "id": sample.id,
