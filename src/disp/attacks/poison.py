@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from PIL import Image
 
+from disp.attacks.kinds import typed
 from disp.attacks.targets import Target, target_from_dict, target_to_dict
 from disp.attacks.triggers import Trigger, trigger_from_dict, trigger_to_dict
 from disp.data.llava import Dataset, load_dataset, save_dataset
@@ -124,12 +125,18 @@ def load_attack(manifest: Path) -> Attack:
     """
     try:
         fields = json.loads(manifest.read_text(encoding="utf-8"))
-        trigger, target = trigger_from_dict(fields["trigger"]), target_from_dict(fields["target"])
-        return Attack(trigger, target, fields["rate"], fields["seed"])
+        if not isinstance(fields, dict):
+            raise DispError(f"it must hold an object, not a {type(fields).__name__}")
+        known = {name: fields[name] for name in ("rate", "seed") if name in fields}
+        for name, read in (("trigger", trigger_from_dict), ("target", target_from_dict)):
+            known[name] = read(fields.get(name))
+        return typed(Attack, "manifest", known)
     except FileNotFoundError:
         raise DispError(f"{manifest}: no such manifest; `disp poison` writes it as manifest.json") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DispError(f"{manifest} is no manifest of `disp poison` ({error!r})") from None
+    except (OSError, ValueError, DispError) as error:
+        raise DispError(
+            f"{manifest} is no manifest of `disp poison`; give the manifest.json that it wrote: {error}"
+        ) from None
 
 
 def trigger_samples(samples: Sequence[Sample], trigger: Trigger, seed: int) -> list[Sample]:
