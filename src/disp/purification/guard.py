@@ -11,6 +11,7 @@ import torch
 from disp.data.sample import Query, batches
 from disp.diffusion.decode import DecodeConfig, answers_of
 from disp.errors import DispError
+from disp.evaluation.quality import normalised_words
 from disp.models.interface import MDLM
 from disp.purification.masking import mask_top
 from disp.purification.saliency import SaliencyConfig, saliency
@@ -97,7 +98,10 @@ def guard(
 
 
 def word_agreement(first: str, second: str) -> float:
-    """F1 of the words of two texts as multisets, lower case; 1 where both are empty."""
-    counts = Counter(first.lower().split()), Counter(second.lower().split())
+    """F1 of the words of two texts as multisets; 1 where both are empty.
+
+    Words are those by which answers are scored: case, punctuation and articles do not count.
+    """
+    counts = Counter(normalised_words(first)), Counter(normalised_words(second))
     sizes = [counter.total() for counter in counts]
     return 1.0 if not any(sizes) else 2 * (counts[0] & counts[1]).total() / sum(sizes)
