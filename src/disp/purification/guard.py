@@ -15,6 +15,7 @@ from disp.evaluation.quality import normalised_words
 from disp.models.interface import MDLM
 from disp.purification.masking import mask_top
 from disp.purification.saliency import SaliencyConfig, saliency
+from disp.purification.scoring import check_finite
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ def guard(
         queries: what to answer; a query without an image is answered as it is.
         config: see `GuardConfig`.
         progress: called with the number of queries finished after each batch.
+
+    Raises:
+        DispError: the model's numbers overflow.
     """
     length = config.decode.gen_length if config.decode else model.gen_length
     results = []
@@ -84,6 +88,7 @@ def guard(
         prefix = model.encode(batch)
         keys = [query.key for query in batch]
         scores = saliency(model, prefix, keys, config.saliency, length)
+        check_finite(scores, keys)
         masked = mask_top(scores, prefix.visual_mask, config.mask_ratio)
         with torch.no_grad():
             hidden = prefix.with_masked(masked, model.mask_embedding)
