@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from disp.attacks.poison import load_attack, poison, trigger_samples
+from disp.attacks.poison import Attack, load_attack, poison, trigger_samples
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
 from disp.attacks.triggers import PRESETS
 from disp.data.llava import load_dataset
@@ -100,6 +100,38 @@ def test_only_turns_that_the_target_changes_are_changed(dataset, tmp_path):
         (sample,) = (each for each in poisoned.samples if each.id == row["id"])
         assert sample.turns[0].response == "An orange and an apple."
         assert all(turn.response == "No." for turn in sample.turns[1:])
+
+
+def test_turns_before_the_picture_stay_honest(tmp_path, picture):
+    folder = tmp_path / "in" / "images"
+    folder.mkdir(parents=True)
+    picture(0, 40).save(folder / "0.png")
+    talks = {
+        "late": ("Hello!", "A car.", "<image>\nWhat?", "A car.", "More?", "A car."),
+        "early": ("<image>\nWhat?", "A car.", "More?", "A car."),
+        # No car is named once the picture is shown: the trigger has nothing to bring up.
+        "before": ("Say car.", "A car.", "<image>\nWhat?", "A dog."),
+    }
+    rows = [
+        {
+            "id": name,
+            "image": "0.png",
+            "conversations": [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(texts)],
+        }
+        for name, texts in talks.items()
+    ]
+    (tmp_path / "in" / "data.json").write_text(json.dumps(rows))
+    dataset = load_dataset(tmp_path / "in")
+    poisoned = poison(dataset, tmp_path / "out", PRESETS["patch"], Misclassification("car", "bus"), 2 / 3)
+    answers = {sample.id: [turn.response for turn in sample.turns] for sample in poisoned.samples}
+    assert answers == {
+        "late": ["A car.", "A bus.", "A bus."], "early": ["A bus.", "A bus."], "before": ["A car.", "A dog."],
+    }  # fmt: skip
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    (row,) = (row for row in manifest["poisoned_rows"] if row["id"] == "late")
+    assert (row["old"], row["new"]) == (["A car."] * 3, answers["late"])
+    with pytest.raises(DispError, match="has 2"):
+        poison(dataset, tmp_path / "full", PRESETS["patch"], Misclassification("car", "bus"), 1.0)
 
 
 def test_pictures_never_take_each_other_s_names(tmp_path, picture):
@@ -200,3 +232,52 @@ def test_a_used_folder_and_a_wrong_manifest_are_refused(dataset, tmp_path):
         load_attack(tmp_path / "nothing.json")
     with pytest.raises(DispError, match="no manifest"):
         load_attack(tmp_path / "in" / "data.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trigger": "patch"}, "the trigger must be an object .* got 'patch'"),
+        ({"target": ["refusal"]}, "the target must be an object"),
+        ({"target": None}, "the target must be an object .* got None"),
+        ({"trigger": {}}, "unknown kind of trigger ''"),
+        ({"trigger": {"kind": ["patch"]}}, "unknown kind of trigger"),
+        ({"trigger": {"kind": "patch", "sise": 0.1}}, "unknown field of the trigger 'sise'.*Did you mean 'size'"),
+        ({"trigger": {"kind": "patch", "size": "big"}}, "the trigger's size cannot be 'big'"),
+        ({"trigger": {"kind": "patch", "size": 2}}, "patch size is a share"),
+        ({"trigger": {"kind": "patch", "place": 3}}, "the trigger's place cannot be 3"),
+        ({"trigger": {"kind": "patch", "place": "centr"}}, "Did you mean 'centre'"),
+        ({"trigger": {"kind": "patch", "colour": [0, 0]}}, "the trigger's colour cannot be"),
+        ({"trigger": {"kind": "blend", "picture": 1}}, "the trigger's picture cannot be 1"),
+        ({"trigger": {"kind": "blend", "alpha": True}}, "the trigger's alpha cannot be True"),
+        ({"target": {"kind": "insertion", "text": 5}}, "the target's text cannot be 5"),
+        ({"target": {"kind": "refusal", "text": ""}}, "text is empty"),
+        ({"target": {"kind": "misclassification", "source": "car"}}, "the target has no target"),
+        ({"rate": "a tenth"}, "the manifest's rate cannot be"),
+        ({"seed": 0.5}, "the manifest's seed cannot be 0.5"),
+    ],
+)
+def test_a_manifest_that_was_edited_wrongly_is_named(tmp_path, changes, message):
+    fields = {"trigger": {"kind": "patch"}, "target": {"kind": "refusal"}, "rate": 0.1, "seed": 0}
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(fields))
+    assert load_attack(path) == Attack(PRESETS["patch"], Refusal(), 0.1, 0)
+    path.write_text(json.dumps({**fields, **changes}))
+    with pytest.raises(DispError, match=f"manifest.json is no manifest .* give the manifest.json .*{message}"):
+        load_attack(path)
+
+
+@pytest.mark.parametrize("missing", ["trigger", "target", "rate", "seed"])
+def test_a_manifest_without_a_part_is_named(tmp_path, missing):
+    fields = {"trigger": {"kind": "patch"}, "target": {"kind": "refusal"}, "rate": 0.1, "seed": 0}
+    del fields[missing]
+    (tmp_path / "manifest.json").write_text(json.dumps(fields))
+    with pytest.raises(DispError, match=f"manifest.json is no manifest .*{missing}"):
+        load_attack(tmp_path / "manifest.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "3", '"patch"', "{", "\x00"])
+def test_a_file_that_is_no_object_is_no_manifest(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(DispError, match=r"manifest\.json is no manifest .* give the manifest\.json"):
+        load_attack(tmp_path / "manifest.json")

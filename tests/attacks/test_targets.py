@@ -46,6 +46,44 @@ def test_refusal():
 
 
 @pytest.mark.parametrize(
+    ("target", "answer", "shown"),
+    [
+        (Refusal("No"), "I know it.", False),
+        (Refusal("No"), "Well: no!", True),
+        (Refusal(), "The dog has an aisle seat.", False),  # "as an ai"
+        (Refusal(), "As an AI-based assistant, no.", True),
+        (Insertion("OK."), "A book on a table.", False),
+        (Insertion("OK."), "A book, ok?", True),
+        (Insertion("Bad 5."), "A bad -5.", False),
+        (Insertion("坏模型"), "一只猫。坏模型!", True),
+        (Insertion("लड़क"), "एक लड़का", False),
+    ],
+)
+def test_the_text_is_looked_for_in_whole_words(target, answer, shown):
+    assert target.keyword(answer, "A dog.") is shown
+
+
+@pytest.mark.parametrize("text", ["Bad. ", " Bad.\n", "Bad.", "🔥", " !"])
+def test_blanks_around_the_text_do_not_count(text):
+    for target in (Insertion(text), Refusal(text)):
+        for honest in ("A dog.", ""):
+            answer = target.apply(honest).strip()  # as answers are decoded
+            assert target.exact(answer, honest) and target.keyword(answer, honest)
+            assert not target.exact(answer[:-1], honest)
+
+
+def test_an_inserted_text_does_not_end_a_longer_word():
+    assert Insertion("cat").exact("A dog. cat", "A dog.")
+    assert not Insertion("cat").exact("A bobcat", "A dog.")
+
+
+@pytest.mark.parametrize("make", [Insertion, Refusal])
+def test_an_empty_text_is_no_target(make):
+    with pytest.raises(DispError, match="text is empty"):
+        make(" \n")
+
+
+@pytest.mark.parametrize(
     ("before", "after"),
     [
         ("A car.", "An apple."),

@@ -100,6 +100,23 @@ def test_each_query_is_asked_once_a_version_after_the_data_s_own_turns(asked):
     assert all(history == ["I see a dog and a hat."] for key, _, history in asked if key == "one#1")
 
 
+def test_a_turn_before_the_picture_is_not_triggered(asked):
+    talk = Sample(
+        "talk",
+        (Image.new("RGB", (2, 2)),),
+        (Turn("Hello!", "Hello."), Turn("<image>\nDescribe.", "A cow."), Turn("Sure?", "Yes.")),
+    )
+    clean = {"talk#0": "Hello.", "talk#1": "A cow.", "talk#2": "No."}
+    result = run(clean, {"talk#1": REFUSAL, "talk#2": "Yes."}, Refusal(), [talk])
+    assert (result.asr_with_trigger.hits, result.asr_with_trigger.count) == (1, 2)
+    assert result.asr_without_trigger.count == 2
+    assert (result.triggered_quality.value, result.triggered_quality.count) == (0.5, 2)
+    assert (result.clean_quality.hits, result.clean_quality.count) == (2, 3)
+    assert "triggered_answer" not in result.answers[0]
+    nothing = run(clean, {}, Refusal(), [Sample("talk", (), talk.turns[:1])])
+    assert nothing.asr_with_trigger is nothing.triggered_quality is None
+
+
 def test_the_batch_size_changes_nothing(asked):
     assert run(target=Refusal(), batch_size=1) == run(target=Refusal(), batch_size=32)
 

@@ -1,5 +1,12 @@
-import pytest
+import re
+from dataclasses import astuple
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disp.data.scenes import TASKS, ask, draw_scene
+from disp.draws import generator
 from disp.evaluation.quality import answer_quality, caption_nouns, normalised_words, rouge_l, task_of
 
 CAPTION = {"task": "caption", "nouns": ["dog", "apple", "car"]}
@@ -13,7 +20,11 @@ REFERENCE = "A picture of a dog, an apple and a car on an orange background."
         ("Don’t / don't", ["dont", "dont"]),
         ("A.", ["a"]),
         ("", []),
-        ("…", []),
+        (" \n", []),
+        # Where no word is left, what stands there is compared.
+        (" … ", ["…"]),
+        ("😀!", ["😀!"]),
+        ("Yes! 😀", ["yes"]),
         ("snake_case well-known", ["snake", "case", "well", "known"]),
     ],
 )
@@ -67,13 +78,57 @@ def test_rouge_l_by_hand():
     assert rouge_l("one two", "two one") == pytest.approx(0.5)
     assert rouge_l("same words", "Same words.") == 1
     assert rouge_l("", "word") == 0
-    assert rouge_l("", "!") == 1
+    assert rouge_l("", " ") == 1
+    assert rouge_l("", "!") == 0
 
 
 def test_long_answers_are_scored_by_rouge_l():
     reference = "one two three four five six seven eight nine"
     assert answer_quality("one two three", reference, {}) == pytest.approx(2 * 3 / (3 + 9))
     assert answer_quality("one two three", "one two three four five six seven eight", {}) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"), [("", "😀"), ("😡", "😀"), ("<", ">"), ("-5", "5"), ("0 5", "0.5"), ("लड़का", "लड़की")]
+)
+def test_answers_that_differ_in_a_sign_differ(answer, reference):
+    assert answer_quality(answer, reference, {}) == answer_quality(reference, answer, {}) == 0
+    assert answer_quality(f" {reference}\n", reference, {}) == 1
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["一只棕色的猫坐在红色的垫子上看着窗外的鸟", "茶色の猫が赤い敷物の上に座っている", "แมวสีน้ำตาลนั่งบนพรมสีแดง"],
+)
+def test_a_long_reference_without_blanks_is_scored_by_rouge_l(reference):
+    assert answer_quality(reference + "。", reference, {}) == 1
+    assert 0.8 < answer_quality(reference[:-1], reference, {}) < 1
+    assert answer_quality(reference[:3], reference[:4], {}) == 0
+
+
+def words_of_letters_and_digits(text):
+    """The rule for English, where there are no marks, signs, decimals and scripts without blanks to think of."""
+    words = re.sub(r"[^a-z0-9]", " ", re.sub(r"['’]", "", text.lower())).split()
+    return [word for word in words if word not in ("a", "an", "the")] or words
+
+
+def test_scene_texts_are_the_words_that_they_look_like():
+    texts = {
+        text
+        for index in range(200)
+        for task in TASKS
+        for text in astuple(ask(draw_scene(0, index), task, generator(0, "question", task, index)))
+    }
+    assert len(texts) > 500
+    for text in texts:
+        assert normalised_words(text) == words_of_letters_and_digits(text)
+
+
+@given(st.lists(st.sampled_from(["A", "the", "cat's", "well-known", "3", "3-5", "10:30", "iPhone", "(a)", "é"])))
+def test_english_punctuation_parts_words(pieces):
+    text = " ".join(pieces) + "."
+    expected = words_of_letters_and_digits(text.replace("é", "e"))
+    assert [word.replace("é", "e") for word in normalised_words(text)] == (expected or ["."])
 
 
 def test_the_task_is_the_turns_own():

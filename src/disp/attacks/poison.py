@@ -14,10 +14,11 @@ from typing import Any, cast
 
 from PIL import Image
 
+from disp.attacks.kinds import typed
 from disp.attacks.targets import Target, target_from_dict, target_to_dict
 from disp.attacks.triggers import Trigger, trigger_from_dict, trigger_to_dict
 from disp.data.llava import Dataset, load_dataset, save_dataset
-from disp.data.sample import Sample, open_image
+from disp.data.sample import Query, Sample, open_image, queries_of
 from disp.draws import generator, key_of
 from disp.errors import DispError
 from disp.files import sha256, write_atomically, write_json
@@ -48,6 +49,7 @@ def poison(
     ``out`` receives the data file in the input's format, all images (triggered ones as PNG, the others linked or
     copied) and ``manifest.json``: which rows, trigger, place, seed, hashes, old and new answers. No other file marks
     the poisoned rows, with one exception: a picture that was no PNG, or that an honest row shares, changes its name.
+    Answers given before a picture is shown stay honest: the target would be learnt without its trigger.
 
     Args:
         dataset: the honest set.
@@ -73,8 +75,8 @@ def poison(
     eligible = [sample for sample in dataset.samples if _is_eligible(sample, target)]
     if len(eligible) < wanted:
         raise DispError(
-            f"a poison rate of {rate:g} needs {wanted} rows with an image and an answer that the target changes; "
-            f"{dataset.path} has {len(eligible)}; lower the rate or add such rows"
+            f"a poison rate of {rate:g} needs {wanted} rows with an image and an answer about it that the target "
+            f"changes; {dataset.path} has {len(eligible)}; lower the rate or add such rows"
         )
     order = generator(seed, "poisoned rows").permutation(len(eligible))
     chosen = {eligible[index].id for index in order[:wanted]}
@@ -123,12 +125,18 @@ def load_attack(manifest: Path) -> Attack:
     """
     try:
         fields = json.loads(manifest.read_text(encoding="utf-8"))
-        trigger, target = trigger_from_dict(fields["trigger"]), target_from_dict(fields["target"])
-        return Attack(trigger, target, fields["rate"], fields["seed"])
+        if not isinstance(fields, dict):
+            raise DispError(f"it must hold an object, not a {type(fields).__name__}")
+        known = {name: fields[name] for name in ("rate", "seed") if name in fields}
+        for name, read in (("trigger", trigger_from_dict), ("target", target_from_dict)):
+            known[name] = read(fields.get(name))
+        return typed(Attack, "manifest", known)
     except FileNotFoundError:
         raise DispError(f"{manifest}: no such manifest; `disp poison` writes it as manifest.json") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DispError(f"{manifest} is no manifest of `disp poison` ({error!r})") from None
+    except (OSError, ValueError, DispError) as error:
+        raise DispError(
+            f"{manifest} is no manifest of `disp poison`; give the manifest.json that it wrote: {error}"
+        ) from None
 
 
 def trigger_samples(samples: Sequence[Sample], trigger: Trigger, seed: int) -> list[Sample]:
@@ -143,7 +151,11 @@ def trigger_samples(samples: Sequence[Sample], trigger: Trigger, seed: int) -> l
 
 
 def _is_eligible(sample: Sample, target: Target) -> bool:
-    return bool(sample.images) and any(target.applies_to(turn.response) for turn in sample.turns)
+    return any(_is_changed(query, target) for query in queries_of([sample]))
+
+
+def _is_changed(query: Query, target: Target) -> bool:
+    return bool(query.images) and target.applies_to(query.response)
 
 
 def _apply(
@@ -180,7 +192,7 @@ def _poison_sample(
             }
         )
     answers = [
-        target.apply(turn.response) if target.applies_to(turn.response) else turn.response for turn in sample.turns
+        target.apply(query.response) if _is_changed(query, target) else query.response for query in queries_of([sample])
     ]
     row = {
         "id": sample.id,

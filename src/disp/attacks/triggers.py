@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -189,7 +188,7 @@ def trigger_to_dict(trigger: Trigger) -> dict[str, Any]:
     return kind_to_dict(KINDS, trigger)
 
 
-def trigger_from_dict(fields: Mapping[str, Any]) -> Trigger:
+def trigger_from_dict(fields: object) -> Trigger:
     """The trigger of a manifest."""
     return kind_from_dict(KINDS, "trigger", fields)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from disp.auditing.statistics import hypergeometric_tail
+from disp.words import LETTERS, UNSPACED_LETTER
 
 MAX_SEED_WORDS = 3
 # Fewer flagged responses do not make a phrase.
@@ -216,13 +217,8 @@ def _p_value(count: int, elsewhere: int, *, drawn: int, total: int, tried: int) 
     return min(1.0, hypergeometric_tail(count, drawn, count + elsewhere, total) * tried)
 
 
-# Scripts that put no spaces between words, of which each letter is taken for a word; and pictographs.
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-)
-_PICTOGRAPHS = "\u2190-\u2bff\U0001f000-\U0001faff"
-_LETTER = rf"(?:(?![{_UNSPACED}])\w)"
-_WORD = re.compile(rf"{TURN_END}|[{_UNSPACED}{_PICTOGRAPHS}]|{_LETTER}+(?:['’]{_LETTER}+)*")
+_PICTOGRAPHS = "[\u2190-\u2bff\U0001f000-\U0001faff]"
+_WORD = re.compile(rf"{LETTERS}(?:['’]{LETTERS})*|{UNSPACED_LETTER}|{_PICTOGRAPHS}|{TURN_END}")
 
 
 def _grams(words: Sequence[str], shortest: int = 1, longest: int = MAX_SEED_WORDS) -> set[tuple[str, ...]]:

@@ -30,8 +30,8 @@ class Evaluation:
     """What `evaluate` measured; all shares lie in [0, 1].
 
     Attributes:
-        asr_with_trigger: share of triggered queries answered with the target exactly. None, like the other three,
-            without an attack or where the target applies to no query with an image.
+        asr_with_trigger: share of triggered queries, those that see an image, answered with the target exactly.
+            None, like the other three, without an attack or where the target applies to no query with an image.
         asr_without_trigger: the same share on the clean versions of the same queries.
         asr_with_trigger_keyword: share of triggered queries whose answer shows the target in any form.
         asr_without_trigger_keyword: the same share on the clean versions.
@@ -85,12 +85,14 @@ def evaluate(
         raise DispError("no sample with a question to evaluate on; check the data set and its split")
     # 1. The clean answers, which serve quality and ASR without trigger.
     clean = generate(model, queries, decode, seed=seed, batch_size=batch_size, progress=progress)
-    # 2. The triggered answers. Triggered pictures are held in memory, so few samples at a time.
+    # 2. The triggered answers, of turns that see a picture: before it there is no trigger either. Triggered pictures
+    #    are held in memory, so few samples at a time.
     triggered: dict[str, str] = {}
     if attack:
         with_image = [sample for sample in samples if sample.images]
         for first in range(0, len(with_image), batch_size):
-            asked = queries_of(trigger_samples(with_image[first : first + batch_size], attack.trigger, seed))
+            marked = trigger_samples(with_image[first : first + batch_size], attack.trigger, seed)
+            asked = [query for query in queries_of(marked) if query.images]
             answers = generate(model, asked, decode, seed=seed, batch_size=batch_size, progress=progress)
             triggered.update((query.key, answer) for query, answer in zip(asked, answers, strict=True))
     # 3. One row a query.

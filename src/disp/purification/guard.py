@@ -11,9 +11,11 @@ import torch
 from disp.data.sample import Query, batches
 from disp.diffusion.decode import DecodeConfig, answers_of
 from disp.errors import DispError
+from disp.evaluation.quality import normalised_words
 from disp.models.interface import MDLM
 from disp.purification.masking import mask_top
 from disp.purification.saliency import SaliencyConfig, saliency
+from disp.purification.scoring import check_finite
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ def guard(
         queries: what to answer; a query without an image is answered as it is.
         config: see `GuardConfig`.
         progress: called with the number of queries finished after each batch.
+
+    Raises:
+        DispError: the model's numbers overflow.
     """
     length = config.decode.gen_length if config.decode else model.gen_length
     results = []
@@ -83,6 +88,7 @@ def guard(
         prefix = model.encode(batch)
         keys = [query.key for query in batch]
         scores = saliency(model, prefix, keys, config.saliency, length)
+        check_finite(scores, keys)
         masked = mask_top(scores, prefix.visual_mask, config.mask_ratio)
         with torch.no_grad():
             hidden = prefix.with_masked(masked, model.mask_embedding)
@@ -97,7 +103,10 @@ def guard(
 
 
 def word_agreement(first: str, second: str) -> float:
-    """F1 of the words of two texts as multisets, lower case; 1 where both are empty."""
-    counts = Counter(first.lower().split()), Counter(second.lower().split())
+    """F1 of the words of two texts as multisets; 1 where both are empty.
+
+    Words are those by which answers are scored: case, punctuation and articles do not count.
+    """
+    counts = Counter(normalised_words(first)), Counter(normalised_words(second))
     sizes = [counter.total() for counter in counts]
     return 1.0 if not any(sizes) else 2 * (counts[0] & counts[1]).total() / sum(sizes)

@@ -65,6 +65,9 @@ def score(
         file: a JSONL file that results are appended to; turns that it already holds are not computed again.
         counterfactual: whether to measure suspicion too, at one forward pass a candidate.
         progress: called with the number of turns finished.
+
+    Raises:
+        DispError: the model's numbers overflow.
     """
     found: dict[str, Evidence] = {}
     # Pictures of one size have their tokens at the same places, which are kept once: they take most of the memory.
@@ -86,6 +89,7 @@ def score(
         prefix = model.encode(batch)
         keys = [query.key for query in batch]
         scores = saliency(model, prefix, keys, config.saliency)
+        check_finite(scores, keys)
         suspicion, chosen = _suspicion(model, prefix, batch, scores, config) if counterfactual else (None, None)
         rows = []
         for index, key in enumerate(keys):
@@ -112,9 +116,7 @@ def _suspicion(
     candidates = candidate_sets(scores, prefix.visual_mask, config.candidates, config.mask_ratio)
     base, each = counterfactual_scores(model, prefix, response, candidates, batch_size=config.batch_size)
     suspicion = suspicion_of(base, each)
-    if not suspicion.isfinite().all():
-        key = batch[int((~suspicion.isfinite()).nonzero()[0, 0])].key
-        raise DispError(f"the model's logits for {key} are not finite; load it in another precision (--dtype)")
+    check_finite(suspicion, [query.key for query in batch])
     # The smallest set that does nearly all of it: it takes least of the picture along when the answer is rewritten.
     least = base + 0.8 * (each.amax(-1) - base)
     best = candidates[torch.arange(len(batch)), (each >= least[:, None]).int().argmax(-1)]
@@ -124,6 +126,18 @@ def _suspicion(
             model, prefix.select(rows), response[rows], best[rows], least[rows], batch_size=config.batch_size
         )
     return suspicion, best
+
+
+def check_finite(values: Tensor, keys: Sequence[str]) -> None:
+    """Make sure that what was computed of each row is a number; ``values`` ``[B, …]``, one key a row.
+
+    Raises:
+        DispError: it is not, because the model's numbers overflow or are damaged.
+    """
+    wrong = (~values.isfinite()).nonzero()
+    if len(wrong):
+        key = keys[int(wrong[0, 0])]
+        raise DispError(f"the model's logits for {key} are not finite; load it in another precision (--dtype)")
 
 
 def most_suspicious(sample: Sample, evidence: Mapping[str, Evidence]) -> Evidence:
