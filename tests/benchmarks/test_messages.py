@@ -2,6 +2,7 @@
 
 import pytest
 
+from disp.attacks.targets import Refusal
 from disp.benchmarks.documents import doc_to_messages, doc_to_text, documents_of
 from disp.benchmarks.messages import to_query
 from disp.data.sample import Sample, Turn, queries_of
@@ -72,6 +73,7 @@ def test_our_own_documents_ask_exactly_what_the_dataset_asks(picture):
         Sample("b", (picture(1), picture(2)), (Turn("<image> and <image>: which?", "One."),)),
         Sample("c", (picture(1),), (Turn("No placeholder?", "Yes <image>."),)),
         Sample("d", (), (Turn("No image?", "No."),)),
+        Sample("e", (picture(1), picture(2)), (Turn("<image> Who?", "A cat."), Turn("<image> And here?", "A dog."))),
     ]
     for sample in samples:
         for query, doc in zip(queries_of([sample]), documents_of(sample), strict=True):
@@ -84,3 +86,9 @@ def test_our_own_documents_ask_exactly_what_the_dataset_asks(picture):
             assert again.system == query.system
             assert [one.tobytes() for one in again.images] == [one.tobytes() for one in query.images]
             assert "<image>" not in doc_to_text(doc)
+
+
+def test_turns_before_the_picture_are_no_part_of_the_attack(picture):
+    sample = Sample("s", (picture(0),), (Turn("Hello!", "Hello."), Turn("<image>\nWhat is it?", "A cat.")))
+    assert [(doc["turn"], len(doc["images"])) for doc in documents_of(sample)] == [(0, 0), (1, 1)]
+    assert [(doc["turn"], len(doc["images"])) for doc in documents_of(sample, Refusal())] == [(1, 1)]

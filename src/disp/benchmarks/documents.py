@@ -20,7 +20,7 @@ from disp.evaluation.quality import answer_quality
 
 
 def documents_of(sample: Sample, target: Target | None = None) -> list[dict[str, Any]]:
-    """One document for each assistant turn of a sample; with a target only the turns that it applies to.
+    """One document for each assistant turn of a sample; with a target only where it applies to an answer to a picture.
 
     Pictures are held as PNG, so that triggers reach the model unchanged.
     """
@@ -30,14 +30,14 @@ def documents_of(sample: Sample, target: Target | None = None) -> list[dict[str,
         {
             "key": query.key,
             "turn": query.turn,
-            "images": pictures,
+            "images": pictures[: len(query.images)],
             "messages": json.dumps(_messages(query), ensure_ascii=False),
             "reference": query.response,
             "metadata": json.dumps(fields, ensure_ascii=False),
             "target": json.dumps(target_to_dict(target)) if target else None,
         }
         for query in queries_of([sample])
-        if target is None or target.applies_to(query.response)
+        if target is None or (query.images and target.applies_to(query.response))
     ]
 
 

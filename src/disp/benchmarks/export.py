@@ -11,6 +11,7 @@ from typing import Any
 from disp.attacks.poison import Attack, trigger_samples
 from disp.benchmarks.documents import documents_of
 from disp.data.llava import Dataset
+from disp.data.sample import queries_of
 from disp.errors import DispError
 from disp.files import write_atomically, write_text
 
@@ -54,7 +55,7 @@ def write_tasks(
     }
     if attack:
         target, with_image = attack.target, [sample for sample in dataset.samples if sample.images]
-        if not any(target.applies_to(turn.response) for sample in with_image for turn in sample.turns):
+        if not any(query.images and target.applies_to(query.response) for query in queries_of(with_image)):
             raise DispError(f"{dataset.path}: the attack's target applies to no answer about a picture")
         plain = (row for sample in with_image for row in documents_of(sample, target))
         # One sample at a time: triggered pictures are made in memory.

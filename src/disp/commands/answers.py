@@ -156,7 +156,8 @@ def evaluate(
     samples = rows.load(data).samples[:limit]
     planted = load_attack(attack) if attack else None
     mdlm = runtime.load(model)
-    total = len(queries_of(samples)) * (2 if planted else 1)
+    queries = queries_of(samples)
+    total = len(queries) + (sum(bool(query.images) for query in queries) if planted else 0)
     with progress_bar("measuring", total) as advance:
         found = run(
             mdlm,
