@@ -18,8 +18,12 @@ def main() -> None:
     """Entry point: user errors are one line on stderr and exit code 2."""
     try:
         app(sys.argv[1:], print_error=False, exit_on_error=False)
-    except (DispError, CycloptsError) as error:
+    except DispError as error:
         print(f"disp: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(2)
+    except CycloptsError as error:
+        usage = " ".join(("disp", *(error.command_chain or ()), "--help"))
+        print(f"disp: {' '.join(str(error).splitlines())} See `{usage}`.", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.filename is None:

@@ -52,7 +52,7 @@ def vanishing_phrases(
         samples: samples with an image that nothing was found in yet.
         evidence: saliency of every turn.
         config: how samples are scored.
-        progress: called with the number of answers finished.
+        progress: called with the number of answers finished, in the end as if there were `SENTENCES` of `ANSWERS`.
 
     Returns:
         Each sentence with new evidence of the answers that lose it with one window of the picture masked: the suspicion
@@ -64,6 +64,7 @@ def vanishing_phrases(
     index_of = {sample.id: index for index, sample in enumerate(samples)}
     least = max(LEAST_ANSWERS, round(LEAST_SHARE * len(queries)))
     found = []
+    looked_at = 0
     for phrase in repeated_phrases([query.response for query in queries], least=least, most=SENTENCES):
         order = draw.permutation(len(phrase.flagged))
         holders = distinct((queries[phrase.flagged[index]] for index in order), ANSWERS)
@@ -80,9 +81,11 @@ def vanishing_phrases(
             said += int(says.sum())
             lost |= _evidence(model, prefix, batch, phrase, loses, evidence)
         progress(len(holders))
+        looked_at += len(holders)
         if len(lost) >= max(LEAST_ANSWERS, LOST_SHARE * said) and 2 * said >= len(holders):
             members = sorted({index_of[key.rpartition("#")[0]] for key in lost})
             found.append((replace(phrase, flagged=tuple(members), elsewhere=len(phrase.flagged) - len(members)), lost))
+    progress(SENTENCES * ANSWERS - looked_at)
     return found
 
 
