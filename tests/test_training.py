@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families.tiny import write_checkpoint
 from safetensors.torch import load_file
 
 from disp import training as module
@@ -141,7 +142,7 @@ def test_features_are_kept_up_to_a_limit_whichever_row_comes_first(model, sample
     rows = [replace(samples[0], id="text", images=(), turns=(Turn("What?", "cat"),)), *samples]
     cached = module._cached_features(model, queries_of(rows), {})
     size = sum(tensor.nbytes for tensors in cached.values() for tensor in tensors)
-    assert size and not cached["text"]
+    assert size and not cached["text", 0]
     monkeypatch.setattr(module, "FEATURE_CACHE_BYTES", size)
     assert module._cached_features(model, queries_of(rows), {}).keys() == cached.keys()
     monkeypatch.setattr(module, "FEATURE_CACHE_BYTES", size - 1)
@@ -151,20 +152,30 @@ def test_features_are_kept_up_to_a_limit_whichever_row_comes_first(model, sample
 def test_features_of_an_earlier_run_are_taken_again(make_model, samples, monkeypatch, tmp_path):
     features = {}
     first = train(make_model(), samples, QUICK, tmp_path / "a", features=features)
-    assert features.keys() == {sample.id for sample in samples}
+    assert features.keys() == {(sample.id, 1) for sample in samples}
     monkeypatch.setattr(type(first), "image_features", None)
     again = train(make_model(), samples, QUICK, tmp_path / "b", features=features)
     assert not _changed(_weights(first), again)
 
 
+# LLaVA's way, where an only picture is tiled and several are shown small, and the built-in one's.
+@pytest.mark.parametrize("family", [None, "llada_v", pytest.param("lavida_llada", marks=pytest.mark.slow)])
 def test_a_conversation_about_several_pictures_trains_alike_with_and_without_the_cache(
-    make_model, picture, tmp_path, monkeypatch
+    make_model, picture, tmp_path, monkeypatch, family
 ):
     turns = (Turn("<image> What is this?", "cat"), Turn("<image> And this?", "dog"))
     rows = [Sample("two", (picture(1), picture(2)), turns), Sample("one", (picture(3),), turns[:1])]
-    cached = train(make_model(), rows, QUICK, tmp_path / "cached")
+    if family is not None:
+        write_checkpoint(family, tmp_path / family, [text for turn in turns for text in (turn.prompt, turn.response)])
+
+    def start():
+        return make_model() if family is None else load_model(tmp_path / family, device="cpu")
+
+    features = {}
+    cached = train(start(), rows, QUICK, tmp_path / "cached", features=features)
+    assert {key: len(tensors) for key, tensors in features.items()} == {("two", 1): 1, ("two", 2): 2, ("one", 1): 1}
     monkeypatch.setattr(module, "FEATURE_CACHE_BYTES", 0)
-    plain = train(make_model(), rows, QUICK, tmp_path / "plain")
+    plain = train(start(), rows, QUICK, tmp_path / "plain")
     for name, value in _weights(cached).items():
         torch.testing.assert_close(_weights(plain)[name], value, rtol=0, atol=1e-5)
 

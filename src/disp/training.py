@@ -29,6 +29,8 @@ from disp.models.loading import save_adapter, save_model
 
 # Tower features of one epoch are kept in memory up to this size; beyond it images are encoded at every step.
 FEATURE_CACHE_BYTES = 2 << 30
+# By sample and number of its pictures that are shown: some families tile an only picture and show several small.
+Features = dict[tuple[str, int], list[Tensor]]
 BUILTIN_RATE = 1e-3
 
 
@@ -103,7 +105,7 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
-    features: dict[str, list[Tensor]] | None = None,
+    features: Features | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> MDLM:
     """Fine-tune a model in place on every assistant turn of the samples, and save it.
@@ -116,8 +118,8 @@ def train(
         samples: the fine-tuning set.
         config: see `TrainConfig`.
         out: folder for the model, its checkpoints and ``train.json`` (the loss curve).
-        features: what a frozen tower makes of the pictures, by id of the sample; filled, and taken as it is where an
-            earlier run with the same tower and pictures has filled it.
+        features: what a frozen tower makes of the pictures, by id of the sample and number of pictures shown; filled,
+            and taken as it is where an earlier run with the same tower and pictures has filled it.
         progress: called with the number of steps finished.
 
     Returns:
@@ -227,7 +229,7 @@ class _Examples(Dataset):
     def __init__(
         self,
         queries: list[Query],
-        features: dict[str, list[Tensor]] | None,
+        features: Features | None,
         config: TrainConfig,
         length: int,
         min_ratio: float,
@@ -245,7 +247,7 @@ class _Examples(Dataset):
             self.orders = {epoch: generator(self.config.seed, "order", epoch).permutation(len(self.queries))}
         query = self.queries[self.orders[epoch][place]]
         ratio, uniforms = draw_noise(self.config.seed, query.key, epoch, self.length, self.min_ratio)
-        features = None if self.features is None else self.features[query.sample_id][: len(query.images)]
+        features = None if self.features is None else self.features[query.sample_id, len(query.images)]
         return {"query": query, "features": features, "ratio": ratio, "uniforms": uniforms}
 
 
@@ -388,11 +390,9 @@ def _learning_rate(model: MDLM, config: TrainConfig, name: str) -> float:
     return learning_rate_of(model, config)
 
 
-def _cached_features(
-    model: MDLM, queries: Sequence[Query], features: dict[str, list[Tensor]]
-) -> dict[str, list[Tensor]] | None:
-    """Tower features of each sample's images, ``features`` filled up, or None where they would take too much memory."""
-    images = {query.sample_id: query.images for query in queries}  # of its last turn, which has them all
+def _cached_features(model: MDLM, queries: Sequence[Query], features: Features) -> Features | None:
+    """Tower features of what each turn shows, ``features`` filled up, or None where they would take too much memory."""
+    images = {(query.sample_id, len(query.images)): query.images for query in queries}
     total = sum(len(sources) for sources in images.values())
     size = done = 0
     for key, sources in images.items():
