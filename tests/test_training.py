@@ -138,6 +138,42 @@ def test_a_folder_takes_no_other_run(make_model, samples, tmp_path):
     assert not _changed(_weights(first), again)
 
 
+@pytest.mark.parametrize("save_every", [0, 2])
+@pytest.mark.parametrize(
+    "options", [{}, {"method": "projector"}, {"method": "lora"}, {"method": "lora", "merge": False}]
+)
+def test_a_finished_run_is_not_trained_further(make_model, samples, tmp_path, queries, options, save_every):
+    config, steps = replace(QUICK, save_every=save_every, **options), []
+    save_model(make_model(initializer_range=0.05, gen_length=8), tmp_path / "base")
+    first = train(load_model(tmp_path / "base"), samples, config, tmp_path / "run")
+    written = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    model = load_model(tmp_path / "base")
+    again = train(model, samples, config, tmp_path / "run", progress=steps.append)
+    assert sum(steps) == config.steps
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == written
+    # The model that was given has changed, as after a run that was not finished.
+    assert again is model and not again.training
+    response = torch.full((len(queries), 8), first.mask_token_id)
+    with torch.no_grad():
+        ended, now, start = (
+            each.denoise(each.encode(queries), response) for each in (first, again, load_model(tmp_path / "base"))
+        )
+    assert torch.equal(now, ended) and not torch.allclose(now, start, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_that_was_killed_after_its_last_step_takes_no_other(make_model, samples, tmp_path, method):
+    config, steps = replace(QUICK, save_every=2, method=method), []
+    save_model(make_model(initializer_range=0.05, gen_length=8), tmp_path / "base")
+    first = train(load_model(tmp_path / "base"), samples, config, tmp_path / "run")
+    for name in ("train.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    again = train(load_model(tmp_path / "base"), samples, config, tmp_path / "run", progress=steps.append)
+    assert not steps and json.loads((tmp_path / "run" / "train.json").read_text())["global_step"] == 4
+    assert not _changed(_weights(first), again)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
 def test_features_are_kept_up_to_a_limit_whichever_row_comes_first(model, samples, monkeypatch, tmp_path):
     rows = [replace(samples[0], id="text", images=(), turns=(Turn("What?", "cat"),)), *samples]
     cached = module._cached_features(model, queries_of(rows), {})

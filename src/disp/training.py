@@ -22,10 +22,10 @@ from disp.data.sample import Query, Sample, queries_of
 from disp.diffusion.forward import MIN_RATIO, draw_noise
 from disp.draws import generator
 from disp.errors import DispError
-from disp.files import claim
+from disp.files import claim, write_atomically
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
-from disp.models.loading import save_adapter, save_model
+from disp.models.loading import load_model, save_adapter, save_model
 
 # Tower features of one epoch are kept in memory up to this size; beyond it images are encoded at every step.
 FEATURE_CACHE_BYTES = 2 << 30
@@ -111,7 +111,8 @@ def train(
     """Fine-tune a model in place on every assistant turn of the samples, and save it.
 
     Order and noise are keyed by seed, epoch and query, so they do not depend on batch size or interruption. A run
-    that was killed goes on from the newest checkpoint in ``out``.
+    that was killed goes on from the newest checkpoint in ``out``; one that is finished is not trained again, and the
+    model gets the weights that it ended with.
 
     Args:
         model: the MDLM; its weights change.
@@ -148,6 +149,9 @@ def train(
         {"weights": fingerprint(model), "config": asdict(config), "queries_sha256": said.hexdigest()},
         "a fine-tuning run",
     )
+    if (out / "train.json").exists():  # it is written last
+        progress(config.steps)
+        return _with_saved_weights(model, config, out)
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
         if config.method != "lora" or config.merge:
             raise DispError("quantized weights can be neither trained nor saved; use method 'lora' with merge off")
@@ -187,6 +191,9 @@ def train(
     # Several GPUs are several processes (torchrun, accelerate): one that splits a batch among them would tear rows
     # from their images.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    # No more than the steps take: from a checkpoint of the last step the trainer would take another.
+    batches = arguments.max_steps * arguments.gradient_accumulation_steps
+    examples.count = batches * arguments.train_batch_size * arguments.world_size
     trainer = _Trainer(
         model=trained,
         args=arguments,
@@ -219,7 +226,20 @@ def train(
         if first:
             save_model(model, out, state_dict=state)
     if first:
-        trainer.state.save_to_json(str(out / "train.json"))
+        write_atomically(out / "train.json", lambda temporary: trainer.state.save_to_json(str(temporary)))
+    return model.eval()
+
+
+def _with_saved_weights(model: MDLM, config: TrainConfig, out: Path) -> MDLM:
+    """What `train` returned when it finished the run in ``out``."""
+    if config.method == "lora" and not config.merge:
+        from peft import PeftModel
+
+        PeftModel.from_pretrained(model, str(out / "adapter"))  # puts the adapters into the model itself
+    else:
+        saved = load_model(out, device="cpu", dtype=model.mask_embedding.dtype)
+        model.load_state_dict(saved.state_dict())
+        model.requires_grad_(True)
     return model.eval()
 
 
@@ -237,9 +257,10 @@ class _Examples(Dataset):
         self.queries, self.features, self.config, self.length = queries, features, config, length
         self.min_ratio = min_ratio
         self.orders: dict[int, Any] = {}
+        self.count = len(queries)  # of one epoch; a run sets as many as its steps take
 
     def __len__(self) -> int:
-        return 1 << 40  # the number of steps ends the run
+        return self.count
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         epoch, place = divmod(position, len(self.queries))
