@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from families.tiny import write_checkpoint
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from disp import training as module
 from disp.data.llava import save_dataset
@@ -136,6 +138,46 @@ def test_a_folder_takes_no_other_run(make_model, samples, tmp_path):
             train(model, rows, settings, tmp_path)
     again = train(make_model(), samples, config, tmp_path)
     assert not _changed(_weights(first), again)
+
+
+@pytest.mark.parametrize("left", [None, "", '{"global_step": 1'], ids=["no state", "empty state", "half a state"])
+def test_a_run_that_was_killed_while_it_saved_goes_on_from_the_checkpoint_before(
+    make_model, samples, tmp_path, monkeypatch, left
+):
+    # By name, the ninth checkpoint comes after the tenth.
+    config = replace(QUICK, steps=11, save_every=1, trainer={"save_total_limit": 3})
+    whole = train(make_model(), samples, config, tmp_path / "whole")
+    steps = []
+
+    class Killed(Exception):
+        pass
+
+    def killed(state, path):
+        if state.global_step == 11:
+            if left is not None:
+                Path(path).write_text(left)
+            raise Killed
+        save(state, path)
+
+    save = TrainerState.save_to_json
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainerState, "save_to_json", killed)
+        with pytest.raises(Killed):
+            train(make_model(), samples, config, tmp_path / "killed")
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    assert (checkpoints / "checkpoint-11" / "model.safetensors").is_file()
+    resumed = train(make_model(), samples, config, tmp_path / "killed", progress=steps.append)
+    assert len(steps) == 1
+    for name, value in _weights(whole).items():
+        torch.testing.assert_close(_weights(resumed)[name], value, rtol=0, atol=1e-6)
+
+
+def test_a_run_that_was_killed_while_it_saved_its_first_checkpoint_starts_anew(make_model, samples, tmp_path):
+    config, steps = replace(QUICK, save_every=2), []
+    torn = tmp_path / "checkpoints" / "checkpoint-3"
+    torn.mkdir(parents=True)
+    train(make_model(), samples, config, tmp_path, progress=steps.append)
+    assert len(steps) == 4 and not torn.exists()
 
 
 @pytest.mark.parametrize("save_every", [0, 2])

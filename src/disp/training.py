@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -203,11 +204,14 @@ def train(
         rate_of=partial(_learning_rate, model, config),
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoints = sorted((out / "checkpoints").glob("checkpoint-*"))
+    newest, torn = _checkpoints(out / "checkpoints")
+    if trainer.is_world_process_zero():
+        for folder in torn:
+            shutil.rmtree(folder)
     trained.train()
     mixed = (arguments.bf16 or arguments.fp16) and not config.trainer.get("fsdp")
     with _trained_in_float32(trained) if mixed else nullcontext():
-        trainer.train(resume_from_checkpoint=bool(checkpoints) or None)
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     # A model with the library's mark is taken as it is, without autocast, where it is trained once more.
     trained.__dict__.pop("_is_accelerate_prepared", None)
     trainer.accelerator.wait_for_everyone()
@@ -241,6 +245,19 @@ def _with_saved_weights(model: MDLM, config: TrainConfig, out: Path) -> MDLM:
         model.load_state_dict(saved.state_dict())
         model.requires_grad_(True)
     return model.eval()
+
+
+def _checkpoints(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The checkpoint of the latest step, if any, and those whose saving was cut short."""
+    torn = []
+    whole: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            # The library writes it last.
+            whole[json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]] = path
+        except (FileNotFoundError, ValueError):
+            torn.append(path)
+    return (whole[max(whole)] if whole else None), torn
 
 
 class _Examples(Dataset):
