@@ -130,7 +130,8 @@ def test_a_folder_takes_no_other_run(make_model, samples, tmp_path):
     first = train(make_model(), samples, config, tmp_path)
     others = [
         ("weights", make_model(seed=1), samples, config),
-        ("queries_sha256", make_model(), samples[1:], config),
+        ("queries_sha256", make_model(), [replace(samples[0], turns=samples[1].turns), *samples[1:]], config),
+        ("pictures_sha256", make_model(), [replace(samples[0], images=samples[1].images), *samples[1:]], config),
         (r"config.seed \(0 there, 1 now\)", make_model(), samples, replace(config, seed=1)),
     ]
     for named, model, rows, settings in others:
@@ -214,6 +215,31 @@ def test_a_run_that_was_killed_after_its_last_step_takes_no_other(make_model, sa
     assert not steps and json.loads((tmp_path / "run" / "train.json").read_text())["global_step"] == 4
     assert not _changed(_weights(first), again)
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_a_run_goes_on_with_its_pictures_in_another_folder_and_not_with_others_of_their_names(
+    make_model, samples, tmp_path
+):
+    def saved(folder: str, number: int) -> list[Sample]:
+        """The samples with pictures that lie in a folder, without compression; the first has a pixel of its own."""
+        (tmp_path / folder).mkdir()
+        rows = []
+        for index, sample in enumerate(samples):
+            image = sample.images[0].copy()
+            if index == 0:
+                image.putpixel((12, 12), (number, 0, 0))
+            image.save(tmp_path / folder / f"{index}.bmp")
+            rows.append(replace(sample, images=(tmp_path / folder / f"{index}.bmp",)))
+        return rows
+
+    first = train(make_model(), saved("one", 1), QUICK, tmp_path / "run")
+    assert not _changed(_weights(first), train(make_model(), saved("copied", 1), QUICK, tmp_path / "run"))
+    with pytest.raises(DispError, match="differs in pictures_sha256; choose"):
+        train(make_model(), saved("other", 2), QUICK, tmp_path / "run")
+    gone = replace(samples[0], images=(tmp_path / "nowhere.png",))
+    with pytest.raises(DispError, match=r"nowhere.png: cannot be read .*drop the row"):
+        train(make_model(), [gone], QUICK, tmp_path / "another")
+    assert not (tmp_path / "another").exists()
 
 
 def test_features_are_kept_up_to_a_limit_whichever_row_comes_first(model, samples, monkeypatch, tmp_path):
