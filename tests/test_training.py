@@ -18,7 +18,7 @@ from disp.data.llava import save_dataset
 from disp.data.sample import Sample, Turn, queries_of
 from disp.errors import DispError
 from disp.models.loading import load_model, save_model
-from disp.training import TrainConfig, train
+from disp.training import TrainConfig, check_training, train
 
 QUICK = TrainConfig(steps=4, batch_size=4, learning_rate=5e-3, warmup_steps=1)
 
@@ -340,6 +340,34 @@ def test_the_floor_of_a_familys_loss_is_not_put_in_twice(model, samples, tmp_pat
         assert min(drawn[floor]) >= max(floor, least) - 1e-6 and max(drawn[floor]) <= 1
         assert abs(sum(drawn[floor]) / 180 - (1 + max(floor, least)) / 2) < 0.06
     assert drawn[0.0] == pytest.approx(drawn[0.001], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "about", "message"),
+    [
+        ({"learning_rate": None}, {"source": "a checkpoint"}, "give --recipe .* or --learning-rate"),
+        ({"method": "projector"}, {"projector_names": ()}, "'projector' trains nothing in this model; use 'lora'"),
+        ({}, {"is_loaded_in_4bit": True}, "--method lora --keep-adapter"),
+        ({"method": "lora"}, {"is_loaded_in_8bit": True}, "--method lora --keep-adapter"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_the_folder_is_taken(
+    make_model, samples, tmp_path, options, about, message
+):
+    model, out = make_model(), tmp_path / "out"
+    for name, value in about.items():
+        setattr(model, name, value)
+    with pytest.raises(DispError, match=message):
+        train(model, samples, replace(QUICK, **options), out)
+    assert not out.exists()
+    train(make_model(), samples, QUICK, out)
+
+
+@pytest.mark.parametrize("options", [{"method": "lora", "merge": False}, {"method": "projector", "train_vision": True}])
+def test_what_can_be_trained_passes_the_check(make_model, options):
+    model = make_model()
+    model.is_loaded_in_4bit, model.projector_names = "merge" in options, ()
+    check_training(model, replace(QUICK, **options))
 
 
 def test_mistakes_are_named(model, samples, tmp_path):

@@ -100,6 +100,11 @@ class TrainConfig:
                 "saved adapter afterwards with `disp merge`"
             )
 
+    @property
+    def saves_adapter_alone(self) -> bool:
+        """Whether what is saved is an adapter, in the folder ``adapter``, and no whole model."""
+        return self.method == "lora" and not self.merge
+
 
 def train(
     model: MDLM,
@@ -131,18 +136,14 @@ def train(
         load it anew from ``out``.
 
     Raises:
-        DispError: there is nothing to train on, a response does not fit into the model's ``gen_length``, or the model
-            is quantized and more than adapters would be saved, or it is a published checkpoint and no rate is given;
-            a picture cannot be read; ``out`` holds a run of another model or data, or with other settings.
+        DispError: there is nothing to train on, a response does not fit into the model's ``gen_length``, a picture
+            cannot be read, the model cannot be fine-tuned like this (see `check_training`), or ``out`` holds a run of
+            another model or data, or with other settings.
     """
     queries = queries_of(samples)
     if not queries:
         raise DispError("the fine-tuning set is empty; check the data file and the rows that were set aside")
-    if model.device.type == "cuda" and model.device.index and "LOCAL_RANK" not in os.environ:
-        raise DispError(
-            f"fine-tuning takes the first GPU that it sees, and the model is on {model.device}; set "
-            f"CUDA_VISIBLE_DEVICES={model.device.index} and load it on cuda"
-        )
+    check_training(model, config)
     claim(
         out / "run.json",
         {"weights": fingerprint(model), "config": asdict(config), **_identity(queries)},
@@ -151,9 +152,6 @@ def train(
     if (out / "train.json").exists():  # it is written last
         progress(config.steps)
         return _with_saved_weights(model, config, out)
-    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
-        if config.method != "lora" or config.merge:
-            raise DispError("quantized weights can be neither trained nor saved; use method 'lora' with merge off")
     tokenizer = model.tokenizer
     if config.gradient_checkpointing:
         # The trainer's own switch warns of its future name, whichever of the two is used.
@@ -223,13 +221,41 @@ def train(
             save_adapter(trained, model.gen_length, out / "adapter", state_dict=state)
         model = trained.merge_and_unload() if config.merge else trained.get_base_model()
     model.tokenizer = tokenizer
-    if config.method != "lora" or config.merge:
+    if not config.saves_adapter_alone:
         model.requires_grad_(True)
         if first:
             save_model(model, out, state_dict=state)
     if first:
         write_atomically(out / "train.json", lambda temporary: trainer.state.save_to_json(str(temporary)))
     return model.eval()
+
+
+def check_training(model: MDLM, config: TrainConfig) -> None:
+    """Make sure that a model can be fine-tuned like this, before any work is done for it.
+
+    Args:
+        model: the model that is to be fine-tuned.
+        config: see `TrainConfig`.
+
+    Raises:
+        DispError: the model is quantized and more than adapters would be saved, the method trains nothing in it, it is
+            a published checkpoint and no rate is given, or it is on another GPU than training takes.
+    """
+    if model.device.type == "cuda" and model.device.index and "LOCAL_RANK" not in os.environ:
+        raise DispError(
+            f"fine-tuning takes the first GPU that it sees, and the model is on {model.device}; set "
+            f"CUDA_VISIBLE_DEVICES={model.device.index} and load it on cuda"
+        )
+    quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    if quantized and not config.saves_adapter_alone:
+        raise DispError(
+            "quantized weights can be neither trained nor saved; use method 'lora' with merge off (--method lora "
+            "--keep-adapter), or load the model without quantization"
+        )
+    names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
+    if config.method != "lora" and not any(_is_trained(model, config, name) for name in names):
+        raise DispError(f"method {config.method!r} trains nothing in this model; use 'lora' or 'full' (--method)")
+    learning_rate_of(model, config)
 
 
 def _identity(queries: Sequence[Query]) -> dict[str, str]:
@@ -261,7 +287,7 @@ def _digest(source: ImageSource) -> str:
 
 def _with_saved_weights(model: MDLM, config: TrainConfig, out: Path) -> MDLM:
     """What `train` returned when it finished the run in ``out``."""
-    if config.method == "lora" and not config.merge:
+    if config.saves_adapter_alone:
         from peft import PeftModel
 
         PeftModel.from_pretrained(model, str(out / "adapter"))  # puts the adapters into the model itself
@@ -369,15 +395,9 @@ class _Progress(TrainerCallback):
 def _select_parameters(model: MDLM, config: TrainConfig):
     """Mark what is trained; returns the module to train (a PEFT wrapper for LoRA)."""
     for name, parameter in model.named_parameters():
-        if not parameter.is_floating_point():
-            continue  # quantized weights take no gradient
-        if any(part in name for part in model.vision_names):
-            parameter.requires_grad = config.train_vision
-        else:
-            parameter.requires_grad = config.method == "full" or any(part in name for part in model.projector_names)
+        if parameter.is_floating_point():  # quantized weights take no gradient
+            parameter.requires_grad = _is_trained(model, config, name)
     if config.method != "lora":
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise DispError(f"method {config.method!r} trains nothing in this model; use 'lora' or 'full'")
         return model
     from peft import LoraConfig, get_peft_model
 
@@ -390,6 +410,13 @@ def _select_parameters(model: MDLM, config: TrainConfig):
         modules_to_save=[name.rstrip(".") for name in whole],
     )
     return get_peft_model(model, adapters)
+
+
+def _is_trained(model: MDLM, config: TrainConfig, name: str) -> bool:
+    """Whether the parameter of this name itself is trained; with LoRA, adapters of others are."""
+    if any(part in name for part in model.vision_names):
+        return config.train_vision
+    return config.method == "full" or any(part in name for part in model.projector_names)
 
 
 def _half_precision(model: MDLM, config: TrainConfig) -> dict[str, bool]:
