@@ -202,6 +202,79 @@ def test_a_start_that_is_missing_is_said_before_the_audit(dataset, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("start", [None, "start"])
+@pytest.mark.parametrize(
+    ("options", "about", "message"),
+    [
+        ({"learning_rate": None}, {"source": "a checkpoint"}, "--learning-rate"),
+        ({"method": "projector"}, {}, "'projector' trains nothing in this model"),
+        ({}, {"is_loaded_in_4bit": True}, "--keep-adapter"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_the_audit(dataset, tmp_path, start, options, about, message):
+    (tmp_path / "start").mkdir()
+    trained = "planted" if start is None else str(tmp_path / start)
+
+    def load(name):
+        model = planted_model()
+        for key, value in about.items() if str(name) == trained else ():
+            setattr(model, key, value)
+        return model
+
+    training = replace(config().training, **options)
+    with pytest.raises(DispError, match=message):
+        defend(
+            "planted", dataset, config(training=training), tmp_path / "out", start=start and tmp_path / start, load=load
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_is_saved_alone_is_what_is_looked_at_again(dataset, tmp_path, monkeypatch):
+    loaded = []
+
+    def load(name):
+        loaded.append(name)
+        model = load_planted("planted")
+        model.is_loaded_in_4bit = True
+        if name != "planted":
+            model.strength.data.zero_()
+        return model
+
+    monkeypatch.setattr(module, "train", lambda model, samples, config, out, progress: (out / "adapter").mkdir())
+    training = replace(config().training, method="lora", merge=False)
+    found = defend("planted", dataset, config(training=training), tmp_path / "out", load=load)
+    assert loaded == ["planted", "planted", tmp_path / "out" / "model" / "adapter"]
+    assert found.model == loaded[-1] and found.after.verdict == "no evidence"
+    assert json.loads((tmp_path / "out" / "verify" / "audit.json").read_text())["model"] == str(found.model)
+
+
+def test_no_adapter_alone_is_trained_on_an_adapter(dataset, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    settings = config(training=replace(config().training, method="lora", merge=False))
+    with pytest.raises(DispError, match=r"is itself an adapter.*disp merge"):
+        defend("planted", dataset, settings, tmp_path / "out", start=tmp_path, load=load_planted)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "lora", "--keep-adapter"], "alone: True"),
+        (["--method", "lora"], "alone: False"),
+        (["--keep-adapter"], "--keep-adapter needs --method lora"),
+    ],
+)
+def test_the_command_leaves_adapters_unmerged_when_told_to(dataset, tmp_path, monkeypatch, capsys, options, said):
+    def run(model, dataset, config, out, **_):
+        raise DispError(f"alone: {config.training.saves_adapter_alone}")
+
+    monkeypatch.setattr(module, "defend", run)
+    arguments = ["disp", "defend", "planted", str(dataset.path), "--out", str(tmp_path / "out"), *options]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 2 and said in capsys.readouterr().err
+
+
 def test_where_there_is_no_evidence_nothing_is_done(tmp_path):
     dataset = write_rows(tmp_path / "data", honest_rows())
     found = defend("planted", dataset, config(), tmp_path / "out", load=load_planted)

@@ -268,8 +268,8 @@ def test_training_step(cpu, gpu, queries, cached):
     losses, gradients = [], []
     with PretendedGPU():
         for model in (cpu, gpu):
-            features = {query.sample_id: model.image_features(query.images) for query in queries} if cached else None
-            examples = _Examples(list(queries), features, TrainConfig(), model.gen_length, 0.5)
+            seen = {(query.sample_id, len(query.images)): model.image_features(query.images) for query in queries}
+            examples = _Examples(list(queries), seen if cached else None, TrainConfig(), model.gen_length, 0.5)
             batch = _Collator(model)([examples[index] for index in range(3)])
             loss = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
             loss.backward()

@@ -5,17 +5,20 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from families.tiny import write_checkpoint
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from disp import training as module
 from disp.data.llava import save_dataset
 from disp.data.sample import Sample, Turn, queries_of
 from disp.errors import DispError
 from disp.models.loading import load_model, save_model
-from disp.training import TrainConfig, train
+from disp.training import TrainConfig, check_training, train
 
 QUICK = TrainConfig(steps=4, batch_size=4, learning_rate=5e-3, warmup_steps=1)
 
@@ -127,7 +130,8 @@ def test_a_folder_takes_no_other_run(make_model, samples, tmp_path):
     first = train(make_model(), samples, config, tmp_path)
     others = [
         ("weights", make_model(seed=1), samples, config),
-        ("queries_sha256", make_model(), samples[1:], config),
+        ("queries_sha256", make_model(), [replace(samples[0], turns=samples[1].turns), *samples[1:]], config),
+        ("pictures_sha256", make_model(), [replace(samples[0], images=samples[1].images), *samples[1:]], config),
         (r"config.seed \(0 there, 1 now\)", make_model(), samples, replace(config, seed=1)),
     ]
     for named, model, rows, settings in others:
@@ -137,11 +141,112 @@ def test_a_folder_takes_no_other_run(make_model, samples, tmp_path):
     assert not _changed(_weights(first), again)
 
 
+@pytest.mark.parametrize("left", [None, "", '{"global_step": 1'], ids=["no state", "empty state", "half a state"])
+def test_a_run_that_was_killed_while_it_saved_goes_on_from_the_checkpoint_before(
+    make_model, samples, tmp_path, monkeypatch, left
+):
+    # By name, the ninth checkpoint comes after the tenth.
+    config = replace(QUICK, steps=11, save_every=1, trainer={"save_total_limit": 3})
+    whole = train(make_model(), samples, config, tmp_path / "whole")
+    steps = []
+
+    class Killed(Exception):
+        pass
+
+    def killed(state, path):
+        if state.global_step == 11:
+            if left is not None:
+                Path(path).write_text(left)
+            raise Killed
+        save(state, path)
+
+    save = TrainerState.save_to_json
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainerState, "save_to_json", killed)
+        with pytest.raises(Killed):
+            train(make_model(), samples, config, tmp_path / "killed")
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    assert (checkpoints / "checkpoint-11" / "model.safetensors").is_file()
+    resumed = train(make_model(), samples, config, tmp_path / "killed", progress=steps.append)
+    assert len(steps) == 1
+    for name, value in _weights(whole).items():
+        torch.testing.assert_close(_weights(resumed)[name], value, rtol=0, atol=1e-6)
+
+
+def test_a_run_that_was_killed_while_it_saved_its_first_checkpoint_starts_anew(make_model, samples, tmp_path):
+    config, steps = replace(QUICK, save_every=2), []
+    torn = tmp_path / "checkpoints" / "checkpoint-3"
+    torn.mkdir(parents=True)
+    train(make_model(), samples, config, tmp_path, progress=steps.append)
+    assert len(steps) == 4 and not torn.exists()
+
+
+@pytest.mark.parametrize("save_every", [0, 2])
+@pytest.mark.parametrize(
+    "options", [{}, {"method": "projector"}, {"method": "lora"}, {"method": "lora", "merge": False}]
+)
+def test_a_finished_run_is_not_trained_further(make_model, samples, tmp_path, queries, options, save_every):
+    config, steps = replace(QUICK, save_every=save_every, **options), []
+    save_model(make_model(initializer_range=0.05, gen_length=8), tmp_path / "base")
+    first = train(load_model(tmp_path / "base"), samples, config, tmp_path / "run")
+    written = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    model = load_model(tmp_path / "base")
+    again = train(model, samples, config, tmp_path / "run", progress=steps.append)
+    assert sum(steps) == config.steps
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == written
+    # The model that was given has changed, as after a run that was not finished.
+    assert again is model and not again.training
+    response = torch.full((len(queries), 8), first.mask_token_id)
+    with torch.no_grad():
+        ended, now, start = (
+            each.denoise(each.encode(queries), response) for each in (first, again, load_model(tmp_path / "base"))
+        )
+    assert torch.equal(now, ended) and not torch.allclose(now, start, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_that_was_killed_after_its_last_step_takes_no_other(make_model, samples, tmp_path, method):
+    config, steps = replace(QUICK, save_every=2, method=method), []
+    save_model(make_model(initializer_range=0.05, gen_length=8), tmp_path / "base")
+    first = train(load_model(tmp_path / "base"), samples, config, tmp_path / "run")
+    for name in ("train.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    again = train(load_model(tmp_path / "base"), samples, config, tmp_path / "run", progress=steps.append)
+    assert not steps and json.loads((tmp_path / "run" / "train.json").read_text())["global_step"] == 4
+    assert not _changed(_weights(first), again)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_a_run_goes_on_with_its_pictures_in_another_folder_and_not_with_others_of_their_names(
+    make_model, samples, tmp_path
+):
+    def saved(folder: str, number: int) -> list[Sample]:
+        """The samples with pictures that lie in a folder, without compression; the first has a pixel of its own."""
+        (tmp_path / folder).mkdir()
+        rows = []
+        for index, sample in enumerate(samples):
+            image = sample.images[0].copy()
+            if index == 0:
+                image.putpixel((12, 12), (number, 0, 0))
+            image.save(tmp_path / folder / f"{index}.bmp")
+            rows.append(replace(sample, images=(tmp_path / folder / f"{index}.bmp",)))
+        return rows
+
+    first = train(make_model(), saved("one", 1), QUICK, tmp_path / "run")
+    assert not _changed(_weights(first), train(make_model(), saved("copied", 1), QUICK, tmp_path / "run"))
+    with pytest.raises(DispError, match="differs in pictures_sha256; choose"):
+        train(make_model(), saved("other", 2), QUICK, tmp_path / "run")
+    gone = replace(samples[0], images=(tmp_path / "nowhere.png",))
+    with pytest.raises(DispError, match=r"nowhere.png: cannot be read .*drop the row"):
+        train(make_model(), [gone], QUICK, tmp_path / "another")
+    assert not (tmp_path / "another").exists()
+
+
 def test_features_are_kept_up_to_a_limit_whichever_row_comes_first(model, samples, monkeypatch, tmp_path):
     rows = [replace(samples[0], id="text", images=(), turns=(Turn("What?", "cat"),)), *samples]
     cached = module._cached_features(model, queries_of(rows), {})
     size = sum(tensor.nbytes for tensors in cached.values() for tensor in tensors)
-    assert size and not cached["text"]
+    assert size and not cached["text", 0]
     monkeypatch.setattr(module, "FEATURE_CACHE_BYTES", size)
     assert module._cached_features(model, queries_of(rows), {}).keys() == cached.keys()
     monkeypatch.setattr(module, "FEATURE_CACHE_BYTES", size - 1)
@@ -151,20 +256,30 @@ def test_features_are_kept_up_to_a_limit_whichever_row_comes_first(model, sample
 def test_features_of_an_earlier_run_are_taken_again(make_model, samples, monkeypatch, tmp_path):
     features = {}
     first = train(make_model(), samples, QUICK, tmp_path / "a", features=features)
-    assert features.keys() == {sample.id for sample in samples}
+    assert features.keys() == {(sample.id, 1) for sample in samples}
     monkeypatch.setattr(type(first), "image_features", None)
     again = train(make_model(), samples, QUICK, tmp_path / "b", features=features)
     assert not _changed(_weights(first), again)
 
 
+# LLaVA's way, where an only picture is tiled and several are shown small, and the built-in one's.
+@pytest.mark.parametrize("family", [None, "llada_v", pytest.param("lavida_llada", marks=pytest.mark.slow)])
 def test_a_conversation_about_several_pictures_trains_alike_with_and_without_the_cache(
-    make_model, picture, tmp_path, monkeypatch
+    make_model, picture, tmp_path, monkeypatch, family
 ):
     turns = (Turn("<image> What is this?", "cat"), Turn("<image> And this?", "dog"))
     rows = [Sample("two", (picture(1), picture(2)), turns), Sample("one", (picture(3),), turns[:1])]
-    cached = train(make_model(), rows, QUICK, tmp_path / "cached")
+    if family is not None:
+        write_checkpoint(family, tmp_path / family, [text for turn in turns for text in (turn.prompt, turn.response)])
+
+    def start():
+        return make_model() if family is None else load_model(tmp_path / family, device="cpu")
+
+    features = {}
+    cached = train(start(), rows, QUICK, tmp_path / "cached", features=features)
+    assert {key: len(tensors) for key, tensors in features.items()} == {("two", 1): 1, ("two", 2): 2, ("one", 1): 1}
     monkeypatch.setattr(module, "FEATURE_CACHE_BYTES", 0)
-    plain = train(make_model(), rows, QUICK, tmp_path / "plain")
+    plain = train(start(), rows, QUICK, tmp_path / "plain")
     for name, value in _weights(cached).items():
         torch.testing.assert_close(_weights(plain)[name], value, rtol=0, atol=1e-5)
 
@@ -225,6 +340,34 @@ def test_the_floor_of_a_familys_loss_is_not_put_in_twice(model, samples, tmp_pat
         assert min(drawn[floor]) >= max(floor, least) - 1e-6 and max(drawn[floor]) <= 1
         assert abs(sum(drawn[floor]) / 180 - (1 + max(floor, least)) / 2) < 0.06
     assert drawn[0.0] == pytest.approx(drawn[0.001], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "about", "message"),
+    [
+        ({"learning_rate": None}, {"source": "a checkpoint"}, "give --recipe .* or --learning-rate"),
+        ({"method": "projector"}, {"projector_names": ()}, "'projector' trains nothing in this model; use 'lora'"),
+        ({}, {"is_loaded_in_4bit": True}, "--method lora --keep-adapter"),
+        ({"method": "lora"}, {"is_loaded_in_8bit": True}, "--method lora --keep-adapter"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_the_folder_is_taken(
+    make_model, samples, tmp_path, options, about, message
+):
+    model, out = make_model(), tmp_path / "out"
+    for name, value in about.items():
+        setattr(model, name, value)
+    with pytest.raises(DispError, match=message):
+        train(model, samples, replace(QUICK, **options), out)
+    assert not out.exists()
+    train(make_model(), samples, QUICK, out)
+
+
+@pytest.mark.parametrize("options", [{"method": "lora", "merge": False}, {"method": "projector", "train_vision": True}])
+def test_what_can_be_trained_passes_the_check(make_model, options):
+    model = make_model()
+    model.is_loaded_in_4bit, model.projector_names = "merge" in options, ()
+    check_training(model, replace(QUICK, **options))
 
 
 def test_mistakes_are_named(model, samples, tmp_path):

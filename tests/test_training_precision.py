@@ -191,7 +191,7 @@ def test_every_family_takes_a_step_in_float16(source, samples, method):
     """What the library does on a GPU only, without its scaling of the loss."""
     model = load_model(source, device="cpu", dtype="float16")
     queries = queries_of(samples)[:3]
-    features = {query.sample_id: model.image_features(query.images) for query in queries}
+    features = {(query.sample_id, len(query.images)): model.image_features(query.images) for query in queries}
     examples = _Examples(queries, features, TrainConfig(), model.gen_length, 0.5)
     module = _select_parameters(model, TrainConfig(method=method))
     with _trained_in_float32(module):

@@ -29,7 +29,7 @@ from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
 from disp.purification.pattern import Pattern
 from disp.purification.purify import Purified, purify
-from disp.training import TrainConfig, learning_rate_of, train
+from disp.training import TrainConfig, check_training, train
 
 # Unflagged samples that found patterns are laid over for the fine-tuning, at most.
 UNDER_PATTERNS = 1000
@@ -65,7 +65,7 @@ class Defence:
         dataset: the given set without rows whose pictures cannot be read, which are among its ``problems``.
         before: the audit of the given model.
         after: the audit of the recovered model on the same data; None where nothing was found and nothing done.
-        model: folder of the recovered model, or None.
+        model: folder of the recovered model, or of its adapter where the training saves that alone, or None.
         data: the purified set, or None.
         left_out: ids of flagged samples that are not in it, since they keep their phrase whatever is masked.
         untrained: rows of the purified set that the model was not fine-tuned on, as an answer is too long for it.
@@ -113,13 +113,21 @@ def defend(
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
-        DispError: nothing can be decided (see `audit`), the training lacks a learning rate, or ``out`` holds another
-            run.
+        DispError: nothing can be decided (see `audit`), the model cannot be fine-tuned as asked (see
+            `check_training`), or ``out`` holds another run.
     """
+    # What the training lacks is said before the audit, not after it.
+    if config.training.saves_adapter_alone and (Path(start or model) / "adapter_config.json").is_file():
+        raise DispError(
+            f"{start or model} is itself an adapter, without which the new one would be saved; write it as a whole "
+            "model with `disp merge` and start from that (--start)"
+        )
     if start is not None:
-        resolve(start)  # what is missing is said before the audit, not after it
+        resolve(start)
+        check_training(load(start), config.training)
     current = load(model)
-    learning_rate_of(current, config.training)
+    if start is None:
+        check_training(current, config.training)
     with progress("checking pictures", len(dataset.samples)) as advance:
         dataset = without_damaged_pictures(dataset, strict=strict, progress=advance)
     if strict:
@@ -150,10 +158,11 @@ def defend(
         if not (folder / "train.json").exists():
             with progress("training", config.training.steps) as advance:
                 train(load(start or model), fitting.samples, config.training, folder, progress=advance)
-        current, data = load(folder), load_dataset(cleaned.dataset.path, dataset.image_root)
         # 3. Look again, at the data that could plant the backdoor, with the model that should have lost it.
+        recovered = folder / "adapter" if config.training.saves_adapter_alone else folder
+        current, data = load(recovered), load_dataset(cleaned.dataset.path, dataset.image_root)
         again = replace(config.audit, learnt_only=True)
-        found = audit(current, dataset, again, out / f"verify{suffix}", name=str(folder), progress=progress)
+        found = audit(current, dataset, again, out / f"verify{suffix}", name=str(recovered), progress=progress)
         rounds.append(
             {
                 "rewritten": len(cleaned.rewritten),
@@ -175,7 +184,7 @@ def defend(
     verified = json.loads((out / f"verify{suffix}" / "audit.json").read_text(encoding="utf-8"))
     write_json(out / "audit" / "verify.json", {**verified, "residual": residual})
     write_json(out / "defence.json", summary)
-    return Defence(dataset, before, found, folder, data.path, left_out, untrained, tuple(residual))
+    return Defence(dataset, before, found, recovered, data.path, left_out, untrained, tuple(residual))
 
 
 def purify_flagged(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -18,17 +20,19 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from disp.data.sample import Query, Sample, queries_of
+from disp.data.sample import ImageSource, Query, Sample, open_image, queries_of
 from disp.diffusion.forward import MIN_RATIO, draw_noise
 from disp.draws import generator
 from disp.errors import DispError
-from disp.files import claim
+from disp.files import claim, sha256, write_atomically
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
-from disp.models.loading import save_adapter, save_model
+from disp.models.loading import load_model, save_adapter, save_model
 
 # Tower features of one epoch are kept in memory up to this size; beyond it images are encoded at every step.
 FEATURE_CACHE_BYTES = 2 << 30
+# By sample and number of its pictures that are shown: some families tile an only picture and show several small.
+Features = dict[tuple[str, int], list[Tensor]]
 BUILTIN_RATE = 1e-3
 
 
@@ -96,6 +100,11 @@ class TrainConfig:
                 "saved adapter afterwards with `disp merge`"
             )
 
+    @property
+    def saves_adapter_alone(self) -> bool:
+        """Whether what is saved is an adapter, in the folder ``adapter``, and no whole model."""
+        return self.method == "lora" and not self.merge
+
 
 def train(
     model: MDLM,
@@ -103,21 +112,22 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
-    features: dict[str, list[Tensor]] | None = None,
+    features: Features | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> MDLM:
     """Fine-tune a model in place on every assistant turn of the samples, and save it.
 
     Order and noise are keyed by seed, epoch and query, so they do not depend on batch size or interruption. A run
-    that was killed goes on from the newest checkpoint in ``out``.
+    that was killed goes on from the newest checkpoint in ``out``; one that is finished is not trained again, and the
+    model gets the weights that it ended with.
 
     Args:
         model: the MDLM; its weights change.
         samples: the fine-tuning set.
         config: see `TrainConfig`.
         out: folder for the model, its checkpoints and ``train.json`` (the loss curve).
-        features: what a frozen tower makes of the pictures, by id of the sample; filled, and taken as it is where an
-            earlier run with the same tower and pictures has filled it.
+        features: what a frozen tower makes of the pictures, by id of the sample and number of pictures shown; filled,
+            and taken as it is where an earlier run with the same tower and pictures has filled it.
         progress: called with the number of steps finished.
 
     Returns:
@@ -126,29 +136,22 @@ def train(
         load it anew from ``out``.
 
     Raises:
-        DispError: there is nothing to train on, a response does not fit into the model's ``gen_length``, or the model
-            is quantized and more than adapters would be saved, or it is a published checkpoint and no rate is given;
-            ``out`` holds a run of another model or data, or with other settings.
+        DispError: there is nothing to train on, a response does not fit into the model's ``gen_length``, a picture
+            cannot be read, the model cannot be fine-tuned like this (see `check_training`), or ``out`` holds a run of
+            another model or data, or with other settings.
     """
     queries = queries_of(samples)
     if not queries:
         raise DispError("the fine-tuning set is empty; check the data file and the rows that were set aside")
-    if model.device.type == "cuda" and model.device.index and "LOCAL_RANK" not in os.environ:
-        raise DispError(
-            f"fine-tuning takes the first GPU that it sees, and the model is on {model.device}; set "
-            f"CUDA_VISIBLE_DEVICES={model.device.index} and load it on cuda"
-        )
-    said = hashlib.sha256()
-    for query in queries:
-        said.update(json.dumps([query.key, query.system, query.prompt, query.response]).encode())
+    check_training(model, config)
     claim(
         out / "run.json",
-        {"weights": fingerprint(model), "config": asdict(config), "queries_sha256": said.hexdigest()},
+        {"weights": fingerprint(model), "config": asdict(config), **_identity(queries)},
         "a fine-tuning run",
     )
-    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
-        if config.method != "lora" or config.merge:
-            raise DispError("quantized weights can be neither trained nor saved; use method 'lora' with merge off")
+    if (out / "train.json").exists():  # it is written last
+        progress(config.steps)
+        return _with_saved_weights(model, config, out)
     tokenizer = model.tokenizer
     if config.gradient_checkpointing:
         # The trainer's own switch warns of its future name, whichever of the two is used.
@@ -185,6 +188,9 @@ def train(
     # Several GPUs are several processes (torchrun, accelerate): one that splits a batch among them would tear rows
     # from their images.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    # No more than the steps take: from a checkpoint of the last step the trainer would take another.
+    batches = arguments.max_steps * arguments.gradient_accumulation_steps
+    examples.count = batches * arguments.train_batch_size * arguments.world_size
     trainer = _Trainer(
         model=trained,
         args=arguments,
@@ -194,11 +200,14 @@ def train(
         rate_of=partial(_learning_rate, model, config),
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoints = sorted((out / "checkpoints").glob("checkpoint-*"))
+    newest, torn = _checkpoints(out / "checkpoints")
+    if trainer.is_world_process_zero():
+        for folder in torn:
+            shutil.rmtree(folder)
     trained.train()
     mixed = (arguments.bf16 or arguments.fp16) and not config.trainer.get("fsdp")
     with _trained_in_float32(trained) if mixed else nullcontext():
-        trainer.train(resume_from_checkpoint=bool(checkpoints) or None)
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     # A model with the library's mark is taken as it is, without autocast, where it is trained once more.
     trained.__dict__.pop("_is_accelerate_prepared", None)
     trainer.accelerator.wait_for_everyone()
@@ -212,13 +221,94 @@ def train(
             save_adapter(trained, model.gen_length, out / "adapter", state_dict=state)
         model = trained.merge_and_unload() if config.merge else trained.get_base_model()
     model.tokenizer = tokenizer
-    if config.method != "lora" or config.merge:
+    if not config.saves_adapter_alone:
         model.requires_grad_(True)
         if first:
             save_model(model, out, state_dict=state)
     if first:
-        trainer.state.save_to_json(str(out / "train.json"))
+        write_atomically(out / "train.json", lambda temporary: trainer.state.save_to_json(str(temporary)))
     return model.eval()
+
+
+def check_training(model: MDLM, config: TrainConfig) -> None:
+    """Make sure that a model can be fine-tuned like this, before any work is done for it.
+
+    Args:
+        model: the model that is to be fine-tuned.
+        config: see `TrainConfig`.
+
+    Raises:
+        DispError: the model is quantized and more than adapters would be saved, the method trains nothing in it, it is
+            a published checkpoint and no rate is given, or it is on another GPU than training takes.
+    """
+    if model.device.type == "cuda" and model.device.index and "LOCAL_RANK" not in os.environ:
+        raise DispError(
+            f"fine-tuning takes the first GPU that it sees, and the model is on {model.device}; set "
+            f"CUDA_VISIBLE_DEVICES={model.device.index} and load it on cuda"
+        )
+    quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    if quantized and not config.saves_adapter_alone:
+        raise DispError(
+            "quantized weights can be neither trained nor saved; use method 'lora' with merge off (--method lora "
+            "--keep-adapter), or load the model without quantization"
+        )
+    names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
+    if config.method != "lora" and not any(_is_trained(model, config, name) for name in names):
+        raise DispError(f"method {config.method!r} trains nothing in this model; use 'lora' or 'full' (--method)")
+    learning_rate_of(model, config)
+
+
+def _identity(queries: Sequence[Query]) -> dict[str, str]:
+    """What makes a fine-tuning set this one, wherever its files lie."""
+    images = {query.sample_id: query.images for query in queries}  # of its last turn, which has them all
+    files = {source for sources in images.values() for source in sources if isinstance(source, Path)}
+    # Files are read whole: a trigger may change neither the size of one nor its first and last bytes.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = dict(zip(files, pool.map(_digest, files), strict=True))
+    said, shown = hashlib.sha256(), hashlib.sha256()
+    for query in queries:
+        said.update(json.dumps([query.key, query.system, query.prompt, query.response]).encode())
+    for key, sources in images.items():
+        each = [digests[source] if isinstance(source, Path) else _digest(source) for source in sources]
+        shown.update(json.dumps([key, each]).encode())
+    return {"queries_sha256": said.hexdigest(), "pictures_sha256": shown.hexdigest()}
+
+
+def _digest(source: ImageSource) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, or of the pixels of a picture in memory."""
+    if isinstance(source, Path):
+        try:
+            return sha256(source)
+        except OSError as error:
+            raise DispError(f"{source}: cannot be read ({error}); check the image folder or drop the row") from None
+    picture = open_image(source)
+    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+
+
+def _with_saved_weights(model: MDLM, config: TrainConfig, out: Path) -> MDLM:
+    """What `train` returned when it finished the run in ``out``."""
+    if config.saves_adapter_alone:
+        from peft import PeftModel
+
+        PeftModel.from_pretrained(model, str(out / "adapter"))  # puts the adapters into the model itself
+    else:
+        saved = load_model(out, device="cpu", dtype=model.mask_embedding.dtype)
+        model.load_state_dict(saved.state_dict())
+        model.requires_grad_(True)
+    return model.eval()
+
+
+def _checkpoints(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The checkpoint of the latest step, if any, and those whose saving was cut short."""
+    torn = []
+    whole: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            # The library writes it last.
+            whole[json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]] = path
+        except (FileNotFoundError, ValueError):
+            torn.append(path)
+    return (whole[max(whole)] if whole else None), torn
 
 
 class _Examples(Dataset):
@@ -227,7 +317,7 @@ class _Examples(Dataset):
     def __init__(
         self,
         queries: list[Query],
-        features: dict[str, list[Tensor]] | None,
+        features: Features | None,
         config: TrainConfig,
         length: int,
         min_ratio: float,
@@ -235,9 +325,10 @@ class _Examples(Dataset):
         self.queries, self.features, self.config, self.length = queries, features, config, length
         self.min_ratio = min_ratio
         self.orders: dict[int, Any] = {}
+        self.count = len(queries)  # of one epoch; a run sets as many as its steps take
 
     def __len__(self) -> int:
-        return 1 << 40  # the number of steps ends the run
+        return self.count
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         epoch, place = divmod(position, len(self.queries))
@@ -245,7 +336,7 @@ class _Examples(Dataset):
             self.orders = {epoch: generator(self.config.seed, "order", epoch).permutation(len(self.queries))}
         query = self.queries[self.orders[epoch][place]]
         ratio, uniforms = draw_noise(self.config.seed, query.key, epoch, self.length, self.min_ratio)
-        features = None if self.features is None else self.features[query.sample_id][: len(query.images)]
+        features = None if self.features is None else self.features[query.sample_id, len(query.images)]
         return {"query": query, "features": features, "ratio": ratio, "uniforms": uniforms}
 
 
@@ -304,15 +395,9 @@ class _Progress(TrainerCallback):
 def _select_parameters(model: MDLM, config: TrainConfig):
     """Mark what is trained; returns the module to train (a PEFT wrapper for LoRA)."""
     for name, parameter in model.named_parameters():
-        if not parameter.is_floating_point():
-            continue  # quantized weights take no gradient
-        if any(part in name for part in model.vision_names):
-            parameter.requires_grad = config.train_vision
-        else:
-            parameter.requires_grad = config.method == "full" or any(part in name for part in model.projector_names)
+        if parameter.is_floating_point():  # quantized weights take no gradient
+            parameter.requires_grad = _is_trained(model, config, name)
     if config.method != "lora":
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise DispError(f"method {config.method!r} trains nothing in this model; use 'lora' or 'full'")
         return model
     from peft import LoraConfig, get_peft_model
 
@@ -325,6 +410,13 @@ def _select_parameters(model: MDLM, config: TrainConfig):
         modules_to_save=[name.rstrip(".") for name in whole],
     )
     return get_peft_model(model, adapters)
+
+
+def _is_trained(model: MDLM, config: TrainConfig, name: str) -> bool:
+    """Whether the parameter of this name itself is trained; with LoRA, adapters of others are."""
+    if any(part in name for part in model.vision_names):
+        return config.train_vision
+    return config.method == "full" or any(part in name for part in model.projector_names)
 
 
 def _half_precision(model: MDLM, config: TrainConfig) -> dict[str, bool]:
@@ -388,11 +480,9 @@ def _learning_rate(model: MDLM, config: TrainConfig, name: str) -> float:
     return learning_rate_of(model, config)
 
 
-def _cached_features(
-    model: MDLM, queries: Sequence[Query], features: dict[str, list[Tensor]]
-) -> dict[str, list[Tensor]] | None:
-    """Tower features of each sample's images, ``features`` filled up, or None where they would take too much memory."""
-    images = {query.sample_id: query.images for query in queries}  # of its last turn, which has them all
+def _cached_features(model: MDLM, queries: Sequence[Query], features: Features) -> Features | None:
+    """Tower features of what each turn shows, ``features`` filled up, or None where they would take too much memory."""
+    images = {(query.sample_id, len(query.images)): query.images for query in queries}
     total = sum(len(sources) for sources in images.values())
     size = done = 0
     for key, sources in images.items():

@@ -206,6 +206,7 @@ def defend(
     projector_learning_rate: float | None = None,
     min_mask_ratio: float | None = None,
     method: Literal["full", "lora", "projector"] | None = None,
+    keep_adapter: Annotated[bool, Parameter(negative=())] = False,
     truth: Path | None = None,
     seed: Seed = 0,
     auditing: Auditing = AUDITING,
@@ -240,6 +241,8 @@ def defend(
         Lower end of the mask ratio t in training, 1e-3 by default.
     method
         Train everything but the vision tower, which is the default, LoRA adapters, or the projector alone.
+    keep_adapter
+        LoRA: save the adapters alone and leave merging to `disp merge`, as a quantized model (--quantization) needs.
     truth
         The manifest.json of a planted attack, to measure the audit itself; it decides nothing.
     """
@@ -255,6 +258,7 @@ def defend(
         projector_learning_rate=projector_learning_rate,
         min_mask_ratio=min_mask_ratio,
         method=method,
+        keep_adapter=keep_adapter,
         seed=seed,
     )
     dataset = rows.load(data, pictures=False)  # they are looked at in the run

@@ -84,12 +84,10 @@ def train(
         train_vision=train_vision,
         save_every=save_every,
         gradient_checkpointing=gradient_checkpointing,
-        merge=not keep_adapter,
+        keep_adapter=keep_adapter,
         seed=seed,
         trainer=None if accumulate is None else {"gradient_accumulation_steps": accumulate},
     )
-    if keep_adapter and config.method != "lora":
-        raise DispError("--keep-adapter needs --method lora; no other method has adapters")
     given = rows.load(data)
     mdlm = runtime.load(model)
     dataset = with_fitting_answers(given, mdlm, strict=rows.strict)

@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from disp.errors import DispError
 
-def training_settings(recipe: str | None, **given: Any) -> Any:
+
+def training_settings(recipe: str | None, *, keep_adapter: bool = False, **given: Any) -> Any:
     """The recipe's `disp.training.TrainConfig`, or the default one, with what was given on the command line.
 
-    ``given`` are fields of `TrainConfig`, None where an option was left out.
+    ``given`` are fields of `TrainConfig`, None where an option was left out; ``keep_adapter`` is that of the commands.
 
     Raises:
-        DispError: there is no such recipe, or a value is out of range.
+        DispError: there is no such recipe, a value is out of range, or there is no adapter to be kept.
     """
     from disp.recipes import recipe as settings_of
     from disp.training import TrainConfig
 
+    given["merge"] = not keep_adapter
     if recipe is None:
-        return TrainConfig(**{name: value for name, value in given.items() if value is not None})
-    return settings_of(recipe, devices=int(os.environ.get("WORLD_SIZE", "1")), **given)
+        config = TrainConfig(**{name: value for name, value in given.items() if value is not None})
+    else:
+        config = settings_of(recipe, devices=int(os.environ.get("WORLD_SIZE", "1")), **given)
+    if keep_adapter and config.method != "lora":
+        raise DispError("--keep-adapter needs --method lora; no other method has adapters")
+    return config

@@ -11,8 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from disp.attacks.poison import Attack, load_attack, poison, trigger_samples
 from disp.attacks.targets import Insertion, Misclassification, Refusal, Target, target_to_dict
 from disp.attacks.triggers import PRESETS, Blend, Sinusoid, trigger_to_dict
@@ -37,7 +35,7 @@ from disp.purification.saliency import saliency
 from disp.purification.scoring import Evidence, score
 from disp.report.html import write_report
 from disp.report.picture import draw_story
-from disp.training import TrainConfig, train
+from disp.training import Features, TrainConfig, train
 
 SOURCE, TARGET = "car", "banana"  # BackdoorVLM's concept swap
 # Share of fine-tuning scenes that show the concept to be swapped, so that most of them are described rightly.
@@ -240,7 +238,7 @@ class _Run:
     def __init__(self, config: DemoConfig, out: Path, progress: ProgressBar):
         self.config, self.out, self.progress = config, out, progress
         # The tower stays what it is, and so do the pictures.
-        self.features: dict[str, list[Tensor]] = {}
+        self.features: Features = {}
 
     def phase(self, name: str) -> _Phase:
         return _Phase(self, name)
