@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,11 +19,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from disp.data.sample import ImageSource, Query, Sample, open_image, queries_of
+from disp.data.sample import Query, Sample, picture_digests, queries_of
 from disp.diffusion.forward import MIN_RATIO, draw_noise
 from disp.draws import generator
 from disp.errors import DispError
-from disp.files import claim, sha256, write_atomically
+from disp.files import claim, write_atomically
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.models.loading import load_model, save_adapter, save_model
@@ -260,29 +259,15 @@ def check_training(model: MDLM, config: TrainConfig) -> None:
 
 def _identity(queries: Sequence[Query]) -> dict[str, str]:
     """What makes a fine-tuning set this one, wherever its files lie."""
-    images = {query.sample_id: query.images for query in queries}  # of its last turn, which has them all
-    files = {source for sources in images.values() for source in sources if isinstance(source, Path)}
-    # Files are read whole: a trigger may change neither the size of one nor its first and last bytes.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = dict(zip(files, pool.map(_digest, files), strict=True))
     said, shown = hashlib.sha256(), hashlib.sha256()
     for query in queries:
         said.update(json.dumps([query.key, query.system, query.prompt, query.response]).encode())
+    images = {query.sample_id: query.images for query in queries}  # of its last turn, which has them all
+    # Files are read whole: a trigger may change neither the size of one nor its first and last bytes.
+    digests = iter(picture_digests([source for sources in images.values() for source in sources]))
     for key, sources in images.items():
-        each = [digests[source] if isinstance(source, Path) else _digest(source) for source in sources]
-        shown.update(json.dumps([key, each]).encode())
+        shown.update(json.dumps([key, [next(digests) for _ in sources]]).encode())
     return {"queries_sha256": said.hexdigest(), "pictures_sha256": shown.hexdigest()}
-
-
-def _digest(source: ImageSource) -> str:
-    """Hexadecimal SHA-256 of a file's bytes, or of the pixels of a picture in memory."""
-    if isinstance(source, Path):
-        try:
-            return sha256(source)
-        except OSError as error:
-            raise DispError(f"{source}: cannot be read ({error}); check the image folder or drop the row") from None
-    picture = open_image(source)
-    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
 def _with_saved_weights(model: MDLM, config: TrainConfig, out: Path) -> MDLM:

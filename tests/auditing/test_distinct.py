@@ -9,8 +9,8 @@ from PIL import Image
 
 from disp.auditing import audit as module
 from disp.auditing.audit import audit
-from disp.auditing.distinct import by_picture, distinct, picture_digest
-from disp.data.sample import Sample, Turn
+from disp.auditing.distinct import by_picture, distinct
+from disp.data.sample import Sample, Turn, picture_digest
 from disp.purification.scoring import Evidence
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from disp.errors import DispError
+from disp.files import sha256
 
 T = TypeVar("T")
 ImageSource = Path | Image.Image
@@ -153,6 +157,28 @@ def image_size(source: ImageSource) -> tuple[int, int]:
         return source.size
     with _opened(source) as image:
         return image.size
+
+
+def picture_digest(source: ImageSource) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, or of the pixels of a picture in memory.
+
+    Raises:
+        DispError: the file cannot be read.
+    """
+    if isinstance(source, Path):
+        try:
+            return sha256(source)
+        except OSError as error:
+            raise DispError(f"{source}: cannot be read ({error}); check the image folder or drop the row") from None
+    return hashlib.sha256(f"{source.mode} {source.size}".encode() + source.tobytes()).hexdigest()
+
+
+def picture_digests(sources: Sequence[ImageSource]) -> list[str]:
+    """`picture_digest` of each; every file is read once, several at a time."""
+    files = list({source for source in sources if isinstance(source, Path)})
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        known = dict(zip(files, pool.map(picture_digest, files), strict=True))
+    return [known[source] if isinstance(source, Path) else picture_digest(source) for source in sources]
 
 
 @contextmanager
