@@ -248,11 +248,19 @@ def test_an_adapter_that_is_saved_alone_is_what_is_looked_at_again(dataset, tmp_
     assert json.loads((tmp_path / "out" / "verify" / "audit.json").read_text())["model"] == str(found.model)
 
 
-def test_no_adapter_alone_is_trained_on_an_adapter(dataset, tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
+@pytest.mark.parametrize("start", [None, "other"])
+def test_no_adapter_alone_is_trained_on_an_adapter(dataset, tmp_path, monkeypatch, start):
+    def load(name):
+        model = planted_model()
+        if name == (start or "planted"):
+            model.adapter = "runs/adapter"
+        return model
+
+    monkeypatch.setattr(module, "resolve", lambda name: name)
     settings = config(training=replace(config().training, method="lora", merge=False))
-    with pytest.raises(DispError, match=r"is itself an adapter.*disp merge"):
-        defend("planted", dataset, settings, tmp_path / "out", start=tmp_path, load=load_planted)
+    with pytest.raises(DispError, match=r"runs/adapter is itself an adapter.*disp merge"):
+        defend("planted", dataset, settings, tmp_path / "out", start=start, load=load)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -321,6 +321,11 @@ def test_adapters_alone(make_model, samples, tmp_path):
     with torch.no_grad():
         expected = tuned.denoise(tuned.encode(prompts), response)
         torch.testing.assert_close(adapter.denoise(adapter.encode(prompts), response), expected, rtol=1e-4, atol=1e-5)
+    # An adapter of it would name the base alone, and this one would be lost.
+    with pytest.raises(DispError, match=r"run/adapter is itself an adapter.*disp merge"):
+        train(adapter, samples, config, tmp_path / "more")
+    assert not (tmp_path / "more").exists()
+    train(adapter, samples, replace(config, merge=True, steps=1), tmp_path / "more")
 
 
 def test_the_floor_of_a_familys_loss_is_not_put_in_twice(model, samples, tmp_path):

@@ -117,11 +117,6 @@ def defend(
             `check_training`), or ``out`` holds another run.
     """
     # What the training lacks is said before the audit, not after it.
-    if config.training.saves_adapter_alone and (Path(start or model) / "adapter_config.json").is_file():
-        raise DispError(
-            f"{start or model} is itself an adapter, without which the new one would be saved; write it as a whole "
-            "model with `disp merge` and start from that (--start)"
-        )
     if start is not None:
         resolve(start)
         check_training(load(start), config.training)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from disp.data.sample import Query, Sample, picture_digests, queries_of
+from disp.data.sample import Query, Sample, pictures_sha256, queries_of
 from disp.diffusion.forward import MIN_RATIO, draw_noise
 from disp.draws import generator
 from disp.errors import DispError
@@ -237,8 +237,9 @@ def check_training(model: MDLM, config: TrainConfig) -> None:
         config: see `TrainConfig`.
 
     Raises:
-        DispError: the model is quantized and more than adapters would be saved, the method trains nothing in it, it is
-            a published checkpoint and no rate is given, or it is on another GPU than training takes.
+        DispError: the model is quantized and more than adapters would be saved, it is an adapter itself and a new one
+            alone would be, the method trains nothing in it, it is a published checkpoint and no rate is given, or it is
+            on another GPU than training takes.
     """
     if model.device.type == "cuda" and model.device.index and "LOCAL_RANK" not in os.environ:
         raise DispError(
@@ -251,6 +252,11 @@ def check_training(model: MDLM, config: TrainConfig) -> None:
             "quantized weights can be neither trained nor saved; use method 'lora' with merge off (--method lora "
             "--keep-adapter), or load the model without quantization"
         )
+    if config.saves_adapter_alone and (adapter := getattr(model, "adapter", None)):
+        raise DispError(
+            f"{adapter} is itself an adapter, without which the new one would be saved; write it as a whole model with "
+            "`disp merge` and start from that"
+        )
     names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
     if config.method != "lora" and not any(_is_trained(model, config, name) for name in names):
         raise DispError(f"method {config.method!r} trains nothing in this model; use 'lora' or 'full' (--method)")
@@ -259,15 +265,11 @@ def check_training(model: MDLM, config: TrainConfig) -> None:
 
 def _identity(queries: Sequence[Query]) -> dict[str, str]:
     """What makes a fine-tuning set this one, wherever its files lie."""
-    said, shown = hashlib.sha256(), hashlib.sha256()
+    said = hashlib.sha256()
     for query in queries:
         said.update(json.dumps([query.key, query.system, query.prompt, query.response]).encode())
     images = {query.sample_id: query.images for query in queries}  # of its last turn, which has them all
-    # Files are read whole: a trigger may change neither the size of one nor its first and last bytes.
-    digests = iter(picture_digests([source for sources in images.values() for source in sources]))
-    for key, sources in images.items():
-        shown.update(json.dumps([key, [next(digests) for _ in sources]]).encode())
-    return {"queries_sha256": said.hexdigest(), "pictures_sha256": shown.hexdigest()}
+    return {"queries_sha256": said.hexdigest(), "pictures_sha256": pictures_sha256(images)}
 
 
 def _with_saved_weights(model: MDLM, config: TrainConfig, out: Path) -> MDLM:

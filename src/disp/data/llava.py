@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
+from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn, pictures_sha256
 from disp.errors import DispError
 from disp.files import sha256, write_json, write_jsonl
 
@@ -112,7 +112,11 @@ def save_dataset(samples: Sequence[Sample], path: Path, image_root: Path) -> Non
 
 def identity(dataset: Dataset) -> dict[str, str]:
     """What makes a dataset this one, for the file that says what a run folder holds."""
-    return {"data_sha256": sha256(dataset.path), "images": str(dataset.image_root)}
+    return {
+        "data_sha256": sha256(dataset.path),
+        "images": str(dataset.image_root),
+        "pictures_sha256": pictures_sha256({sample.id: sample.images for sample in dataset.samples}),
+    }
 
 
 def set_aside(dataset: Dataset, faults: Iterable[str | None], *, strict: bool, needed: str) -> Dataset:

@@ -303,6 +303,7 @@ def _load_adapter(folder: Path, base: str | Path | None, *, device: str, dtype: 
     for name in ("tokenizer", "source"):
         if hasattr(model, name):
             setattr(merged, name, getattr(model, name))
+    merged.adapter = str(folder)  # an adapter of this one would name the base alone
     if (folder / _ADAPTER_SETTINGS).is_file():
         gen_length = read_json(folder / _ADAPTER_SETTINGS)["gen_length"]
         if gen_length != merged.gen_length:
