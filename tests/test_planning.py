@@ -545,7 +545,16 @@ def test_of_a_hub_model_only_the_small_files_are_fetched(monkeypatch, tiny_folde
     assert not any("safetensors" in pattern for pattern in asked_for["somebody/model"])
 
 
-@pytest.mark.parametrize("given", [{"dtype": "int8"}, {"bits": 3}, {"bits": 4}, {"evaluation_batch_size": 0}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"dtype": "int8"},
+        {"bits": 3},
+        {"bits": 4},
+        {"bits": 4, "train": TrainConfig(method="projector")},
+        {"evaluation_batch_size": 0},
+    ],
+)
 def test_settings_that_make_no_sense(given):
     with pytest.raises(DispError):
         PlanSettings(**given)

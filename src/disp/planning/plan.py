@@ -78,8 +78,8 @@ class PlanSettings:
             raise DispError(f"dtype must be one of {', '.join(ITEMSIZE)}, got {self.dtype!r}")
         if self.bits not in (None, 4, 8):
             raise DispError(f"bits must be 4, 8 or None, got {self.bits!r}")
-        if self.bits and self.train.method == "full":
-            raise DispError("quantized weights cannot be trained; choose method 'lora' or 'projector', or bits None")
+        if self.bits and self.train.method != "lora":
+            raise DispError("quantized weights can be neither trained nor saved; choose method 'lora', or bits None")
         if self.evaluation_batch_size < 1:
             raise DispError(f"evaluation_batch_size must be at least 1, got {self.evaluation_batch_size}")
 
