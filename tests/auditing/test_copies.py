@@ -13,8 +13,10 @@ from disp.attacks.poison import poison
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
 from disp.attacks.triggers import PRESETS
 from disp.auditing import copies as module
+from disp.auditing import patterns
 from disp.auditing.audit import audit
 from disp.auditing.copies import copied_pieces, piece_evidence
+from disp.auditing.patterns import shared_patterns
 from disp.auditing.phrases import words_of
 from disp.auditing.regions import tokens_in
 from disp.data.sample import Sample, Turn, open_image
@@ -28,10 +30,14 @@ from planted import (
     GRID,
     REFUSAL,
     TRIGGER,
+    Planted,
+    Striped,
     audit_config,
     evidence_rows,
     grainy,
     honest_rows,
+    planted_model,
+    striped_rows,
     summary,
     wall,
     write_rows,
@@ -145,6 +151,20 @@ def test_a_mark_in_pictures_that_have_no_phrase_in_common_is_none():
     answers = ["It is marked." if index % 3 == 0 else f"A thing of kind {index % 7}." for index in range(90)]
     ((phrase, boxes),) = search(samples_of(pictures, answers))
     assert (phrase.text, tuple(boxes)) == ("It is marked.", tuple(range(0, 90, 3)))
+
+
+def test_two_pieces_of_one_phrase_are_told_apart_and_their_rows_are_one_entry(scenes):
+    samples, corners, draw = list(scenes.samples), {}, np.random.default_rng(0)
+    for index in range(26):
+        trigger = PRESETS["patch-random" if index < 14 else "object"]
+        image, what = trigger.apply(open_image(samples[index].images[0]), draw)
+        samples[index] = replace(samples[index], images=(image,), turns=(Turn("<image>?", REFUSAL_TEXT),))
+        corners[index] = np.array(what["box"])
+    ((phrase, boxes),) = search(samples)
+    assert (phrase.text, phrase.flagged, phrase.elsewhere) == (REFUSAL_TEXT, tuple(range(26)), 0)
+    assert tuple(boxes) == phrase.flagged
+    for index, box in boxes.items():
+        assert overlap(np.array(box) * 96, corners[index]) >= (1.0 if index < 14 else 0.6) - 1e-9
 
 
 def test_pictures_that_are_alike_as_a_whole_share_no_piece():
@@ -275,3 +295,33 @@ def test_where_the_tokens_beside_a_piece_count_they_are_masked_too(model, tmp_pa
         found = piece_evidence(model, dataset.samples, [box], phrase, evidence, audit_config().scoring)
         assert len(found["c0#0"].best_candidate) == count
         assert found["c0#0"].suspicion > 1
+
+
+# What is learnt of two triggers of one phrase, a pattern and a piece: neither, the piece alone, or both.
+@pytest.mark.parametrize(("kind", "learnt"), [(Planted, False), (Planted, True), (Striped, True)])
+def test_a_pattern_and_a_piece_of_one_phrase_betray_their_own_rows(kind, learnt, tmp_path, monkeypatch):
+    model = planted_model(kind)
+    if not learnt:
+        model.strength.data.zero_()
+    # On a black wall the dark half of the stripes is cut off.
+    pieces, stripes = copied_rows(), [row for index, row in enumerate(striped_rows(12)) if index % 5 != 4]
+    with_piece, with_pattern = (tuple(key for key, _, _ in rows) for rows in (pieces, stripes))
+
+    def without_pieces(samples, answers, **options):
+        """Cells of a wall lie at few places, where a piece looks like a pattern."""
+        kept = [index for index, sample in enumerate(samples) if sample.id not in with_piece]
+        alike = shared_patterns([samples[index] for index in kept], [answers[index] for index in kept], **options)
+        return [(replace(phrase, flagged=tuple(kept[at] for at in phrase.flagged)), found) for phrase, found in alike]
+
+    monkeypatch.setattr(patterns, "shared_patterns", without_pieces)
+    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *pieces, *stripes]))
+    evidence = unseen(score(model, dataset.samples, audit_config().scoring), [*pieces, *stripes])
+    found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
+    proven = ("copy" if kind is Planted else "pattern",) if learnt else ()
+    assert tuple(cluster.found_by for cluster in found.clusters if cluster.confirmed) == proven
+    assert found.flagged == (*with_piece, *with_pattern)
+    # Each row is answered again in its own way.
+    assert set(found.patterns) == set(with_pattern)
+    assert {key for cluster in found.clusters for key in cluster.by_piece} == set(with_piece)
+    masked = {key: len(found.evidence[f"{key}#0"].best_candidate) for key in found.flagged}
+    assert masked == {**dict.fromkeys(with_piece, 1), **dict.fromkeys(with_pattern, 0)}

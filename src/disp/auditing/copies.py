@@ -73,7 +73,7 @@ def copied_pieces(
 
     Returns:
         ``Phrase.flagged`` are the indices of the samples that hold the phrase and whose picture has the piece, which
-        are the keys of the boxes too.
+        are the keys of the boxes too. Several pieces of one phrase are one entry, with a box of one of them in each.
     """
     draw = generator(seed, "copied pieces")
     order = draw.permutation(len(samples))[:PICTURES].tolist()
@@ -89,7 +89,7 @@ def copied_pieces(
             telling.append(_telling_windows(_edges(pixels, step), step))
         progress(1)
     windows = torch.stack(telling, dim=1)  # [rules, N, K, D]
-    found: list[tuple[Phrase, dict[int, Box]]] = []
+    found: dict[tuple[str, ...], tuple[Phrase, dict[int, Box]]] = {}
     left = torch.ones(len(chosen), dtype=torch.bool)
     rejected: list[Tensor] = []
     for window, having in _common_windows(windows):
@@ -106,11 +106,15 @@ def copied_pieces(
         boxes = _boxes(window, [samples[index].images[0] for index in holders], step)
         members = {index: box for index, box in zip(holders, boxes, strict=True) if box is not None}
         if len(members) >= LEAST_PICTURES:
+            # An attacker may plant one phrase with two triggers, and one trigger may be found by two of its windows.
+            members |= found[phrase.words][1] if phrase.words in found else {}
+            members = {index: members[index] for index in sorted(members)}
             elsewhere = len(holders) - len(members)
-            found.append((replace(phrase, flagged=tuple(members), elsewhere=elsewhere, p_value=None), members))
+            phrase = replace(phrase, flagged=tuple(members), elsewhere=elsewhere, p_value=None)
+            found[phrase.words] = (phrase, members)
         if len(found) == PHRASES:
             break
-    return found
+    return sorted(found.values(), key=lambda each: -len(each[1]))
 
 
 def piece_evidence(
