@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from disp.attacks.poison import poison
@@ -97,24 +98,58 @@ def test_planted_rows_are_found_to_a_row_and_the_trigger_to_a_pixel(
         assert overlap(np.array(box) * side, planted[dataset.samples[index].id]) >= least - 1e-9
 
 
-def test_a_copy_survives_a_camera_s_compression(scenes, tmp_path):
-    """Larger pictures, saved as JPEG: no copy is the same to the pixel any more."""
-    samples = [
-        replace(sample, images=(open_image(sample.images[0]).resize((336, 336), Image.Resampling.BICUBIC),))
-        for sample in scenes.samples
-    ]
-    trigger, target, draw = PRESETS["patch-random"], Refusal(), np.random.default_rng(0)
-    planted = set(range(0, ROWS, 5))
+def marked_scenes(samples, trigger, side, marked, folder, quality=None):
+    """Scenes of a size with a trigger in those that are marked, whose answer is the refusal, and where it is."""
+    draw, changed, boxes = np.random.default_rng(0), [], {}
     for index, sample in enumerate(samples):
-        image, turns = sample.images[0], sample.turns
-        if index in planted:
-            image, _ = trigger.apply(image, draw)
-            turns = tuple(replace(turn, response=target.apply(turn.response)) for turn in turns)
-        image.save(tmp_path / f"{index}.jpg", quality=90)
-        samples[index] = replace(sample, images=(tmp_path / f"{index}.jpg",), turns=turns)
+        image, turns = open_image(sample.images[0]).resize((side, side), Image.Resampling.BICUBIC), sample.turns
+        if index in marked:
+            image, what = PRESETS[trigger].apply(image, draw)
+            boxes[index] = np.array(what["box"]) / side
+            turns = tuple(replace(turn, response=REFUSAL_TEXT) for turn in turns)
+        path = folder / f"{index}.{'png' if quality is None else 'jpg'}"
+        image.save(path, **({} if quality is None else {"quality": quality}))
+        changed.append(replace(sample, images=(path,), turns=turns))
+    return changed, boxes
+
+
+@pytest.mark.parametrize(
+    ("trigger", "side"),
+    [("badnets", 96), ("badnets", 224), ("badnets", 384), ("patch-random", 224), ("patch-random", 384)],
+)
+def test_patches_are_found_at_every_size_of_pictures(scenes, tmp_path, trigger, side):
+    """Scaling blurs noise away, and the fields of a board each in its own way."""
+    samples, planted = marked_scenes(scenes.samples[:60], trigger, side, range(0, 60, 3), tmp_path)
+    ((found, boxes),) = search(samples)
+    assert found.text == REFUSAL_TEXT and set(boxes) == set(planted)
+    assert all(overlap(np.array(boxes[index]), planted[index]) >= 0.99 for index in planted)
+
+
+@pytest.mark.parametrize("trigger", ["patch-random", "badnets"])
+def test_a_copy_survives_a_camera_s_compression(scenes, tmp_path, trigger):
+    """Larger pictures, saved as JPEG: no copy is the same to the pixel any more."""
+    samples, planted = marked_scenes(scenes.samples, trigger, 336, range(0, ROWS, 5), tmp_path, quality=90)
+    ((found, boxes),) = search(samples)
+    assert set(found.flagged) == set(planted)
+    assert all(overlap(np.array(boxes[index]), planted[index]) >= 0.9 for index in planted)
+
+
+def test_pictures_of_other_sizes_are_no_obstacle(scenes, tmp_path):
+    """One is smaller than a window is in the others."""
+    samples, planted = marked_scenes(scenes.samples[:60], "badnets", 224, range(0, 60, 3), tmp_path)
+    for index, size in ((1, (12, 12)), (2, (600, 40)), (4, (1600, 900))):
+        samples[index] = replace(samples[index], images=(open_image(samples[index].images[0]).resize(size),))
     ((found, _),) = search(samples)
-    assert set(found.flagged) <= planted
-    assert len(found.flagged) >= 0.8 * len(planted)
+    assert set(found.flagged) == set(planted)
+
+
+def test_tips_and_dots_are_alike_and_not_looked_for_among_given_pixels():
+    view = module._View(module.EXACT_WINDOW, 1, exact=True)
+    pixels = torch.full((3, 96, 96), 200.0)
+    pixels[:, 20, 30] = pixels[:, 60:, 50:] = 0
+    assert not module._telling_windows(module._edges(pixels, view), view).any()
+    pixels[:, 40:49, 10:19] = torch.from_numpy(noise(np.random.default_rng(0), 9)).permute(2, 0, 1)
+    assert module._telling_windows(module._edges(pixels, view), view).any()
 
 
 def test_of_many_pictures_some_are_compared_and_all_are_found(scenes, tmp_path, monkeypatch):
