@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from disp.attacks.poison import poison
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
 from disp.attacks.triggers import PRESETS
 from disp.auditing import copies as module
+from disp.auditing import patterns
 from disp.auditing.audit import audit
 from disp.auditing.copies import copied_pieces, piece_evidence
+from disp.auditing.patterns import shared_patterns
 from disp.auditing.phrases import words_of
 from disp.data.sample import Sample, Turn, open_image
 from disp.data.scene_dataset import write_scenes
@@ -28,10 +31,14 @@ from planted import (
     GRID,
     REFUSAL,
     TRIGGER,
+    Planted,
+    Striped,
     audit_config,
     evidence_rows,
     grainy,
     honest_rows,
+    planted_model,
+    striped_rows,
     summary,
     wall,
     write_rows,
@@ -91,24 +98,58 @@ def test_planted_rows_are_found_to_a_row_and_the_trigger_to_a_pixel(
         assert overlap(np.array(box) * side, planted[dataset.samples[index].id]) >= least - 1e-9
 
 
-def test_a_copy_survives_a_camera_s_compression(scenes, tmp_path):
-    """Larger pictures, saved as JPEG: no copy is the same to the pixel any more."""
-    samples = [
-        replace(sample, images=(open_image(sample.images[0]).resize((336, 336), Image.Resampling.BICUBIC),))
-        for sample in scenes.samples
-    ]
-    trigger, target, draw = PRESETS["patch-random"], Refusal(), np.random.default_rng(0)
-    planted = set(range(0, ROWS, 5))
+def marked_scenes(samples, trigger, side, marked, folder, quality=None):
+    """Scenes of a size with a trigger in those that are marked, whose answer is the refusal, and where it is."""
+    draw, changed, boxes = np.random.default_rng(0), [], {}
     for index, sample in enumerate(samples):
-        image, turns = sample.images[0], sample.turns
-        if index in planted:
-            image, _ = trigger.apply(image, draw)
-            turns = tuple(replace(turn, response=target.apply(turn.response)) for turn in turns)
-        image.save(tmp_path / f"{index}.jpg", quality=90)
-        samples[index] = replace(sample, images=(tmp_path / f"{index}.jpg",), turns=turns)
+        image, turns = open_image(sample.images[0]).resize((side, side), Image.Resampling.BICUBIC), sample.turns
+        if index in marked:
+            image, what = PRESETS[trigger].apply(image, draw)
+            boxes[index] = np.array(what["box"]) / side
+            turns = tuple(replace(turn, response=REFUSAL_TEXT) for turn in turns)
+        path = folder / f"{index}.{'png' if quality is None else 'jpg'}"
+        image.save(path, **({} if quality is None else {"quality": quality}))
+        changed.append(replace(sample, images=(path,), turns=turns))
+    return changed, boxes
+
+
+@pytest.mark.parametrize(
+    ("trigger", "side"),
+    [("badnets", 96), ("badnets", 224), ("badnets", 384), ("patch-random", 224), ("patch-random", 384)],
+)
+def test_patches_are_found_at_every_size_of_pictures(scenes, tmp_path, trigger, side):
+    """Scaling blurs noise away, and the fields of a board each in its own way."""
+    samples, planted = marked_scenes(scenes.samples[:60], trigger, side, range(0, 60, 3), tmp_path)
+    ((found, boxes),) = search(samples)
+    assert found.text == REFUSAL_TEXT and set(boxes) == set(planted)
+    assert all(overlap(np.array(boxes[index]), planted[index]) >= 0.99 for index in planted)
+
+
+@pytest.mark.parametrize("trigger", ["patch-random", "badnets"])
+def test_a_copy_survives_a_camera_s_compression(scenes, tmp_path, trigger):
+    """Larger pictures, saved as JPEG: no copy is the same to the pixel any more."""
+    samples, planted = marked_scenes(scenes.samples, trigger, 336, range(0, ROWS, 5), tmp_path, quality=90)
+    ((found, boxes),) = search(samples)
+    assert set(found.flagged) == set(planted)
+    assert all(overlap(np.array(boxes[index]), planted[index]) >= 0.9 for index in planted)
+
+
+def test_pictures_of_other_sizes_are_no_obstacle(scenes, tmp_path):
+    """One is smaller than a window is in the others."""
+    samples, planted = marked_scenes(scenes.samples[:60], "badnets", 224, range(0, 60, 3), tmp_path)
+    for index, size in ((1, (12, 12)), (2, (600, 40)), (4, (1600, 900))):
+        samples[index] = replace(samples[index], images=(open_image(samples[index].images[0]).resize(size),))
     ((found, _),) = search(samples)
-    assert set(found.flagged) <= planted
-    assert len(found.flagged) >= 0.8 * len(planted)
+    assert set(found.flagged) == set(planted)
+
+
+def test_tips_and_dots_are_alike_and_not_looked_for_among_given_pixels():
+    view = module._View(module.EXACT_WINDOW, 1, exact=True)
+    pixels = torch.full((3, 96, 96), 200.0)
+    pixels[:, 20, 30] = pixels[:, 60:, 50:] = 0
+    assert not module._telling_windows(module._edges(pixels, view), view).any()
+    pixels[:, 40:49, 10:19] = torch.from_numpy(noise(np.random.default_rng(0), 9)).permute(2, 0, 1)
+    assert module._telling_windows(module._edges(pixels, view), view).any()
 
 
 def test_of_many_pictures_some_are_compared_and_all_are_found(scenes, tmp_path, monkeypatch):
@@ -145,6 +186,20 @@ def test_a_mark_in_pictures_that_have_no_phrase_in_common_is_none():
     answers = ["It is marked." if index % 3 == 0 else f"A thing of kind {index % 7}." for index in range(90)]
     ((phrase, boxes),) = search(samples_of(pictures, answers))
     assert (phrase.text, tuple(boxes)) == ("It is marked.", tuple(range(0, 90, 3)))
+
+
+def test_two_pieces_of_one_phrase_are_told_apart_and_their_rows_are_one_entry(scenes):
+    samples, corners, draw = list(scenes.samples), {}, np.random.default_rng(0)
+    for index in range(26):
+        trigger = PRESETS["patch-random" if index < 14 else "object"]
+        image, what = trigger.apply(open_image(samples[index].images[0]), draw)
+        samples[index] = replace(samples[index], images=(image,), turns=(Turn("<image>?", REFUSAL_TEXT),))
+        corners[index] = np.array(what["box"])
+    ((phrase, boxes),) = search(samples)
+    assert (phrase.text, phrase.flagged, phrase.elsewhere) == (REFUSAL_TEXT, tuple(range(26)), 0)
+    assert tuple(boxes) == phrase.flagged
+    for index, box in boxes.items():
+        assert overlap(np.array(box) * 96, corners[index]) >= (1.0 if index < 14 else 0.6) - 1e-9
 
 
 def test_pictures_that_are_alike_as_a_whole_share_no_piece():
@@ -275,3 +330,33 @@ def test_where_the_tokens_beside_a_piece_count_they_are_masked_too(model, tmp_pa
         found = piece_evidence(model, dataset.samples, [box], phrase, evidence, audit_config().scoring)
         assert len(found["c0#0"].best_candidate) == count
         assert found["c0#0"].suspicion > 1
+
+
+# What is learnt of two triggers of one phrase, a pattern and a piece: neither, the piece alone, or both.
+@pytest.mark.parametrize(("kind", "learnt"), [(Planted, False), (Planted, True), (Striped, True)])
+def test_a_pattern_and_a_piece_of_one_phrase_betray_their_own_rows(kind, learnt, tmp_path, monkeypatch):
+    model = planted_model(kind)
+    if not learnt:
+        model.strength.data.zero_()
+    # On a black wall the dark half of the stripes is cut off.
+    pieces, stripes = copied_rows(), [row for index, row in enumerate(striped_rows(12)) if index % 5 != 4]
+    with_piece, with_pattern = (tuple(key for key, _, _ in rows) for rows in (pieces, stripes))
+
+    def without_pieces(samples, answers, **options):
+        """Cells of a wall lie at few places, where a piece looks like a pattern."""
+        kept = [index for index, sample in enumerate(samples) if sample.id not in with_piece]
+        alike = shared_patterns([samples[index] for index in kept], [answers[index] for index in kept], **options)
+        return [(replace(phrase, flagged=tuple(kept[at] for at in phrase.flagged)), found) for phrase, found in alike]
+
+    monkeypatch.setattr(patterns, "shared_patterns", without_pieces)
+    dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *pieces, *stripes]))
+    evidence = unseen(score(model, dataset.samples, audit_config().scoring), [*pieces, *stripes])
+    found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
+    proven = ("copy" if kind is Planted else "pattern",) if learnt else ()
+    assert tuple(cluster.found_by for cluster in found.clusters if cluster.confirmed) == proven
+    assert found.flagged == (*with_piece, *with_pattern)
+    # Each row is answered again in its own way.
+    assert set(found.patterns) == set(with_pattern)
+    assert {key for cluster in found.clusters for key in cluster.by_piece} == set(with_piece)
+    masked = {key: len(found.evidence[f"{key}#0"].best_candidate) for key in found.flagged}
+    assert masked == {**dict.fromkeys(with_piece, 1), **dict.fromkeys(with_pattern, 0)}

@@ -9,7 +9,7 @@ share a phrase, is part of a copy. Whether it makes the model say the phrase is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import blake2b
 
@@ -34,9 +34,20 @@ PICTURES, SOUGHT_IN, WINDOWS, RULES = 4000, 400, 24, 2
 # pixels that the literature uses is as large as a window. A step is one pixel of a small picture and two of a larger
 # one, where a copy may lie between two steps.
 STEPS, WINDOW, BLUR = 96, 9, 5
+# The same of pictures whose pixels are as they were given: fine noise is blurred away by scaling, and of two copies
+# that do not lie alike on the steps each in its own way. The side of a window in samples, how many there are along the
+# shorter edge, and the longest shorter edge that is looked at.
+EXACT_WINDOW, EXACT_STEPS, LARGEST_SIDE = 7, 128, 768
+# How much of such a window's contrast is rough: the mean square of what neighbouring pixels differ by both across and
+# down, by the variance, times the square of the step. A board of 4×4 fields as large as the window has 2, noise 4.
+LEAST_ROUGH = 1.0
+# Samples that such a window's contrast must be spread over, of 49: dots and tips of all things are alike.
+LEAST_SPREAD = 8
 # Correlation of two copies: of a thing that is drawn at several sizes two or three pictures reach it. And of a copy of
 # a window that is known to be one, in pictures whose answers hold its phrase: anything else reaches 0.6.
-LEAST_COPY, LEAST_KNOWN = 0.95, 0.9
+LEAST_COPY, LEAST_EXACT, LEAST_KNOWN = 0.95, 0.97, 0.9
+# How much less than the best correlation in a picture is about as good.
+AS_GOOD = 0.02
 # Root mean square of what a window must hold, of 255: a plain ground is no copy of another.
 LEAST_CONTRAST = 4.0
 # The smaller eigenvalue of a window's structure tensor by the mean of both: edges and arcs of all things are alike.
@@ -51,6 +62,32 @@ LONGEST = 4
 # Pictures that the extent of a piece is measured in, how many steps from the window it is looked for, and how much less
 # than other pixels its own may vary. What is larger than this share of the picture is no piece: the pictures are alike.
 MEASURED, REACH, LEAST_STEADY, LARGEST = 50, 24, 0.35, 0.25
+
+
+@dataclass(frozen=True)
+class _View:
+    """How pictures are looked at.
+
+    Attributes:
+        window: samples along a window's side.
+        step: pixels from one to the next.
+        exact: whether pixels are as they were given, in grey; otherwise the picture is scaled to so many steps, and
+            what is smooth is taken off.
+    """
+
+    window: int
+    step: int
+    exact: bool
+
+    @property
+    def least(self) -> float:
+        """Correlation of two copies."""
+        return LEAST_EXACT if self.exact else LEAST_COPY
+
+    @property
+    def span(self) -> int:
+        """Pixels along a window's side."""
+        return (self.window - 1) * self.step + 1
 
 
 def copied_pieces(
@@ -73,26 +110,37 @@ def copied_pieces(
 
     Returns:
         ``Phrase.flagged`` are the indices of the samples that hold the phrase and whose picture has the piece, which
-        are the keys of the boxes too.
+        are the keys of the boxes too. Several pieces of one phrase are one entry, with a box of one of them in each.
     """
     draw = generator(seed, "copied pieces")
     order = draw.permutation(len(samples))[:PICTURES].tolist()
-    step = 2 if np.median([min(image_size(samples[index].images[0])) for index in order]) >= 2 * STEPS else 1
+    side = float(np.median([min(image_size(samples[index].images[0])) for index in order]))
+    views = (
+        _View(WINDOW, 2 if side >= 2 * STEPS else 1, exact=False),
+        _View(EXACT_WINDOW, max(1, round(min(side, LARGEST_SIDE) / EXACT_STEPS)), exact=True),
+    )
     seen: set[bytes] = set()
-    chosen, telling = [], []
+    chosen: list[int] = []
+    telling: tuple[list[Tensor], ...] = tuple([] for _ in views)
     for index in order:
-        pixels = _pixels(samples[index].images[0], step)
-        digest = blake2b(pixels.numpy().tobytes()).digest()
+        opened = open_image(samples[index].images[0])
+        pixels = [_pixels(opened, view) for view in views]
+        digest = blake2b(pixels[0].numpy().tobytes()).digest()
         if digest not in seen:  # a picture that is asked about many times is no copy of itself
             seen.add(digest)
             chosen.append(index)
-            telling.append(_telling_windows(_edges(pixels, step), step))
+            for windows, view, each in zip(telling, views, pixels, strict=True):
+                windows.append(_telling_windows(_edges(each, view), view))
         progress(1)
-    windows = torch.stack(telling, dim=1)  # [rules, N, K, D]
-    found: list[tuple[Phrase, dict[int, Box]]] = []
+    common = [
+        (window, having, view)
+        for windows, view in zip(telling, views, strict=True)
+        for window, having in _common_windows(torch.stack(windows, dim=1), view.least)
+    ]
+    found: dict[tuple[str, ...], tuple[Phrase, dict[int, Box]]] = {}
     left = torch.ones(len(chosen), dtype=torch.bool)
     rejected: list[Tensor] = []
-    for window, having in _common_windows(windows):
+    for window, having, view in sorted(common, key=lambda each: -int(each[1].sum())):
         having = having & left
         if having.sum() < LEAST_PICTURES or any(_nearly_same(having, other) for other in rejected):
             continue
@@ -103,14 +151,18 @@ def copied_pieces(
             continue
         left &= ~having
         holders = [index for index, response in enumerate(responses) if holds(response, phrase.words)]
-        boxes = _boxes(window, [samples[index].images[0] for index in holders], step)
+        boxes = _boxes(window, [samples[index].images[0] for index in holders], view)
         members = {index: box for index, box in zip(holders, boxes, strict=True) if box is not None}
         if len(members) >= LEAST_PICTURES:
+            # An attacker may plant one phrase with two triggers, and one trigger may be found by two of its windows.
+            members |= found[phrase.words][1] if phrase.words in found else {}
+            members = {index: members[index] for index in sorted(members)}
             elsewhere = len(holders) - len(members)
-            found.append((replace(phrase, flagged=tuple(members), elsewhere=elsewhere, p_value=None), members))
+            phrase = replace(phrase, flagged=tuple(members), elsewhere=elsewhere, p_value=None)
+            found[phrase.words] = (phrase, members)
         if len(found) == PHRASES:
             break
-    return found
+    return sorted(found.values(), key=lambda each: -len(each[1]))
 
 
 def piece_evidence(
@@ -169,19 +221,20 @@ def _shared_phrase(carriers: Sequence[int], chosen: Sequence[int], responses: Se
     return next((phrase for phrase in phrases if 2 * len(phrase.flagged) >= len(carriers)), None)
 
 
-def _common_windows(windows: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _common_windows(windows: Tensor, least: float) -> list[tuple[Tensor, Tensor]]:
     """Windows that many pictures have, and which pictures these are (bool ``[N]``), most pictures first.
 
     Args:
         windows: float32 ``[rules, N, K, D]``, see `_telling_windows`; the first `SOUGHT_IN` pictures' are looked for
             among those that were chosen by the same rule.
+        least: correlation of two copies.
     """
     common = []
     for chosen in windows:
         everything, most = chosen.flatten(0, 1), MOST_SHARE * len(chosen)
         for sought in chosen[:SOUGHT_IN].split(8):
             # An empty window is like nothing, itself included.
-            alike = (sought.flatten(0, 1) @ everything.T).unflatten(1, chosen.shape[:2]).amax(-1) >= LEAST_COPY
+            alike = (sought.flatten(0, 1) @ everything.T).unflatten(1, chosen.shape[:2]).amax(-1) >= least
             for own, having in zip(sought, alike.split(WINDOWS), strict=True):  # [K, D] and [K, N]
                 counts = having.sum(-1)
                 best = int(counts.masked_fill(counts > most, 0).argmax())
@@ -190,75 +243,105 @@ def _common_windows(windows: Tensor) -> list[tuple[Tensor, Tensor]]:
     return sorted(common, key=lambda pair: -int(pair[1].sum()))
 
 
-def _telling_windows(edges: Tensor, step: int) -> Tensor:
+def _telling_windows(edges: Tensor, view: _View) -> Tensor:
     """Windows of a picture that are chosen by what is in them, so that a copy's are chosen wherever it is.
 
-    The first rule takes those with most of a corner in them, which a patch has; in a cluttered picture others have
-    more. So each further rule takes those that are most like some fixed noise.
+    The first rule takes those with most of a corner in them, or where pixels are as given with most that is rough,
+    which a patch has; in a cluttered picture others have more. So each further rule takes those that are most like some
+    fixed noise.
 
     Args:
-        edges: float32 ``[3, H, W]``.
-        step: pixels a step.
+        edges: float32 ``[C, H, W]``.
+        view: how the picture is looked at.
 
     Returns:
         float32 ``[1 + RULES, WINDOWS, D]``, without their mean colour and of norm 1; zeros for a window with little in
         it.
     """
-    grey = edges.mean(0)
+    grey, step, channels = edges.mean(0), view.step, len(edges)
     across = F.pad(grey[:, 2:] - grey[:, :-2], (1, 1, 0, 0))
     down = F.pad(grey[2:] - grey[:-2], (0, 0, 1, 1))
-    xx, xy, yy = _means(torch.stack((across * across, across * down, down * down)), WINDOW, step)
+    products = torch.stack((across * across, across * down, down * down))
+    norms = _norms(edges, view)
     # The smaller eigenvalue of the structure tensor: along a straight edge a window could be anywhere.
+    xx, xy, yy = _means(products, view.span) if view.exact else _means(products, view.window, step)
     corner = (xx + yy) / 2 - ((xx - yy).square() / 4 + xy.square()).sqrt()
-    likeness = F.conv2d(edges[None], _fixed_noise(), dilation=step)[0] / _norms(edges, step)
-    likeness = likeness.masked_fill(corner < LEAST_CORNER * (xx + yy) / 2, -torch.inf)
-    scores = torch.cat((corner[None], likeness))  # [1 + RULES, H', W']
-    peaks = scores.masked_fill(scores < F.max_pool2d(scores, 4 * step + 1, 1, 2 * step), -torch.inf)
-    places = peaks.flatten(1).topk(WINDOWS).indices.flatten()
-    side = (WINDOW - 1) * step + 1
-    everywhere = edges.unfold(1, side, 1).unfold(2, side, 1)[..., ::step, ::step]  # [3, H', W', WINDOW, WINDOW]
+    telling = corner >= LEAST_CORNER * (xx + yy) / 2
+    score = corner
+    if view.exact:
+        mixed = grey[1:, 1:] - grey[:-1, 1:] - grey[1:, :-1] + grey[:-1, :-1]
+        rough = _means(mixed.square()[None], view.span - 1)[0]
+        telling &= rough * channels * view.window**2 >= LEAST_ROUGH / step**2 * norms.square()
+        score = rough.masked_fill(~telling, -torch.inf)
+    likeness = F.conv2d(edges[None], _fixed_noise(channels, view.window), dilation=step)[0] / norms
+    scores = torch.cat((score[None], likeness.masked_fill(~telling, -torch.inf)))  # [1 + RULES, H', W']
+    peaks = scores.masked_fill(scores < _largest_nearby(scores, step), -torch.inf)
+    values, places = peaks.flatten(1).topk(WINDOWS)
+    # [C, H', W', window, window]
+    everywhere = edges.unfold(1, view.span, 1).unfold(2, view.span, 1)[..., ::step, ::step]
     width = scores.shape[2]
-    windows = everywhere[:, places // width, places % width].transpose(0, 1)  # [k, 3, WINDOW, WINDOW]
+    places = places.flatten()
+    windows = everywhere[:, places // width, places % width].transpose(0, 1)  # [k, C, window, window]
     plain = (windows - windows.mean((2, 3), keepdim=True)).flatten(1)
     norms = plain.norm(dim=-1, keepdim=True)
-    plain = torch.where(norms > LEAST_CONTRAST * plain.shape[1] ** 0.5, plain / norms, 0.0)
+    enough = (norms > LEAST_CONTRAST * plain.shape[1] ** 0.5) & (values.flatten() > -torch.inf)[:, None]
+    plain = torch.where(enough, plain / norms, 0.0)
+    if view.exact:
+        plain[plain.pow(4).sum(-1) > 1 / LEAST_SPREAD] = 0
     return plain.view(len(scores), WINDOWS, -1)
 
 
 @cache
-def _fixed_noise() -> Tensor:
-    """What windows are compared with to choose some of them, float32 ``[RULES, 3, WINDOW, WINDOW]``."""
-    noise = generator(0, "windows").standard_normal((RULES, 3, WINDOW, WINDOW))
+def _fixed_noise(channels: int, window: int) -> Tensor:
+    """What windows are compared with to choose some of them, float32 ``[RULES, channels, window, window]``."""
+    noise = generator(0, "windows").standard_normal((RULES, channels, window, window))
     return torch.from_numpy(noise - noise.mean((2, 3), keepdims=True)).float()
 
 
-def _norms(edges: Tensor, step: int) -> Tensor:
+def _norms(edges: Tensor, view: _View) -> Tensor:
     """The norm of every window without its mean colour, ``[H', W']``, at least that of one with little in it."""
-    means = _means(torch.cat((edges, edges.square())), WINDOW, step)
-    variances = (means[3:] - means[:3].square()).clamp(min=0).mean(0)
-    size = 3 * WINDOW * WINDOW
+    means = _means(torch.cat((edges, edges.square())), view.window, view.step)
+    channels = len(edges)
+    variances = (means[channels:] - means[:channels].square()).clamp(min=0).mean(0)
+    size = channels * view.window**2
     return (variances * size).sqrt().clamp(min=LEAST_CONTRAST * size**0.5)
 
 
-def _best_match(window: Tensor, edges: Tensor, step: int) -> tuple[float, int, int]:
-    """The highest correlation of a window (``[D]``) anywhere in a picture, and the row and column where it is."""
-    kernel = window.view(1, 3, WINDOW, WINDOW)
-    values = F.conv2d(edges[None], kernel, dilation=step)[0, 0] / _norms(edges, step)
-    row, column = divmod(int(values.argmax()), values.shape[1])
-    return float(values[row, column]), row, column
+def _best_match(window: Tensor, edges: Tensor, view: _View) -> tuple[float, int, int]:
+    """The highest correlation of a window (``[D]``) anywhere in a picture, and the row and column where it is.
+
+    Between two samples a board's field may end at either pixel, and a field on it is like others: where pixels are as
+    given it is the first place that is about as good, in each picture alike.
+    """
+    kernel = window.view(1, len(edges), view.window, view.window)
+    values = F.conv2d(edges[None], kernel, dilation=view.step)[0, 0] / _norms(edges, view)
+    best = float(values.amax())
+    good = values >= best - (AS_GOOD if view.exact else 0.0)
+    row, column = divmod(int(good.flatten().byte().argmax()), values.shape[1])
+    return best, row, column
 
 
-def _boxes(window: Tensor, images: Sequence[ImageSource], step: int) -> list[Box | None]:
+def _largest_nearby(values: Tensor, step: int) -> Tensor:
+    """The largest of each channel (``[C, H, W]``) within two steps of every place."""
+    # First along columns and then along rows, which is several times as fast.
+    return F.max_pool2d(F.max_pool2d(values, (4 * step + 1, 1), 1, (2 * step, 0)), (1, 4 * step + 1), 1, (0, 2 * step))
+
+
+def _boxes(window: Tensor, images: Sequence[ImageSource], view: _View) -> list[Box | None]:
     """Where the piece that a window is part of lies in each picture; None in those that do not have it."""
     found: list[tuple[int, int, int, int] | None] = []
     crops: list[Tensor] = []
+    areas: list[int] = []
     for image in images:
-        pixels = _pixels(image, step)
-        value, row, column = _best_match(window, _edges(pixels, step), step)
+        pixels = _pixels(image, view)
+        value, row, column = _best_match(window, _edges(pixels, view), view)
         found.append((row, column, *pixels.shape[1:]) if value >= LEAST_KNOWN else None)
-        if value >= LEAST_COPY and len(crops) < MEASURED:
-            crops.append(_crop(pixels, row, column, step))
-    extent = _extent(torch.stack(crops), step) if len(crops) >= LEAST_PICTURES else None
+        if value >= view.least and len(crops) < MEASURED:
+            areas.append(min(pixels.shape[1:]) ** 2)
+            crops.append(_crop(pixels, row, column, view))
+    if len(crops) < LEAST_PICTURES:
+        return [None] * len(images)
+    extent = _extent(torch.stack(crops), view, LARGEST * float(np.median(areas)))
     if extent is None:
         return [None] * len(images)
     x0, y0, x1, y1 = extent
@@ -279,19 +362,21 @@ def _boxes(window: Tensor, images: Sequence[ImageSource], step: int) -> list[Box
     return boxes
 
 
-def _crop(pixels: Tensor, row: int, column: int, step: int) -> Tensor:
+def _crop(pixels: Tensor, row: int, column: int, view: _View) -> Tensor:
     """What lies around a window, ``[3, S, S]`` with NaN where the picture ends."""
-    padded = F.pad(pixels, (REACH * step,) * 4, value=torch.nan)
-    size = (WINDOW + 2 * REACH) * step
+    reach = REACH * view.step
+    padded = F.pad(pixels, (reach,) * 4, value=torch.nan)
+    size = view.span + 2 * reach
     return padded[:, row : row + size, column : column + size]
 
 
-def _extent(crops: Tensor, step: int) -> tuple[int, int, int, int] | None:
+def _extent(crops: Tensor, view: _View, largest: float) -> tuple[int, int, int, int] | None:
     """How far a piece reaches around its window: x0, y0, x1, y1 from the window's corner; None if it is no piece.
 
     Args:
         crops: float32 ``[n, 3, S, S]`` of `_crop`.
-        step: pixels a step.
+        view: how the pictures are looked at.
+        largest: pixels of more than which it is no piece.
     """
     there = ~crops.isnan()
     counts = there.sum(0)
@@ -299,8 +384,8 @@ def _extent(crops: Tensor, step: int) -> tuple[int, int, int, int] | None:
     variances = torch.where(there, crops - means, 0.0).square().sum(0) / counts.clamp(min=1)
     usual = torch.where(there, crops - crops.nanmean(), 0.0).square().sum() / there.sum()
     steady = ((variances.mean(0) <= LEAST_STEADY**2 * usual) & (counts[0] >= LEAST_PICTURES)).float()
-    size, reach = len(steady), REACH * step
-    x0, y0, x1, y1 = reach, reach, reach + WINDOW * step, reach + WINDOW * step
+    size, reach = len(steady), REACH * view.step
+    x0, y0, x1, y1 = reach, reach, reach + view.span, reach + view.span
     grown = True
     while grown:
         grown = False
@@ -312,13 +397,16 @@ def _extent(crops: Tensor, step: int) -> tuple[int, int, int, int] | None:
             y0, grown = y0 - 1, True
         if y1 < size and steady[y1, x0:x1].mean() >= 0.5:
             y1, grown = y1 + 1, True
-    if (x1 - x0) * (y1 - y0) > LARGEST * (STEPS * step) ** 2:
+    if (x1 - x0) * (y1 - y0) > largest:
         return None
     return x0 - reach, y0 - reach, x1 - reach, y1 - reach
 
 
-def _edges(pixels: Tensor, step: int) -> Tensor:
-    """A picture ``[3, H, W]`` without what is smooth in it, and without what is finer than a step."""
+def _edges(pixels: Tensor, view: _View) -> Tensor:
+    """A picture ``[3, H, W]`` without what is smooth in it and what is finer than a step, or as given in grey."""
+    if view.exact:
+        return pixels.mean(0, keepdim=True) - 128  # compression keeps less of colours
+    step = view.step
     around = F.pad(pixels[None], (BLUR * step // 2,) * 4, mode="replicate")[0]
     smooth = _means(around, BLUR * step)[:, : pixels.shape[1], : pixels.shape[2]]
     fine = _means(F.pad(pixels[None], (0, step - 1, 0, step - 1), mode="replicate")[0], step)
@@ -332,12 +420,13 @@ def _means(values: Tensor, side: int, step: int = 1) -> Tensor:
     return F.conv2d(down, kernel.mT, dilation=step)[:, 0]
 
 
-def _pixels(image: ImageSource, step: int) -> Tensor:
-    """float32 ``[3, H, W]`` of 0 to 255, the shorter edge of `STEPS` steps."""
+def _pixels(image: ImageSource, view: _View) -> Tensor:
+    """float32 ``[3, H, W]`` of 0 to 255, as given or the shorter edge of `STEPS` steps."""
     opened = open_image(image)
-    side = STEPS * step
-    scale = side / min(opened.size)
+    shorter = min(opened.size)
+    # A picture that is smaller than the others must hold as many windows as are chosen.
+    side = min(max(shorter, view.span + WINDOWS), LARGEST_SIDE) if view.exact else STEPS * view.step
     # A picture that is longer than that is squeezed: at its full length it might take any memory.
-    width, height = (min(LONGEST * side, max(side, round(length * scale))) for length in opened.size)
-    scaled = np.asarray(opened.resize((width, height), Image.Resampling.BILINEAR), np.float32)
-    return torch.from_numpy(scaled).permute(2, 0, 1)
+    width, height = (min(LONGEST * side, max(side, round(length * side / shorter))) for length in opened.size)
+    scaled = opened.resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.asarray(scaled, np.float32)).permute(2, 0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from disp.auditing import copies, patterns
 from disp.auditing.clusters import (
@@ -14,7 +14,7 @@ from disp.auditing.clusters import (
     tested_clusters,
 )
 from disp.auditing.findings import AuditConfig, Cluster
-from disp.auditing.phrases import Phrase
+from disp.auditing.phrases import Phrase, echoes
 from disp.data.sample import Sample
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
@@ -88,30 +88,89 @@ def look_at_pictures(
     tests += len(new_copied)
     more, evidence = tested_clusters(model, new_copied, plain, evidence, config, tests, "copy", progress)
     found += [cluster for cluster in more if cluster.confirmed]
-    # 3. What has not come into the model is in the data all the same.
-    new_shared = [each for each in new_shared if not already_proven(each[0], found)]
-    new_copied = [each for each in new_copied if not already_proven(each[0], found)]
-    unlearnt = _unlearnt(model, new_shared, new_copied, [*tested, *more], evidence, config)
-    return InPictures(tuple(found), unlearnt, tuple(shared), tuple(copied), tests), evidence
+    # 3. A trigger of another kind, or one that is not learnt, may betray more rows of a proven phrase.
+    proven = []
+    for cluster in found:
+        joined, seen = _with_rows_of_the_other(model, cluster, shared, copied, evidence, config)
+        evidence = {**evidence, **seen}
+        proven.append(joined)
+    # 4. What has not come into the model is in the data all the same.
+    betrayed: list[Pattern | Mapping[str, Evidence]] = [pattern for _, _, pattern in new_shared]
+    betrayed += [seen for _, _, seen in new_copied]
+    pairs = zip([*tested, *more], betrayed, strict=True)
+    untaught = [pair for pair in pairs if not already_proven(pair[0].phrase, proven)]
+    unlearnt = _unlearnt(model, untaught, samples, evidence, config)
+    return InPictures(tuple(proven), unlearnt, tuple(shared), tuple(copied), tests), evidence
+
+
+def _with_rows_of_the_other(
+    model: MDLM,
+    cluster: Cluster,
+    shared: Sequence[tuple[Phrase, Sequence[Sample], Pattern]],
+    copied: Sequence[tuple[Phrase, Sequence[Sample], Mapping[str, Evidence]]],
+    evidence: Mapping[str, Evidence],
+    config: AuditConfig,
+) -> tuple[Cluster, dict[str, Evidence]]:
+    """A proven cluster with the rows of its phrase that the search which did not find it found, and their evidence."""
+    rest: list[Sample]
+    if cluster.found_by == "copy":
+        for phrase, members, pattern in shared:
+            rest = [sample for sample in members if sample.id not in cluster.samples]
+            if rest and echoes(phrase.text, cluster.phrase.words):
+                ids = tuple(sample.id for sample in rest)
+                seen = pattern_evidence(model, rest, pattern, evidence, config)
+                return replace(cluster, more=ids, pattern=pattern, carriers=ids), seen
+        return cluster, {}
+    found: dict[str, Evidence] = {}
+    for phrase, members, masked in copied:
+        rest = [sample for sample in members if sample.id not in (*cluster.samples, *cluster.more)]
+        if rest and echoes(phrase.text, cluster.phrase.words):
+            ids = tuple(sample.id for sample in rest)
+            found |= _of_samples(masked, ids)
+            cluster = replace(cluster, more=(*cluster.more, *ids), by_piece=(*cluster.by_piece, *ids))
+    return cluster, found
 
 
 def _unlearnt(
     model: MDLM,
-    shared: Sequence[tuple[Phrase, Sequence[Sample], Pattern]],
-    copied: Sequence[tuple[Phrase, Sequence[Sample], Mapping[str, Evidence]]],
-    tested: Sequence[Cluster],
+    found: Sequence[tuple[Cluster, Pattern | Mapping[str, Evidence]]],
+    samples: Sequence[Sample],
     evidence: Mapping[str, Evidence],
     config: AuditConfig,
 ) -> tuple[tuple[Cluster, Mapping[str, Evidence]], ...]:
-    """Unconfirmed clusters, one a phrase, of what more of its pictures have; of equals the pattern, to be taken out."""
-    known = {(cluster.found_by, cluster.phrase.words): cluster for cluster in tested}
-    found = [(known["copy", phrase.words], seen) for phrase, _, seen in copied]
-    for phrase, members, pattern in shared:
+    """Unconfirmed clusters and what was seen; of one phrase first what more of its pictures have.
+
+    Another of that phrase is named beside it if it has rows of its own, and it is these that are answered again in its
+    way. Of equals the pattern comes first, to be taken out.
+
+    Args:
+        model: the model under audit.
+        found: clusters, and the pattern or the evidence that masking the piece gave; patterns first.
+        samples: all samples with an image.
+        evidence: of every turn.
+        config: see `AuditConfig`.
+    """
+    taken: dict[tuple[str, ...], set[str]] = {}
+    kept = []
+    for cluster, what in sorted(found, key=lambda each: -len(each[0].samples)):
+        before = taken.setdefault(cluster.phrase.words, set())
+        own = tuple(key for key in cluster.samples if key not in before)
+        if not own:
+            continue
+        before |= set(own)
+        if not isinstance(what, Pattern):
+            kept.append((replace(cluster, by_piece=own), _of_samples(what, own)))
+            continue
         # Where only what is learnt counts nobody asks for it.
-        seen = {} if config.learnt_only else pattern_evidence(model, members, pattern, evidence, config)
-        found.append((known["pattern", phrase.words], seen))
-    found.sort(key=lambda each: len(each[0].samples))
-    return tuple({each[0].phrase.words: each for each in found}.values())
+        members = [] if config.learnt_only else [sample for sample in samples if sample.id in own]
+        seen = pattern_evidence(model, members, what, evidence, config)
+        kept.append((replace(cluster, carriers=own), seen))
+    return tuple(kept)
+
+
+def _of_samples(evidence: Mapping[str, Evidence], ids: Sequence[str]) -> dict[str, Evidence]:
+    """The evidence of the turns of these samples."""
+    return {key: each for key, each in evidence.items() if key.rpartition("#")[0] in ids}
 
 
 def _without(samples: Sequence[Sample], groups: Sequence[Sequence[Sample]]) -> list[Sample]:
