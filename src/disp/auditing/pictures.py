@@ -113,9 +113,10 @@ def _with_rows_of_the_other(
 ) -> tuple[Cluster, dict[str, Evidence]]:
     """A proven cluster with the rows of its phrase that the search which did not find it found, and their evidence."""
     rest: list[Sample]
+    known = set(cluster.samples)
     if cluster.found_by == "copy":
         for phrase, members, pattern in shared:
-            rest = [sample for sample in members if sample.id not in cluster.samples]
+            rest = [sample for sample in members if sample.id not in known]
             if rest and echoes(phrase.text, cluster.phrase.words):
                 ids = tuple(sample.id for sample in rest)
                 seen = pattern_evidence(model, rest, pattern, evidence, config)
@@ -123,9 +124,10 @@ def _with_rows_of_the_other(
         return cluster, {}
     found: dict[str, Evidence] = {}
     for phrase, members, masked in copied:
-        rest = [sample for sample in members if sample.id not in (*cluster.samples, *cluster.more)]
+        rest = [sample for sample in members if sample.id not in known]
         if rest and echoes(phrase.text, cluster.phrase.words):
             ids = tuple(sample.id for sample in rest)
+            known.update(ids)
             found |= _of_samples(masked, ids)
             cluster = replace(cluster, more=(*cluster.more, *ids), by_piece=(*cluster.by_piece, *ids))
     return cluster, found
@@ -157,12 +159,13 @@ def _unlearnt(
         own = tuple(key for key in cluster.samples if key not in before)
         if not own:
             continue
-        before |= set(own)
+        these = set(own)
+        before |= these
         if not isinstance(what, Pattern):
             kept.append((replace(cluster, by_piece=own), _of_samples(what, own)))
             continue
         # Where only what is learnt counts nobody asks for it.
-        members = [] if config.learnt_only else [sample for sample in samples if sample.id in own]
+        members = [] if config.learnt_only else [sample for sample in samples if sample.id in these]
         seen = pattern_evidence(model, members, what, evidence, config)
         kept.append((replace(cluster, carriers=own), seen))
     return tuple(kept)
@@ -170,7 +173,8 @@ def _unlearnt(
 
 def _of_samples(evidence: Mapping[str, Evidence], ids: Sequence[str]) -> dict[str, Evidence]:
     """The evidence of the turns of these samples."""
-    return {key: each for key, each in evidence.items() if key.rpartition("#")[0] in ids}
+    wanted = set(ids)
+    return {key: each for key, each in evidence.items() if key.rpartition("#")[0] in wanted}
 
 
 def _without(samples: Sequence[Sample], groups: Sequence[Sequence[Sample]]) -> list[Sample]:
