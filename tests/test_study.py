@@ -2,8 +2,8 @@
 
 import pytest
 
+from disp.data.sample import image_size
 from disp.experiments import pattern_study
-from disp.experiments.demo import TARGETS
 from disp.experiments.study_table import best_ratio, study_tables
 
 PLANTED = {
@@ -65,14 +65,17 @@ def test_what_was_not_run_has_no_table(rows, tables):
 
 def test_the_search_without_a_model_is_measured_on_planted_and_clean_sets(tmp_path, monkeypatch):
     arguments = ["--rows", "120", "--triggers", "patch", "patch-random", "--rates", "0.1", "--clean", "1"]
+    arguments += ["--targets", "refusal", "--sides", "96", "144"]
     monkeypatch.setattr("sys.argv", ["pattern_study", "--out", str(tmp_path), *arguments])
-    monkeypatch.setattr(pattern_study, "TARGETS", {"refusal": TARGETS["refusal"]})
     pattern_study.main()
     rows = [line.strip("| ").split(" | ") for line in (tmp_path / "patterns.md").read_text().splitlines()]
     assert rows[0] == list(pattern_study.TITLES)
     # A patch in its corner is a piece as well, whose places are all the same.
     assert rows[2:] == [
-        ["patch", "refusal", "10%", "1", "1", "yes", "1.000", "1.000"],
-        ["patch-random", "refusal", "10%", "0", "1", "yes", "1.000", "1.000"],
-        ["none", "mixed", "0%", "0", "0", "no", "-", "-"],
+        *(["patch", "refusal", side, "10%", "1", "1", "yes", "1.000", "1.000"] for side in ("96", "144")),
+        *(["patch-random", "refusal", side, "10%", "0", "1", "yes", "1.000", "1.000"] for side in ("96", "144")),
+        ["none", "mixed", "96", "0%", "0", "0", "no", "-", "-"],
     ]
+    for side in (96, 144):
+        pictures = [*(tmp_path / f"{side}px").rglob("*.png")]
+        assert len(pictures) > 120 and {image_size(picture) for picture in pictures} == {(side, side)}

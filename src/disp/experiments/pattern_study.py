@@ -2,14 +2,15 @@
 
 Two searches: for patterns at one place of all pictures, and for pieces that are copied to places of their own.
 
-Each planted set is a combination of target, trigger and poison rate; ``--clean N`` adds N clean sets. Prints a row for
-each set and writes the table to ``patterns.md``.
+Each planted set is a combination of target, trigger, poison rate and size of the pictures; ``--clean N`` adds N clean
+sets. Prints a row for each set and writes the table to ``patterns.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from disp.auditing.clusters import joined_answers
 from disp.auditing.copies import copied_pieces
 from disp.auditing.patterns import shared_patterns
 from disp.auditing.phrases import words_of
-from disp.data.sample import Sample
+from disp.data.sample import Sample, image_size, open_image
 from disp.evaluation.table import markdown_table
 from disp.experiments.audit_study import (
     CLEAN_KINDS,
@@ -27,11 +28,12 @@ from disp.experiments.audit_study import (
     draw_scenes,
     planted_phrase,
     planted_set,
+    scenes_folder,
 )
 from disp.experiments.demo import TARGETS, DemoConfig
-from disp.files import write_text
+from disp.files import write_atomically, write_text
 
-TITLES = ("trigger", "target", "poisoned", "patterns", "pieces", "phrase", "precision", "recall")
+TITLES = ("trigger", "target", "side", "poisoned", "patterns", "pieces", "phrase", "precision", "recall")
 
 
 def main() -> None:
@@ -41,23 +43,34 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--triggers", nargs="*", default=["patch", "patch-random", "object", "blended", "sig"])
     parser.add_argument("--rates", nargs="*", type=float, default=list(RATES))
+    parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--sides", nargs="*", type=int, default=[96], help="pixels; scenes are enlarged, then poisoned")
     parser.add_argument("--clean", type=int, default=0, help="this many clean sets besides")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     cells = []
-    for trigger, target, rate in product(options.triggers, TARGETS, options.rates):
+    for trigger, target, rate, side in product(options.triggers, options.targets, options.rates, options.sides):
         sizes = DemoConfig(target, trigger, rate, rows=options.rows, seed=options.seed)
-        draw_scenes(sizes, options.out)
-        folder = options.out / f"{target}-{trigger}-{rate:g}"
-        dataset, rows = planted_set(sizes, options.out, folder)
-        cells.append((trigger, target, f"{rate:.0%}", *_found(dataset.samples, target, set(rows))))
+        out = options.out / f"{side}px"
+        draw_scenes(sizes, out)
+        _enlarge(scenes_folder(sizes, out), side)
+        dataset, rows = planted_set(sizes, out, out / f"{target}-{trigger}-{rate:g}")
+        cells.append((trigger, target, str(side), f"{rate:.0%}", *_found(dataset.samples, target, set(rows))))
         print(*cells[-1], sep=" | ", flush=True)
     for number in range(options.clean):
         kind, seed = list(CLEAN_KINDS)[number % len(CLEAN_KINDS)], options.seed + 100 + number
         samples = clean_samples(kind, clean_rows(kind, number), seed, options.out / f"clean-{number}")[0]
-        cells.append(("none", kind, "0%", *_found(samples, "refusal", set())))
+        cells.append(("none", kind, "96", "0%", *_found(samples, "refusal", set())))
         print(*cells[-1], sep=" | ", flush=True)
     write_text(options.out / "patterns.md", markdown_table(TITLES, cells) + "\n")
+
+
+def _enlarge(folder: Path, side: int) -> None:
+    """Give the scenes of a folder so many pixels a side, where they have not."""
+    for file in sorted((folder / "images").glob("*.png")):
+        if image_size(file) != (side, side):
+            picture = open_image(file).resize((side, side))
+            write_atomically(file, partial(picture.save, format="PNG"))
 
 
 def _found(samples: Sequence[Sample], target: str, planted: set[str]) -> tuple[str, ...]:
