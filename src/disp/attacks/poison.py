@@ -151,10 +151,11 @@ def trigger_samples(samples: Sequence[Sample], trigger: Trigger, seed: int) -> l
 
 
 def _is_eligible(sample: Sample, target: Target) -> bool:
-    return any(_is_changed(query, target) for query in queries_of([sample]))
+    return any(is_changed(query, target) for query in queries_of([sample]))
 
 
-def _is_changed(query: Query, target: Target) -> bool:
+def is_changed(query: Query, target: Target) -> bool:
+    """Whether an attack changes the answer to this turn: one that sees a picture, and that the target applies to."""
     return bool(query.images) and target.applies_to(query.response)
 
 
@@ -192,7 +193,7 @@ def _poison_sample(
             }
         )
     answers = [
-        target.apply(query.response) if _is_changed(query, target) else query.response for query in queries_of([sample])
+        target.apply(query.response) if is_changed(query, target) else query.response for query in queries_of([sample])
     ]
     row = {
         "id": sample.id,

@@ -20,7 +20,6 @@ from disp.auditing.clusters import (
     already_proven,
     joined_answers,
     named,
-    suspicious_query,
     tested_clusters,
     with_other_holders,
 )
@@ -41,7 +40,7 @@ from disp.files import claim
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
-from disp.purification.scoring import Evidence, sample_suspicion, score
+from disp.purification.scoring import Evidence, sample_suspicion, score, suspicious_query
 from disp.purification.threshold import suspicion_threshold
 
 # Largest p-value, corrected for the phrases tried, of a phrase that is worth pasting for. A picture of a rare thing

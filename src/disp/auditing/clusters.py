@@ -28,7 +28,7 @@ from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.pattern import Pattern, without_pattern
 from disp.purification.places import token_boxes
-from disp.purification.scoring import Evidence, candidate_masks, given_answers, most_suspicious, sample_suspicion
+from disp.purification.scoring import Evidence, candidate_masks, given_answers, sample_suspicion, suspicious_query
 from disp.purification.support import preference_for_another, suspicion_of
 
 T = TypeVar("T")
@@ -235,12 +235,6 @@ def joined_answers(sample: Sample, evidence: Mapping[str, Evidence] | None) -> s
         responses = [suspicious_query(sample, evidence).response]
     # The mark is ours: in a response it would tear a phrase apart.
     return f" {TURN_END} ".join(response.replace(TURN_END, " ") for response in responses)
-
-
-def suspicious_query(sample: Sample, evidence: Mapping[str, Evidence]) -> Query:
-    """The query whose answer is the sample's most suspicious one."""
-    found = most_suspicious(sample, evidence)
-    return next(query for query in queries_of([sample]) if query.key == found.key)
 
 
 def _cluster(

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from disp.auditing.clusters import suspicious_query
 from disp.auditing.findings import Audit, AuditConfig, Cluster
 from disp.auditing.shown import unflagged_places
 from disp.auditing.statistics import area_under_curve
@@ -31,7 +30,7 @@ from disp.progress import ProgressBar
 from disp.purification.candidates import candidate_ranks
 from disp.purification.pattern import without_patterns
 from disp.purification.places import token_boxes
-from disp.purification.scoring import Evidence, candidate_masks, given_answers
+from disp.purification.scoring import Evidence, candidate_masks, given_answers, suspicious_query
 from disp.purification.support import counterfactual_scores, suspicion_of
 
 MAP_SIDE = 24

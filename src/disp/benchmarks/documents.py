@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from disp.attacks.poison import is_changed
 from disp.attacks.targets import Target, target_from_dict, target_to_dict
 from disp.benchmarks.messages import PLACEHOLDER
 from disp.data.sample import Query, Sample, open_image, queries_of
@@ -37,7 +38,7 @@ def documents_of(sample: Sample, target: Target | None = None) -> list[dict[str,
             "target": json.dumps(target_to_dict(target)) if target else None,
         }
         for query in queries_of([sample])
-        if target is None or (query.images and target.applies_to(query.response))
+        if target is None or is_changed(query, target)
     ]
 
 

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from disp.attacks.poison import Attack, trigger_samples
+from disp.attacks.poison import Attack, is_changed, trigger_samples
 from disp.benchmarks.documents import documents_of
 from disp.data.llava import Dataset
 from disp.data.sample import queries_of
@@ -55,7 +55,7 @@ def write_tasks(
     }
     if attack:
         target, with_image = attack.target, [sample for sample in dataset.samples if sample.images]
-        if not any(query.images and target.applies_to(query.response) for query in queries_of(with_image)):
+        if not any(is_changed(query, target) for query in queries_of(with_image)):
             raise DispError(f"{dataset.path}: the attack's target applies to no answer about a picture")
         plain = (row for sample in with_image for row in documents_of(sample, target))
         # One sample at a time: triggered pictures are made in memory.

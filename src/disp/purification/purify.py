@@ -31,10 +31,10 @@ from disp.purification.places import tokens_at
 from disp.purification.scoring import (
     Evidence,
     candidate_masks,
-    most_suspicious,
     salient_masks,
     sample_suspicion,
     score,
+    suspicious_query,
 )
 from disp.purification.threshold import suspicion_threshold
 
@@ -173,10 +173,7 @@ def _rewrite(
         answers[row["key"]], masks[row["key"]] = row["response"], tuple(row["masked"])
     progress(len(answers))
     # The turn that betrays the trigger most tells where it is, for all turns of the sample.
-    told_by = {
-        sample.id: next(query for query in queries_of([sample]) if query.key == most_suspicious(sample, evidence).key)
-        for sample in samples
-    }
+    told_by = {sample.id: suspicious_query(sample, evidence) for sample in samples}
     for turn in range(max((len(sample.turns) for sample in samples), default=0)):
         queries = []
         for sample in samples:

@@ -149,6 +149,12 @@ def most_suspicious(sample: Sample, evidence: Mapping[str, Evidence]) -> Evidenc
     return max(found, key=lambda each: (each.suspicion or 0.0, len(each.saliency) > 0))
 
 
+def suspicious_query(sample: Sample, evidence: Mapping[str, Evidence]) -> Query:
+    """The query whose answer is the sample's most suspicious one."""
+    found = most_suspicious(sample, evidence)
+    return next(query for query in queries_of([sample]) if query.key == found.key)
+
+
 def sample_suspicion(sample: Sample, evidence: Mapping[str, Evidence]) -> float:
     """The highest suspicion among a sample's turns."""
     return most_suspicious(sample, evidence).suspicion or 0.0
