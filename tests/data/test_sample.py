@@ -1,11 +1,13 @@
 """Opening images: modes are converted, and bad files are named."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from disp.data import sample as module
-from disp.data.sample import Sample, Turn, batches, check_image, image_size, open_image, queries_of
+from disp.data.sample import Sample, Turn, batches, check_image, image_size, open_image, picture_digest, queries_of
 from disp.errors import DispError
 
 
@@ -48,6 +50,22 @@ def test_bad_files_are_named(tmp_path, monkeypatch, picture):
         for name in ("whole.png", "whole.jpg"):
             with pytest.raises(DispError, match="64×64 pixels is more than the limit"):
                 look(tmp_path / name)
+
+
+def test_a_file_is_digested_once_and_anew_when_it_has_changed(tmp_path, monkeypatch):
+    file, read = tmp_path / "a.png", []
+    file.write_bytes(b"first")
+
+    def digest(path):
+        read.append(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(module, "sha256", digest)
+    first = picture_digest(file)
+    assert first == picture_digest(file) == hashlib.sha256(b"first").hexdigest()
+    assert read == [file]
+    file.write_bytes(b"other and longer")
+    assert picture_digest(file) == hashlib.sha256(b"other and longer").hexdigest()
 
 
 def test_each_turn_is_a_query_with_its_history():

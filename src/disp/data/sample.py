@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -168,10 +169,17 @@ def picture_digest(source: ImageSource) -> str:
     """
     if isinstance(source, Path):
         try:
-            return sha256(source)
+            status = source.stat()
+            return _file_digest(source, status.st_size, status.st_mtime_ns)
         except OSError as error:
             raise DispError(f"{source}: cannot be read ({error}); check the image folder or drop the row") from None
     return hashlib.sha256(f"{source.mode} {source.size}".encode() + source.tobytes()).hexdigest()
+
+
+@lru_cache(maxsize=1 << 18)
+def _file_digest(file: Path, size: int, modified: int) -> str:
+    """The SHA-256 of a file of this size and time of change; an audit asks for it several times."""
+    return sha256(file)
 
 
 def picture_digests(sources: Sequence[ImageSource]) -> list[str]:
