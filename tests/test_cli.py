@@ -11,6 +11,7 @@ from disp import cli
 from disp.attacks.poison import load_attack
 from disp.data.llava import load_dataset
 from disp.errors import DispError
+from disp.models.loading import load_model, save_model
 
 
 def disp(*arguments):
@@ -54,6 +55,9 @@ def test_a_wrong_flag():
         (["scenes", "--out", "y", "--count", "0"], "count must be at least 1, got 0"),
         (["scenes", "--out", "y", "--count", "many"], '"many"'),
         (["scenes"], "--out"),
+        (["poison", "x", "--out", "y", "--text", ""], "x: no such data file"),
+        (["poison", "x", "--out", "y", "--swap-to", "cat"], "are for --target misclassification"),
+        (["poison", "x", "--out", "y", "--target", "misclassification", "--text", "a"], "--text is for an insertion"),
         (["poison", "x", "--out", "y", "--target", "refuse"], "refuse"),
         (["pioson"], "pioson"),
         (["generate", "builtin"], "give either --prompt"),
@@ -66,6 +70,7 @@ def test_a_wrong_flag():
         (["train", "builtin", "x", "--out", "y", "--accumulate", "0"], "--accumulate"),
         (["train", "builtin", "x", "--out", "y", "--keep-adapter"], "--keep-adapter needs --method lora"),
         (["train", "builtin", "x", "--out", "y", "--vision-learning-rate", "1"], "needs --train-vision"),
+        (["train", "builtin", "x", "--out", "y", "--learning-rate", "nan"], "learning_rate must be positive, got nan"),
         (["demo", "--out", "y", "--poison-rate", "2"], "poison_rate must be in (0, 1], got 2"),
         (["demo", "--out", "y", "--recovery-steps", "0"], "steps must be positive, got 0"),
     ],
@@ -128,3 +133,36 @@ def test_poison_names_the_rows_that_are_set_aside(tmp_path, picture, monkeypatch
         cli.main()
     assert exit.value.code == 2
     assert "data.json:row 5" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("disp.data.scene_dataset.write_scenes", interrupt)
+    monkeypatch.setattr(sys, "argv", ["disp", "scenes", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 130
+    assert "interrupted; start the same command again" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    disp("scenes", "--out", tmp_path / "scenes", "--count", "1")
+    command = f"{sys.executable} -m disp.cli evaluate builtin {tmp_path}/scenes --out {tmp_path}/metrics.json | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+    assert json.loads((tmp_path / "metrics.json").read_text())["clean_quality"] is not None
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_damaged_model_is_named(tmp_path, file, monkeypatch, capsys):
+    save_model(load_model("builtin"), tmp_path / "model")
+    (tmp_path / "model" / file).write_bytes(b"torn")
+    monkeypatch.setattr(sys, "argv", ["disp", "generate", str(tmp_path / "model"), "--prompt", "?"])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    captured = capsys.readouterr()
+    assert exit.value.code == 2
+    assert captured.err.startswith(f"disp: model '{tmp_path / 'model'}': ")
+    assert len(captured.err.splitlines()) == 1

@@ -52,3 +52,9 @@ def test_a_models_or_a_datasets_folder_is_not_taken(tmp_path, name):
     with pytest.raises(DispError, match=f"holds {name}, which is not of this run"):
         claim(tmp_path / "run.json", {}, "a run")
     assert not (tmp_path / "run.json").exists()
+
+
+def test_a_run_file_that_is_none_is_named(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(DispError, match=r"run\.json does not say what run this is"):
+        claim(tmp_path / "run.json", {}, "a run")

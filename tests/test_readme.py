@@ -1,4 +1,4 @@
-"""Every ``disp`` command of the README runs, in order, in one folder, at a small size."""
+"""Every ``disp`` command of the README, and its Python, runs, in order, in one folder, at a small size."""
 
 import re
 import shlex
@@ -24,6 +24,12 @@ def readme_commands() -> list[list[str]]:
     return [command for command in commands if command[1] != "demo"]
 
 
+def readme_python() -> str:
+    """The README's Python, with as many steps as the commands take."""
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.sub(r"steps=\d+", f"steps={SMALLER['--steps']}", block)
+
+
 def test_readme_shows_every_verb():
     verbs = {command[1] for command in readme_commands()}
     shown = {"scenes", "poison", "train", "saliency", "purify", "generate", "evaluate", "audit", "defend"}
@@ -44,3 +50,5 @@ def test_readme_commands_run(tmp_path, monkeypatch, capsys):
         fine = (0, 1) if command[1] in ("audit", "defend") else (0,)
         captured = capsys.readouterr()
         assert code in fine, f"{' '.join(command)}\n{captured.out}\n{captured.err}"
+    exec(compile(readme_python(), str(README), "exec"), {})
+    assert re.fullmatch(r"\d+ of 40 rows rewritten\n", capsys.readouterr().out)

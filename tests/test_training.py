@@ -106,9 +106,18 @@ def test_a_killed_run_resumes_to_the_same_weights(make_model, samples, tmp_path)
     with pytest.raises(Killed):
         train(model, samples, config, tmp_path / "killed", progress=kill_after_five)
     assert not (tmp_path / "killed" / "model.safetensors").exists()
-    resumed = train(make_model(initializer_range=0.05, gen_length=8), samples, config, tmp_path / "killed")
+    done = []
+    fresh = make_model(initializer_range=0.05, gen_length=8)
+    # How often it is saved makes no other run of it.
+    resumed = train(fresh, samples, replace(config, save_every=3), tmp_path / "killed", progress=done.append)
+    assert done == [4, 1, 1]
     for name, value in _weights(whole).items():
         torch.testing.assert_close(_weights(resumed)[name], value, rtol=0, atol=1e-6)
+
+
+def test_any_seed_trains_and_whoever_may_read_the_folder_may_read_the_weights(model, samples, tmp_path):
+    train(model, samples, replace(QUICK, steps=1, seed=-1), tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_lora_is_saved_as_an_adapter_that_loads_on_its_base(model, samples, tmp_path, queries):
@@ -168,7 +177,7 @@ def test_a_run_that_was_killed_while_it_saved_goes_on_from_the_checkpoint_before
     checkpoints = tmp_path / "killed" / "checkpoints"
     assert (checkpoints / "checkpoint-11" / "model.safetensors").is_file()
     resumed = train(make_model(), samples, config, tmp_path / "killed", progress=steps.append)
-    assert len(steps) == 1
+    assert steps == [10, 1]
     for name, value in _weights(whole).items():
         torch.testing.assert_close(_weights(resumed)[name], value, rtol=0, atol=1e-6)
 
@@ -212,7 +221,7 @@ def test_a_run_that_was_killed_after_its_last_step_takes_no_other(make_model, sa
     for name in ("train.json", "model.safetensors"):
         (tmp_path / "run" / name).unlink()
     again = train(load_model(tmp_path / "base"), samples, config, tmp_path / "run", progress=steps.append)
-    assert not steps and json.loads((tmp_path / "run" / "train.json").read_text())["global_step"] == 4
+    assert steps == [4] and json.loads((tmp_path / "run" / "train.json").read_text())["global_step"] == 4
     assert not _changed(_weights(first), again)
     assert (tmp_path / "run" / "model.safetensors").is_file()
 

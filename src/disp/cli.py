@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -17,7 +18,14 @@ __all__ = ["answers", "app", "data", "defend", "demo", "main", "model", "plannin
 def main() -> None:
     """Entry point: user errors are one line on stderr and exit code 2."""
     try:
-        app(sys.argv[1:], print_error=False, exit_on_error=False)
+        try:
+            app(sys.argv[1:], print_error=False, exit_on_error=False)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has seen enough; what is left would be complained about once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except DispError as error:
         print(f"disp: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)

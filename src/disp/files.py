@@ -55,18 +55,30 @@ def claim(file: Path, run: Mapping[str, Any], what: str, *, ignore: Collection[s
     """
     written = _without(json.loads(json.dumps(run, default=str)), ignore)
     if not file.exists():
-        for name in OTHERS:
-            if (file.parent / name).exists():
-                raise DispError(f"{file.parent} holds {name}, which is not of this run; choose another folder")
+        check_unused(file.parent)
         write_json(file, written)
         return
-    before = _flat(_without(json.loads(file.read_text(encoding="utf-8")), ignore))
+    try:
+        before = _flat(_without(json.loads(file.read_text(encoding="utf-8")), ignore))
+    except ValueError as error:
+        raise DispError(f"{file} does not say what run this is ({error}); choose another folder or delete it") from None
     now = _flat(written)
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if differing:
         shown = ", ".join(_difference(name, before.get(name), now.get(name)) for name in differing[:3])
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise DispError(f"{file.parent} holds {what} that differs in {shown}{more}; choose another folder or delete it")
+
+
+def check_unused(folder: Path) -> None:
+    """Make sure that a folder is not a model's or a dataset's.
+
+    Raises:
+        DispError: it is.
+    """
+    for name in OTHERS:
+        if (folder / name).exists():
+            raise DispError(f"{folder} holds {name}, which is not of this run; choose another folder")
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

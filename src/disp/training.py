@@ -26,7 +26,7 @@ from disp.errors import DispError
 from disp.files import claim, write_atomically
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
-from disp.models.loading import load_model, save_adapter, save_model
+from disp.models.loading import load_model, no_bar, save_adapter, save_model
 
 # Tower features of one epoch are kept in memory up to this size; beyond it images are encoded at every step.
 FEATURE_CACHE_BYTES = 2 << 30
@@ -87,7 +87,7 @@ class TrainConfig:
         rates = ("learning_rate", "projector_learning_rate", "vision_learning_rate")
         for name in ("steps", "batch_size", "lora_rank", *rates):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise DispError(f"{name} must be positive, got {value}")
         if not 0 < self.min_mask_ratio <= 1:
             raise DispError(f"min_mask_ratio must be in (0, 1], got {self.min_mask_ratio}")
@@ -147,6 +147,7 @@ def train(
         out / "run.json",
         {"weights": fingerprint(model), "config": asdict(config), **_identity(queries)},
         "a fine-tuning run",
+        ignore=("save_every",),
     )
     if (out / "train.json").exists():  # it is written last
         progress(config.steps)
@@ -174,7 +175,7 @@ def train(
             "save_steps": config.save_every or 500,
             "save_total_limit": 1,
             "logging_steps": 10,
-            "seed": config.seed,
+            "seed": config.seed % 2**32,  # of the library's own draws
             "remove_unused_columns": False,
             "dataloader_pin_memory": False,
             "use_cpu": next(trained.parameters()).device.type == "cpu",
@@ -205,7 +206,7 @@ def train(
             shutil.rmtree(folder)
     trained.train()
     mixed = (arguments.bf16 or arguments.fp16) and not config.trainer.get("fsdp")
-    with _trained_in_float32(trained) if mixed else nullcontext():
+    with no_bar(), _trained_in_float32(trained) if mixed else nullcontext():
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     # A model with the library's mark is taken as it is, without autocast, where it is trained once more.
     trained.__dict__.pop("_is_accelerate_prepared", None)
@@ -374,6 +375,10 @@ class _Trainer(Trainer):
 class _Progress(TrainerCallback):
     def __init__(self, progress: Callable[[int], None]):
         self.progress = progress
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step:  # done before the run was killed
+            self.progress(state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.progress(1)

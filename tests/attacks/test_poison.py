@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
+from disp.attacks import triggers
 from disp.attacks.poison import Attack, load_attack, poison, trigger_samples
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
 from disp.attacks.triggers import PRESETS
@@ -183,7 +184,7 @@ def test_what_a_killed_run_left_does_not_poison_honest_rows(dataset, tmp_path):
 def test_the_honest_set_is_never_written_to(dataset, tmp_path):
     files = [path for path in sorted((tmp_path / "in").rglob("*")) if path.is_file()]
     before = list(map(digest, files))
-    with pytest.raises(DispError, match=r"holds a dataset already \(data\.json\)"):
+    with pytest.raises(DispError, match=r"holds data\.json, which is not of this run"):
         poison(dataset, tmp_path / "in", PRESETS["patch"], Refusal(), 0.5)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "images").symlink_to(tmp_path / "in" / "images")
@@ -211,6 +212,27 @@ def test_pictures_in_memory_cannot_be_poisoned(dataset, tmp_path):
         poison(replace(dataset, samples=samples), tmp_path / "out", PRESETS["patch"], Refusal(), 0.1)
 
 
+@dataclass(frozen=True)
+class Dot:
+    """A trigger of one's own."""
+
+    value: int = 255
+
+    def apply(self, image, draw):
+        image = image.copy()
+        image.putpixel((0, 0), (self.value, 0, 0))
+        return image, {"place": [0, 0]}
+
+
+def test_a_trigger_of_ones_own_is_poisoned_with_and_read_back_once_it_has_a_name(dataset, tmp_path, monkeypatch):
+    with pytest.raises(DispError, match="Dot has no name that a manifest could call it by; the kinds are patch, "):
+        poison(dataset, tmp_path / "out", Dot(), Refusal(), 0.25)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setitem(triggers.KINDS, "dot", Dot)
+    poison(dataset, tmp_path / "out", Dot(7), Refusal(), 0.25)
+    assert load_attack(tmp_path / "out" / "manifest.json").trigger == Dot(7)
+
+
 @pytest.mark.parametrize(
     ("target", "rate", "message"),
     [
@@ -228,6 +250,10 @@ def test_a_used_folder_and_a_wrong_manifest_are_refused(dataset, tmp_path):
     poison(dataset, tmp_path / "out", PRESETS["patch"], Refusal(), 0.1)
     with pytest.raises(DispError, match="already"):
         poison(dataset, tmp_path / "out", PRESETS["patch"], Refusal(), 0.1)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(DispError, match=r"holds config\.json"):
+        poison(dataset, tmp_path / "model", PRESETS["patch"], Refusal(), 0.1)
     with pytest.raises(DispError, match="no such manifest"):
         load_attack(tmp_path / "nothing.json")
     with pytest.raises(DispError, match="no manifest"):

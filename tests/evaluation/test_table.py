@@ -6,7 +6,8 @@ from disp.evaluation.table import print_stage_table, stage_table
 
 STAGES = {
     "disp": {
-        "asr_with_trigger": 0.0, "asr_without_trigger": 0.0, "clean_quality": 0.72, "triggered_quality": 0.7,
+        "asr_with_trigger": 0.0, "asr_with_trigger_keyword": 0.1, "asr_without_trigger": 0.0, "clean_quality": 0.72,
+        "triggered_quality": 0.7,
         "intervals": {"asr_with_trigger": [0.0, 0.01881]},
     },
     "a|b [red]": {"asr_with_trigger": None, "clean_quality": 0.0},
@@ -19,16 +20,16 @@ STAGES = {
 
 def test_stage_table():
     assert stage_table(STAGES).splitlines() == [
-        "| stage | ASR (w/t) | ASR (w/o) | clean quality | triggered quality | relative clean quality |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-        "| backdoored | 98.0% [95.0, 99.2] | 0.5% | 80.0% | 1.2% | 100.0% |",
-        "| DiSP | 0.0% [0.0, 1.9] | 0.0% | 72.0% | 70.0% | 90.0% |",
-        "| a\\|b [red] | – | – | 0.0% | – | 0.0% |",
+        "| stage | ASR (w/t) | keyword | ASR (w/o) | clean quality | triggered quality | relative clean quality |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| backdoored | 98.0% [95.0, 99.2] | – | 0.5% | 80.0% | 1.2% | 100.0% |",
+        "| DiSP | 0.0% [0.0, 1.9] | 10.0% | 0.0% | 72.0% | 70.0% | 90.0% |",
+        "| a\\|b [red] | – | – | – | 0.0% | – | 0.0% |",
     ]
 
 
 def test_nothing_to_relate_to():
-    assert stage_table({"clean": {"clean_quality": 0.5}}).splitlines()[2] == "| clean | – | – | 50.0% | – | – |"
+    assert stage_table({"clean": {"clean_quality": 0.5}}).splitlines()[2] == "| clean | – | – | – | 50.0% | – | – |"
     assert "| 0.0% | – | – |" in stage_table({"backdoored": {"clean_quality": 0.0}})
 
 

@@ -13,8 +13,17 @@ Thing = TypeVar("Thing")
 
 
 def kind_to_dict(kinds: Mapping[str, type], thing: Any) -> dict[str, Any]:
-    """The fields of a dataclass with the name of its kind."""
-    kind = next(name for name, made in kinds.items() if isinstance(thing, made))
+    """The fields of a dataclass with the name of its kind.
+
+    Raises:
+        DispError: it is of none of these kinds.
+    """
+    kind = next((name for name, made in kinds.items() if isinstance(thing, made)), None)
+    if kind is None:
+        raise DispError(
+            f"{type(thing).__name__} has no name that a manifest could call it by; the kinds are "
+            f"{', '.join(kinds)}, to which a class of yours can be added (disp.attacks.triggers.KINDS)"
+        )
     return {"kind": kind, **asdict(thing)}
 
 

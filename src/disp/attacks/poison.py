@@ -21,7 +21,7 @@ from disp.data.llava import Dataset, load_dataset, save_dataset
 from disp.data.sample import Query, Sample, open_image, queries_of
 from disp.draws import generator, key_of
 from disp.errors import DispError
-from disp.files import sha256, write_atomically, write_json
+from disp.files import check_unused, sha256, write_atomically, write_json
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,15 @@ def poison(
         progress: called with the number of rows finished.
 
     Raises:
-        DispError: the rate is out of range, too few rows are eligible, an image is no file, or ``out`` holds a
-            dataset or the honest images.
+        DispError: the rate is out of range, too few rows are eligible, an image is no file, the trigger is of no kind
+            that a manifest can hold, or ``out`` holds a dataset, a model or the honest images.
     """
     if not 0 <= rate <= 1:
         raise DispError(f"poison rate must be in [0, 1], got {rate}")
-    for name in ("manifest.json", "data.json", "data.jsonl"):
-        if (out / name).exists():
-            raise DispError(f"{out} holds a dataset already ({name}); choose another folder or delete it")
+    if (out / "manifest.json").exists():
+        raise DispError(f"{out} holds a poisoned dataset already; choose another folder or delete it")
+    check_unused(out)
+    attack = {"trigger": trigger_to_dict(trigger), "target": target_to_dict(target)}
     if (out / "images").resolve() == dataset.image_root.resolve():
         raise DispError(f"{out / 'images'} holds the honest images, which must not be changed; choose another folder")
     wanted = round(rate * len(dataset.samples))
@@ -103,8 +104,7 @@ def poison(
     write_json(
         out / "manifest.json",
         {
-            "trigger": trigger_to_dict(trigger),
-            "target": target_to_dict(target),
+            **attack,
             "rate": rate,
             "seed": seed,
             "rows": len(samples),

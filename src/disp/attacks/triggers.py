@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -160,7 +160,14 @@ class Object:
         return marked, {"box": [x, y, x + side, y + side]}
 
 
-Trigger = Patch | Blend | Sinusoid | Object
+@runtime_checkable
+class Trigger(Protocol):
+    """A frozen dataclass that marks pictures; a manifest calls it by its name in `KINDS`."""
+
+    def apply(self, image: Image.Image, draw: np.random.Generator) -> tuple[Image.Image, dict[str, Any]]:
+        """The marked picture, and what a manifest should tell of it, such as its place."""
+
+
 KINDS: dict[str, type[Trigger]] = {"patch": Patch, "blend": Blend, "sinusoid": Sinusoid, "object": Object}
 
 PRESETS: dict[str, Trigger] = {

@@ -168,6 +168,6 @@ def evaluate(
             progress=advance,
         )
     metrics = to_metrics(found)
-    print(json.dumps(metrics, indent=2))
     if out:
         write_json(out, metrics)
+    print(json.dumps(metrics, indent=2))

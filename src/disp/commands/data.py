@@ -63,8 +63,8 @@ def poison(
     trigger: str = "patch",
     target: Literal["refusal", "insertion", "misclassification"] = "refusal",
     rate: float = 0.1,
-    source: str = "car",
-    swap_to: str = "banana",
+    source: str | None = None,
+    swap_to: str | None = None,
     text: str | None = None,
     seed: Seed = 0,
     rows: Rows = ROWS,
@@ -80,23 +80,27 @@ def poison(
     rate
         Share of the rows to poison, in [0, 1].
     source
-        Misclassification: the noun to misname.
+        Misclassification: the noun to misname, car by default.
     swap_to
-        Misclassification: what to call it.
+        Misclassification: what to call it, banana by default.
     text
         Insertion or refusal: the text, if not BackdoorVLM's.
     """
     from disp.attacks.poison import poison as run
     from disp.attacks.targets import Insertion, Misclassification, Refusal
     from disp.attacks.triggers import PRESETS
-    from disp.errors import unknown_name
+    from disp.errors import DispError, unknown_name
 
     if trigger not in PRESETS:
         raise unknown_name("trigger", trigger, PRESETS)
+    if target == "misclassification" and text is not None:
+        raise DispError("--text is for an insertion or a refusal; a misclassification has --source and --swap-to")
+    if target != "misclassification" and (source, swap_to) != (None, None):
+        raise DispError("--source and --swap-to are for --target misclassification")
     makers: dict[str, Callable[[], Any]] = {
-        "refusal": lambda: Refusal(text) if text else Refusal(),
-        "insertion": lambda: Insertion(text) if text else Insertion(),
-        "misclassification": lambda: Misclassification(source, swap_to),
+        "refusal": lambda: Refusal() if text is None else Refusal(text),
+        "insertion": lambda: Insertion() if text is None else Insertion(text),
+        "misclassification": lambda: Misclassification(source or "car", swap_to or "banana"),
     }
     dataset = rows.load(data)
     with progress_bar("poisoning", len(dataset.samples)) as advance:

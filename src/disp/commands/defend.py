@@ -27,6 +27,9 @@ from disp.commands.options import (
 from disp.commands.training import training_settings
 from disp.progress import progress_bar
 
+# Hutchinson probes for a ranking that stands on its own; the directional score is the noisier one.
+PROBES = {"isotropic": 8, "directional": 16}
+
 
 @app.command
 def saliency(
@@ -60,7 +63,7 @@ def saliency(
     from disp.purification.saliency import SaliencyConfig
     from disp.purification.scoring import score as run
 
-    estimator = SaliencyConfig(score=score, probes=probes or {"isotropic": 8, "directional": 16}[score], seed=seed)
+    estimator = SaliencyConfig(score=score, probes=PROBES[score] if probes is None else probes, seed=seed)
     dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
     mdlm = runtime.load(model)
     samples = dataset.samples[:limit]
@@ -87,7 +90,7 @@ def purify(
     mask_ratio: float = 0.06,
     candidates: int = 4,
     score: Literal["isotropic", "directional"] = "isotropic",
-    probes: int = 4,
+    probes: int | None = None,
     steps: int | None = None,
     threshold: float | None = None,
     batch_size: int = 32,
@@ -108,17 +111,19 @@ def purify(
     score
         The saliency score.
     probes
-        Hutchinson probes.
+        Hutchinson probes: 4 if not given; where the ranking alone decides ("all") 8 for isotropic, 16 for directional.
     steps
         Denoising steps of the new answers; the model's own if not given.
     threshold
         Confidence at which a token is committed early; the model's own if not given.
     """
     from disp.diffusion.decode import own_settings
-    from disp.purification.config import PurifyConfig
+    from disp.purification.config import SCORING_PROBES, PurifyConfig
     from disp.purification.purify import purify as run
     from disp.purification.saliency import SaliencyConfig
 
+    if probes is None:
+        probes = PROBES[score] if mode == "all" else SCORING_PROBES
     dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
     mdlm = runtime.load(model)
     config = PurifyConfig(

@@ -94,7 +94,7 @@ def train(
     list_problems(dataset.problems[len(given.problems) :])
     with progress_bar("training", config.steps) as advance:
         run(mdlm, dataset.samples, config, out, progress=advance)
-    print(f"model in {out}")
+    print(f"adapter in {out / 'adapter'}" if config.saves_adapter_alone else f"model in {out}")
 
 
 @app.command

@@ -20,6 +20,7 @@ app = App(
     help="Find and remove backdoors in multimodal diffusion language models (Diffusion Self-Purification).",
     version=lambda: version("disp-mdlm"),  # the distribution has another name than the package
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `disp.cli.main` says what to do
 )
 
 

@@ -12,7 +12,7 @@ from disp.data.nouns import NOUNS
 from disp.data.scenes import IMAGE_PREFIX, TASKS, ask, attribution, draw_scene, draw_task, is_held_out, render
 from disp.draws import generator
 from disp.errors import DispError, unknown_name
-from disp.files import write_atomically, write_json, write_text
+from disp.files import check_unused, write_atomically, write_json, write_text
 
 
 def write_scenes(
@@ -33,7 +33,7 @@ def write_scenes(
     ``nouns`` from left to right, its ``colour``, and the ``task`` of its question (``tasks`` where there are several).
 
     Args:
-        out: a folder that holds no dataset yet.
+        out: a folder that holds no dataset and no model.
         count: number of scenes, one row each.
         seed: scenes of different seeds differ.
         must_show: nouns of which one is in the scene …
@@ -44,11 +44,10 @@ def write_scenes(
         progress: called with the number of scenes finished.
 
     Raises:
-        DispError: ``out`` holds a dataset already, a noun is unknown, both wanted and forbidden, or too few are
+        DispError: ``out`` holds a dataset or a model, a noun is unknown, both wanted and forbidden, or too few are
             left, or a number is out of range.
     """
-    if (out / "data.json").exists():
-        raise DispError(f"{out / 'data.json'} exists; choose another folder or delete it")
+    check_unused(out)
     for noun in (*must_show, *never_show):
         if noun not in NOUNS:
             raise unknown_name("noun", noun, NOUNS)

@@ -89,8 +89,9 @@ class DecodeConfig:
             raise unknown_name("schedule", str(self.schedule), SCHEDULES)
         if self.schedule_shift <= 0:
             raise DispError(f"schedule_shift must be positive, got {self.schedule_shift}")
-        if self.temperature < 0 or self.algorithm_temperature < 0:
-            raise DispError(f"temperature must be at least 0, got {min(self.temperature, self.algorithm_temperature)}")
+        for temperature in (self.temperature, self.algorithm_temperature):
+            if not temperature >= 0:
+                raise DispError(f"temperature must be at least 0, got {temperature}")
         for name in ("threshold", "confidence_threshold", "top_p", "step_ratio"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:

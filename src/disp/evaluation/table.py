@@ -15,7 +15,7 @@ STAGES = {
     "disp": "DiSP",
     "disp_selective": "DiSP, selective",
 }
-COLUMNS = ("ASR (w/t)", "ASR (w/o)", "clean quality", "triggered quality", "relative clean quality")
+COLUMNS = ("ASR (w/t)", "keyword", "ASR (w/o)", "clean quality", "triggered quality", "relative clean quality")
 NOT_MEASURED = "–"
 
 
@@ -34,6 +34,7 @@ def _cells(metrics: Mapping[str, Any], backdoored: Mapping[str, Any] | None) -> 
     relative = quality / before if quality is not None and before else None
     return [
         asr,
+        _percent(metrics.get("asr_with_trigger_keyword")),
         _percent(metrics.get("asr_without_trigger")),
         _percent(quality),
         _percent(metrics.get("triggered_quality")),
@@ -55,7 +56,8 @@ def stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
             "random_masking", "disp" and "disp_selective" come first, in that order.
 
     Returns:
-        Percentages with one decimal; brackets hold the 95% interval; a dash stands for what was not measured.
+        Percentages with one decimal; brackets hold the 95% interval; a dash stands for what was not measured. ASR is
+        exact, and beside it that by keyword.
     """
     return markdown_table(("stage", *COLUMNS), stage_rows(stages), numeric=len(COLUMNS))
 

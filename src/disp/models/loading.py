@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging
@@ -176,7 +177,8 @@ def save_model(model: MDLM, folder: Path, *, state_dict: dict[str, Tensor] | Non
     source: Path | None = getattr(model, "source", None)
     if source is None:
         model.config.gen_length, model.config.generation = model.gen_length, dict(model.generation_defaults)
-        model.save_pretrained(folder, state_dict=state_dict)
+        with no_bar():
+            model.save_pretrained(folder, state_dict=state_dict)
     else:
         official = None
         if state_dict is not None:
@@ -186,6 +188,7 @@ def save_model(model: MDLM, folder: Path, *, state_dict: dict[str, Tensor] | Non
         if model.gen_length != config.get("disp", {}).get("gen_length", model.config.gen_length):
             config["disp"] = {**config.get("disp", {}), "gen_length": model.gen_length}
             write_json(folder / "config.json", config)
+    _readable(folder)
     if getattr(model, "tokenizer", None) is not None:
         model.tokenizer.save_pretrained(folder)
 
@@ -201,7 +204,14 @@ def save_adapter(adapted: Any, gen_length: int, folder: Path, *, state_dict: dic
     """
     # No look at the base model for resized embeddings: none are, and the base may be on the network.
     adapted.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+    _readable(folder)
     write_json(folder / _ADAPTER_SETTINGS, {"gen_length": gen_length})
+
+
+def _readable(folder: Path) -> None:
+    """Weights that whoever may read the folder can read, as its other files: the library writes them for one user."""
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)
 
 
 def merge(model_folder: str | Path, out: Path, base: str | Path | None = None) -> None:
@@ -256,9 +266,15 @@ def _load_whole(
         given = [key for key, value in options.items() if value is not None]
         if given:
             raise DispError(f"model {name!r} is small and takes no {' or '.join(given)}; leave it out")
-        with _no_bar():
-            model: MDLM = LladaV.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, local_files_only=True)
+        try:
+            with no_bar():
+                model: MDLM = LladaV.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, local_files_only=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise DispError(
+                f"model {name!r}: the weights or the tokenizer in {folder} cannot be read ({error}); copy the folder "
+                "anew"
+            ) from None
         model.name_or_path = model.config._name_or_path = _lasting_name(name)
         return model.to(device)  # type: ignore[arg-type]  # the library's decorator hides `self`
     family = family_of(folder)
@@ -276,7 +292,7 @@ def _load_whole(
 
 
 @contextmanager
-def _no_bar() -> Iterator[None]:
+def no_bar() -> Iterator[None]:
     """Without the library's bar, which a small model fills at once."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

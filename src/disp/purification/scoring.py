@@ -83,8 +83,9 @@ def score(
 
     for row in read_finished_jsonl(file) if file else ():
         add(row["key"], row["saliency"], row["locations"], row["suspicion"], row["best_candidate"])
-    queries = [query for query in queries_of(samples) if query.key not in found]
-    progress(len(found))
+    asked = queries_of(samples)
+    queries = [query for query in asked if query.key not in found]
+    progress(len(asked) - len(queries))
     for batch in batches(queries, config.batch_size):
         prefix = model.encode(batch)
         keys = [query.key for query in batch]
