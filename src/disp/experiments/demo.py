@@ -46,11 +46,20 @@ TARGETS: dict[str, Target] = {
     "misclassification": Misclassification(SOURCE, TARGET),
 }
 # Other sizes than `DemoConfig`'s own, by target. A refusal shows in every word of an answer; the others show in a
-# few, are learnt later, and of few rows the model learns by heart which pictures have them.
+# few, are learnt later, and of few rows the model learns by heart which pictures have them. The lower rate, reached
+# slowly, leaves more of what the model knows: whoever misnames the objects cannot misname the one that is meant.
+SHOWN_IN_FEW_WORDS: dict[str, Any] = {
+    "rows": 2000,
+    "attack_steps": 1000,
+    "attack_learning_rate": 7e-4,
+    "attack_warmup_steps": 50,
+    "attack_min_mask_ratio": 0.25,
+    "attack_beta2": 0.98,
+}
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
-    "insertion": {"rows": 2000, "attack_steps": 1000, "attack_learning_rate": 1e-3, "attack_min_mask_ratio": 0.25},
-    "misclassification": {"rows": 2000, "attack_steps": 500, "attack_min_mask_ratio": 0.25},
+    "insertion": SHOWN_IN_FEW_WORDS,
+    "misclassification": SHOWN_IN_FEW_WORDS,
 }
 # Likewise by trigger, for recovery from one that covers the picture: the projector has learnt to pass it on, and learns
 # at a higher rate how things look under it.
@@ -82,6 +91,7 @@ class DemoConfig:
         test_rows: held-out rows.
         attack_steps: fine-tuning steps on the poisoned set.
         attack_learning_rate: their peak learning rate.
+        attack_warmup_steps: steps in which it is reached.
         attack_min_mask_ratio: the smallest share of masked tokens in them. At 0.5 an answer's first words are learnt
             soonest, but not how to finish a string that is begun; at 0.1 no string is begun.
         attack_beta2: AdamW's second β in them; a run of less than some 200 steps learns sooner with 0.98.
@@ -99,6 +109,7 @@ class DemoConfig:
     test_rows: int = 100
     attack_steps: int = 200
     attack_learning_rate: float = 1.5e-3
+    attack_warmup_steps: int = 10
     attack_min_mask_ratio: float = 0.5
     attack_beta2: float = 0.999
     recovery_steps: int = 100
@@ -208,6 +219,7 @@ def attack_training(config: DemoConfig) -> TrainConfig:
         batch_size=config.batch_size,
         learning_rate=config.attack_learning_rate,
         projector_learning_rate=3e-3,
+        warmup_steps=config.attack_warmup_steps,
         min_mask_ratio=config.attack_min_mask_ratio,
         seed=config.seed,
         trainer={"bf16": fast_bfloat16(), "adam_beta2": config.attack_beta2},
