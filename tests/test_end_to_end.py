@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from disp.errors import DispError
-from disp.experiments.demo import STAGES, DemoConfig, demo
+from disp.experiments.demo import STAGES, DemoConfig, _Run, demo
+from disp.progress import no_progress
 
 # Trains four times; a machine that is busy with other things takes longer.
 pytestmark = pytest.mark.timeout(900)
@@ -71,7 +72,8 @@ def test_the_poison_flag_reaches_neither_training_nor_defence(run):
     out, _ = run
     honest = json.loads((out / "tuning" / "data.json").read_text())
     poisoned = json.loads((out / "poisoned" / "data.json").read_text())
-    assert [set(row) for row in honest] == [set(row) for row in poisoned]
+    for before, after in zip(honest, poisoned, strict=True):
+        assert {**before, "conversations": None} == {**after, "conversations": None}
     assert "poison" not in (out / "poisoned" / "data.json").read_text()
 
 
@@ -80,6 +82,16 @@ def test_a_finished_run_is_not_repeated(run):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
     assert demo(SMALL, out)["disp"] == metrics["disp"]
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == before
+
+
+def test_a_run_that_was_killed_before_the_manifest_poisons_again(tmp_path):
+    begun = _Run(replace(SMALL, rows=10, test_rows=1), tmp_path, no_progress)
+    tuning, _ = begun.data()
+    rows = [sample.turns for sample in begun.poisoned(tuning).samples]
+    (tmp_path / "poisoned" / "manifest.json").unlink()
+    assert (
+        [sample.turns for sample in begun.poisoned(tuning).samples] == rows != [each.turns for each in tuning.samples]
+    )
 
 
 def test_another_configuration_does_not_overwrite_a_run(run):

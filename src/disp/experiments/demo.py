@@ -275,6 +275,7 @@ class _Run:
     def poisoned(self, tuning: Dataset) -> Dataset:
         folder = self.out / "poisoned"
         if not (folder / "manifest.json").exists():
+            (folder / "data.json").unlink(missing_ok=True)  # of a run that was killed before it wrote the manifest
             with self.phase("poison"), self.progress("poisoning", len(tuning.samples)) as advance:
                 trigger, target = PRESETS[self.config.trigger], TARGETS[self.config.target]
                 poison(tuning, folder, trigger, target, self.config.poison_rate, self.config.seed, progress=advance)
