@@ -89,9 +89,8 @@ def test_a_run_that_was_killed_before_the_manifest_poisons_again(tmp_path):
     tuning, _ = begun.data()
     rows = [sample.turns for sample in begun.poisoned(tuning).samples]
     (tmp_path / "poisoned" / "manifest.json").unlink()
-    assert (
-        [sample.turns for sample in begun.poisoned(tuning).samples] == rows != [each.turns for each in tuning.samples]
-    )
+    assert rows != [sample.turns for sample in tuning.samples]
+    assert [sample.turns for sample in begun.poisoned(tuning).samples] == rows
 
 
 def test_another_configuration_does_not_overwrite_a_run(run):
