@@ -55,6 +55,7 @@ SHOWN_IN_FEW_WORDS: dict[str, Any] = {
     "attack_warmup_steps": 50,
     "attack_min_mask_ratio": 0.25,
     "attack_beta2": 0.98,
+    "recovery_steps": 150,
 }
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
