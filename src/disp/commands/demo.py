@@ -34,7 +34,7 @@ def demo(
     mask_ratio
         Share of the visual tokens masked when every answer is rewritten, 0.06 by default.
     recovery_steps
-        Fine-tuning steps on each purified set, 100 by default.
+        Fine-tuning steps on each purified set, by default 100 for the refusal and 150 for the others.
     """
     from disp.data.scenes import attribution
     from disp.evaluation.table import print_stage_table
