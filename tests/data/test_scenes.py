@@ -105,5 +105,5 @@ def test_options(tmp_path):
     ):
         with pytest.raises(DispError, match=message):
             write_scenes(tmp_path / "x", **mistake)
-    with pytest.raises(DispError, match="exists"):
+    with pytest.raises(DispError, match="cars holds data.json"):
         write_scenes(tmp_path / "cars", 2)
