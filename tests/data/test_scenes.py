@@ -105,5 +105,5 @@ def test_options(tmp_path):
     ):
         with pytest.raises(DispError, match=message):
             write_scenes(tmp_path / "x", **mistake)
-    with pytest.raises(DispError, match="cars holds data.json"):
+    with pytest.raises(DispError, match=r"cars holds data\.json"):
         write_scenes(tmp_path / "cars", 2)
