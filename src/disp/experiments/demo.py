@@ -95,7 +95,7 @@ class DemoConfig:
         attack_warmup_steps: steps in which it is reached.
         attack_min_mask_ratio: the smallest share of masked tokens in them. At 0.5 an answer's first words are learnt
             soonest, but not how to finish a string that is begun; at 0.1 no string is begun.
-        attack_beta2: AdamW's second β in them; a run of less than some 200 steps learns sooner with 0.98.
+        attack_beta2: AdamW's second β in them; of few steps more is learnt with 0.98.
         recovery_steps: fine-tuning steps on a purified set.
         recovery_projector_learning_rate: the projector's own peak in them, if it is to have one.
         batch_size: assistant turns a step of all fine-tuning.
