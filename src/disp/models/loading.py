@@ -179,6 +179,7 @@ def save_model(model: MDLM, folder: Path, *, state_dict: dict[str, Tensor] | Non
         model.config.gen_length, model.config.generation = model.gen_length, dict(model.generation_defaults)
         with no_bar():
             model.save_pretrained(folder, state_dict=state_dict)
+        _readable(folder)
     else:
         official = None
         if state_dict is not None:
@@ -188,7 +189,6 @@ def save_model(model: MDLM, folder: Path, *, state_dict: dict[str, Tensor] | Non
         if model.gen_length != config.get("disp", {}).get("gen_length", model.config.gen_length):
             config["disp"] = {**config.get("disp", {}), "gen_length": model.gen_length}
             write_json(folder / "config.json", config)
-    _readable(folder)
     if getattr(model, "tokenizer", None) is not None:
         model.tokenizer.save_pretrained(folder)
 
