@@ -42,7 +42,7 @@ def test_attention(kv_heads, masked, implementation):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_bfloat16_on_a_cpu_is_trained_through_plain_products(masked, monkeypatch):
+def test_bfloat16_on_a_cpu_goes_through_plain_products(masked, monkeypatch):
     source = torch.Generator().manual_seed(0)
     inputs = [torch.randn(2, 4, rows, 8, generator=source).bfloat16() for rows in (3, 5, 5)]
     mask = torch.tensor([True, False, True, True, False]).expand(2, 1, 1, 5) if masked else None
@@ -59,6 +59,7 @@ def test_bfloat16_on_a_cpu_is_trained_through_plain_products(masked, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr("torch.nn.functional.scaled_dot_product_attention", None)
         assert all(map(torch.equal, gradients(torch.bfloat16, "sdpa"), kernel))
+        assert torch.equal(attend(*inputs, mask), kernel[0])  # without a backward pass
         patch.setattr(transformer, "MOST_SCORES", 2 * 4 * 3 * 5 - 1)
         with pytest.raises(TypeError, match="not callable"):
             gradients(torch.bfloat16, "sdpa")

@@ -170,11 +170,11 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
             if stage == "disp_selective":
                 # What is rewritten selectively is what an audit flags, as in `disp defend`.
                 found = run.audited(model, poisoned, settings, evidence)
-                with run.phase(f"purify {stage}"):
+                with run.phase(f"purify {stage}"), half_precision():
                     cleaned = purify_flagged(model, poisoned, found, settings, folder, progress=bars)
                     return recovery_samples(cleaned, found, settings.seed)
             mode = replace(settings, mode=MODES[stage])
-            with run.phase(f"purify {stage}"):
+            with run.phase(f"purify {stage}"), half_precision():
                 return purify(model, poisoned, mode, folder, evidence=evidence, progress=bars).dataset.samples
 
         recovered = run.trained(stage, lambda: load_float32(out / "backdoored"), purified, recovery)
