@@ -18,7 +18,7 @@ from disp.data.llava import load_dataset
 from disp.defence import DefenceConfig, defend, recovery_samples, residual_phrases
 from disp.errors import DispError
 from disp.purification.purify import Purified
-from disp.training import TrainConfig
+from disp.training.config import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "auditing"))
 from planted import (

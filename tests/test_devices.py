@@ -32,7 +32,8 @@ from disp.purification.purify import purify
 from disp.purification.saliency import SaliencyConfig, saliency
 from disp.purification.scoring import score
 from disp.purification.support import likelihood_gap
-from disp.training import TrainConfig, _Collator, _Examples
+from disp.training.config import TrainConfig
+from disp.training.examples import Collator, Examples
 
 ROWS, PROBES = 5, 1
 PURIFY = PurifyConfig(
@@ -269,8 +270,8 @@ def test_training_step(cpu, gpu, queries, cached):
     with PretendedGPU():
         for model in (cpu, gpu):
             seen = {(query.sample_id, len(query.images)): model.image_features(query.images) for query in queries}
-            examples = _Examples(list(queries), seen if cached else None, TrainConfig(), model.gen_length, 0.5)
-            batch = _Collator(model)([examples[index] for index in range(3)])
+            examples = Examples(list(queries), seen if cached else None, TrainConfig(), model.gen_length, 0.5)
+            batch = Collator(model)([examples[index] for index in range(3)])
             loss = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
             loss.backward()
             losses.append(on_cpu(loss))
@@ -297,6 +298,6 @@ def test_half_precision(half, data, queries, tmp_path):
     guard(half, queries[:2], GuardConfig(saliency=SaliencyConfig("directional", probes=PROBES), decode=quick(half)))
     evaluate(half, data.samples[:2], decode=quick(half))
     assert np.isfinite(_gaps(half, queries, evidence, 0.2, "top")).all()
-    batch = _Collator(half)([_Examples(list(queries), None, TrainConfig(), half.gen_length, 0.5)[0]])
+    batch = Collator(half)([Examples(list(queries), None, TrainConfig(), half.gen_length, 0.5)[0]])
     half(**batch).backward()
     half.zero_grad()

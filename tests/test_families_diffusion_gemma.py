@@ -31,7 +31,8 @@ from disp.models.tokenizer import train_tokenizer
 from disp.purification.config import PurifyConfig
 from disp.purification.purify import purify
 from disp.purification.saliency import SaliencyConfig, first_step, saliency
-from disp.training import TrainConfig, train
+from disp.training.config import TrainConfig
+from disp.training.train import train
 
 CANVAS = 6
 WINDOW = 8

@@ -26,7 +26,8 @@ from disp.models.dimple_images import lay_out
 from disp.models.dimple_padding import padded_lengths
 from disp.models.dimple_tokenizer import CHAT_TEMPLATE, load_tokenizer
 from disp.models.loading import load_model, merge
-from disp.training import TrainConfig, train
+from disp.training.config import TrainConfig
+from disp.training.train import train
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity")) / "dimple"
 needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason=f"no recorded outputs in {PARITY}")

@@ -25,7 +25,8 @@ from disp.errors import DispError
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
 from disp.recipes import RECIPES
-from disp.training import TrainConfig, train
+from disp.training.config import TrainConfig
+from disp.training.train import train
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity"))
 # An adapter's file names modules that Gemma's encoder and decoder share only once.

@@ -27,7 +27,8 @@ from disp.models.lavida_loading import official_name, our_name
 from disp.models.lavida_masks import complementary_pair
 from disp.models.llada_v_official import SYSTEM
 from disp.models.loading import load_model
-from disp.training import TrainConfig, train
+from disp.training.config import TrainConfig
+from disp.training.train import train
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity"))
 MASK, EOS, EOT, FILL = 60, 61, 62, 63

@@ -26,7 +26,8 @@ from disp.errors import DispError
 from disp.models.checkpoint import read_weights, write_official
 from disp.models.llada_v_official import SPECIAL_TOKENS, SYSTEM, detect, load_official, turns_of
 from disp.models.loading import family_of, load_model, merge, save_model
-from disp.training import TrainConfig, train
+from disp.training.config import TrainConfig
+from disp.training.train import train
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity")) / "llada_v"
 

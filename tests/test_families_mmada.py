@@ -23,7 +23,8 @@ from disp.errors import DispError
 from disp.models.loading import load_model, merge
 from disp.models.mmada import MMada, MMadaConfig, detect, load_official
 from disp.models.vq import VQEncoder, quantize, read_encoder, square_image
-from disp.training import TrainConfig, train
+from disp.training.config import TrainConfig
+from disp.training.train import train
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity"))
 recorded = pytest.mark.skipif(not (PARITY / "mmada").is_dir(), reason=f"no recorded outputs in {PARITY / 'mmada'}")

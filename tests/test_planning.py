@@ -46,7 +46,9 @@ from disp.purification.config import PurifyConfig
 from disp.purification.purify import purify
 from disp.purification.saliency import SaliencyConfig, first_step, saliency
 from disp.purification.scoring import score
-from disp.training import TrainConfig, _select_parameters, _trained_in_float32, train
+from disp.training.config import TrainConfig
+from disp.training.parameters import select_parameters, trained_in_float32
+from disp.training.train import train
 
 PARITY = Path(os.environ.get("DISP_PARITY_DIR", Path(__file__).parents[2] / "shared" / "parity"))
 LLADA_8B = {
@@ -148,7 +150,7 @@ def test_peak_of_a_training_step(measured_models, asked, name, method, checkpoin
     inputs |= {"clean": model.encode_responses(["A red apple."] * len(asked), 32)}
     inputs |= {"ratio": torch.full((len(asked),), 0.5), "uniforms": torch.rand(len(asked), 32)}
     rows = Rows(len(asked), inputs["token_ids"].shape[1], 32, 144, 1)
-    module = _select_parameters(model, TrainConfig(method=method))
+    module = select_parameters(model, TrainConfig(method=method))
     module.train()
     chosen = [parameter for parameter in module.parameters() if parameter.requires_grad]
     trained = sum(parameter.numel() for parameter in chosen)
@@ -165,7 +167,7 @@ def test_peak_of_a_training_step(measured_models, asked, name, method, checkpoin
         sizes, rows, dtype.itemsize, sizes.parameters * dtype.itemsize, trained, method=method,
         checkpointing=checkpointing,
     )  # fmt: skip
-    with _trained_in_float32(module):
+    with trained_in_float32(module):
         optimiser = torch.optim.AdamW(chosen, fused=True)
         step()  # the moments are made in the first one
         close(plan.activations + plan.gradients, peak(step))

@@ -6,13 +6,14 @@ from functools import partial
 
 import pytest
 
-from disp import defence, training
+from disp import defence
 from disp.cli import app
 from disp.data.scene_dataset import write_scenes
 from disp.errors import DispError
 from disp.planning import plan
 from disp.recipes import RECIPES, recipe
-from disp.training import TrainConfig
+from disp.training import train as training
+from disp.training.config import TrainConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -13,12 +13,13 @@ from families.tiny import write_checkpoint
 from safetensors.torch import load_file
 from transformers import TrainerState
 
-from disp import training as module
 from disp.data.llava import save_dataset
 from disp.data.sample import Sample, Turn, queries_of
 from disp.errors import DispError
 from disp.models.loading import load_model, save_model
-from disp.training import TrainConfig, check_training, train
+from disp.training import examples
+from disp.training.config import TrainConfig
+from disp.training.train import check_training, train
 
 QUICK = TrainConfig(steps=4, batch_size=4, learning_rate=5e-3, warmup_steps=1)
 
@@ -253,13 +254,13 @@ def test_a_run_goes_on_with_its_pictures_in_another_folder_and_not_with_others_o
 
 def test_features_are_kept_up_to_a_limit_whichever_row_comes_first(model, samples, monkeypatch, tmp_path):
     rows = [replace(samples[0], id="text", images=(), turns=(Turn("What?", "cat"),)), *samples]
-    cached = module._cached_features(model, queries_of(rows), {})
+    cached = examples.cached_features(model, queries_of(rows), {})
     size = sum(tensor.nbytes for tensors in cached.values() for tensor in tensors)
     assert size and not cached["text", 0]
-    monkeypatch.setattr(module, "FEATURE_CACHE_BYTES", size)
-    assert module._cached_features(model, queries_of(rows), {}).keys() == cached.keys()
-    monkeypatch.setattr(module, "FEATURE_CACHE_BYTES", size - 1)
-    assert module._cached_features(model, queries_of(rows), {}) is None
+    monkeypatch.setattr(examples, "FEATURE_CACHE_BYTES", size)
+    assert examples.cached_features(model, queries_of(rows), {}).keys() == cached.keys()
+    monkeypatch.setattr(examples, "FEATURE_CACHE_BYTES", size - 1)
+    assert examples.cached_features(model, queries_of(rows), {}) is None
 
 
 def test_features_of_an_earlier_run_are_taken_again(make_model, samples, monkeypatch, tmp_path):
@@ -287,7 +288,7 @@ def test_a_conversation_about_several_pictures_trains_alike_with_and_without_the
     features = {}
     cached = train(start(), rows, QUICK, tmp_path / "cached", features=features)
     assert {key: len(tensors) for key, tensors in features.items()} == {("two", 1): 1, ("two", 2): 2, ("one", 1): 1}
-    monkeypatch.setattr(module, "FEATURE_CACHE_BYTES", 0)
+    monkeypatch.setattr(examples, "FEATURE_CACHE_BYTES", 0)
     plain = train(start(), rows, QUICK, tmp_path / "plain")
     for name, value in _weights(cached).items():
         torch.testing.assert_close(_weights(plain)[name], value, rtol=0, atol=1e-5)

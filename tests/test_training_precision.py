@@ -16,7 +16,10 @@ from disp.errors import DispError
 from disp.models.interface import MDLM
 from disp.models.loading import load_model, save_model
 from disp.models.mmada import MMada
-from disp.training import TrainConfig, _Collator, _Examples, _select_parameters, _trained_in_float32, train
+from disp.training.config import TrainConfig
+from disp.training.examples import Collator, Examples
+from disp.training.parameters import select_parameters, trained_in_float32
+from disp.training.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
 ANSWERS = ("cat", "dog", "tree", "boat", "apple", "two")
@@ -154,7 +157,7 @@ def test_precision_can_be_chosen(folder, samples, tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", ["full", "projector", "lora"])
 def test_every_family_trains_in_half_precision(source, samples, tmp_path, monkeypatch, method, cached):
     if not cached:
-        monkeypatch.setattr("disp.training.FEATURE_CACHE_BYTES", 0)
+        monkeypatch.setattr("disp.training.examples.FEATURE_CACHE_BYTES", 0)
     model = load_model(source, device="cpu", dtype="bfloat16")
     config = TrainConfig(
         steps=2, batch_size=3, learning_rate=1e-3, method=method, warmup_steps=0, gradient_checkpointing=not cached
@@ -192,11 +195,11 @@ def test_every_family_takes_a_step_in_float16(source, samples, method):
     model = load_model(source, device="cpu", dtype="float16")
     queries = queries_of(samples)[:3]
     features = {(query.sample_id, len(query.images)): model.image_features(query.images) for query in queries}
-    examples = _Examples(queries, features, TrainConfig(), model.gen_length, 0.5)
-    module = _select_parameters(model, TrainConfig(method=method))
-    with _trained_in_float32(module):
+    examples = Examples(queries, features, TrainConfig(), model.gen_length, 0.5)
+    module = select_parameters(model, TrainConfig(method=method))
+    with trained_in_float32(module):
         with torch.autocast("cpu", torch.float16):
-            loss = module(**_Collator(model)([examples[index] for index in range(3)]))
+            loss = module(**Collator(model)([examples[index] for index in range(3)]))
         loss.backward()
         gradients = [value.grad for value in module.parameters() if value.grad is not None]
         assert gradients and {gradient.dtype for gradient in gradients} == {torch.float32}

@@ -15,7 +15,7 @@ _HOMES = {
     "save_dataset": "disp.data.llava",
     "write_scenes": "disp.data.scene_dataset",
     "poison": "disp.attacks.poison",
-    "train": "disp.training",
+    "train": "disp.training.train",
     "saliency": "disp.purification.saliency",
     "purify": "disp.purification.purify",
     "audit": "disp.auditing.audit",

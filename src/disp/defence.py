@@ -29,7 +29,8 @@ from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
 from disp.purification.pattern import Pattern
 from disp.purification.purify import Purified, purify
-from disp.training import TrainConfig, check_training, train
+from disp.training.config import TrainConfig
+from disp.training.train import check_training, train
 
 # Unflagged samples that found patterns are laid over for the fine-tuning, at most.
 UNDER_PATTERNS = 1000

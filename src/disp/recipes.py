@@ -1,4 +1,4 @@
-"""Published fine-tuning settings as presets for `disp.training.TrainConfig`."""
+"""Published fine-tuning settings as presets for `disp.training.config.TrainConfig`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from disp.errors import unknown_name
-from disp.training import TrainConfig
+from disp.training.config import TrainConfig
 
 # Fields of `TrainConfig`, and two that a run's length and number of devices turn into such: `warmup_share` of the
 # steps, and `rows_a_step`, the published batch size over all devices.

@@ -12,7 +12,7 @@ from disp.errors import DispError, unknown_name
 Thing = TypeVar("Thing")
 
 
-def kind_to_dict(kinds: Mapping[str, type], thing: Any) -> dict[str, Any]:
+def kind_to_dict(kinds: Mapping[str, type], what: str, thing: Any) -> dict[str, Any]:
     """The fields of a dataclass with the name of its kind.
 
     Raises:
@@ -21,8 +21,8 @@ def kind_to_dict(kinds: Mapping[str, type], thing: Any) -> dict[str, Any]:
     kind = next((name for name, made in kinds.items() if isinstance(thing, made)), None)
     if kind is None:
         raise DispError(
-            f"{type(thing).__name__} has no name that a manifest could call it by; the kinds are "
-            f"{', '.join(kinds)}, to which a class of yours can be added (disp.attacks.triggers.KINDS)"
+            f"{type(thing).__name__} has no name that a manifest could call it by; the kinds of {what} are "
+            f"{', '.join(kinds)}, to which a class of yours can be added (in disp.attacks.{what}s)"
         )
     return {"kind": kind, **asdict(thing)}
 

@@ -27,9 +27,6 @@ from disp.commands.options import (
 from disp.commands.training import training_settings
 from disp.progress import progress_bar
 
-# Hutchinson probes for a ranking that stands on its own; the directional score is the noisier one.
-PROBES = {"isotropic": 8, "directional": 16}
-
 
 @app.command
 def saliency(
@@ -60,7 +57,7 @@ def saliency(
     from disp.files import claim
     from disp.models.fingerprint import fingerprint
     from disp.purification.config import PurifyConfig
-    from disp.purification.saliency import SaliencyConfig
+    from disp.purification.saliency import PROBES, SaliencyConfig
     from disp.purification.scoring import score as run
 
     estimator = SaliencyConfig(score=score, probes=PROBES[score] if probes is None else probes, seed=seed)
@@ -120,7 +117,7 @@ def purify(
     from disp.diffusion.decode import own_settings
     from disp.purification.config import SCORING_PROBES, PurifyConfig
     from disp.purification.purify import purify as run
-    from disp.purification.saliency import SaliencyConfig
+    from disp.purification.saliency import PROBES, SaliencyConfig
 
     if probes is None:
         probes = PROBES[score] if mode == "all" else SCORING_PROBES

@@ -68,7 +68,7 @@ def train(
         LoRA: save the adapters alone and leave merging to `disp merge`.
     """
     from disp.models.fitting import with_fitting_answers
-    from disp.training import train as run
+    from disp.training.train import train as run
 
     if vision_learning_rate is not None and not train_vision:
         raise DispError("--vision-learning-rate needs --train-vision; the tower is frozen without it")

@@ -9,7 +9,7 @@ from disp.errors import DispError
 
 
 def training_settings(recipe: str | None, *, keep_adapter: bool = False, **given: Any) -> Any:
-    """The recipe's `disp.training.TrainConfig`, or the default one, with what was given on the command line.
+    """The recipe's `disp.training.config.TrainConfig`, or the default one, with what was given on the command line.
 
     ``given`` are fields of `TrainConfig`, None where an option was left out; ``keep_adapter`` is that of the commands.
 
@@ -17,7 +17,7 @@ def training_settings(recipe: str | None, *, keep_adapter: bool = False, **given
         DispError: there is no such recipe, a value is out of range, or there is no adapter to be kept.
     """
     from disp.recipes import recipe as settings_of
-    from disp.training import TrainConfig
+    from disp.training.config import TrainConfig
 
     given["merge"] = not keep_adapter
     if recipe is None:

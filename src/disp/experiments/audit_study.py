@@ -55,7 +55,8 @@ from disp.purification.pattern import Pattern
 from disp.purification.places import Box
 from disp.purification.scoring import given_answers, salient_masks
 from disp.purification.support import likelihood_gap
-from disp.training import TrainConfig, train
+from disp.training.config import TrainConfig
+from disp.training.train import train
 
 LOCALISED = ("patch", "patch-random", "object")
 TRIGGERS = (*LOCALISED, "blended")

@@ -35,7 +35,9 @@ from disp.purification.saliency import saliency
 from disp.purification.scoring import Evidence, score
 from disp.report.html import write_report
 from disp.report.picture import draw_story
-from disp.training import Features, TrainConfig, train
+from disp.training.config import TrainConfig
+from disp.training.examples import Features
+from disp.training.train import train
 
 SOURCE, TARGET = "car", "banana"  # BackdoorVLM's concept swap
 # Share of fine-tuning scenes that show the concept to be swapped, so that most of them are described rightly.

@@ -39,7 +39,8 @@ from disp.planning.passes import Asked, Passes, decoding_passes, saliency_passes
 from disp.planning.plan import Plan, PlanSettings, default_decode, make_plan
 from disp.purification.config import PurifyConfig
 from disp.purification.saliency import SaliencyConfig, saliency
-from disp.training import TrainConfig, train
+from disp.training.config import TrainConfig
+from disp.training.train import train
 
 PICTURE = (640, 480)  # 2×2 tiles and the whole picture
 PROMPT = (

@@ -137,9 +137,9 @@ def training_memory(
 ) -> Memory:
     """Peak of a whole training step.
 
-    Whatever is trained is in 32 bits, and so are its gradients and moments; see `disp.training.train`. Gradients come
-    up while activations go away, so that the larger of the two counts; where gradients are summed over several batches,
-    both.
+    Whatever is trained is in 32 bits, and so are its gradients and moments; see `disp.training.train.train`. Gradients
+    come up while activations go away, so that the larger of the two counts; where gradients are summed over several
+    batches, both.
 
     Args:
         sizes: the model's sizes.
@@ -147,7 +147,7 @@ def training_memory(
         itemsize: bytes of an activation and of a weight before training.
         weights: bytes of the weights before training.
         trained: trained weights.
-        method: "full", "lora" or "projector", see `disp.training.TrainConfig`.
+        method: "full", "lora" or "projector", see `disp.training.config.TrainConfig`.
         rank: of the adapters.
         checkpointing: whether each layer's activations are computed again in the backward pass.
         accumulation: batches a step.

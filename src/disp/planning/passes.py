@@ -13,7 +13,7 @@ from disp.diffusion.decode import DecodeConfig
 from disp.purification.candidates import candidate_ranks
 from disp.purification.config import PurifyConfig
 from disp.purification.support import COUNTERFACTUAL_ROWS
-from disp.training import TrainConfig
+from disp.training.config import TrainConfig
 
 # Samples whose answers an audit shows, and those that it masks at random for comparison, at most.
 SHOWN_SAMPLES, CONTROL_SAMPLES = 232, 32

@@ -40,7 +40,7 @@ from disp.planning.passes import (
 )
 from disp.planning.sizes import Sizes, VisualCount
 from disp.purification.config import PurifyConfig
-from disp.training import TrainConfig
+from disp.training.config import TrainConfig
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Pictures whose sizes are looked up, and prompts that are tokenized; spread evenly over the data.

@@ -25,6 +25,9 @@ from disp.errors import DispError
 from disp.models.interface import MDLM, Prefix
 from disp.purification.probes import signs
 
+# Hutchinson probes for a ranking that stands on its own; the directional score is the noisier one.
+PROBES = {"isotropic": 8, "directional": 16}
+
 
 @dataclass(frozen=True)
 class SaliencyConfig:
@@ -34,12 +37,12 @@ class SaliencyConfig:
         score: "isotropic" for ``tr G_i``, all directions alike; "directional" for ``½ dᵀ G_i d`` with
             ``d = m − v_i``, the change in nats that masking the token would make, to second order. The two rank
             differently.
-        probes: random probes K. 8 for the isotropic score; the directional one is noisier and wants 16.
+        probes: random probes K; see `PROBES`.
         seed: seed of the probes.
     """
 
     score: Literal["isotropic", "directional"] = "isotropic"
-    probes: int = 8
+    probes: int = PROBES["isotropic"]
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,0 +1,1 @@
+"""Fine-tuning, for the attack and for recovery alike."""

@@ -1,0 +1,80 @@
+"""How a model is fine-tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from disp.diffusion.forward import MIN_RATIO
+from disp.errors import DispError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is fine-tuned.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: assistant turns a step on each device.
+        learning_rate: peak, after linear warm-up; cosine decay to zero. None is 1e-3 for the built-in model; a
+            published checkpoint, which that would ruin, must be given one (see `disp.recipes`).
+        projector_learning_rate: peak for the projector, where it is trained; ``learning_rate`` if None.
+        vision_learning_rate: peak for the vision tower, where it is trained; ``learning_rate`` if None.
+        method: "full" trains the language model and the projector, "projector" the projector alone, "lora"
+            low-rank adapters on every linear layer of the language model and the projector itself.
+        train_vision: train the vision tower too.
+        gradient_checkpointing: recompute each layer's activations in the backward pass: less memory, more time.
+        merge: with ``method="lora"``, merge the adapters into the weights at the end and save the whole model; without
+            it only the adapters are saved, which is the choice for a quantized or sharded model.
+        warmup_steps: steps of warm-up.
+        weight_decay: AdamW's.
+        min_mask_ratio: lower end of the mask ratio t; the loss weighs tokens by 1/t, so a small one means noisy
+            gradients. LLaDA's is 0.001. A family's own floor (`MDLM.ratio_floor`) holds below it.
+        max_grad_norm: gradients are clipped to this norm.
+        lora_rank: rank of the adapters; their alpha is twice the rank.
+        save_every: steps between checkpoints from which a killed run resumes; 0 for none.
+        seed: seed of batch order and noise.
+        trainer: further arguments of `transformers.TrainingArguments`, such as ``fsdp`` or
+            ``gradient_accumulation_steps``; with ``bf16`` false a model in half precision is trained as it is, without
+            weights in float32.
+    """
+
+    steps: int = 100
+    batch_size: int = 32
+    learning_rate: float | None = None
+    projector_learning_rate: float | None = None
+    vision_learning_rate: float | None = None
+    method: Literal["full", "lora", "projector"] = "full"
+    train_vision: bool = False
+    gradient_checkpointing: bool = False
+    merge: bool = True
+    warmup_steps: int = 10
+    weight_decay: float = 0.0
+    min_mask_ratio: float = MIN_RATIO
+    max_grad_norm: float = 1.0
+    lora_rank: int = 16
+    save_every: int = 0
+    seed: int = 0
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rates = ("learning_rate", "projector_learning_rate", "vision_learning_rate")
+        for name in ("steps", "batch_size", "lora_rank", *rates):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise DispError(f"{name} must be positive, got {value}")
+        if not 0 < self.min_mask_ratio <= 1:
+            raise DispError(f"min_mask_ratio must be in (0, 1], got {self.min_mask_ratio}")
+        if self.method not in ("full", "lora", "projector"):
+            raise DispError(f"method must be 'full', 'lora' or 'projector', got {self.method!r}")
+        if self.method == "lora" and self.merge and self.trainer.get("fsdp"):
+            raise DispError(
+                "adapters of a model sharded by fsdp cannot be merged within the run; set merge to false and merge the "
+                "saved adapter afterwards with `disp merge`"
+            )
+
+    @property
+    def saves_adapter_alone(self) -> bool:
+        """Whether what is saved is an adapter, in the folder ``adapter``, and no whole model."""
+        return self.method == "lora" and not self.merge

@@ -1,0 +1,103 @@
+"""Which parameters are trained, at which rate and in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from disp.errors import DispError
+from disp.models.interface import MDLM
+from disp.training.config import TrainConfig
+
+BUILTIN_RATE = 1e-3
+
+
+def select_parameters(model: MDLM, config: TrainConfig):
+    """Mark what is trained; returns the module to train (a PEFT wrapper for LoRA)."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():  # quantized weights take no gradient
+            parameter.requires_grad = is_trained(model, config, name)
+    if config.method != "lora":
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    # Not adapted but trained and saved as a whole.
+    whole = (*model.projector_names, *(model.vision_names if config.train_vision else ()))
+    adapters = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank,
+        target_modules=model.lora_modules(),
+        modules_to_save=[name.rstrip(".") for name in whole],
+    )
+    return get_peft_model(model, adapters)
+
+
+def is_trained(model: MDLM, config: TrainConfig, name: str) -> bool:
+    """Whether the parameter of this name itself is trained; with LoRA, adapters of others are."""
+    if any(part in name for part in model.vision_names):
+        return config.train_vision
+    return config.method == "full" or any(part in name for part in model.projector_names)
+
+
+def half_precision_arguments(model: MDLM, config: TrainConfig) -> dict[str, bool]:
+    """The trainer's arguments for products in half precision: where the model is, and nothing else is said."""
+    # The embeddings': a vision tower may be in a precision of its own, and adapters are.
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(model.mask_embedding.dtype)
+    if name is None or config.trainer.keys() & {"bf16", "fp16"} or config.trainer.get("fsdp"):
+        return {}
+    # The library has no mixed precision with float16 on a CPU; the model is trained as it is there.
+    return {name: name == "bf16" or model.device.type != "cpu"}
+
+
+@contextmanager
+def trained_in_float32(module: nn.Module) -> Iterator[None]:
+    """Keep the parameters that are trained in float32, and give them their own precision back in the end.
+
+    A weight in bfloat16 has eight binary digits: a step of 1e-5 is lost in the rounding of all but the smallest ones.
+    """
+    halves = (torch.bfloat16, torch.float16)
+    chosen = [(each, each.dtype) for each in module.parameters() if each.requires_grad and each.dtype in halves]
+    forward = module.__dict__.get("forward")
+    for parameter, _ in chosen:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in chosen:
+            parameter.grad = None
+            parameter.data = parameter.data.to(dtype)
+        # The library leaves autocast around the module's forward.
+        module.__dict__.pop("_original_forward", None)
+        module.__dict__.pop("forward", None)
+        if forward is not None:
+            module.__dict__["forward"] = forward
+
+
+def learning_rate_of(model: MDLM, config: TrainConfig) -> float:
+    """The peak rate, `BUILTIN_RATE` where none is given for the built-in model or one fine-tuned from it.
+
+    Raises:
+        DispError: none is given for a published checkpoint.
+    """
+    if config.learning_rate is not None:
+        return config.learning_rate
+    if getattr(model, "source", None) is not None:
+        raise DispError(
+            "a published checkpoint is fine-tuned at a rate of its own: give --recipe (such as disp, for the "
+            "projector, or the family's name) or --learning-rate"
+        )
+    return BUILTIN_RATE
+
+
+def peak_rate(model: MDLM, config: TrainConfig, name: str) -> float:
+    """The peak rate of the parameter of this name."""
+    for parts, rate in (
+        (model.vision_names, config.vision_learning_rate),
+        (model.projector_names, config.projector_learning_rate),
+    ):
+        if rate is not None and any(part in name for part in parts):
+            return rate
+    return learning_rate_of(model, config)
