@@ -14,7 +14,7 @@ from disp.attacks.poison import poison
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
 from disp.attacks.triggers import PRESETS
 from disp.auditing import copies as module
-from disp.auditing import patterns
+from disp.auditing import patterns, windows
 from disp.auditing.audit import audit
 from disp.auditing.copies import copied_pieces, piece_evidence
 from disp.auditing.patterns import shared_patterns
@@ -144,12 +144,12 @@ def test_pictures_of_other_sizes_are_no_obstacle(scenes, tmp_path):
 
 
 def test_tips_and_dots_are_alike_and_not_looked_for_among_given_pixels():
-    view = module._View(module.EXACT_WINDOW, 1, exact=True)
+    view = windows.View(windows.EXACT_WINDOW, 1, exact=True)
     pixels = torch.full((3, 96, 96), 200.0)
     pixels[:, 20, 30] = pixels[:, 60:, 50:] = 0
-    assert not module._telling_windows(module._edges(pixels, view), view).any()
+    assert not windows.telling_windows(windows.edges_of(pixels, view), view).any()
     pixels[:, 40:49, 10:19] = torch.from_numpy(noise(np.random.default_rng(0), 9)).permute(2, 0, 1)
-    assert module._telling_windows(module._edges(pixels, view), view).any()
+    assert windows.telling_windows(windows.edges_of(pixels, view), view).any()
 
 
 def test_of_many_pictures_some_are_compared_and_all_are_found(scenes, tmp_path, monkeypatch):
