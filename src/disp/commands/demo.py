@@ -38,14 +38,13 @@ def demo(
     """
     from disp.data.scenes import attribution
     from disp.evaluation.table import print_stage_table
-    from disp.experiments.demo import RECOVERIES, SIZES, STAGES, TARGETS, DemoConfig
+    from disp.experiments.demo import SIZES, STAGES, TARGETS, DemoConfig
     from disp.experiments.demo import demo as run
 
     print(attribution(), file=sys.stderr)
     for name in TARGETS if target == "all" else (target,):
-        sizes = SIZES[name] | RECOVERIES.get(trigger, {})
         given = {"mask_ratio": mask_ratio, "recovery_steps": recovery_steps}
-        sizes |= {key: value for key, value in given.items() if value is not None}
+        sizes = SIZES[name] | {key: value for key, value in given.items() if value is not None}
         config = DemoConfig(target=name, trigger=trigger, poison_rate=poison_rate, seed=seed, **sizes)
         folder = out / f"{name}-{trigger}"
         metrics = run(config, folder, progress=progress_bar)
