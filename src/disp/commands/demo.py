@@ -34,17 +34,18 @@ def demo(
     mask_ratio
         Share of the visual tokens masked when every answer is rewritten, 0.06 by default.
     recovery_steps
-        Fine-tuning steps on each purified set, by default 100 for the refusal and 150 for the others.
+        Fine-tuning steps on each purified set: 150 if not given, 100 for a refusal by a trigger that covers little.
     """
     from disp.data.scenes import attribution
     from disp.evaluation.table import print_stage_table
-    from disp.experiments.demo import SIZES, STAGES, TARGETS, DemoConfig
+    from disp.experiments.demo import RECOVERIES, SIZES, STAGES, TARGETS, DemoConfig
     from disp.experiments.demo import demo as run
 
     print(attribution(), file=sys.stderr)
     for name in TARGETS if target == "all" else (target,):
+        sizes = SIZES[name] | RECOVERIES.get(trigger, {})
         given = {"mask_ratio": mask_ratio, "recovery_steps": recovery_steps}
-        sizes = SIZES[name] | {key: value for key, value in given.items() if value is not None}
+        sizes |= {key: value for key, value in given.items() if value is not None}
         config = DemoConfig(target=name, trigger=trigger, poison_rate=poison_rate, seed=seed, **sizes)
         folder = out / f"{name}-{trigger}"
         metrics = run(config, folder, progress=progress_bar)

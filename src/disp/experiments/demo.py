@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from disp.attacks.poison import Attack, load_attack, poison, trigger_samples
 from disp.attacks.targets import Insertion, Misclassification, Refusal, Target, target_to_dict
-from disp.attacks.triggers import PRESETS, trigger_to_dict
+from disp.attacks.triggers import PRESETS, Blend, Sinusoid, trigger_to_dict
 from disp.auditing.audit import audit
 from disp.auditing.findings import Audit, AuditConfig
 from disp.data.llava import Dataset, load_dataset
@@ -64,6 +64,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "insertion": SHOWN_IN_FEW_WORDS,
     "misclassification": SHOWN_IN_FEW_WORDS,
 }
+# Likewise by trigger, for recovery from one that covers the picture: how things look under it is to be learnt as well,
+# by the projector above all.
+RECOVERIES: dict[str, dict[str, Any]] = {
+    name: {"recovery_steps": 150, "recovery_projector_learning_rate": 7e-4}
+    for name, trigger in PRESETS.items()
+    if isinstance(trigger, Blend | Sinusoid)
+}
 # What is done to the training set, and the mode of purification that does it.
 MODES: dict[str, Literal["random", "all", "selective"]] = {
     "random_masking": "random",
@@ -92,6 +99,7 @@ class DemoConfig:
             soonest, but not how to finish a string that is begun; at 0.1 no string is begun.
         attack_beta2: AdamW's second β in them; of few steps more is learnt with 0.98.
         recovery_steps: fine-tuning steps on a purified set.
+        recovery_projector_learning_rate: the projector's own peak in them, if it is to have one.
         batch_size: assistant turns a step of all fine-tuning.
         mask_ratio: share of the visual tokens masked by "disp" and "random_masking".
         seed: seed of everything.
@@ -108,6 +116,7 @@ class DemoConfig:
     attack_min_mask_ratio: float = 0.5
     attack_beta2: float = 0.999
     recovery_steps: int = 100
+    recovery_projector_learning_rate: float | None = None
     batch_size: int = 32
     mask_ratio: float = 0.06
     seed: int = 0
@@ -226,6 +235,7 @@ def recovery_training(config: DemoConfig) -> TrainConfig:
         steps=config.recovery_steps,
         batch_size=config.batch_size,
         learning_rate=3e-4,
+        projector_learning_rate=config.recovery_projector_learning_rate,
         min_mask_ratio=0.5,
         seed=config.seed + 1,
         trainer={"bf16": fast_bfloat16()},
