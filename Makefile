@@ -26,7 +26,7 @@ lint: install  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-pretrain: install  ## train the built-in model from scratch (75 minutes on one core) and put it in its place
+pretrain: install  ## train the built-in model from scratch (80 minutes on one core) and put it in its place
 	$(BIN)/python -m disp.experiments.pretrain --out runs/pretrain
 	cp runs/pretrain/*.* src/disp/models/builtin/
 
