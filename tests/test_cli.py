@@ -73,6 +73,7 @@ def test_a_wrong_flag():
         (["train", "builtin", "x", "--out", "y", "--learning-rate", "nan"], "learning_rate must be positive, got nan"),
         (["demo", "--out", "y", "--poison-rate", "2"], "poison_rate must be in (0, 1], got 2"),
         (["demo", "--out", "y", "--recovery-steps", "0"], "steps must be positive, got 0"),
+        (["demo", "--out", "y", "--test-rows", "0"], "test_rows must be at least 1, got 0"),
     ],
 )
 def test_mistakes_are_named(arguments, message, monkeypatch, capsys):

@@ -19,6 +19,7 @@ def demo(
     poison_rate: float = 0.1,
     mask_ratio: float | None = None,
     recovery_steps: int | None = None,
+    test_rows: int | None = None,
     seed: Seed = 0,
 ) -> None:
     """Plant a backdoor in the built-in model, find it, remove it, and measure every step.
@@ -35,6 +36,8 @@ def demo(
         Share of the visual tokens masked when every answer is rewritten, 0.06 by default.
     recovery_steps
         Fine-tuning steps on each purified set: 150 if not given, 100 for a refusal by a trigger that covers little.
+    test_rows
+        Held-out pictures that every model is measured on, 100 by default; the interval of 0 in 200 ends below 2%.
     """
     from disp.data.scenes import attribution
     from disp.evaluation.table import print_stage_table
@@ -44,7 +47,7 @@ def demo(
     print(attribution(), file=sys.stderr)
     for name in TARGETS if target == "all" else (target,):
         sizes = SIZES[name] | RECOVERIES.get(trigger, {})
-        given = {"mask_ratio": mask_ratio, "recovery_steps": recovery_steps}
+        given = {"mask_ratio": mask_ratio, "recovery_steps": recovery_steps, "test_rows": test_rows}
         sizes |= {key: value for key, value in given.items() if value is not None}
         config = DemoConfig(target=name, trigger=trigger, poison_rate=poison_rate, seed=seed, **sizes)
         folder = out / f"{name}-{trigger}"
