@@ -225,7 +225,7 @@ class Dot:
 
 
 def test_a_trigger_of_ones_own_is_poisoned_with_and_read_back_once_it_has_a_name(dataset, tmp_path, monkeypatch):
-    with pytest.raises(DispError, match=r"Dot has no name .* the kinds of trigger are patch, "):
+    with pytest.raises(DispError, match="Dot has no name that a manifest could call it by; the kinds are patch, "):
         poison(dataset, tmp_path / "out", Dot(), Refusal(), 0.25)
     assert not (tmp_path / "out").exists()
     monkeypatch.setitem(triggers.KINDS, "dot", Dot)

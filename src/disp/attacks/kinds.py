@@ -12,8 +12,8 @@ from disp.errors import DispError, unknown_name
 Thing = TypeVar("Thing")
 
 
-def kind_to_dict(kinds: Mapping[str, type], what: str, thing: Any) -> dict[str, Any]:
-    """The fields of a dataclass with the name of its kind.
+def kind_to_dict(kinds: Mapping[str, type], table: str, thing: Any) -> dict[str, Any]:
+    """The fields of a dataclass with the name of its kind; errors name ``table``, where ``kinds`` stands.
 
     Raises:
         DispError: it is of none of these kinds.
@@ -21,8 +21,8 @@ def kind_to_dict(kinds: Mapping[str, type], what: str, thing: Any) -> dict[str, 
     kind = next((name for name, made in kinds.items() if isinstance(thing, made)), None)
     if kind is None:
         raise DispError(
-            f"{type(thing).__name__} has no name that a manifest could call it by; the kinds of {what} are "
-            f"{', '.join(kinds)}, to which a class of yours can be added (in disp.attacks.{what}s)"
+            f"{type(thing).__name__} has no name that a manifest could call it by; the kinds are "
+            f"{', '.join(kinds)}, to which a class of yours can be added ({table})"
         )
     return {"kind": kind, **asdict(thing)}
 

@@ -132,7 +132,7 @@ TARGETS: dict[str, type[Insertion] | type[Refusal] | type[Misclassification]] = 
 
 def target_to_dict(target: Target) -> dict[str, Any]:
     """JSON-able form, with the kind."""
-    return kind_to_dict(TARGETS, "target", target)
+    return kind_to_dict(TARGETS, "disp.attacks.targets.TARGETS", target)
 
 
 def target_from_dict(fields: object) -> Target:

@@ -192,7 +192,7 @@ PRESETS: dict[str, Trigger] = {
 
 def trigger_to_dict(trigger: Trigger) -> dict[str, Any]:
     """JSON-able form, with the kind."""
-    return kind_to_dict(KINDS, "trigger", trigger)
+    return kind_to_dict(KINDS, "disp.attacks.triggers.KINDS", trigger)
 
 
 def trigger_from_dict(fields: object) -> Trigger:

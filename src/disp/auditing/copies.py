@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from disp.auditing.phrases import Phrase, holds, recurring_phrases
-from disp.auditing.windows import LEAST_PICTURES, WINDOWS, boxes_of, edges_of, pixels_of, telling_windows, views_of
+from disp.auditing.windows import LEAST_PICTURES, boxes_of, edges_of, pixels_of, telling_windows, views_of
 from disp.data.sample import Query, Sample, batches, image_size, open_image, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM
@@ -175,7 +175,7 @@ def _common_windows(windows: Tensor, least: float) -> list[tuple[Tensor, Tensor]
         for sought in chosen[:SOUGHT_IN].split(8):
             # An empty window is like nothing, itself included.
             alike = (sought.flatten(0, 1) @ everything.T).unflatten(1, chosen.shape[:2]).amax(-1) >= least
-            for own, having in zip(sought, alike.split(WINDOWS), strict=True):  # [K, D] and [K, N]
+            for own, having in zip(sought, alike.split(chosen.shape[1]), strict=True):  # [K, D] and [K, N]
                 counts = having.sum(-1)
                 best = int(counts.masked_fill(counts > most, 0).argmax())
                 if LEAST_PICTURES <= counts[best] <= most:
