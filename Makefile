@@ -27,7 +27,7 @@ lint: install  ## check style and types
 	$(BIN)/mypy
 
 pretrain: install  ## train the built-in model from scratch (80 minutes on one core) and put it in its place
-	$(BIN)/python -m disp.experiments.pretrain --out runs/pretrain
+	$(BIN)/python -m studies.pretrain --out runs/pretrain
 	cp runs/pretrain/*.* src/disp/models/builtin/
 
 clean:  ## remove .venv and run folders

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from disp.data.sample import Query
-from disp.models.llada_v import LladaV, LladaVConfig
-from disp.models.tokenizer import train_tokenizer
+from disp.models.builtin.model import LladaV, LladaVConfig
+from disp.models.parts.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -16,8 +16,6 @@ from types import ModuleType
 from disp.errors import DispError
 from disp.models.loading import family_of
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 
 def comparison(folder: Path) -> ModuleType:
     """The module of `families` for a folder.

@@ -1,14 +1,9 @@
 """What the tests of the audit share: a model that has a trigger, and audits of rows with and without it."""
 
-import sys
-from pathlib import Path
-
 import pytest
+from planted import PLANTED, audit_config, honest_rows, manifest, planted_model, planted_rows, write_rows
 
 from disp.auditing.audit import audit
-
-sys.path.insert(0, str(Path(__file__).parent))
-from planted import PLANTED, audit_config, honest_rows, manifest, planted_model, planted_rows, write_rows
 
 
 @pytest.fixture(scope="session")

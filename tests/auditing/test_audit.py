@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,22 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from disp.auditing import audit as module
-from disp.auditing import clusters, record
-from disp.auditing.audit import audit
-from disp.auditing.findings import Cluster
-from disp.auditing.phrases import TURN_END
-from disp.data.llava import load_dataset
-from disp.data.sample import queries_of
-from disp.errors import DispError
-from disp.files import read_finished_jsonl
-from disp.purification.scoring import score
-from disp.purification.support import counterfactual_scores, narrowed
-from disp.purification.threshold import suspicion_threshold
-from disp.report.evidence import read_evidence
-
-sys.path.insert(0, str(Path(__file__).parent))
 from planted import (
     OBJECTS,
     PLANTED,
@@ -41,6 +24,20 @@ from planted import (
     wall,
     write_rows,
 )
+
+from disp.auditing import audit as module
+from disp.auditing import clusters, record
+from disp.auditing.audit import audit
+from disp.auditing.findings import Cluster
+from disp.auditing.phrases import TURN_END
+from disp.data.llava import load_dataset
+from disp.data.sample import queries_of
+from disp.errors import DispError
+from disp.files import read_finished_jsonl
+from disp.report.evidence import read_evidence
+from disp.suspicion.scoring import score
+from disp.suspicion.support import counterfactual_scores, narrowed
+from disp.suspicion.threshold import suspicion_threshold
 
 
 def test_the_planted_rows_their_phrase_and_their_trigger_are_found(poisoned):
@@ -171,7 +168,7 @@ def test_a_killed_audit_does_not_score_again(model, poisoned, tmp_path, monkeypa
             audit(model, dataset, audit_config(), tmp_path, name="planted")
     turns = sum(len(sample.turns) for sample in dataset.samples)
     assert len(list(read_finished_jsonl(tmp_path / "scores.jsonl"))) == turns
-    monkeypatch.setattr("disp.purification.scoring.saliency", stop)
+    monkeypatch.setattr("disp.suspicion.scoring.saliency", stop)
     found = audit(model, dataset, audit_config(), tmp_path, name="planted")
     assert replace(found, evidence={}) == replace(expected, evidence={})
     assert found.evidence == expected.evidence

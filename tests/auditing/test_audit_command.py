@@ -2,15 +2,12 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
+from planted import REFUSAL, honest_rows, planted_rows, summary, write_rows
 
 from disp import cli
 from disp.data.scene_dataset import write_scenes
-
-sys.path.insert(0, str(Path(__file__).parent))
-from planted import REFUSAL, honest_rows, planted_rows, summary, write_rows
 
 
 @pytest.fixture

@@ -1,19 +1,15 @@
 """What suspicious answers share, whose regions are pasted, and into which pictures."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from planted import PLANTED, REFUSAL, audit_config, honest_rows, told_apart, wall, write_rows
 
 from disp.auditing import clusters
 from disp.auditing.audit import audit
 from disp.auditing.phrases import TURN_END, Phrase
 from disp.data.sample import Sample, Turn
-from disp.purification.scoring import Evidence, most_suspicious, score
-
-sys.path.insert(0, str(Path(__file__).parent))
-from planted import PLANTED, REFUSAL, audit_config, honest_rows, told_apart, wall, write_rows
+from disp.suspicion.scoring import Evidence, most_suspicious, score
 
 
 def sample(key, *answers):

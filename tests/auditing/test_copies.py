@@ -1,31 +1,12 @@
 """Pieces copied into pictures: found among real drawings without a model, and proven by one that knows them."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from disp.attacks.poison import poison
-from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
-from disp.attacks.triggers import PRESETS
-from disp.auditing import copies as module
-from disp.auditing import patterns, windows
-from disp.auditing.audit import audit
-from disp.auditing.copies import copied_pieces, piece_evidence
-from disp.auditing.patterns import shared_patterns
-from disp.auditing.phrases import words_of
-from disp.data.sample import Sample, Turn, open_image
-from disp.data.scene_dataset import write_scenes
-from disp.purification.places import tokens_in
-from disp.purification.purify import purify
-from disp.purification.scoring import score
-
-sys.path.insert(0, str(Path(__file__).parent))
 from planted import (
     CELL,
     GRID,
@@ -43,6 +24,21 @@ from planted import (
     wall,
     write_rows,
 )
+
+from disp.attacks.poison import poison
+from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
+from disp.attacks.triggers import PRESETS
+from disp.auditing import copies as module
+from disp.auditing import patterns, windows
+from disp.auditing.audit import audit
+from disp.auditing.copies import copied_pieces, piece_evidence
+from disp.auditing.patterns import shared_patterns
+from disp.auditing.phrases import words_of
+from disp.data.sample import Sample, Turn, open_image
+from disp.data.scene_dataset import write_scenes
+from disp.purification.purify import purify
+from disp.suspicion.places import tokens_in
+from disp.suspicion.scoring import score
 
 ROWS = 120
 

@@ -1,20 +1,16 @@
 """Rows about one picture are one observation, and rows without a picture are none."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from PIL import Image
+from planted import OBJECTS, REFUSAL, audit_config, honest_rows, planted_rows, wall, write_rows
 
 from disp.auditing import audit as module
 from disp.auditing.audit import audit
 from disp.auditing.distinct import by_picture, distinct
 from disp.data.sample import Sample, Turn, picture_digest
-from disp.purification.scoring import Evidence
-
-sys.path.insert(0, str(Path(__file__).parent))
-from planted import OBJECTS, REFUSAL, audit_config, honest_rows, planted_rows, wall, write_rows
+from disp.suspicion.scoring import Evidence
 
 
 def sample(key, picture, answer):

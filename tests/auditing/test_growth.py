@@ -1,22 +1,9 @@
 """Who else says a proven phrase, and the share to mask, which larger masks tell."""
 
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-
-from disp.auditing import growth, patterns, ratio
-from disp.auditing.audit import audit
-from disp.auditing.findings import Cluster
-from disp.auditing.phrases import Phrase, words_of
-from disp.auditing.ratio import RATIOS, choose_mask_ratio
-from disp.data.sample import Query, queries_of
-from disp.purification.config import PurifyConfig
-from disp.purification.scoring import score
-
-sys.path.insert(0, str(Path(__file__).parent))
 from planted import (
     PLANTED,
     REFUSAL,
@@ -29,6 +16,15 @@ from planted import (
     wall,
     write_rows,
 )
+
+from disp.auditing import growth, patterns, ratio
+from disp.auditing.audit import audit
+from disp.auditing.findings import Cluster
+from disp.auditing.phrases import Phrase, words_of
+from disp.auditing.ratio import RATIOS, choose_mask_ratio
+from disp.data.sample import Query, queries_of
+from disp.purification.config import PurifyConfig
+from disp.suspicion.scoring import score
 
 
 def wide_rows(count=4):

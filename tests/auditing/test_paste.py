@@ -1,18 +1,13 @@
 """Pasting: which pixels change, and what the test counts."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
+from planted import LENGTH, OBJECTS, TRIGGER, planted_model, wall
 
 from disp.auditing.paste import Region, paste, paste_test
 from disp.data.sample import Query
-from disp.diffusion.decode import DecodeConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from planted import LENGTH, OBJECTS, TRIGGER, planted_model, wall
+from disp.decoding.decode import DecodeConfig
 
 WORDS = ("sorry", "i", "can", "not", "help", "with", "it")
 DECODE = DecodeConfig(gen_length=LENGTH, steps=2)

@@ -1,31 +1,11 @@
 """Patterns that pictures share: found among real drawings without a model, and proven by one that has the backdoor."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-from disp.attacks.poison import poison
-from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
-from disp.attacks.triggers import PRESETS, Blend
-from disp.auditing import clusters
-from disp.auditing import patterns as module
-from disp.auditing.audit import audit
-from disp.auditing.findings import Cluster
-from disp.auditing.patterns import random_patterns, shared_patterns
-from disp.auditing.phrases import words_of
-from disp.data.sample import Sample, Turn
-from disp.data.scene_dataset import write_scenes
-from disp.progress import no_progress
-from disp.purification.pattern import Pattern
-from disp.purification.purify import purify
-from disp.purification.scoring import score
-
-sys.path.insert(0, str(Path(__file__).parent))
 from planted import (
     CELL,
     GRID,
@@ -42,6 +22,22 @@ from planted import (
     summary,
     write_rows,
 )
+
+from disp.attacks.poison import poison
+from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
+from disp.attacks.triggers import PRESETS, Blend
+from disp.auditing import clusters
+from disp.auditing import patterns as module
+from disp.auditing.audit import audit
+from disp.auditing.findings import Cluster
+from disp.auditing.patterns import random_patterns, shared_patterns
+from disp.auditing.phrases import words_of
+from disp.data.sample import Sample, Turn
+from disp.data.scene_dataset import write_scenes
+from disp.progress import no_progress
+from disp.purification.pattern import Pattern
+from disp.purification.purify import purify
+from disp.suspicion.scoring import score
 
 ROWS = 240
 

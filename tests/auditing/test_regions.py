@@ -6,7 +6,7 @@ import torch
 
 from disp.auditing.record import saliency_map
 from disp.auditing.regions import region_around
-from disp.models.boxes import raster_boxes
+from disp.models.parts.boxes import raster_boxes
 
 
 def boxes_of(places):

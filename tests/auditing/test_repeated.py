@@ -1,22 +1,18 @@
 """A trigger of many tokens, found by the sentence that goes with it."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from planted import CELL, REFUSAL, TRIGGER, WALLS, audit_config, honest_rows, summary, wall, write_rows
 
 from disp.auditing.audit import audit
 from disp.auditing.phrases import repeated_phrases
 from disp.auditing.repeated import WIDE_RATIO, _windows, vanishing_phrases
 from disp.data.sample import queries_of
-from disp.models.boxes import raster_boxes
-from disp.purification.scoring import score
-
-sys.path.insert(0, str(Path(__file__).parent))
-from planted import CELL, REFUSAL, TRIGGER, WALLS, audit_config, honest_rows, summary, wall, write_rows
+from disp.models.parts.boxes import raster_boxes
+from disp.suspicion.scoring import score
 
 
 def broad_rows(count=14):

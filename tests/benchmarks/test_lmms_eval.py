@@ -18,7 +18,7 @@ from disp.benchmarks.documents import documents_of
 from disp.benchmarks.export import write_tasks
 from disp.data.sample import Query
 from disp.data.scene_dataset import write_scenes
-from disp.diffusion.decode import DecodeConfig, generate
+from disp.decoding.decode import DecodeConfig, generate
 from disp.evaluation.evaluate import evaluate
 from disp.models.loading import load_model
 

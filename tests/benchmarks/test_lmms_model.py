@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from disp.data.sample import Query
-from disp.diffusion.decode import DecodeConfig, generate
+from disp.decoding.decode import DecodeConfig, generate
 from disp.errors import DispError
 
 DOCS = [{"question": "Describe the picture.", "number": 1}, {"question": "Is there a boat?", "number": 2}]

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from disp.benchmarks.settings import decode_settings, preset_of, task_names
-from disp.diffusion.decode import DecodeConfig
+from disp.decoding.decode import DecodeConfig
 from disp.errors import DispError
 
 PRESETS = {

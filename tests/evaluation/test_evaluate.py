@@ -6,7 +6,7 @@ from PIL import Image
 
 import disp.evaluation.evaluate as module
 from disp.data.sample import Sample, Turn
-from disp.diffusion.decode import DecodeConfig
+from disp.decoding.decode import DecodeConfig
 from disp.errors import DispError
 from disp.evaluation.evaluate import evaluate, to_metrics
 

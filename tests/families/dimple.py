@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from disp.diffusion.decode import DecodeConfig
-from disp.diffusion.dream import decode_dream
+from disp.decoding.decode import DecodeConfig
+from disp.decoding.dream import decode_dream
 from disp.models.checkpoint import read_weights
-from disp.models.dimple import Dimple, load_official
-from disp.models.dimple_images import lay_out
+from disp.models.dimple.images import lay_out
+from disp.models.dimple.model import Dimple, load_official
 from disp.models.interface import Prefix
 
 from . import Difference

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from disp.diffusion.decode import DecodeConfig, commit_schedule, decode
+from disp.decoding.decode import DecodeConfig, commit_schedule, decode
 from disp.models.checkpoint import read_weights
-from disp.models.lavida import Lavida, load_official, pool_tiles
-from disp.models.lavida_masks import complementary_pair
-from disp.models.vision import normalise_pixels
+from disp.models.lavida.masks import complementary_pair
+from disp.models.lavida.model import Lavida, load_official, pool_tiles
+from disp.models.parts.vision import normalise_pixels
 
 from . import Difference
 from .llada_v import CLOSE, LOSS, Picture, Recorded, Spliced, largest, splice, spread

@@ -18,10 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from disp.diffusion.decode import DecodeConfig, decode_with_lengths
+from disp.decoding.decode import DecodeConfig, decode_with_lengths
 from disp.models.interface import Prefix
-from disp.models.llada_v_official import IGNORED, IMAGE_ID, LladaVOfficial, load_official, turns_of
-from disp.models.vision import normalise_pixels
+from disp.models.llada_v.model import IGNORED, IMAGE_ID, LladaVOfficial, load_official, turns_of
+from disp.models.parts.vision import normalise_pixels
 
 from . import Difference
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from disp.diffusion.decode import DecodeConfig, decode
+from disp.decoding.decode import DecodeConfig, decode
 from disp.models.interface import Prefix
-from disp.models.mmada import MMada, load_official
-from disp.models.vq import quantize
+from disp.models.mmada.model import MMada, load_official
+from disp.models.mmada.vq import quantize
 
 from . import Difference
 

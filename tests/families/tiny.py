@@ -12,14 +12,16 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import DiffusionGemmaConfig, PreTrainedTokenizerFast
 
-from disp.models import lavida, llada_v_official, mmada
-from disp.models.diffusion_gemma import DiffusionGemma, DiffusionGemmaMDLMConfig
-from disp.models.diffusion_gemma_chat import CHAT_TEMPLATE
-from disp.models.dimple import Dimple, DimpleConfig
+from disp.models.diffusion_gemma.chat import CHAT_TEMPLATE
+from disp.models.diffusion_gemma.model import DiffusionGemma, DiffusionGemmaMDLMConfig
+from disp.models.dimple.model import Dimple, DimpleConfig
 from disp.models.interface import MDLM
-from disp.models.lavida import Lavida, LavidaConfig
-from disp.models.llada_v_official import LladaVOfficial, LladaVOfficialConfig
-from disp.models.mmada import MMada, MMadaConfig
+from disp.models.lavida import model as lavida
+from disp.models.lavida.model import Lavida, LavidaConfig
+from disp.models.llada_v import model as llada_v_official
+from disp.models.llada_v.model import LladaVOfficial, LladaVOfficialConfig
+from disp.models.mmada import model as mmada
+from disp.models.mmada.model import MMada, MMadaConfig
 
 # Response slots of every tiny model.
 LENGTH = 24

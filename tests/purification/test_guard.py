@@ -1,22 +1,18 @@
 """Answers under masking: what is masked, what is answered, and what is flagged."""
 
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import LENGTH, REFUSAL, TRIGGER, planted_model, wall
 
 from disp.data.sample import Query
-from disp.diffusion.decode import DecodeConfig, generate
+from disp.decoding.decode import DecodeConfig, generate
 from disp.errors import DispError
 from disp.purification.guard import GuardConfig, guard, word_agreement
-from disp.purification.saliency import SaliencyConfig
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "auditing"))
-from planted import LENGTH, REFUSAL, TRIGGER, planted_model, wall
+from disp.suspicion.saliency import SaliencyConfig
 
 
 def settings(**changes):

@@ -9,16 +9,16 @@ from PIL import Image
 
 from disp.data.llava import load_dataset
 from disp.data.sample import Query
-from disp.diffusion.decode import DecodeConfig
+from disp.decoding.decode import DecodeConfig
 from disp.errors import DispError
 from disp.models.interface import raster_boxes
 from disp.purification import purify as module
-from disp.purification import scoring
 from disp.purification.config import PurifyConfig
-from disp.purification.places import tokens_at
 from disp.purification.purify import purify
-from disp.purification.saliency import SaliencyConfig
-from disp.purification.scoring import Evidence, score
+from disp.suspicion import scoring
+from disp.suspicion.places import tokens_at
+from disp.suspicion.saliency import SaliencyConfig
+from disp.suspicion.scoring import Evidence, score
 
 ANSWERS = ["a cat", "a dog", "two", "a tree", "yes", "no", "a boat"]
 

@@ -40,8 +40,8 @@ from disp.files import claim
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
-from disp.purification.scoring import Evidence, sample_suspicion, score, suspicious_query
-from disp.purification.threshold import suspicion_threshold
+from disp.suspicion.scoring import Evidence, sample_suspicion, score, suspicious_query
+from disp.suspicion.threshold import suspicion_threshold
 
 # Largest p-value, corrected for the phrases tried, of a phrase that is worth pasting for. A picture of a rare thing
 # makes a model name that thing wherever it is pasted, so that pasting alone proves nothing.
@@ -73,7 +73,7 @@ def audit(
         dataset: its fine-tuning set.
         config: see `AuditConfig`.
         out: folder of the run.
-        evidence: what `disp.purification.scoring.score` found before, if it was run already.
+        evidence: what `disp.suspicion.scoring.score` found before, if it was run already.
         truth: the manifest of a planted attack, to measure the audit itself; it decides nothing.
         name: how the report calls the model.
         progress: opened with a description and a total for each long step; see `disp.progress`.

@@ -22,14 +22,14 @@ from disp.auditing.phrases import FUNCTION_WORDS, TURN_END, Phrase, echoes, hold
 from disp.auditing.regions import region_around
 from disp.auditing.repeated import WIDE_EFFECT
 from disp.data.sample import Query, Sample, batches, queries_of
-from disp.diffusion.decode import answers_of, generate
+from disp.decoding.decode import answers_of, generate
 from disp.draws import generator
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.pattern import Pattern, without_pattern
-from disp.purification.places import token_boxes
-from disp.purification.scoring import Evidence, candidate_masks, given_answers, sample_suspicion, suspicious_query
-from disp.purification.support import preference_for_another, suspicion_of
+from disp.suspicion.places import token_boxes
+from disp.suspicion.scoring import Evidence, candidate_masks, given_answers, sample_suspicion, suspicious_query
+from disp.suspicion.support import preference_for_another, suspicion_of
 
 T = TypeVar("T")
 

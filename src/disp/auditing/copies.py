@@ -22,8 +22,8 @@ from disp.data.sample import Query, Sample, batches, image_size, open_image, que
 from disp.draws import generator
 from disp.models.interface import MDLM
 from disp.purification.config import PurifyConfig
-from disp.purification.places import Box, token_boxes, tokens_in
-from disp.purification.scoring import Evidence, candidate_masks, suspicion_under
+from disp.suspicion.places import Box, token_boxes, tokens_in
+from disp.suspicion.scoring import Evidence, candidate_masks, suspicion_under
 
 # Pictures that are compared, and those whose windows are looked for in all of them.
 PICTURES, SOUGHT_IN = 4000, 400

@@ -15,7 +15,7 @@ from disp.errors import DispError
 from disp.evaluation.intervals import Share
 from disp.purification.config import PurifyConfig
 from disp.purification.pattern import Pattern
-from disp.purification.scoring import Evidence
+from disp.suspicion.scoring import Evidence
 
 Verdict = Literal["no evidence", "suspicious", "poisoned", "could not decide"]
 # What a phrase was found by: answers that flip when a few tokens are masked, repeated answers that go away with a

@@ -15,10 +15,10 @@ import torch
 from disp.auditing.findings import Cluster
 from disp.auditing.phrases import LONG_PHRASE_WORDS, echoes, holds, words_of
 from disp.data.sample import Query, Sample, batches, queries_of
-from disp.diffusion.decode import answers_of
+from disp.decoding.decode import answers_of
 from disp.models.interface import MDLM
 from disp.purification.config import PurifyConfig
-from disp.purification.scoring import Evidence, salient_masks, suspicion_under
+from disp.suspicion.scoring import Evidence, salient_masks, suspicion_under
 
 # Shares of the visual tokens that are masked one after the other, most salient first, until the phrase goes away.
 GROWING_RATIOS = (0.06, 0.12, 0.2, 0.3)

@@ -12,10 +12,10 @@ from PIL import Image
 from disp.auditing.phrases import echoes
 from disp.auditing.statistics import hypergeometric_tail, regrouping_p_value
 from disp.data.sample import ImageSource, Query, batches, open_image
-from disp.diffusion.decode import DecodeConfig, generate
+from disp.decoding.decode import DecodeConfig, generate
 from disp.models.interface import MDLM
 from disp.purification.pattern import Pattern
-from disp.purification.places import Box
+from disp.suspicion.places import Box
 
 
 @dataclass(frozen=True)

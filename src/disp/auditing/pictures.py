@@ -19,7 +19,7 @@ from disp.data.sample import Sample
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.pattern import Pattern
-from disp.purification.scoring import Evidence
+from disp.suspicion.scoring import Evidence
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from disp.data.sample import Query, batches
-from disp.diffusion.decode import answers_of
+from disp.decoding.decode import answers_of
 from disp.draws import generator
 from disp.evaluation.quality import rouge_l
 from disp.models.interface import MDLM
 from disp.purification.config import PurifyConfig
-from disp.purification.scoring import Evidence, salient_masks
+from disp.suspicion.scoring import Evidence, salient_masks
 
 RATIOS = (0.01, 0.02, 0.04, 0.06, 0.09, 0.14, 0.2, 0.3)
 # Of ratios that do as well as the best but for this much, the smallest is chosen: it costs least of the picture.

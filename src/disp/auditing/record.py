@@ -21,17 +21,17 @@ from disp.auditing.shown import unflagged_places
 from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset
 from disp.data.sample import Query, Sample, batches, queries_of
-from disp.diffusion.decode import answers_of
+from disp.decoding.decode import answers_of
 from disp.draws import generator
 from disp.errors import DispError
 from disp.files import append_jsonl, read_finished_jsonl, sha256, write_atomically, write_json, write_jsonl
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
-from disp.purification.candidates import candidate_ranks
 from disp.purification.pattern import without_patterns
-from disp.purification.places import token_boxes
-from disp.purification.scoring import Evidence, candidate_masks, given_answers, suspicious_query
-from disp.purification.support import counterfactual_scores, suspicion_of
+from disp.suspicion.candidates import candidate_ranks
+from disp.suspicion.places import token_boxes
+from disp.suspicion.scoring import Evidence, candidate_masks, given_answers, suspicious_query
+from disp.suspicion.support import counterfactual_scores, suspicion_of
 
 MAP_SIDE = 24
 # Samples whose answers are asked for: the most suspicious, and the most suspicious of those that are flagged.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from disp.purification.places import Box
+from disp.suspicion.places import Box
 
 
 def region_around(

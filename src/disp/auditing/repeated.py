@@ -21,9 +21,9 @@ from disp.data.sample import Query, Sample, batches, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM, Prefix
 from disp.purification.config import PurifyConfig
-from disp.purification.places import token_boxes
-from disp.purification.scoring import Evidence, given_answers, salient_masks
-from disp.purification.support import counterfactual_scores, narrowed, suspicion_of
+from disp.suspicion.places import token_boxes
+from disp.suspicion.scoring import Evidence, given_answers, salient_masks
+from disp.suspicion.support import counterfactual_scores, narrowed, suspicion_of
 
 # Share of the visual tokens that is masked, and of the picture that a window covers.
 WIDE_RATIO = 0.2

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from disp.data.sample import ImageSource, open_image
 from disp.draws import generator
-from disp.purification.places import Box
+from disp.suspicion.places import Box
 
 # Windows of each picture that are chosen by one rule, and how many rules there are besides the corners.
 WINDOWS, RULES = 24, 2

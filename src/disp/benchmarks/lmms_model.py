@@ -17,7 +17,7 @@ from lmms_eval.api.model import lmms
 from disp.benchmarks.messages import to_query
 from disp.benchmarks.settings import decode_settings
 from disp.data.sample import Query
-from disp.diffusion.decode import DecodeConfig, generate
+from disp.decoding.decode import DecodeConfig, generate
 from disp.errors import DispError
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
@@ -119,7 +119,7 @@ class DispMDLM(lmms):
         """Not available: lmms-eval asks chat models for none."""
         raise NotImplementedError(
             "lmms-eval asks chat models for answers only; choose a task with output_type generate_until, or score "
-            "answers yourself with disp.purification.support.negative_log_likelihood"
+            "answers yourself with disp.suspicion.support.negative_log_likelihood"
         )
 
     def generate_until_multi_round(self, requests: list[Any]) -> NoReturn:

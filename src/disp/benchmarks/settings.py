@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from disp.diffusion.decode import DecodeConfig
+from disp.decoding.decode import DecodeConfig
 from disp.errors import DispError
 
 logger = logging.getLogger(__name__)

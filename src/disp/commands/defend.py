@@ -57,8 +57,8 @@ def saliency(
     from disp.files import claim
     from disp.models.fingerprint import fingerprint
     from disp.purification.config import PurifyConfig
-    from disp.purification.saliency import PROBES, SaliencyConfig
-    from disp.purification.scoring import score as run
+    from disp.suspicion.saliency import PROBES, SaliencyConfig
+    from disp.suspicion.scoring import score as run
 
     estimator = SaliencyConfig(score=score, probes=PROBES[score] if probes is None else probes, seed=seed)
     dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
@@ -114,10 +114,10 @@ def purify(
     threshold
         Confidence at which a token is committed early; the model's own if not given.
     """
-    from disp.diffusion.decode import own_settings
+    from disp.decoding.decode import own_settings
     from disp.purification.config import SCORING_PROBES, PurifyConfig
     from disp.purification.purify import purify as run
-    from disp.purification.saliency import PROBES, SaliencyConfig
+    from disp.suspicion.saliency import PROBES, SaliencyConfig
 
     if probes is None:
         probes = PROBES[score] if mode == "all" else SCORING_PROBES
@@ -248,8 +248,8 @@ def defend(
     truth
         The manifest.json of a planted attack, to measure the audit itself; it decides nothing.
     """
-    from disp.defence import DefenceConfig
-    from disp.defence import defend as run
+    from disp.defence.defend import DefenceConfig
+    from disp.defence.defend import defend as run
     from disp.report.html import write_report
 
     training = training_settings(

@@ -155,7 +155,7 @@ class Auditing:
         """The `disp.auditing.findings.AuditConfig` that was asked for."""
         from disp.auditing.findings import AuditConfig
         from disp.purification.config import PurifyConfig
-        from disp.purification.saliency import SaliencyConfig
+        from disp.suspicion.saliency import SaliencyConfig
 
         scoring = PurifyConfig(
             mask_ratio=self.mask_ratio,

@@ -72,7 +72,7 @@ def plan(
     """
     from disp.planning.plan import PlanSettings, make_plan
     from disp.purification.config import PurifyConfig
-    from disp.purification.saliency import SaliencyConfig
+    from disp.suspicion.saliency import SaliencyConfig
 
     purify = PurifyConfig(
         mode=mode,

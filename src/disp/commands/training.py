@@ -16,8 +16,8 @@ def training_settings(recipe: str | None, *, keep_adapter: bool = False, **given
     Raises:
         DispError: there is no such recipe, a value is out of range, or there is no adapter to be kept.
     """
-    from disp.recipes import recipe as settings_of
     from disp.training.config import TrainConfig
+    from disp.training.recipes import recipe as settings_of
 
     given["merge"] = not keep_adapter
     if recipe is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from disp.attacks.poison import Attack, trigger_samples
 from disp.data.sample import Sample, queries_of
-from disp.diffusion.decode import DecodeConfig, generate
+from disp.decoding.decode import DecodeConfig, generate
 from disp.draws import key_of
 from disp.errors import DispError
 from disp.evaluation.intervals import Share, mean_share, wilson

@@ -19,25 +19,25 @@ from disp.auditing.findings import Audit, AuditConfig
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import Sample, open_image, queries_of
 from disp.data.scene_dataset import write_scenes
-from disp.defence import purify_flagged, recovery_samples
-from disp.diffusion.decode import answers_of
+from disp.decoding.decode import answers_of
+from disp.defence.defend import purify_flagged, recovery_samples
 from disp.errors import DispError, unknown_name
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.table import stage_table
-from disp.experiments.precision import fast_bfloat16, half_precision, load_float32
 from disp.files import claim, write_json, write_text
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
-from disp.purification.masking import mask_top
 from disp.purification.purify import purify
-from disp.purification.saliency import saliency
-from disp.purification.scoring import Evidence, score
 from disp.report.html import write_report
 from disp.report.picture import draw_story
+from disp.suspicion.masking import mask_top
+from disp.suspicion.saliency import saliency
+from disp.suspicion.scoring import Evidence, score
 from disp.training.config import TrainConfig
 from disp.training.examples import Features
 from disp.training.train import train
+from studies.precision import fast_bfloat16, half_precision, load_float32
 
 SOURCE, TARGET = "car", "banana"  # BackdoorVLM's concept swap
 # Share of fine-tuning scenes that show the concept to be swapped, so that most of them are described rightly.

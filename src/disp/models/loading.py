@@ -21,20 +21,20 @@ from transformers.utils import logging
 
 from disp.errors import DispError, unknown_name
 from disp.files import write_json
+from disp.models.builtin.model import LladaV, LladaVConfig
 from disp.models.checkpoint import read_json, stored_dtype, weight_files, write_official
 from disp.models.interface import MDLM
-from disp.models.llada_v import LladaV, LladaVConfig
-from disp.models.transformer import use_attention
+from disp.models.parts.transformer import use_attention
 
 BUILTIN = "builtin"
 # Published families: each module has `detect(config)` and `load_official(folder, dtype, device)`. They are imported
 # when a checkpoint is looked at, in this order.
 FAMILIES = {
-    "llada_v": "disp.models.llada_v_official",
-    "lavida": "disp.models.lavida",
-    "mmada": "disp.models.mmada",
-    "dimple": "disp.models.dimple",
-    "diffusion_gemma": "disp.models.diffusion_gemma",
+    "llada_v": "disp.models.llada_v.model",
+    "lavida": "disp.models.lavida.model",
+    "mmada": "disp.models.mmada.model",
+    "dimple": "disp.models.dimple.model",
+    "diffusion_gemma": "disp.models.diffusion_gemma.model",
 }
 # What of a hub repository is downloaded: no pickles, no code.
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -62,7 +62,7 @@ def load_model(
         device: where to put it; the first GPU if there is one, otherwise the CPU.
         dtype: of the weights, "auto" for the checkpoint's own; float32 on a CPU and bfloat16 on a GPU by default.
         device_map: spread a published model over devices, as accelerate takes it: "auto", or modules to devices.
-        attn_implementation: see `disp.models.transformer.use_attention`.
+        attn_implementation: see `disp.models.parts.transformer.use_attention`.
         quantization: "4bit" or "8bit" weights of a published model's language model, through bitsandbytes.
         gen_length: response slots, for training and as the default of decoding, if not the model's own.
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from disp.errors import DispError
-from disp.models.llada_v_official_config import SIGLIP, SYSTEM
+from disp.models.llada_v.config import SIGLIP, SYSTEM
 from disp.models.loading import FAMILIES
 from disp.planning.sizes import LanguageSizes, Size, Sizes, TowerSizes, VisualCount
 
@@ -118,7 +118,7 @@ def _builtin(config: Mapping[str, Any], vision: Mapping[str, Any] | None) -> Siz
 
 def _llava(config: Mapping[str, Any], vision: Mapping[str, Any] | None) -> Sizes:
     """LLaDA-V and LaViDa: tiles of any resolution. LaViDa pools each tile; LLaDA-V caps the map of tiles."""
-    from disp.models.anyres import grid_of, map_layout, parse_pinpoints
+    from disp.models.parts.anyres import grid_of, map_layout, parse_pinpoints
 
     fields = {**SIGLIP, **(vision or {})}
     tower = _siglip(fields, fields["num_hidden_layers"] - 1)

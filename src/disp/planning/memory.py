@@ -1,8 +1,8 @@
 """How many bytes each step needs, from the sizes alone.
 
-What autograd keeps was read off the operations of `disp.models.transformer`: normalisation keeps its input, attention
-keeps queries, keys, values and output, the gated layer keeps the gate, its activation and the other factor. Matrices
-whose weights are frozen keep nothing. Attention is taken to be a fused kernel, which keeps no probabilities.
+What autograd keeps was read off the operations of `disp.models.parts.transformer`: normalisation keeps its input,
+attention keeps queries, keys, values and output, the gated layer keeps the gate, its activation and the other factor.
+Matrices whose weights are frozen keep nothing. Attention is taken to be a fused kernel, which keeps no probabilities.
 """
 
 from __future__ import annotations

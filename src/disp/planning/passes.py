@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from disp.auditing.findings import AuditConfig
 from disp.auditing.ratio import RATIO_TURNS, RATIOS
 from disp.auditing.repeated import ANSWERS, LEAST_ANSWERS, SENTENCES
-from disp.diffusion.decode import DecodeConfig
-from disp.purification.candidates import candidate_ranks
+from disp.decoding.decode import DecodeConfig
 from disp.purification.config import PurifyConfig
-from disp.purification.support import COUNTERFACTUAL_ROWS
+from disp.suspicion.candidates import candidate_ranks
+from disp.suspicion.support import COUNTERFACTUAL_ROWS
 from disp.training.config import TrainConfig
 
 # Samples whose answers an audit shows, and those that it masks at random for comparison, at most.
@@ -68,7 +68,7 @@ def saliency_passes(asked: Sequence[Asked], batch_size: int, probes: int) -> Pas
 
 
 def scoring_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
-    """`disp.purification.scoring.score` with counterfactuals: saliency, the given answer, each candidate masked.
+    """`disp.suspicion.scoring.score` with counterfactuals: saliency, the given answer, each candidate masked.
 
     At most: the sets of suspicious answers are halved again and again, and here all answers are.
     """

@@ -13,10 +13,10 @@ from typing import Any, Literal
 from disp.auditing.findings import AuditConfig
 from disp.data.llava import Dataset
 from disp.data.sample import Query, image_size, queries_of
-from disp.diffusion.decode import DecodeConfig
+from disp.decoding.decode import DecodeConfig
 from disp.errors import DispError
 from disp.models.loading import resolve
-from disp.models.prompts import IMAGE_PLACEHOLDER, messages_of
+from disp.models.parts.prompts import IMAGE_PLACEHOLDER, messages_of
 from disp.planning.checkpoints import adapter_base, read_config, stored_parameters
 from disp.planning.families import sizes_of
 from disp.planning.memory import (

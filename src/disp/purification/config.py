@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from disp.diffusion.decode import DecodeConfig
+from disp.decoding.decode import DecodeConfig
 from disp.errors import DispError
-from disp.purification.saliency import SaliencyConfig
-from disp.purification.threshold import LEAST_SUSPICION
+from disp.suspicion.saliency import SaliencyConfig
+from disp.suspicion.threshold import LEAST_SUSPICION
 
 # More of them find no more planted answers.
 SCORING_PROBES = 4

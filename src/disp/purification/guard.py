@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import torch
 
 from disp.data.sample import Query, batches
-from disp.diffusion.decode import DecodeConfig, answers_of
+from disp.decoding.decode import DecodeConfig, answers_of
 from disp.errors import DispError
 from disp.evaluation.quality import normalised_words
 from disp.models.interface import MDLM
-from disp.purification.masking import mask_top
-from disp.purification.saliency import SaliencyConfig, saliency
-from disp.purification.scoring import check_finite
+from disp.suspicion.masking import mask_top
+from disp.suspicion.saliency import SaliencyConfig, saliency
+from disp.suspicion.scoring import check_finite
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,17 @@ from torch import Tensor
 
 from disp.data.llava import Dataset, identity, save_dataset
 from disp.data.sample import Query, Sample, Turn, batches, queries_of
-from disp.diffusion.decode import answers_of, own_settings
+from disp.decoding.decode import answers_of, own_settings
 from disp.errors import DispError
 from disp.files import append_jsonl, claim, read_finished_jsonl, write_json, write_jsonl
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM, Prefix
 from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
-from disp.purification.masking import mask_random
 from disp.purification.pattern import Pattern, without_patterns
-from disp.purification.places import tokens_at
-from disp.purification.scoring import (
+from disp.suspicion.masking import mask_random
+from disp.suspicion.places import tokens_at
+from disp.suspicion.scoring import (
     Evidence,
     candidate_masks,
     salient_masks,
@@ -36,7 +36,7 @@ from disp.purification.scoring import (
     score,
     suspicious_query,
 )
-from disp.purification.threshold import suspicion_threshold
+from disp.suspicion.threshold import suspicion_threshold
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ class TrainConfig:
         steps: optimiser steps.
         batch_size: assistant turns a step on each device.
         learning_rate: peak, after linear warm-up; cosine decay to zero. None is 1e-3 for the built-in model; a
-            published checkpoint, which that would ruin, must be given one (see `disp.recipes`).
+            published checkpoint, which that would ruin, must be given one (see `disp.training.recipes`).
         projector_learning_rate: peak for the projector, where it is trained; ``learning_rate`` if None.
         vision_learning_rate: peak for the vision tower, where it is trained; ``learning_rate`` if None.
         method: "full" trains the language model and the projector, "projector" the projector alone, "lora"

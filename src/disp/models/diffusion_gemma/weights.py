@@ -1,0 +1,67 @@
+"""Reading DiffusionGemma's weights through `transformers`, which ties what encoder and decoder share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from disp.errors import DispError
+from disp.models.checkpoint import weight_files
+from disp.models.diffusion_gemma.config import DiffusionGemmaMDLMConfig
+from disp.models.interface import MDLM
+
+
+def load_weights(model_class: type[MDLM], folder: Path, config: DiffusionGemmaMDLMConfig, **how: Any) -> Any:
+    """A model with the weights of a folder.
+
+    Args:
+        model_class: the model's class.
+        folder: with safetensors weights.
+        config: the folder's config.
+        how: further arguments of ``from_pretrained``.
+
+    Raises:
+        DispError: a file is missing or damaged, or weights do not fit the architecture by name or shape.
+    """
+    stored = _stored_names(folder)
+    try:
+        loaded: Any = model_class.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below
+            **how,
+        )
+    except (OSError, SafetensorError) as error:
+        raise DispError(f"{folder}: the weights cannot be read ({error}); download the checkpoint again") from None
+    model, report = loaded
+    # The library's own lists leave out weights that share a module, so names are compared here.
+    expected = model.official_state_dict().keys()
+    problems = [
+        f"{len(names)} {kind} ({', '.join(sorted(names)[:8])})"
+        for kind, names in (
+            ("missing keys", expected - stored),
+            ("surplus keys", stored - expected - model.all_tied_weights_keys.keys()),
+            ("wrong shapes", {str(each) for each in report["mismatched_keys"]}),
+        )
+        if names
+    ]
+    if problems:
+        raise DispError(f"{folder}: the weights do not fit the config: {'; '.join(problems)}")
+    return model
+
+
+def _stored_names(folder: Path) -> set[str]:
+    """The key names in a checkpoint's weight files."""
+    names: set[str] = set()
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names |= set(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise DispError(f"{path} is no readable safetensors file ({error}); download it again") from None
+    return names

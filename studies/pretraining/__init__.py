@@ -1,0 +1,1 @@
+"""Pre-training of the built-in model, in parts; `studies.pretrain` runs them."""

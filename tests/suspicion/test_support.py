@@ -1,0 +1,138 @@
+"""Support scores against slow, explicit computation."""
+
+import math
+
+import numpy as np
+import torch
+
+from disp.suspicion.candidates import candidate_ranks, candidate_sets
+from disp.suspicion.support import (
+    counterfactual_scores,
+    fixed_masks,
+    likelihood_gap,
+    negative_log_likelihood,
+    preference_for_another,
+)
+
+ONE_MASK = torch.ones(1, 4, dtype=torch.bool)
+
+
+def _log_probabilities(model, prefix, ids):
+    with torch.no_grad():
+        return torch.log_softmax(model.denoise(prefix, ids), dim=-1)
+
+
+def test_fixed_masks_are_shared_and_end_with_everything_masked():
+    masks = fixed_masks(50, 4, seed=3)
+    assert masks.shape == (4, 50)
+    assert masks[-1].all()
+    assert torch.equal(masks, fixed_masks(50, 4, seed=3))
+    assert not torch.equal(masks, fixed_masks(50, 4, seed=4))
+    assert 2 <= int(masks[0].sum()) <= 25  # about a quarter
+
+
+def test_likelihood_equals_a_loop_over_masks_and_positions(tiny_model64, queries):
+    prefix = tiny_model64.encode(queries)
+    response = torch.tensor([[10, 11, 12, 13]] * len(queries))
+    masks = torch.tensor([[True, False, True, False], [True, True, True, True]])
+    found = negative_log_likelihood(tiny_model64, prefix, response, masks)
+    for row in range(len(queries)):
+        one = prefix.select(torch.tensor([row]))
+        total = 0.0
+        for mask in masks:
+            ids = response[row : row + 1].clone()
+            for position in range(4):
+                if mask[position]:
+                    ids[0, position] = tiny_model64.mask_token_id
+            log_p = _log_probabilities(tiny_model64, one, ids)
+            hidden = [position for position in range(4) if mask[position]]
+            total += sum(-log_p[0, j, response[row, j]].item() for j in hidden) / len(hidden)
+        assert math.isclose(found[row].item(), total / 2, rel_tol=1e-5)
+
+
+def test_gap_is_zero_when_nothing_is_masked_and_the_difference_otherwise(tiny_model64, queries):
+    prefix = tiny_model64.encode(queries)
+    response = torch.tensor([[10, 11, 12, 13]] * len(queries))
+    nothing = torch.zeros_like(prefix.visual_mask)
+    assert torch.equal(likelihood_gap(tiny_model64, prefix, response, nothing), torch.zeros(len(queries)))
+    gap = likelihood_gap(tiny_model64, prefix, response, prefix.visual_mask)
+    assert gap[2] == 0  # the query without a picture has nothing to mask
+    assert (gap[[0, 1, 3]].abs() > 1e-4).all()
+
+
+def test_preference_is_zero_for_the_models_own_answer_and_follows_the_formula(tiny_model64, queries):
+    prefix = tiny_model64.encode(queries)
+    masked = torch.full((len(queries), 4), tiny_model64.mask_token_id)
+    log_p = _log_probabilities(tiny_model64, prefix, masked)
+    assert torch.equal(
+        preference_for_another(tiny_model64, prefix, log_p.argmax(-1)), torch.zeros(len(queries), dtype=torch.float32)
+    )
+    other = torch.full((len(queries), 4), 17)
+    expected = [
+        sum(math.exp(log_p[row, j].max()) * (log_p[row, j].max() - log_p[row, j, 17]).item() for j in range(4))
+        for row in range(len(queries))
+    ]
+    found = preference_for_another(tiny_model64, prefix, other)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=found.dtype), rtol=1e-5, atol=1e-6)
+
+
+def test_counterfactual_scores_do_not_depend_on_batches_and_equal_one_by_one(tiny_model, queries):
+    prefix = tiny_model.encode(queries[:2])
+    response = torch.tensor([[10, 11, 12, 13]] * 2)
+    scores = torch.arange(prefix.visual_mask.numel()).view(prefix.visual_mask.shape).float()
+    candidates = candidate_sets(scores, prefix.visual_mask, 3, 0.5)
+    base, found = counterfactual_scores(tiny_model, prefix, response, candidates, batch_size=2)
+    whole = counterfactual_scores(tiny_model, prefix, response, candidates, batch_size=50)[1]
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(base, preference_for_another(tiny_model, prefix, response))
+    for row in range(2):
+        for index in range(candidates.shape[1]):
+            one = prefix.select(torch.tensor([row])).with_masked(
+                candidates[row : row + 1, index], tiny_model.mask_embedding
+            )
+            alone = preference_for_another(tiny_model, one, response[row : row + 1])
+            torch.testing.assert_close(found[row, index], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_candidates_are_singles_then_slices_of_the_ranking():
+    visual = torch.tensor([[False, True, True, True, True, True, True, True, True, False]])
+    scores = torch.tensor([[9.0, 1, 8, 3, 7, 2, 6, 4, 5, 9]])
+    sets = candidate_sets(scores, visual, 3, 0.5)[0]
+    assert [chosen.nonzero()[:, 0].tolist() for chosen in sets] == [[2], [4], [6], [2, 4], [6, 8], [3, 7]]
+
+
+def test_slices_reach_to_a_third_of_the_tokens_and_begin_half_as_large():
+    visual = torch.ones(1, 60, dtype=torch.bool)
+    scores = torch.arange(60.0, 0, -1)[None]
+    sets = candidate_sets(scores, visual, 1, 0.07)[0]
+    chosen = [each.nonzero()[:, 0].tolist() for each in sets]
+    halves = [[0, 1], [2, 3], [4, 5]]
+    assert chosen == [[0], *halves, *([start + at for at in range(4)] for start in (6, 10, 14, 18))]
+
+
+def test_no_candidate_is_tried_twice_where_tokens_are_few():
+    for visual in range(1, 40):
+        ranks = candidate_ranks(visual, 4, 0.06)
+        assert len(set(ranks)) == len(ranks)
+        assert all(each and each.stop <= visual for each in ranks)
+
+
+def test_a_row_without_visual_tokens_has_empty_candidates():
+    visual = torch.tensor([[True] * 4, [False] * 4])
+    sets = candidate_sets(torch.rand(2, 4), visual, 2, 0.5)
+    assert sets[0].any(-1).all()
+    assert not sets[1].any()
+
+
+def test_candidates_of_a_row_are_its_own_whoever_is_beside_it():
+    """The row with more visual tokens has larger sets and more of them; the other's are as they are alone."""
+    visual = torch.zeros(2, 200, dtype=torch.bool)
+    visual[0, 20:56] = True
+    visual[1] = True
+    scores = torch.from_numpy(np.random.default_rng(0).random((2, 200)))
+    together = candidate_sets(scores, visual, 3, 0.12)
+    for row in range(2):
+        alone = candidate_sets(scores[row : row + 1], visual[row : row + 1], 3, 0.12)[0]
+        assert torch.equal(together[row, : len(alone)], alone)
+        assert not together[row, len(alone) :].any()
+        assert alone.sum(-1).max() <= 0.12 * visual[row].sum()
