@@ -1,0 +1,105 @@
+"""Parameters and visual tokens of families by their configs."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from parity_folder import PARITY
+from references.planning import LAVIDA, LLADA_8B
+
+from disp.errors import DispError
+from disp.planning.checkpoints import read_config, stored_parameters
+from disp.planning.families import sizes_of
+
+
+@pytest.mark.parametrize("name", ["built-in", "larger"])
+def test_parameters_by_the_config(measured_models, name):
+    model = measured_models[name]
+    sizes = sizes_of(model.config.to_dict())
+    counted = Counter()
+    for parameter, value in model.named_parameters():
+        part = next((part for part in ("vision_tower", "mm_projector") if part in parameter), "language")
+        counted[part] += value.numel()
+    assert (sizes.language_parameters, sizes.tower.parameters, sizes.projector_parameters) == (
+        counted["language"], counted["vision_tower"], counted["mm_projector"],
+    )  # fmt: skip
+
+
+def test_parameters_of_the_published_language_model():
+    # 16,031,162,368 bytes in bfloat16, as the published index says.
+    assert 2 * sizes_of(LLADA_8B).language_parameters == 16_031_162_368
+
+
+@pytest.mark.parametrize("family", ["llada_v", "lavida_llada", "lavida_dream", "dimple"])
+def test_parameters_of_published_layouts(family):
+    if not (PARITY / family).is_dir():
+        pytest.skip(f"no parity data in {PARITY}; set DISP_PARITY_DIR")
+    config, vision = read_config(PARITY / family)
+    stored = stored_parameters(PARITY / family)
+    assert sizes_of(config, vision).parameters == sum(stored.values())
+
+
+def test_parameters_of_a_mixture_of_experts():
+    """DiffusionGemma's, with the library's own model as the truth: the formula leaves out small parts."""
+    from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+
+    text = {
+        "num_hidden_layers": 30, "hidden_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 256, "num_global_key_value_heads": 2, "intermediate_size": 2112, "moe_intermediate_size": 704,
+        "num_experts": 128, "top_k_experts": 8, "vocab_size": 262144,
+    }  # fmt: skip
+    vision = {
+        "model_type": "gemma4_vision", "num_hidden_layers": 27, "hidden_size": 1152, "intermediate_size": 4304,
+        "num_attention_heads": 16,
+    }  # fmt: skip
+    config = DiffusionGemmaConfig(text_config=text, vision_config=vision)
+    with torch.device("meta"):
+        model = DiffusionGemmaForBlockDiffusion(config)
+    sizes = sizes_of(config.to_dict())
+    assert sizes.parameters == pytest.approx(sum(value.numel() for value in model.parameters()), rel=0.01)
+    for size, tokens in (((224, 224), 256), ((640, 480), 266), ((1920, 1080), 264), ((200, 600), 252)):
+        assert sizes.visual_count([size]).visual == tokens
+
+
+@pytest.mark.parametrize("family", ["llada_v", "lavida_llada", "lavida_dream"])
+def test_visual_tokens_of_published_examples(family):
+    if not (PARITY / family).is_dir():
+        pytest.skip(f"no parity data in {PARITY}; set DISP_PARITY_DIR")
+    meta = json.loads((PARITY / family / "meta.json").read_text())
+    count = sizes_of(*read_config(PARITY / family)).visual_count([tuple(meta["image_size_wh"])])
+    assert count.visual + count.others == meta["num_visual_tokens"]
+
+
+@pytest.mark.parametrize(
+    "config, size, tokens",
+    [
+        (LLADA_8B, (384, 384), 1485), (LLADA_8B, (640, 480), 2929), (LLADA_8B, (480, 640), 2943),
+        (LLADA_8B, (1024, 768), 3627), (LLADA_8B, (200, 600), 1809),
+        (LAVIDA, (384, 384), 406), (LAVIDA, (640, 480), 834), (LAVIDA, (1920, 1080), 660), (LAVIDA, (600, 200), 486),
+    ],
+)  # fmt: skip
+def test_visual_tokens_of_tiled_pictures(config, size, tokens):
+    count = sizes_of(config).visual_count([size])
+    assert count.visual + count.others == tokens
+
+
+def test_several_pictures_are_one_tile_each():
+    count = sizes_of(LLADA_8B).visual_count([(640, 480), (200, 600)])
+    assert (count.visual, count.others, count.tiles) == (2 * 729, 2, 2)
+
+
+def test_stored_parameters_of_shards(tmp_path, builtin):
+    builtin.save_pretrained(tmp_path, max_shard_size="2MB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    stored = stored_parameters(tmp_path)
+    assert stored == {name: value.numel() for name, value in builtin.state_dict().items()}
+    next(tmp_path.glob("*-00002-*.safetensors")).unlink()
+    assert stored_parameters(tmp_path) is None
+
+
+def test_unknown_and_incomplete_configs():
+    with pytest.raises(DispError, match="'gpt2' is of no family"):
+        sizes_of({"model_type": "gpt2"})
+    with pytest.raises(DispError, match="no field 'vocab_size'"):
+        sizes_of({key: value for key, value in LLADA_8B.items() if key != "vocab_size"})
