@@ -36,6 +36,10 @@ from disp.suspicion.support import counterfactual_scores, suspicion_of
 MAP_SIDE = 24
 # Samples whose answers are asked for: the most suspicious, and the most suspicious of those that are flagged.
 MOST_SUSPICIOUS, FLAGGED_ANSWERS = 24, 200
+# Samples above the threshold that are masked at random for comparison, at most.
+CONTROL_SAMPLES = 32
+# Forward passes by which the cost of the audit is told in such passes, the first of which is not timed.
+TIMED_PASSES = 4
 PASTED = {
     "tokens": "pasting the region",
     "window": "pasting the window",
@@ -156,8 +160,8 @@ def _both_answers(
 
 
 def _random_control(model: MDLM, above: Sequence[Sample], result: Audit, config: AuditConfig) -> tuple[int, int]:
-    """Of up to 32 samples above the threshold, how many stay there when random tokens are masked instead."""
-    chosen = [sample for sample in above if sample.images][:32]
+    """Of some samples above the threshold, how many stay there when random tokens are masked instead."""
+    chosen = [sample for sample in above if sample.images][:CONTROL_SAMPLES]
     stay: dict[str, float] = {}
     # Where a picture comes in a later turn, an earlier one has nothing to mask.
     queries = [query for query in queries_of(chosen) if query.images]
@@ -362,9 +366,9 @@ def _cost(model: MDLM, dataset: Dataset, result: Audit, config: AuditConfig, sec
     with torch.no_grad():
         model.denoise(prefix, response)
         begin = time.monotonic()
-        for _ in range(3):
+        for _ in range(TIMED_PASSES - 1):
             float(model.denoise(prefix, response).sum())
-        forward = (time.monotonic() - begin) / 3 / len(batch)
+        forward = (time.monotonic() - begin) / (TIMED_PASSES - 1) / len(batch)
     return {
         "seconds": seconds,
         "forward_equivalents_per_sample": seconds / len(dataset.samples) / forward,

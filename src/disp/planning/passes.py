@@ -8,15 +8,17 @@ from dataclasses import dataclass
 
 from disp.auditing.findings import AuditConfig
 from disp.auditing.ratio import RATIO_TURNS, RATIOS
+from disp.auditing.record import CONTROL_SAMPLES, FLAGGED_ANSWERS, MOST_SUSPICIOUS, TIMED_PASSES
 from disp.auditing.repeated import ANSWERS, LEAST_ANSWERS, SENTENCES
+from disp.auditing.shown import UNFLAGGED_SHOWN
 from disp.decoding.decode import DecodeConfig
 from disp.purification.config import PurifyConfig
 from disp.suspicion.candidates import candidate_ranks
 from disp.suspicion.support import COUNTERFACTUAL_ROWS
 from disp.training.config import TrainConfig
 
-# Samples whose answers an audit shows, and those that it masks at random for comparison, at most.
-SHOWN_SAMPLES, CONTROL_SAMPLES = 232, 32
+# Samples whose answers an audit shows, at most, where it finds one phrase: one of its rows is among them.
+SHOWN_SAMPLES = MOST_SUSPICIOUS + FLAGGED_ANSWERS + UNFLAGGED_SHOWN + 1
 
 
 @dataclass(frozen=True)
@@ -93,23 +95,44 @@ def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     whose pictures have a pattern or a piece in common, which are asked for once more without it.
     """
     scoring = config.scoring
-    decode, size = _decoding(scoring), scoring.batch_size
-    turns = sorted((count for count in _turns_with_image(asked) if count), reverse=True)
-    pasted = decoding_passes((config.donors + config.controls) * config.recipients, size, decode)
-    pasted += decoding_passes(config.donors, size, decode)  # what donors say instead
-    shown = decoding_passes(sum(turns[:SHOWN_SAMPLES]), size, decode)
-    compared = sum(turns[:CONTROL_SAMPLES])
-    batches = math.ceil(compared / size)
-    sets = len(candidate_ranks(max((each.visual for each in asked), default=0), scoring.candidates, scoring.mask_ratio))
-    each = math.ceil(sets / COUNTERFACTUAL_ROWS)
-    control = Passes((2 + each) * batches, 0, (2 + sets) * compared)
-    # Flagged and other turns with nothing masked and at every mask ratio that is tried.
-    tried = min(RATIO_TURNS, len(asked))
-    each = 1 + math.ceil(len(RATIOS) / COUNTERFACTUAL_ROWS)
-    ratio = Passes(2 * each * math.ceil(tried / size), 0, 2 * (1 + len(RATIOS)) * tried, at_most=True)
+    total = scoring_passes(asked, scoring) + sentence_passes(asked, scoring) + paste_passes(config)
+    return total + ratio_passes(asked, scoring) + record_passes(asked, scoring)
+
+
+def sentence_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
+    """`disp.auditing.repeated.vanishing_phrases`: first answers with nothing masked and with much of the picture."""
     sentences = min(SENTENCES, len(asked) // LEAST_ANSWERS)
-    looked = Passes(2 * sentences * math.ceil(ANSWERS / size), 0, 2 * sentences * ANSWERS, at_most=True)
-    return scoring_passes(asked, scoring) + looked + pasted + shown + shown + control + ratio
+    batches = math.ceil(ANSWERS / config.batch_size)
+    return Passes(2 * sentences * batches, 0, 2 * sentences * ANSWERS, at_most=True)
+
+
+def paste_passes(config: AuditConfig) -> Passes:
+    """`disp.auditing.paste.paste_test` of one phrase, and what the donors say with their regions masked."""
+    decode, size = _decoding(config.scoring), config.scoring.batch_size
+    pasted = decoding_passes((config.donors + config.controls) * config.recipients, size, decode)
+    return pasted + decoding_passes(config.donors, size, decode)
+
+
+def ratio_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
+    """`disp.auditing.ratio.choose_mask_ratio`, at most: flagged and other turns are answered under every ratio."""
+    turns = min(2 * RATIO_TURNS, sum(each.visual > 0 for each in asked))
+    total = Passes(0, 0, 0, at_most=True)
+    for _ in RATIOS:
+        total += decoding_passes(turns, config.batch_size, _decoding(config))
+    return total
+
+
+def record_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
+    """`disp.auditing.record.write_record`, at most: answers that are shown, random masks for comparison, a timing."""
+    size = config.batch_size
+    turns = sorted((count for count in _turns_with_image(asked) if count), reverse=True)
+    # Each answer as it is and under its mask.
+    shown = decoding_passes(sum(turns[:SHOWN_SAMPLES]), size, _decoding(config))
+    compared = sum(turns[:CONTROL_SAMPLES])
+    sets = len(candidate_ranks(max((each.visual for each in asked), default=0), config.candidates, config.mask_ratio))
+    control = Passes((1 + math.ceil(sets / COUNTERFACTUAL_ROWS)) * math.ceil(compared / size), 0, (1 + sets) * compared)
+    timed = Passes(TIMED_PASSES, 0, TIMED_PASSES * min(size, sum(turns)))
+    return shown + shown + control + timed
 
 
 def _decoding(config: PurifyConfig) -> DecodeConfig:
