@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from disp.files import write_json
 from disp.models.checkpoint import INDEX
-from disp.models.llada_v.config import CHAT_TEMPLATE, SIGLIP, SPECIAL_TOKENS, SYSTEM, LladaVOfficialConfig
+from disp.models.llada_v.config import LladaVOfficialConfig
 from disp.models.llada_v.model import LladaVOfficial
+from disp.models.llada_v.published import CHAT_TEMPLATE, SIGLIP, SPECIAL_TOKENS, SYSTEM
 from disp.models.parts.key_names import TOWER
 
 VOCAB = 126_464

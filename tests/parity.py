@@ -23,7 +23,7 @@ def comparison(folder: Path) -> ModuleType:
     Raises:
         DispError: the folder is of no known family, or a file is missing.
     """
-    name = family_of(folder)
+    name = family_of(folder).name
     for file in ("meta.json", "io.safetensors"):
         if not (folder / file).is_file():
             raise DispError(f"{folder}: no {file}; a folder of recorded outputs is wanted")

@@ -9,7 +9,7 @@ from references.planning import LLADA_8B, MMADA
 
 from disp.data.sample import queries_of
 from disp.errors import DispError
-from disp.models.llada_v.config import CHAT_TEMPLATE, SYSTEM
+from disp.models.llada_v.published import CHAT_TEMPLATE, SYSTEM
 from disp.models.loading import load_model
 from disp.planning.families import sizes_of
 from disp.planning.plan import PlanSettings, default_decode, make_plan

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer
-from transformers.utils import logging
 
-from disp.errors import DispError, unknown_name
+from disp.errors import DispError
 from disp.files import write_json
-from disp.models.builtin.model import LladaV, LladaVConfig
 from disp.models.checkpoint import read_json, stored_dtype, weight_files, write_official
+from disp.models.families import FAMILIES, detect, family
+from disp.models.family import Family
 from disp.models.interface import MDLM
 from disp.models.parts.transformer import use_attention
+from disp.models.quiet import no_bar
 
+# The model that comes with `disp`: the name of its family.
 BUILTIN = "builtin"
-# Published families: each module has `detect(config)` and `load_official(folder, dtype, device)`. They are imported
-# when a checkpoint is looked at, in this order.
-FAMILIES = {
-    "llada_v": "disp.models.llada_v.model",
-    "lavida": "disp.models.lavida.model",
-    "mmada": "disp.models.mmada.model",
-    "dimple": "disp.models.dimple.model",
-    "diffusion_gemma": "disp.models.diffusion_gemma.model",
-}
 # What of a hub repository is downloaded: no pickles, no code.
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 # Beside an adapter's own files: what it was trained with that PEFT's format has no place for.
@@ -119,8 +105,9 @@ def resolve(name: str | Path) -> Path:
     Raises:
         DispError: there is no such folder, and it is no id of a hub repository or cannot be downloaded.
     """
-    if str(name) == BUILTIN:
-        return Path(str(resources.files("disp.models") / "builtin"))
+    own = _own_folder(name)
+    if own is not None:
+        return own
     if Path(name).exists() or isinstance(name, Path) or not _HUB_ID.fullmatch(name):
         if not Path(name).is_dir():
             raise DispError(
@@ -141,25 +128,19 @@ def resolve(name: str | Path) -> Path:
         ) from None
 
 
-def family_of(folder: Path) -> str:
-    """The name in `FAMILIES` of the checkpoint in a folder.
+def _own_folder(name: str | Path) -> Path | None:
+    """Where the model lies, if it is one that comes with `disp`."""
+    return family(str(name)).folder if str(name) in FAMILIES else None
+
+
+def family_of(folder: Path) -> Family:
+    """The family of the checkpoint in a folder.
 
     Raises:
         DispError: config.json is missing, or no family knows it.
     """
-    config = read_json(folder / "config.json", f"model {folder.name!r}")
-    absent = []
-    for family in FAMILIES:
-        try:
-            module = _module(family)
-        except ModuleNotFoundError as missing:
-            absent.append(f"{family} ({missing})")
-            continue
-        if module.detect(config):
-            return family
-    kind = str(config.get("model_type", ""))
-    error = unknown_name(f"model type in {folder / 'config.json'}:", kind, [LladaVConfig.model_type, *FAMILIES])
-    raise DispError(f"{error} Not available in this installation: {', '.join(absent)}." if absent else str(error))
+    config = folder / "config.json"
+    return detect(read_json(config, f"model {folder.name!r}"), str(config))
 
 
 def save_model(model: MDLM, folder: Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -239,10 +220,6 @@ def merge(model_folder: str | Path, out: Path, base: str | Path | None = None) -
     save_model(model, out)
 
 
-def _module(family: str) -> ModuleType:
-    return importlib.import_module(FAMILIES[family])
-
-
 def _dtype(dtype: torch.dtype | str | None, folder: Path, device: str) -> torch.dtype:
     if dtype is None:
         return torch.float32 if device == "cpu" else torch.bfloat16
@@ -260,52 +237,29 @@ def _load_whole(
     folder: Path, name: str, device: str, wanted: torch.dtype | str | None, options: dict[str, Any]
 ) -> MDLM:
     config = read_json(folder / "config.json", f"model {name!r}")
-    if config.get("model_type") == LladaVConfig.model_type:
-        weight_files(folder)
-        dtype = _dtype(wanted, folder, device)
-        given = [key for key, value in options.items() if value is not None]
-        if given:
-            raise DispError(f"model {name!r} is small and takes no {' or '.join(given)}; leave it out")
-        try:
-            with no_bar():
-                model: MDLM = LladaV.from_pretrained(folder, dtype=dtype, local_files_only=True)
-            model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, local_files_only=True)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise DispError(
-                f"model {name!r}: the weights or the tokenizer in {folder} cannot be read ({error}); copy the folder "
-                "anew"
-            ) from None
-        model.name_or_path = model.config._name_or_path = _lasting_name(name)
-        return model.to(device)  # type: ignore[arg-type]  # the library's decorator hides `self`
-    family = family_of(folder)
+    own = detect(config, str(folder / "config.json"))
     weight_files(folder)
     dtype = _dtype(wanted, folder, device)
-    load = _module(family).load_official
     chosen = {key: value for key, value in options.items() if value is not None}
-    unknown = chosen.keys() - inspect.signature(load).parameters.keys()
+    unknown = sorted(chosen.keys() - set(own.options))
     if unknown:
-        raise DispError(f"model {name!r}: {', '.join(sorted(unknown))} is not available for the family {family}")
-    model = load(folder, dtype=dtype, device=device, **chosen)
-    model.source = folder  # type: ignore[assignment]  # no tensor
+        raise DispError(f"model {name!r}: {', '.join(unknown)} is not available for the family {own.name}")
+    try:
+        model = own.load(folder, dtype=dtype, device=device, **chosen)
+    except ModuleNotFoundError as missing:
+        raise DispError(
+            f"model {name!r}: the family {own.name} is not available in this installation ({missing})"
+        ) from None
+    model.generation_presets = own.presets(config)
+    if own.keeps_layout:
+        model.source = folder  # type: ignore[assignment]  # no tensor
     model.name_or_path = model.config._name_or_path = _lasting_name(name)
     return model
 
 
-@contextmanager
-def no_bar() -> Iterator[None]:
-    """Without the library's bar, which a small model fills at once."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def _lasting_name(name: str) -> str:
     """What `load_model` finds the same model by from any folder; PEFT writes it into the adapters that it saves."""
-    return str(Path(name).resolve()) if name != BUILTIN and Path(name).exists() else name
+    return str(Path(name).resolve()) if _own_folder(name) is None and Path(name).exists() else name
 
 
 def _load_adapter(folder: Path, base: str | Path | None, *, device: str, dtype: Any, **options: Any) -> MDLM:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 from disp.errors import DispError
-from disp.models.llada_v.config import SIGLIP, SYSTEM
-from disp.models.loading import FAMILIES
+from disp.models.families import family
+from disp.models.llada_v.published import SIGLIP, SYSTEM
 from disp.planning.sizes import LanguageSizes, Size, Sizes, TowerSizes, VisualCount
 
 
@@ -29,14 +28,14 @@ def sizes_of(config: Mapping[str, Any], vision: Mapping[str, Any] | None = None)
     read: Callable[..., Sizes] | None = None
     if config.get("model_type") == "disp_llada_v":
         read = _builtin
-    for family, reader in (
+    for name, reader in (
         ("llada_v", _llava),
         ("lavida", _llava),
         ("mmada", _mmada),
         ("dimple", _dimple),
         ("diffusion_gemma", _diffusion_gemma),
     ):
-        if read is None and import_module(FAMILIES[family]).detect(config):
+        if read is None and family(name).detect(config):
             read = reader
     if read is None:
         raise DispError(

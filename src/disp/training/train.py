@@ -22,7 +22,8 @@ from disp.errors import DispError
 from disp.files import claim, write_atomically
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
-from disp.models.loading import load_model, no_bar, save_adapter, save_model
+from disp.models.loading import load_model, save_adapter, save_model
+from disp.models.quiet import no_bar
 from disp.training.config import TrainConfig
 from disp.training.examples import Collator, Examples, Features, cached_features
 from disp.training.parameters import (

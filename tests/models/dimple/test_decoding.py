@@ -5,6 +5,7 @@ import torch
 
 from disp.decoding.decode import DecodeConfig, decode
 from disp.errors import DispError
+from disp.models.dimple.family import FAMILY
 
 
 @pytest.mark.parametrize("cache", [False, True])
@@ -23,7 +24,7 @@ def test_masked_visual_tokens_are_never_candidates(model, dialogues, cache):
 
 
 def test_published_settings_are_valid(model, dialogues):
-    for name, settings in {**model.generation_presets, "": model.generation_defaults}.items():
+    for name, settings in {**FAMILY.presets({}), "": model.generation_defaults}.items():
         config = DecodeConfig(**{**settings, "gen_length": 4, "steps": 4})
         ids = decode(model, model.encode(dialogues[:2]), config, keys=["a", "b"])
         assert not (ids == model.mask_token_id).any(), name

@@ -8,12 +8,11 @@ from references.lavida import (
     DREAM,
     LLADA,
     MASK,
-    VARIANTS,
     left_padded,
-    make,
 )
 
 from disp.decoding.decode import DecodeConfig, decode
+from disp.models.lavida.family import FAMILY
 from disp.models.lavida.model import LavidaConfig
 
 SETTINGS = [
@@ -42,6 +41,5 @@ def test_the_published_defaults_are_valid_settings():
         own = LavidaConfig.from_official(config)
         decoding = DecodeConfig(gen_length=own.gen_length, **own.generation)
         assert (decoding.schedule, decoding.schedule_shift, decoding.prefix_cache) == ("shift", 0.33, True)
-    for variant in VARIANTS:
-        for settings in make(variant).generation_presets.values():
+        for settings in FAMILY.presets(config).values():
             assert DecodeConfig(**settings).prefix_cache

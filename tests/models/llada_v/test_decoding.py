@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 
 from disp.decoding.decode import DecodeConfig, decode, decode_with_lengths, generate
+from disp.models.llada_v.family import FAMILY
 
 
 @torch.no_grad()
@@ -50,5 +51,5 @@ def test_answers_stop_at_the_end_of_turn(model, queries):
 
 
 def test_presets_are_decoding_settings(model):
-    for preset in model.generation_presets.values():
+    for preset in FAMILY.presets({}).values():
         DecodeConfig(**{"gen_length": model.gen_length, **model.generation_defaults, **preset})

@@ -22,7 +22,7 @@ from disp.training.train import train
 
 
 def test_detection(checkpoint):
-    assert family_of(checkpoint) == "llada_v"
+    assert family_of(checkpoint).name == "llada_v"
     config = json.loads((checkpoint / "config.json").read_text())
     assert detect(config)
     lavida = {**{key: config[key] for key in ("model_type", "mm_vision_tower")}, "d_model": 4096, "n_layers": 32}

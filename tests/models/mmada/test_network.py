@@ -11,7 +11,8 @@ from references.mmada import llama
 
 from disp.decoding.decode import DecodeConfig, decode
 from disp.models.loading import load_model
-from disp.models.mmada.model import MMada, MMadaConfig
+from disp.models.mmada.family import FAMILY
+from disp.models.mmada.model import MMadaConfig
 
 
 def test_logits_and_gradients_of_padded_rows_match_llama(mmada, asked):
@@ -102,7 +103,7 @@ def test_decoding_follows_the_published_rule_where_nothing_is_masked(mmada):
 
 
 def test_settings_are_valid(mmada):
-    for settings in MMada.generation_presets.values():
+    for settings in FAMILY.presets({}).values():
         DecodeConfig(**settings)
     assert (mmada.gen_length, mmada.generation_defaults) == (16, {"steps": 8, "block_length": 4})
     assert MMadaConfig().gen_length == 512

@@ -91,11 +91,6 @@ class DiffusionGemmaMDLMConfig(DiffusionGemmaConfig):
         return cls.from_dict(fields)
 
 
-def detect(config: dict[str, Any]) -> bool:
-    """Whether a ``config.json`` is of this family."""
-    return config.get("model_type") == DiffusionGemmaMDLMConfig.model_type
-
-
 def read_config(folder: Path) -> DiffusionGemmaMDLMConfig:
     """The config of a folder, with what the files beside it say of the sampler and of pictures.
 

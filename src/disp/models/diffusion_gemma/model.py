@@ -32,9 +32,10 @@ from disp.decoding.canvas import CanvasSampling
 from disp.draws import generator
 from disp.errors import DispError
 from disp.models.diffusion_gemma.chat import control_tokens, prompt_ids
-from disp.models.diffusion_gemma.config import DiffusionGemmaMDLMConfig, detect, read_config
+from disp.models.diffusion_gemma.config import DiffusionGemmaMDLMConfig, read_config
 from disp.models.diffusion_gemma.images import load_patches, patch_positions, token_locations
 from disp.models.diffusion_gemma.prefix import EncodedPrefix, GemmaPrefix, image_means
+from disp.models.diffusion_gemma.published import detect
 from disp.models.diffusion_gemma.weights import load_weights
 from disp.models.interface import MDLM, Prefix
 from disp.models.parts.prompts import left_pad

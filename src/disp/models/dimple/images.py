@@ -24,8 +24,8 @@ def cut_into_patches(
 
     Args:
         image: in RGB.
-        vision: sizes of the tower, as in `disp.models.dimple.config.VISION`.
-        processing: as in `disp.models.dimple.config.PROCESSING`.
+        vision: sizes of the tower, as in `disp.models.dimple.published.VISION`.
+        processing: as in `disp.models.dimple.published.PROCESSING`.
 
     Returns:
         uint8 ``[n, 3 * patch * patch]``, the four patches of a visual token one after the other, visual tokens in

@@ -23,9 +23,10 @@ from disp.data.sample import ImageSource, Query, open_image
 from disp.diffusion.forward import MIN_RATIO
 from disp.models.checkpoint import assemble, read_weights
 from disp.models.dimple.cache import PromptCache
-from disp.models.dimple.config import GENERATION_PRESETS, DimpleConfig, detect, read_config
+from disp.models.dimple.config import DimpleConfig, read_config
 from disp.models.dimple.images import cut_into_patches, lay_out, mrope_table, normalise_patches
 from disp.models.dimple.padding import padded_lengths
+from disp.models.dimple.published import detect
 from disp.models.dimple.tokenizer import load_tokenizer
 from disp.models.interface import Prefix
 from disp.models.parts.backbone import Backbone, BackboneMDLM
@@ -62,7 +63,6 @@ class Dimple(BackboneMDLM):
     ratio_floor = MIN_RATIO
     # Padding does; published answers have no end of turn.
     answers_end_turns = False
-    generation_presets = GENERATION_PRESETS
 
     def __init__(self, config: DimpleConfig):
         super().__init__(config)

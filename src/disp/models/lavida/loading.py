@@ -9,8 +9,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.qwen2 import Qwen2Tokenizer
 
 from disp.models.checkpoint import weight_files
-from disp.models.lavida.config import LavidaConfig, Variant
-from disp.models.llada_v.config import CHAT_TEMPLATE
+from disp.models.lavida.config import LavidaConfig
+from disp.models.lavida.published import Variant
+from disp.models.llada_v.published import CHAT_TEMPLATE
 from disp.models.parts.key_names import from_llada, from_llava, to_llada, to_llava
 
 CHATML = (

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from disp.errors import DispError
 from disp.models.interface import Prefix
-from disp.models.lavida.config import POOLING, TOKENS, LavidaConfig, Variant, detect, generation_presets
+from disp.models.lavida.config import LavidaConfig
 from disp.models.lavida.loading import embedding_rows, load_tokenizer, official_name, our_name
 from disp.models.lavida.masks import complementary_pair
+from disp.models.lavida.published import POOLING, TOKENS, Variant, detect, variant_of
 from disp.models.llada_v.model import IGNORED, LladaVOfficial, assemble_llava, read_configs
 from disp.models.parts.anyres import Merged
 from disp.models.parts.prefix_cache import block_after
@@ -41,7 +42,6 @@ class Lavida(LladaVOfficial):
         # No token is banned, and the end of text is an end like that of the turn: both were trained.
         self.banned_token_ids = ()
         self.generation_defaults = dict(config.generation)
-        self.generation_presets = generation_presets(config.variant)
         # Rows by which logits are shifted: Dream's row i predicts token i + 1.
         self.shift = int(config.variant == "dream")
 
@@ -221,7 +221,7 @@ def load_official(
         raise DispError(
             f"{folder / 'config.json'} is not that of a LaViDa; its model_type is {config.get('model_type')!r}"
         )
-    variant: Variant = "llada" if "d_model" in config else "dream"
+    variant = variant_of(config)
     tokenizer = load_tokenizer(folder, variant)
     found = {}
     if tokenizer is not None:

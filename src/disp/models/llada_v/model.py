@@ -23,14 +23,8 @@ from disp.errors import DispError
 from disp.models.builtin.model import Backbone, LladaV
 from disp.models.checkpoint import assemble, read_json, read_weights
 from disp.models.interface import Prefix
-from disp.models.llada_v.config import (
-    CHAT_TEMPLATE,
-    GENERATION_PRESETS,
-    SPECIAL_TOKENS,
-    SYSTEM,
-    LladaVOfficialConfig,
-    detect,
-)
+from disp.models.llada_v.config import LladaVOfficialConfig
+from disp.models.llada_v.published import CHAT_TEMPLATE, SPECIAL_TOKENS, SYSTEM, detect
 from disp.models.llada_v.splice import splice_images
 from disp.models.parts.anyres import Merged, grid_of, merge_tiles, pad_to_square, single_tile, tile_image, token_boxes
 from disp.models.parts.key_names import TOWER, from_llava, to_llava
@@ -72,7 +66,6 @@ class LladaVOfficial(LladaV):
     default_system = SYSTEM
     image_first = True
     ratio_floor = MIN_RATIO
-    generation_presets = GENERATION_PRESETS
 
     def __init__(self, config: LladaVOfficialConfig):
         super().__init__(config)

@@ -23,7 +23,8 @@ from disp.diffusion.forward import MIN_RATIO, add_noise, diffusion_loss
 from disp.errors import DispError
 from disp.models.checkpoint import assemble, read_json, read_weights
 from disp.models.interface import Prefix
-from disp.models.mmada.config import GENERATION_PRESETS, SPECIAL_TOKENS, MMadaConfig, detect
+from disp.models.mmada.config import MMadaConfig
+from disp.models.mmada.published import SPECIAL_TOKENS, detect
 from disp.models.mmada.tokenizers import VQ_FILE, VQ_HUB_ID, load_tokenizer, special_ids, vq_source
 from disp.models.mmada.vq import VQEncoder, build_encoder, quantize, read_encoder, square_image
 from disp.models.parts.backbone import Backbone, BackboneMDLM
@@ -32,7 +33,7 @@ from disp.models.parts.key_names import from_llada, to_llada
 from disp.models.parts.prompts import IMAGE_PLACEHOLDER, left_pad, messages_of, unnamed_images
 from disp.models.parts.transformer import attention_inputs
 
-__all__ = ["GENERATION_PRESETS", "SPECIAL_TOKENS", "VQ_FILE", "MMada", "MMadaConfig", "detect", "load_official"]
+__all__ = ["SPECIAL_TOKENS", "VQ_FILE", "MMada", "MMadaConfig", "detect", "load_official"]
 
 
 class MMada(BackboneMDLM):
@@ -48,7 +49,6 @@ class MMada(BackboneMDLM):
     # Nothing stands between the codes and the language model: "projector" training has nothing to train.
     projector_names: tuple[str, ...] = ()
     ratio_floor = MIN_RATIO
-    generation_presets = GENERATION_PRESETS
 
     def __init__(self, config: MMadaConfig):
         super().__init__(config)

@@ -7,7 +7,8 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from disp.errors import DispError
-from disp.models.mmada.config import SPECIAL_TOKENS, MMadaConfig
+from disp.models.mmada.config import MMadaConfig
+from disp.models.mmada.published import SPECIAL_TOKENS
 
 VQ_FILE = "vq.safetensors"
 VQ_HUB_ID = "showlab/magvitv2"

@@ -1,0 +1,26 @@
+"""The family of the model that comes with `disp`: a small one in LLaDA-V's arrangement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from disp.models.family import Config, Family
+
+if TYPE_CHECKING:
+    from disp.models.interface import MDLM
+
+
+def detect(config: Config) -> bool:
+    """Whether a config.json is of a model of this family."""
+    return config.get("model_type") == "disp_llada_v"
+
+
+def load(folder: Path, **how: Any) -> MDLM:
+    """See `disp.models.builtin.loading.load`."""
+    from disp.models.builtin import loading
+
+    return loading.load(folder, **how)
+
+
+FAMILY = Family("builtin", "built-in model", detect, load, options=(), keeps_layout=False, folder=Path(__file__).parent)

@@ -1,0 +1,54 @@
+"""The family of MMaDA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from disp.models.family import About, Family, Published, Recipe
+from disp.models.mmada.published import GENERATION_PRESETS, detect
+
+if TYPE_CHECKING:
+    from disp.models.interface import MDLM
+
+
+def load(folder: Path, **how: Any) -> MDLM:
+    """See `disp.models.mmada.model.load_official`."""
+    from disp.models.mmada.model import load_official
+
+    return load_official(folder, **how)
+
+
+# Of MMaDA's training script (arXiv 2505.15809).
+RECIPES = {
+    "mmada": Recipe(
+        {
+            "method": "full", "learning_rate": 5e-5, "weight_decay": 0.01, "max_grad_norm": 1.0, "warmup_share": 0.03,
+            "batch_size": 1, "gradient_checkpointing": True,
+        },
+        "language model",
+        "weight decay 0.01; their warm-up is 5000 steps, here 3%",
+    ),
+}  # fmt: skip
+
+FAMILY = Family(
+    "mmada",
+    "MMaDA",
+    detect,
+    load,
+    recipes=RECIPES,
+    presets=lambda config: GENERATION_PRESETS,
+    about=About(
+        "mmada.md",
+        (
+            Published(
+                ("Gen-Verse/MMaDA-8B-MixCoT", "Gen-Verse/MMaDA-8B-Base"),
+                "MIT",
+                "8.14 B, image tokenizer included",
+                "1024, a square",
+            ),
+        ),
+        masked="the mask token itself",
+        gradients="embeddings of the image tokens",
+    ),
+)
