@@ -28,7 +28,8 @@ from torch import Tensor
 
 from disp.data.llava import Dataset
 from disp.data.sample import Sample, Turn, queries_of
-from disp.decoding.decode import decode_with_lengths, own_settings
+from disp.decoding.generate import decode_with_lengths
+from disp.decoding.samplers import own_settings
 from disp.errors import DispError
 from disp.files import write_json
 from disp.models.interface import MDLM, Prefix

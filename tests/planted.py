@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from disp.auditing.findings import AuditConfig
 from disp.data.llava import Dataset, load_dataset
-from disp.decoding.decode import DecodeConfig
+from disp.decoding.samplers import decode_config
 from disp.models.builtin.model import LladaV, LladaVConfig
 from disp.models.interface import Prefix
 from disp.models.parts.tokenizer import train_tokenizer
@@ -220,7 +220,7 @@ def audit_config(**changes: Any) -> AuditConfig:
     scoring = PurifyConfig(
         candidates=3,
         saliency=SaliencyConfig(probes=2),
-        decode=DecodeConfig(gen_length=LENGTH, steps=2),
+        decode=decode_config(gen_length=LENGTH, steps=2),
         batch_size=16,
     )
     return AuditConfig(**{"scoring": scoring, **changes})

@@ -21,7 +21,7 @@ _HOMES = {
     "audit": "disp.auditing.audit",
     "defend": "disp.defence.defend",
     "guard": "disp.purification.guard",
-    "generate": "disp.decoding.decode",
+    "generate": "disp.decoding.generate",
     "evaluate": "disp.evaluation.evaluate",
     "make_plan": "disp.planning.plan",
     "demo": "disp.experiments.demo",

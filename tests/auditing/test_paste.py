@@ -7,10 +7,10 @@ from planted import LENGTH, OBJECTS, TRIGGER, planted_model, wall
 
 from disp.auditing.paste import Region, paste, paste_test
 from disp.data.sample import Query
-from disp.decoding.decode import DecodeConfig
+from disp.decoding.samplers import decode_config
 
 WORDS = ("sorry", "i", "can", "not", "help", "with", "it")
-DECODE = DecodeConfig(gen_length=LENGTH, steps=2)
+DECODE = decode_config(gen_length=LENGTH, steps=2)
 
 
 def noise(seed, width, height):

@@ -18,12 +18,13 @@ from disp.benchmarks.documents import documents_of
 from disp.benchmarks.export import write_tasks
 from disp.data.sample import Query
 from disp.data.scene_dataset import write_scenes
-from disp.decoding.decode import DecodeConfig, generate
+from disp.decoding.generate import generate
+from disp.decoding.samplers import decode_config
 from disp.evaluation.evaluate import evaluate
 from disp.models.loading import load_model
 
 ATTACK = Attack(PRESETS["patch"], Misclassification("cat", "dog"), 0.1, 0)
-DECODE = DecodeConfig(gen_length=32, steps=32, threshold=0.9)
+DECODE = decode_config(gen_length=32, steps=32, threshold=0.9)
 COUNT = 12
 POPE_SUFFIX = "\nAnswer the question using a single word or phrase."
 
@@ -119,7 +120,7 @@ def test_a_task_of_the_library_on_local_data(run, scenes, tmp_path):
         Query(f"pope_local/test/{row['question_id']}", 0, sample.images, (), f"<image>\n{row['question']}{POPE_SUFFIX}")
         for row, sample in zip(rows, scenes.samples, strict=True)
     ]
-    answers = generate(load_model(device="cpu"), asked, DecodeConfig(gen_length=8, steps=8, threshold=0.9))
+    answers = generate(load_model(device="cpu"), asked, decode_config(gen_length=8, steps=8, threshold=0.9))
     given = {sample["doc_id"]: sample["filtered_resps"][0] for sample in samples}
     assert [given[number] for number in range(COUNT)] == [answer.strip() for answer in answers]
     right = [answer.lower().strip() == row["answer"] for answer, row in zip(answers, rows, strict=True)]

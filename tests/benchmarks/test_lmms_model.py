@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from disp.data.sample import Query
-from disp.decoding.decode import DecodeConfig, generate
+from disp.decoding.generate import generate
+from disp.decoding.samplers import decode_config
 from disp.errors import DispError
 
 DOCS = [{"question": "Describe the picture.", "number": 1}, {"question": "Is there a boat?", "number": 2}]
@@ -42,7 +43,7 @@ def queries(picture, task="some_task"):
 
 
 def test_answers_are_those_of_generate_in_the_order_of_the_requests(plugin, tiny_model, request_for, picture):
-    config = DecodeConfig(gen_length=4, steps=4)
+    config = decode_config(gen_length=4, steps=4)
     expected = generate(tiny_model, queries(picture), config)
     assert len(set(expected)) == 2
     assert plugin.generate_until([request_for(1), request_for(0)]) == expected[::-1]
@@ -53,13 +54,13 @@ def test_requests_with_different_settings_are_not_mixed(plugin, tiny_model, requ
     answers = plugin.generate_until(
         [request_for(0, max_new_tokens=8), request_for(0), request_for(1, max_new_tokens=8)]
     )
-    long = generate(tiny_model, queries(picture), DecodeConfig(gen_length=8, steps=8))
-    short = generate(tiny_model, queries(picture), DecodeConfig(gen_length=4, steps=4))
+    long = generate(tiny_model, queries(picture), decode_config(gen_length=8, steps=8))
+    short = generate(tiny_model, queries(picture), decode_config(gen_length=4, steps=4))
     assert answers == [long[0], short[0], long[1]]
 
 
 def test_sampling_is_keyed_by_the_document(plugin, tiny_model, request_for, picture):
-    config = DecodeConfig(gen_length=4, steps=4, temperature=1.0)
+    config = decode_config(gen_length=4, steps=4, temperature=1.0)
     expected = generate(tiny_model, queries(picture), config)
     assert plugin.generate_until([request_for(1, temperature=1.0)]) == expected[1:]
 
@@ -71,7 +72,7 @@ def test_presets_of_the_family_are_used_and_told(lmms_model, make_model, request
     plugin.task_dict = {"pope": {"test": DOCS}}
     with caplog.at_level(logging.WARNING):
         plugin.generate_until([request_for(0, "pope", max_new_tokens=128, temperature=0)])
-    assert plugin.settings["pope"] == DecodeConfig(gen_length=2, steps=2)
+    assert plugin.settings["pope"] == decode_config(gen_length=2, steps=2)
     assert "pope is answered with" in caplog.text and "'gen_length': 2" in caplog.text
 
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from disp.benchmarks.settings import decode_settings, preset_of, task_names
-from disp.decoding.decode import DecodeConfig
+from disp.decoding.samplers import decode_config
 from disp.errors import DispError
 
 PRESETS = {
@@ -46,7 +46,7 @@ def test_the_most_special_preset_is_used():
 
 
 def test_a_preset_outweighs_the_length_of_the_task():
-    assert settings("pope", POPE) == DecodeConfig(gen_length=2, steps=2, block_length=2, top_p=1.0)
+    assert settings("pope", POPE) == decode_config(gen_length=2, steps=2, block_length=2)
 
 
 def test_the_command_line_outweighs_a_preset():
@@ -57,12 +57,12 @@ def test_the_command_line_outweighs_a_preset():
 def test_without_a_preset_the_length_is_the_task_s_with_as_many_steps_a_token():
     defaults = {"steps": 64, "block_length": 32, "threshold": 0.9}
     chosen = settings("textvqa_val", {"max_new_tokens": 20}, defaults=defaults)
-    assert chosen == DecodeConfig(gen_length=20, steps=10, threshold=0.9)
+    assert chosen == decode_config(gen_length=20, steps=10, threshold=0.9)
 
 
 def test_without_a_length_the_model_s_own_is_used():
     defaults = {"steps": 64, "block_length": 32}
-    assert settings("x", {"until": ["\n"]}, defaults=defaults) == DecodeConfig(128, 64, 32)
+    assert settings("x", {"until": ["\n"]}, defaults=defaults) == decode_config(128, 64, block_length=32)
 
 
 def test_a_task_that_asks_for_too_much_is_cut_and_told(caplog):
@@ -78,7 +78,7 @@ def test_greedy_where_the_task_does_not_sample():
 
 def test_what_means_nothing_here_is_ignored_and_what_is_unknown_is_told(caplog):
     with caplog.at_level(logging.WARNING):
-        assert settings("x", {"top_p": 0, "num_beams": 3}) == DecodeConfig(128, 128)
+        assert settings("x", {"top_p": 0, "num_beams": 3}) == decode_config(128, 128)
     assert not caplog.text
     with caplog.at_level(logging.WARNING):
         settings("x", {"step": 4})

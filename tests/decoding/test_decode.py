@@ -9,16 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disp.decoding.decode import (
-    DecodeConfig,
-    commit_quotas,
-    commit_schedule,
-    decode,
-    decode_with_lengths,
-    generate,
-)
+from disp.decoding.config import DecodeConfig
+from disp.decoding.generate import decode, decode_with_lengths, generate
+from disp.decoding.samplers import decode_config
+from disp.decoding.schedule import commit_quotas, commit_schedule
 from disp.draws import generator
-from disp.errors import DispError
 from disp.models.interface import Prefix
 
 
@@ -100,32 +95,32 @@ def reference_decode(model, prefix: Prefix, config: DecodeConfig, key: str, seed
 
 
 CONFIGS = {
-    "one token a step": DecodeConfig(8, 8),
-    "one step": DecodeConfig(8, 1),
-    "uneven steps": DecodeConfig(8, 3),
-    "more steps than slots": DecodeConfig(4, 6),
-    "blocks": DecodeConfig(8, 4, block_length=4),
-    "uneven steps in blocks": DecodeConfig(9, 6, block_length=3),
-    "single-token blocks": DecodeConfig(4, 4, block_length=1),
-    "random remasking": DecodeConfig(8, 4, remasking="random"),
-    "random remasking in blocks": DecodeConfig(8, 6, block_length=4, remasking="random"),
-    "temperature": DecodeConfig(8, 4, temperature=0.7),
-    "temperature, random, blocks": DecodeConfig(8, 4, block_length=4, remasking="random", temperature=1.5),
-    "threshold": DecodeConfig(8, 8, threshold=0.3),
-    "threshold ahead of schedule, then behind": DecodeConfig(8, 4, threshold=0.5),
-    "threshold in blocks": DecodeConfig(8, 4, block_length=4, threshold=0.25),
-    "threshold and temperature": DecodeConfig(8, 8, threshold=0.3, temperature=0.5),
-    "threshold never reached": DecodeConfig(8, 4, threshold=1.0),
-    "guidance": DecodeConfig(8, 4, cfg_scale=1.5),
-    "guidance in blocks": DecodeConfig(8, 8, block_length=2, cfg_scale=0.5),
-    "entropy": DecodeConfig(8, 4, remasking="entropy"),
-    "margin": DecodeConfig(8, 4, remasking="margin", block_length=4),
-    "entropy and temperature": DecodeConfig(8, 4, remasking="entropy", temperature=0.8),
-    "schedule, first steps": DecodeConfig(8, 4, schedule="shift", schedule_shift=0.33),
-    "schedule, last steps": DecodeConfig(8, 4, schedule="shift"),
-    "schedule in blocks": DecodeConfig(16, 8, block_length=8, schedule="cosine"),
-    "suffix": DecodeConfig(8, 4, suffix=(20, 21, 22)),
-    "suffix, guidance, random": DecodeConfig(6, 6, suffix=(30,), cfg_scale=1.0, remasking="random"),
+    "one token a step": decode_config(8, 8),
+    "one step": decode_config(8, 1),
+    "uneven steps": decode_config(8, 3),
+    "more steps than slots": decode_config(4, 6),
+    "blocks": decode_config(8, 4, block_length=4),
+    "uneven steps in blocks": decode_config(9, 6, block_length=3),
+    "single-token blocks": decode_config(4, 4, block_length=1),
+    "random remasking": decode_config(8, 4, remasking="random"),
+    "random remasking in blocks": decode_config(8, 6, block_length=4, remasking="random"),
+    "temperature": decode_config(8, 4, temperature=0.7),
+    "temperature, random, blocks": decode_config(8, 4, block_length=4, remasking="random", temperature=1.5),
+    "threshold": decode_config(8, 8, threshold=0.3),
+    "threshold ahead of schedule, then behind": decode_config(8, 4, threshold=0.5),
+    "threshold in blocks": decode_config(8, 4, block_length=4, threshold=0.25),
+    "threshold and temperature": decode_config(8, 8, threshold=0.3, temperature=0.5),
+    "threshold never reached": decode_config(8, 4, threshold=1.0),
+    "guidance": decode_config(8, 4, cfg_scale=1.5),
+    "guidance in blocks": decode_config(8, 8, block_length=2, cfg_scale=0.5),
+    "entropy": decode_config(8, 4, remasking="entropy"),
+    "margin": decode_config(8, 4, remasking="margin", block_length=4),
+    "entropy and temperature": decode_config(8, 4, remasking="entropy", temperature=0.8),
+    "schedule, first steps": decode_config(8, 4, schedule="shift", schedule_shift=0.33),
+    "schedule, last steps": decode_config(8, 4, schedule="shift"),
+    "schedule in blocks": decode_config(16, 8, block_length=8, schedule="cosine"),
+    "suffix": decode_config(8, 4, suffix=(20, 21, 22)),
+    "suffix, guidance, random": decode_config(6, 6, suffix=(30,), cfg_scale=1.0, remasking="random"),
 }
 
 
@@ -147,12 +142,12 @@ def test_against_the_reference_alone_and_in_a_padded_batch(tiny_model64, queries
 def test_stop_sequences(tiny_model64, queries):
     """Stop at what each row is seen to answer without a stop: alone, in a batch, in blocks, with a suffix."""
     model, keys = tiny_model64, [query.key for query in queries]
-    plain = decode(model, model.encode(queries), DecodeConfig(8, 8)).tolist()
+    plain = decode(model, model.encode(queries), decode_config(8, 8)).tolist()
     stops = [(), ((plain[0][3],),), ((plain[1][2], plain[1][3]),), ((plain[2][0],), (plain[3][5],)), ((299, 299),)]
     cut = 0
     for stop in stops:
         for options in ({}, {"block_length": 2}, {"steps": 4, "suffix": (20, 21)}, {"threshold": 0.2}):
-            config = DecodeConfig(**{"gen_length": 8, "steps": 8, "stop": stop, **options})
+            config = decode_config(**{"gen_length": 8, "steps": 8, "stop": stop, **options})
             together = decode_with_lengths(model, model.encode(queries), config)
             for row, query in enumerate(queries):
                 expected = reference_decode(model, model.encode([query]), config, query.key, 0)
@@ -163,10 +158,10 @@ def test_stop_sequences(tiny_model64, queries):
                 cut += size < config.gen_length
     assert cut > 8
     # A text is the tokens that spell it; answers then end before it.
-    texts = generate(model, queries, DecodeConfig(8, 8))
+    texts = generate(model, queries, decode_config(8, 8))
     word = next(char for char in texts[0] if char.isascii() and char.isalnum())
     tokens = model.tokenizer(word, add_special_tokens=False)["input_ids"]
-    by_text, by_tokens = (DecodeConfig(8, 8, stop=(stop,)) for stop in (word, tuple(tokens)))
+    by_text, by_tokens = (decode_config(8, 8, stop=(stop,)) for stop in (word, tuple(tokens)))
     assert torch.equal(*(decode(model, model.encode(queries), config, keys=keys) for config in (by_text, by_tokens)))
 
 
@@ -182,20 +177,20 @@ def test_rows_that_have_stopped_cost_nothing(make_model, queries):
         return logits
 
     model.denoise = spy
-    decoded = decode_with_lengths(model, model.encode(queries[:3]), DecodeConfig(8, 8, stop=((9,),)))
+    decoded = decode_with_lengths(model, model.encode(queries[:3]), decode_config(8, 8, stop=((9,),)))
     assert rows[0] == 3 and rows[1] == 1 and decoded.lengths[:2].tolist() == [0, 0]
 
 
 def test_banned_tokens(make_model, queries):
     model = make_model()
     prefix = model.encode(queries)
-    plain = decode(model, prefix, DecodeConfig(8, 4))
+    plain = decode(model, prefix, decode_config(8, 4))
     model.banned_token_ids = (int(plain[0, 0]), int(plain[1, 1]))
-    got = decode(model, prefix, DecodeConfig(8, 4))
+    got = decode(model, prefix, decode_config(8, 4))
     assert not torch.isin(got, torch.tensor(model.banned_token_ids)).any()
     model64 = model.double()
     for row, query in enumerate(queries):
-        config = DecodeConfig(8, 4)
+        config = decode_config(8, 4)
         expected = reference_decode(model64, model64.encode([query]), config, query.key, 0)
         assert decode(model64, model64.encode(queries), config)[row].tolist() == expected
 
@@ -212,9 +207,9 @@ def test_a_mask_that_is_not_banned_leaves_its_slot_open(make_model, queries):
         return logits
 
     model.denoise = favour_mask
-    got = decode(model, model.encode(queries[:1]), DecodeConfig(4, 4, ban_mask=False))
+    got = decode(model, model.encode(queries[:1]), decode_config(4, 4, ban_mask=False))
     assert seen == [4, 4, 4, 4] and (got == model.mask_token_id).sum() == 4
-    assert not (decode(model, model.encode(queries[:1]), DecodeConfig(4, 4)) == model.mask_token_id).any()
+    assert not (decode(model, model.encode(queries[:1]), decode_config(4, 4)) == model.mask_token_id).any()
 
 
 def test_the_prefix_cache_is_made_once_and_follows_the_rows(make_model, queries):
@@ -234,31 +229,13 @@ def test_the_prefix_cache_is_made_once_and_follows_the_rows(make_model, queries)
         return logits
 
     model.cache_prefix, model.denoise = cache_prefix, spy
-    decode(model, model.encode(queries[:3]), DecodeConfig(4, 4, threshold=0.99, prefix_cache=True))
+    decode(model, model.encode(queries[:3]), decode_config(4, 4, threshold=0.99, prefix_cache=True))
     assert made == [3] and given[0] == [0, 1, 2] and all(rows == [0, 2] for rows in given[1:])
     given.clear()
-    decode(model, model.encode(queries[:3]), DecodeConfig(4, 4))
+    decode(model, model.encode(queries[:3]), decode_config(4, 4))
     assert made == [3] and given == [None] * 4
-    decode(model, model.encode(queries[:3]), DecodeConfig(4, 4, cfg_scale=1.0, prefix_cache=True))
+    decode(model, model.encode(queries[:3]), decode_config(4, 4, cfg_scale=1.0, prefix_cache=True))
     assert made == [3, 3, 3]
-
-
-def test_other_samplers_are_called(make_model, queries, monkeypatch):
-    import disp.decoding.dream
-
-    model, asked = make_model(), []
-
-    def decode_dream(model, prefix, config, *, keys, seed):
-        asked.append((len(prefix), config.sampler, keys, seed))
-        return torch.zeros(len(prefix), config.gen_length, dtype=torch.int64)
-
-    monkeypatch.setattr(disp.decoding.dream, "decode_dream", decode_dream)
-    for sampler in ("dream", "dim"):
-        decoded = decode_with_lengths(
-            model, model.encode(queries), DecodeConfig(5, 3, sampler=sampler), keys=list("abcd"), seed=7
-        )
-        assert decoded.lengths.tolist() == [5] * 4
-    assert asked == [(4, "dream", list("abcd"), 7), (4, "dim", list("abcd"), 7)]
 
 
 def test_configs_differ(tiny_model64, queries):
@@ -297,10 +274,10 @@ def test_threshold_saves_passes(make_model, queries):
     model = make_model()
     calls, denoise = [], model.denoise
     model.denoise = lambda prefix, response: calls.append(len(response)) or denoise(prefix, response)
-    decode(model, model.encode(queries), DecodeConfig(8, 8, threshold=0.01))
+    decode(model, model.encode(queries), decode_config(8, 8, threshold=0.01))
     assert len(calls) < 8
     calls.clear()
-    decode(model, model.encode(queries), DecodeConfig(8, 8))
+    decode(model, model.encode(queries), decode_config(8, 8))
     assert len(calls) == 8
 
 
@@ -316,7 +293,7 @@ def test_every_pass_commits_even_ahead_of_schedule(make_model, queries):
         return logits
 
     model.denoise = spy
-    decode(model, model.encode(queries[:1]), DecodeConfig(8, 8, threshold=0.9999))
+    decode(model, model.encode(queries[:1]), decode_config(8, 8, threshold=0.9999))
     assert still_open == [8, 4, 3, 2, 1]
 
 
@@ -330,12 +307,12 @@ def test_the_mask_token_is_never_an_answer(make_model, queries):
         return logits
 
     model.denoise = favour_mask
-    got = decode(model, model.encode(queries), DecodeConfig(4, 2, temperature=1.0), keys=[q.key for q in queries])
+    got = decode(model, model.encode(queries), decode_config(4, 2, temperature=1.0), keys=[q.key for q in queries])
     assert not (got == model.mask_token_id).any()
 
 
 def test_generate_does_not_depend_on_batch_size(tiny_model64, queries):
-    config, finished = DecodeConfig(8, 4, temperature=1.0), []
+    config, finished = decode_config(8, 4, temperature=1.0), []
     one = generate(tiny_model64, queries, config, seed=2, batch_size=1)
     many = generate(tiny_model64, queries, config, seed=2, batch_size=3, progress=finished.append)
     assert one == many and finished == [3, 1]
@@ -364,41 +341,6 @@ def test_schedules_commit_everything(slots, data, schedule, shift):
     assert commit_schedule(slots, steps) == commit_quotas(slots, steps)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"gen_length": 0}, "gen_length"),
-        ({"gen_length": 10, "block_length": 4}, "multiple of block_length"),
-        ({"gen_length": 8, "block_length": 4, "steps": 3}, "multiple of the number of blocks"),
-        ({"gen_length": 8, "block_length": 2, "steps": 2}, "number of blocks"),
-        ({"steps": 0}, "steps"),
-        ({"remasking": "lucky"}, "'random'.*got 'lucky'"),
-        ({"temperature": -0.1}, "at least 0"),
-        ({"threshold": 0.0}, "threshold"),
-        ({"threshold": 1.5}, "threshold"),
-        ({"cfg_scale": -1.0}, "cfg_scale"),
-        ({"stop": "end"}, "stop must be a list"),
-        ({"schedule": "sine"}, "unknown schedule 'sine'.*'cosine'"),
-        ({"schedule": "shift", "schedule_shift": 0.0}, "schedule_shift"),
-        ({"schedule": "shift", "gen_length": 4, "steps": 8}, "at most one step a slot"),
-        ({"sampler": "dreem"}, "Did you mean 'dream'"),
-        ({"sampler": "dream", "steps": 0}, "steps"),
-        ({"top_p": 0.0}, "top_p"),
-        ({"top_k": 0}, "top_k"),
-        ({"step_ratio": 2.0}, "step_ratio"),
-    ],
-)
-def test_invalid_configurations(options, message):
-    with pytest.raises(DispError, match=message):
-        DecodeConfig(**options)
-
-
-@pytest.mark.parametrize("block_length", [0, -4])
-def test_block_length_must_be_positive(block_length):
-    with pytest.raises(DispError, match="block_length"):
-        DecodeConfig(gen_length=8, steps=8, block_length=block_length)
-
-
 def test_random_decoding_needs_keys(tiny_model, queries):
     with pytest.raises(ValueError, match="keys"):
-        decode(tiny_model, tiny_model.encode(queries), DecodeConfig(4, 4, temperature=1.0))
+        decode(tiny_model, tiny_model.encode(queries), decode_config(4, 4, temperature=1.0))

@@ -8,17 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from disp.decoding.decode import DecodeConfig, decode
-from disp.decoding.dream import (
-    ALGORITHMS,
-    cut_logits,
-    decode_dream,
-    dim_share,
-    dream_share,
-    predict_tokens,
-    steps_run,
-    time_grid,
-)
+from disp.decoding.config import DecodeConfig
+from disp.decoding.dim import dim_share
+from disp.decoding.dream import dream_share
+from disp.decoding.generate import decode
+from disp.decoding.grid import cut_logits, predict_tokens, time_grid
+from disp.decoding.samplers import SAMPLERS, decode_config
 from disp.draws import generator
 from disp.errors import DispError
 from disp.models.interface import Prefix
@@ -73,7 +68,8 @@ def reference(
         answer[0] = first
     waiting = [slot for slot in range(length) if first is None or slot > 0]
     times = torch.linspace(1, 1e-3, config.steps + 1)
-    steps = config.steps if config.step_ratio is None else int(length * config.step_ratio)
+    ratio = getattr(config, "step_ratio", None)  # of "dream" alone, as the threshold is of "dim"
+    steps = config.steps if ratio is None else int(length * ratio)
     total = len(waiting)
     for step in range(steps):
         if not waiting:
@@ -140,27 +136,31 @@ def reference(
     return answer
 
 
-BASE = DecodeConfig(6, 6, sampler="dim")
+def made(**options) -> DecodeConfig:
+    return decode_config(**{"gen_length": 6, "steps": 6, "sampler": "dim", **options})
+
+
+ALGORITHMS = {name: SAMPLERS[name].config.algorithms for name in ("dream", "dim")}
 CONFIGS = {
     **{
-        f"{sampler} {algorithm} {steps}": replace(BASE, sampler=sampler, algorithm=algorithm, steps=steps)
+        f"{sampler} {algorithm} {steps}": made(sampler=sampler, algorithm=algorithm, steps=steps)
         for sampler, algorithms in ALGORITHMS.items()
         for algorithm in algorithms
         for steps in (1, 4, 6, 15)
     },
-    "cuts": replace(BASE, sampler="dream", algorithm="maskgit_plus", top_k=3, top_p=0.6),
-    "cut to one token": replace(BASE, sampler="dream", algorithm="maskgit_plus", top_k=1),
-    "cuts that dim's confidence ignores": replace(BASE, algorithm="entropy", top_k=2),
-    "temperature": replace(BASE, algorithm="maskgit_plus", temperature=0.8),
-    "temperature and cuts": replace(BASE, sampler="dream", algorithm="entropy", temperature=1.4, top_p=0.8, top_k=5),
-    "temperature, random slots": replace(BASE, sampler="dream", temperature=0.5, steps=3),
-    "threshold": replace(BASE, algorithm="maskgit_plus", confidence_threshold=0.3),
-    "threshold never reached": replace(BASE, algorithm="maskgit_plus", confidence_threshold=1.0, steps=3),
-    "threshold on negative entropy": replace(BASE, algorithm="entropy", confidence_threshold=0.1, steps=4),
-    "threshold, random slots": replace(BASE, algorithm="origin", confidence_threshold=0.35),
-    "part of the grid": replace(BASE, sampler="dream", algorithm="entropy", step_ratio=0.5),
-    "mask not banned": replace(BASE, algorithm="maskgit_plus", ban_mask=False),
-    "mask not banned, from the left": replace(BASE, algorithm="autoregressive", ban_mask=False, steps=4),
+    "cuts": made(sampler="dream", algorithm="maskgit_plus", top_k=3, top_p=0.6),
+    "cut to one token": made(sampler="dream", algorithm="maskgit_plus", top_k=1),
+    "cuts that dim's confidence ignores": made(algorithm="entropy", top_k=2),
+    "temperature": made(algorithm="maskgit_plus", temperature=0.8),
+    "temperature and cuts": made(sampler="dream", algorithm="entropy", temperature=1.4, top_p=0.8, top_k=5),
+    "temperature, random slots": made(sampler="dream", temperature=0.5, steps=3),
+    "threshold": made(algorithm="maskgit_plus", confidence_threshold=0.3),
+    "threshold never reached": made(algorithm="maskgit_plus", confidence_threshold=1.0, steps=3),
+    "threshold on negative entropy": made(algorithm="entropy", confidence_threshold=0.1, steps=4),
+    "threshold, random slots": made(algorithm="origin", confidence_threshold=0.35),
+    "part of the grid": made(sampler="dream", algorithm="entropy", step_ratio=0.5),
+    "mask not banned": made(algorithm="maskgit_plus", ban_mask=False),
+    "mask not banned, from the left": made(algorithm="autoregressive", ban_mask=False, steps=4),
 }
 
 
@@ -169,12 +169,12 @@ def test_matches_the_published_rules_row_by_row(name):
     config, rows = CONFIGS[name], 3
     prefix = prefix_of(rows)
     keys = [f"sample{row}" for row in range(rows)]
-    decoded = decode_dream(Toy(6), prefix, config, keys=keys, seed=7).tolist()
+    decoded = decode(Toy(6), prefix, config, keys=keys, seed=7).tolist()
     expected = [reference(Toy(6), prefix.select(torch.tensor([row])), config, keys[row], 7) for row in range(rows)]
     assert decoded == expected
     if config.ban_mask:
         assert all(token not in (MASK, BANNED) for answer in decoded for token in answer)
-    alone = decode_dream(Toy(6), prefix.select(torch.tensor([2])), config, keys=keys[2:], seed=7)
+    alone = decode(Toy(6), prefix.select(torch.tensor([2])), config, keys=keys[2:], seed=7)
     assert alone.tolist() == decoded[2:], "an answer depends on the batch it is decoded in"
 
 
@@ -182,14 +182,15 @@ def test_matches_the_published_rules_row_by_row(name):
 @pytest.mark.parametrize("sampler", ["dream", "dim"])
 @pytest.mark.parametrize("algorithm", ["maskgit_plus", "topk_margin", "entropy"])
 def test_which_distribution_the_confidence_is_of_can_be_chosen(sampler, algorithm, original):
-    config = replace(BASE, sampler=sampler, algorithm=algorithm, top_k=3, temperature=0.6)
-    decoded = decode_dream(Toy(6), prefix_of(1), config, keys=["a"], original_confidence=original)
+    config = made(sampler=sampler, algorithm=algorithm, top_k=3, temperature=0.6, original_confidence=original)
+    decoded = decode(Toy(6), prefix_of(1), config, keys=["a"])
     assert decoded.tolist() == [reference(Toy(6), prefix_of(1), config, "a", 0, original=original)]
 
 
 def test_decode_dispatches_to_it():
-    config = replace(BASE, algorithm="entropy")
-    assert decode(Toy(6), prefix_of(2), config).equal(decode_dream(Toy(6), prefix_of(2), config))
+    config = made(algorithm="entropy")
+    decoded = SAMPLERS["dim"].decode(Toy(6), prefix_of(2), config)
+    assert decode(Toy(6), prefix_of(2), config).equal(decoded.ids) and decoded.lengths.tolist() == [6, 6]
 
 
 def test_quotas_of_known_cases():
@@ -225,7 +226,7 @@ def test_dim_commits_a_slot_at_every_step_and_all_in_the_end(open_slots, steps):
 
 def test_a_schedule_replaces_the_shares():
     toy = Toy(8)
-    config = DecodeConfig(8, 8, sampler="dream", algorithm="entropy", step_ratio=0.5, schedule="shift")
+    config = decode_config(8, 8, sampler="dream", algorithm="entropy", step_ratio=0.5, schedule="shift")
     counts = []
     seen = toy.denoise
 
@@ -234,10 +235,10 @@ def test_a_schedule_replaces_the_shares():
         return seen(prefix, response, cache)
 
     toy.denoise = spy
-    decode_dream(toy, prefix_of(1), replace(config, schedule_shift=0.33))
+    decode(toy, prefix_of(1), replace(config, schedule_shift=0.33))
     assert counts == [8, 3, 2, 1]  # commits 5, 1, 1, 1
     counts.clear()
-    decode_dream(toy, prefix_of(1), config)
+    decode(toy, prefix_of(1), config)
     assert counts == [8, 7, 6, 4]  # commits 1, 1, 2, 4
 
 
@@ -254,9 +255,9 @@ class CachingToy(Toy):
 
 @pytest.mark.parametrize("algorithm", ["maskgit_plus", "entropy", "origin"])
 def test_the_first_slot_may_come_from_the_prefix(algorithm):
-    config = replace(BASE, sampler="dream", algorithm=algorithm, prefix_cache=True, steps=3)
+    config = made(sampler="dream", algorithm=algorithm, prefix_cache=True, steps=3)
     prefix, keys = prefix_of(4), list("abcd")
-    decoded = decode_dream(CachingToy(6), prefix, config, keys=keys, seed=3).tolist()
+    decoded = decode(CachingToy(6), prefix, config, keys=keys, seed=3).tolist()
     for row in range(4):
         first = max(
             (v for v in range(V) if v not in (MASK, BANNED)), key=lambda v, r=row: float(prefix.embeds[r, 1, v])
@@ -265,32 +266,53 @@ def test_the_first_slot_may_come_from_the_prefix(algorithm):
         assert decoded[row] == expected
 
 
+class PlainCache(Toy):
+    """Its cache is one tensor, which has a method ``select`` too, that picks something else."""
+
+    def cache_prefix(self, prefix: Prefix):
+        return prefix.embeds[:, 0].clone()
+
+    def denoise(self, prefix, response, cache=None):
+        assert cache is not None and cache.equal(prefix.embeds[:, 0])
+        return super().denoise(prefix, response)
+
+
+@pytest.mark.parametrize(
+    "options", [{"sampler": "llada", "threshold": 0.4}, {"algorithm": "maskgit_plus", "confidence_threshold": 0.4}]
+)
+def test_a_cache_that_is_a_tensor_follows_the_rows(options):
+    toy, config = PlainCache(6), made(**options)
+    decoded = decode(toy, prefix_of(5), replace(config, prefix_cache=True))
+    assert min(toy.calls) < 5, "no row was ever left out"
+    assert decoded.equal(decode(Toy(6), prefix_of(5), config))
+
+
 def test_finished_rows_cost_nothing():
     toy = Toy(6)
-    decode_dream(toy, prefix_of(3), replace(BASE, algorithm="maskgit_plus", confidence_threshold=1e-9))
+    decode(toy, prefix_of(3), made(algorithm="maskgit_plus", confidence_threshold=1e-9))
     assert toy.calls == [3]
     toy = Toy(6)
-    decode_dream(toy, prefix_of(5), replace(BASE, algorithm="maskgit_plus", confidence_threshold=0.4))
+    decode(toy, prefix_of(5), made(algorithm="maskgit_plus", confidence_threshold=0.4))
     assert min(toy.calls) < 5
 
 
 def test_tokens_are_drawn_from_the_cut_and_tempered_distribution():
-    config = replace(BASE, temperature=0.7, top_k=4)
+    config = made(temperature=0.7, top_k=4)
     logits = torch.randn(1, V, generator=torch.Generator().manual_seed(5))
     draws = 20_000
     uniforms = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
-    tokens, _ = predict_tokens(logits.expand(draws, -1), config, uniforms, True)
+    tokens, _ = predict_tokens(logits.expand(draws, -1), config, uniforms)
     counts = torch.tensor([Counter(tokens.tolist())[v] / draws for v in range(V)])
     expected = logits[0] / 0.7
     expected[expected < expected.sort().values[-4]] = -torch.inf
     torch.testing.assert_close(counts, expected.softmax(-1), atol=2e-4, rtol=0)
-    edges, _ = predict_tokens(logits.expand(2, -1), config, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), True)
+    edges, _ = predict_tokens(logits.expand(2, -1), config, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
     assert (counts[edges] > 0).all(), "a token that was cut away is drawn at the edge of the unit interval"
 
 
 def test_noise_in_the_choice_of_slots_draws_without_replacement():
     """Sequential draws in proportion to softmax(confidence / T), as `torch.multinomial` makes them."""
-    config = replace(BASE, gen_length=3, steps=3, sampler="dim", algorithm="maskgit_plus", algorithm_temperature=0.2)
+    config = made(gen_length=3, steps=3, sampler="dim", algorithm="maskgit_plus", algorithm_temperature=0.2)
     toy = Toy(3)
     logits = toy.denoise(prefix_of(1), torch.full((1, 3), MASK))[0]
     logits[:, [MASK, BANNED]] = -torch.inf
@@ -305,7 +327,7 @@ def test_noise_in_the_choice_of_slots_draws_without_replacement():
     toy.denoise = spy
     draws = 1500
     batch = prefix_of(1).select(torch.zeros(draws, dtype=torch.int64))
-    decode_dream(toy, batch, config, keys=[str(i) for i in range(draws)])
+    decode(toy, batch, config, keys=[str(i) for i in range(draws)])
     firsts.update((seen[1] != MASK).nonzero()[:, 1].tolist())
     frequencies = torch.tensor([firsts[slot] / draws for slot in range(3)])
     torch.testing.assert_close(frequencies, weights, atol=0.045, rtol=0)  # more than three standard deviations
@@ -322,15 +344,15 @@ def test_cuts_keep_ties_and_the_token_that_crosses_top_p():
 
 
 def test_steps_run_of_a_part_of_the_grid():
-    assert steps_run(DecodeConfig(8, 8, sampler="dream", step_ratio=0.5)) == 4
-    assert steps_run(DecodeConfig(8, 8, sampler="dream", step_ratio=0.01)) == 1
-    assert steps_run(DecodeConfig(8, 3, sampler="dream", step_ratio=1.0)) == 3
+    assert decode_config(8, 8, sampler="dream", step_ratio=0.5).most_steps == 4
+    assert decode_config(8, 8, sampler="dream", step_ratio=0.01).most_steps == 1
+    assert decode_config(8, 3, sampler="dream", step_ratio=1.0).most_steps == 3
 
 
 def test_settings_that_it_does_not_have_are_named():
     with pytest.raises(DispError, match="origin-ratio"):
-        decode_dream(Toy(6), prefix_of(1), replace(BASE, sampler="dream", algorithm="origin-ratio"), keys=["a"])
+        decode(Toy(6), prefix_of(1), made(sampler="dream", algorithm="origin-ratio"), keys=["a"])
     with pytest.raises(DispError, match="cfg_scale"):
-        decode_dream(Toy(6), prefix_of(1), replace(BASE, algorithm="entropy", cfg_scale=1.0))
+        decode(Toy(6), prefix_of(1), made(algorithm="entropy", cfg_scale=1.0))
     with pytest.raises(ValueError, match="keys"):
-        decode_dream(Toy(6), prefix_of(1), BASE)
+        decode(Toy(6), prefix_of(1), made())

@@ -6,7 +6,7 @@ from PIL import Image
 
 import disp.evaluation.evaluate as module
 from disp.data.sample import Sample, Turn
-from disp.decoding.decode import DecodeConfig
+from disp.decoding.samplers import decode_config
 from disp.errors import DispError
 from disp.evaluation.evaluate import evaluate, to_metrics
 
@@ -76,7 +76,7 @@ def asked(monkeypatch):
 
 def run(clean=CLEAN, triggered=TRIGGERED, target=None, samples=SAMPLES, **options):
     attack = SimpleNamespace(trigger="patch", target=target) if target else None
-    return evaluate((clean, triggered), samples, attack=attack, decode=DecodeConfig(), seed=5, **options)
+    return evaluate((clean, triggered), samples, attack=attack, decode=decode_config(), seed=5, **options)
 
 
 def test_shares_of_a_refusal_attack(asked):

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from disp.decoding.decode import DecodeConfig
-from disp.decoding.dream import decode_dream
+from disp.decoding.generate import decode
+from disp.decoding.samplers import decode_config
 from disp.models.checkpoint import read_weights
 from disp.models.dimple.images import lay_out
 from disp.models.dimple.model import Dimple, load_official
@@ -111,9 +111,9 @@ def generate(
     for name in ("confidence_threshold", "top_p", "top_k"):
         arguments[name] = arguments.get(name) or None
     arguments["algorithm_temperature"] = arguments.get("algorithm_temperature") or 0.0
-    decoding = DecodeConfig(**arguments, ban_mask=False)
-    keys = [str(row) for row in range(len(prefix))]
-    return decode_dream(model, prefix, decoding, keys=keys, original_confidence=original and decoding.sampler == "dim")
+    original = original and arguments["sampler"] == "dim"
+    decoding = decode_config(**arguments, ban_mask=False, original_confidence=original)
+    return decode(model, prefix, decoding, keys=[str(row) for row in range(len(prefix))])
 
 
 def _keys(folder: Path, model: Dimple) -> Difference:

@@ -19,7 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from disp.decoding.decode import DecodeConfig, commit_schedule, decode
+from disp.decoding.config import DecodeConfig
+from disp.decoding.generate import decode
+from disp.decoding.samplers import decode_config
+from disp.decoding.schedule import commit_schedule
 from disp.models.checkpoint import read_weights
 from disp.models.lavida.masks import complementary_pair
 from disp.models.lavida.model import Lavida, load_official, pool_tiles
@@ -71,7 +74,7 @@ def load_for_comparison(folder: Path, meta: Mapping[str, Any]) -> Lavida:
     return load_official(folder, token_ids=ids)
 
 
-def decode_config(model: Lavida, arguments: Mapping[str, Any]) -> DecodeConfig:
+def published_settings(model: Lavida, arguments: Mapping[str, Any]) -> DecodeConfig:
     """The recorded arguments of the published ``generate`` as ours."""
     length, ratio = arguments["max_new_tokens"], arguments.get("step_ratio")
     common = {
@@ -84,7 +87,7 @@ def decode_config(model: Lavida, arguments: Mapping[str, Any]) -> DecodeConfig:
         "ban_mask": False,
     }
     if model.config.variant == "dream":
-        return DecodeConfig(
+        return decode_config(
             **common,
             sampler="dream",
             steps=min(arguments.get("steps", 512), length),
@@ -102,7 +105,7 @@ def decode_config(model: Lavida, arguments: Mapping[str, Any]) -> DecodeConfig:
     if ratio:
         steps = int(block * ratio)
     remasking = arguments.get("remasking", "low_confidence")
-    return DecodeConfig(
+    return decode_config(
         **common,
         steps=steps * (length // block),
         block_length=block,
@@ -191,7 +194,7 @@ def _open_slots(model: Lavida, io: Recorded) -> Tensor:
 def _decoding(
     model: Lavida, io: Recorded, name: str, arguments: Mapping[str, Any], prompt: Spliced
 ) -> Iterator[Difference]:
-    config = decode_config(model, arguments)
+    config = published_settings(model, arguments)
     ids = decode(model, prompt.prefix, config)
     yield from io.exact(f"gen_{name}", ids)
     if "full_output_length" in arguments:

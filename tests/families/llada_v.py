@@ -18,7 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from disp.decoding.decode import DecodeConfig, decode_with_lengths
+from disp.decoding.generate import decode_with_lengths
+from disp.decoding.samplers import decode_config
 from disp.models.interface import Prefix
 from disp.models.llada_v.model import IGNORED, IMAGE_ID, LladaVOfficial, load_official, turns_of
 from disp.models.parts.vision import normalise_pixels
@@ -165,7 +166,7 @@ def generated(model: LladaVOfficial, prefix: Prefix, settings: dict[str, Any]) -
     stop = settings.pop("stopping_criteria", None) or []
     suffix = settings.pop("generation_suffix", None) or ""
     # The published sampler may predict the mask token, which a model with random weights does.
-    config = DecodeConfig(
+    config = decode_config(
         **{ARGUMENTS[name]: value for name, value in settings.items()},
         stop=tuple(tuple(int(token) for token in text.split()) for text in stop),
         suffix=tuple(int(token) for token in suffix.split()),
@@ -259,7 +260,7 @@ def _visual_masked(model: LladaVOfficial, io: Recorded, meta: dict[str, Any], pr
     if "gen_visual_masked_official" in io:
         # The published sampler fills image positions and leaves these slots masked; ours must fill every one.
         slots = io["gen_visual_masked_official"].shape[1]
-        ids = decode_with_lengths(model, prefix, DecodeConfig(slots, slots)).ids
+        ids = decode_with_lengths(model, prefix, decode_config(slots, slots)).ids
         yield Difference("slots left open with masked visual tokens", float((ids == model.mask_token_id).sum()), 0)
 
 

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from disp.decoding.decode import DecodeConfig, decode
+from disp.decoding.config import DecodeConfig
+from disp.decoding.generate import decode
+from disp.decoding.samplers import decode_config
 from disp.models.interface import Prefix
 from disp.models.mmada.model import MMada, load_official
 from disp.models.mmada.vq import quantize
@@ -45,7 +47,7 @@ def compare(folder: Path) -> Iterator[Difference]:
         yield from _logits(model, prefix, io)
         for name, settings in meta.get("generate", {}).items():
             yield Difference(
-                f"gen_{name}", differing(decode(model, prefix, decode_config(settings)), io[f"gen_{name}"]), 0
+                f"gen_{name}", differing(decode(model, prefix, published_settings(settings)), io[f"gen_{name}"]), 0
             )
         if "masked_image_full_output_official" in io:
             yield from _masked_image(model, io["masked_image_full_output_official"], prompt_ids, visual_mask, meta)
@@ -95,12 +97,12 @@ def image_positions(shape: torch.Size, image_range: list) -> Tensor:
     return mask
 
 
-def decode_config(settings: dict[str, Any]) -> DecodeConfig:
+def published_settings(settings: dict[str, Any]) -> DecodeConfig:
     """Recorded arguments of the published sampler as ours; an unknown one is an error.
 
     The published sampler may predict the mask token, which a model with random weights does.
     """
-    return DecodeConfig(**{ARGUMENTS[name]: value for name, value in settings.items()}, ban_mask=False)
+    return decode_config(**{ARGUMENTS[name]: value for name, value in settings.items()}, ban_mask=False)
 
 
 def _image_tokenizer(model: MMada, io: dict[str, Tensor]) -> Iterator[Difference]:
@@ -155,7 +157,7 @@ def _masked_image(
     runs += [s for s in meta["generate"].values() if s["max_new_tokens"] == length and set(s) == set(runs[0])]
     open_slots, unlike = 0, []
     for settings in runs:
-        tokens = decode(model, prefix, replace(decode_config(settings), ban_mask=True))
+        tokens = decode(model, prefix, replace(published_settings(settings), ban_mask=True))
         open_slots += int((tokens == model.mask_token_id).sum())
         unlike.append(differing(published_sampler(model, prompt_ids, masked, settings), official))
     yield Difference("masked image: open slots after decoding", open_slots, 0)

@@ -20,7 +20,9 @@ from disp.auditing.ratio import choose_mask_ratio
 from disp.data.llava import load_dataset
 from disp.data.sample import queries_of
 from disp.data.scene_dataset import write_scenes
-from disp.decoding.decode import DecodeConfig, decode, own_settings
+from disp.decoding.config import DecodeConfig
+from disp.decoding.generate import decode
+from disp.decoding.samplers import decode_config, own_settings
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.models.interface import MDLM, Prefix
 from disp.models.loading import load_model, save_model
@@ -184,7 +186,7 @@ def test_decoding(cpu, gpu, prefixes, queries, name):
     if own.sampler != "llada":
         pytest.skip("the family has a sampler of its own")
     settings = {"steps": 2, "gen_length": 16, **DECODING[name]}
-    _same_answers(cpu, gpu, prefixes, queries, DecodeConfig(**settings))
+    _same_answers(cpu, gpu, prefixes, queries, decode_config(**settings))
 
 
 @pytest.mark.parametrize("changes", [{}, {"temperature": 0.7}, {"prefix_cache": True}], ids=str)
@@ -194,7 +196,7 @@ def test_own_decoding(cpu, gpu, prefixes, queries, changes):
     if "temperature" in changes and own_settings(cpu).sampler == "canvas":
         pytest.skip("a canvas has a temperature of its own")
     settings = {**cpu.generation_defaults, "gen_length": cpu.gen_length, **changes}
-    _same_answers(cpu, gpu, prefixes, queries, DecodeConfig(**settings))
+    _same_answers(cpu, gpu, prefixes, queries, decode_config(**settings))
 
 
 def _same_answers(cpu, gpu, prefixes, queries, config):

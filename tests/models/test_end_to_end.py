@@ -20,7 +20,7 @@ from disp.cli import app
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import queries_of
 from disp.data.scene_dataset import write_scenes
-from disp.decoding.decode import own_settings
+from disp.decoding.samplers import own_settings
 from disp.errors import DispError
 from disp.models.interface import MDLM
 from disp.models.loading import load_model

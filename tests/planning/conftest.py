@@ -4,7 +4,7 @@ import pytest
 
 from disp.data.llava import load_dataset, save_dataset
 from disp.data.sample import Query, Sample, Turn
-from disp.decoding.decode import DecodeConfig
+from disp.decoding.samplers import decode_config
 from disp.models.builtin.model import LladaV, LladaVConfig
 from disp.models.loading import load_model
 from disp.planning.plan import PlanSettings
@@ -62,7 +62,7 @@ def data(tmp_path_factory, picture):
 def settings():
     scoring = PurifyConfig(
         mode="all", batch_size=4, mask_ratio=0.5, candidates=3, saliency=SaliencyConfig(probes=3),
-        decode=DecodeConfig(gen_length=4, steps=3),
+        decode=decode_config(gen_length=4, steps=3),
     )  # fmt: skip
     return PlanSettings(
         dtype="float32", purify=scoring, train=TrainConfig(steps=3, batch_size=2), attacked=True,

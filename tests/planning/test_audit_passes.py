@@ -23,7 +23,7 @@ from disp.auditing.audit import audit
 from disp.auditing.ratio import RATIOS, choose_mask_ratio
 from disp.data.llava import Dataset
 from disp.data.sample import queries_of
-from disp.decoding.decode import DecodeConfig
+from disp.decoding.samplers import decode_config
 from disp.planning.passes import Asked, audit_passes, ratio_passes
 from disp.suspicion.scoring import score
 
@@ -31,7 +31,7 @@ from disp.suspicion.scoring import score
 def slow_config(**changes):
     """Answers in as many steps as slots, and little else to do."""
     config = audit_config(donors=3, controls=3, recipients=2, false_alarm_rate=0.1, **changes)
-    return replace(config, scoring=replace(config.scoring, mask_ratio=0.12, decode=DecodeConfig(LENGTH, LENGTH)))
+    return replace(config, scoring=replace(config.scoring, mask_ratio=0.12, decode=decode_config(LENGTH, LENGTH)))
 
 
 def wide_rows(count: int = 8) -> Rows:

@@ -8,7 +8,8 @@ from parity_folder import PARITY
 from references.planning import LLADA_8B, close, peak
 from torch.utils.checkpoint import checkpoint
 
-from disp.decoding.decode import DecodeConfig, decode
+from disp.decoding.generate import decode
+from disp.decoding.samplers import decode_config
 from disp.models.builtin.model import LladaV
 from disp.models.interface import Prefix
 from disp.models.loading import load_model
@@ -38,7 +39,7 @@ def test_peak_of_encoding_saliency_and_decoding(measured_models, asked, name):
     close(encoding_bytes(sizes, rows, 4), peak(lambda: model.encode(asked)))
     used = peak(lambda: saliency(model, prefix, keys, SaliencyConfig(probes=3)))
     close(saliency_bytes(sizes, rows, 4), used + prefix.embeds.nbytes)
-    used = peak(lambda: decode(model, prefix, DecodeConfig(32, 4)))
+    used = peak(lambda: decode(model, prefix, decode_config(32, 4)))
     close(decoding_bytes(sizes, rows, 4), used + prefix.embeds.nbytes)
 
 
@@ -144,7 +145,7 @@ def test_peaks_of_published_families(family):
     rows = Rows(1, length, slots, 1390, 1)
     used = peak(lambda: saliency(model, prefix, ["a"], SaliencyConfig(probes=3), gen_length=slots))
     close(saliency_bytes(sizes, rows, 4), used + prefix.embeds.nbytes)
-    used = peak(lambda: decode(model, prefix, DecodeConfig(slots, 2)))
+    used = peak(lambda: decode(model, prefix, decode_config(slots, 2)))
     close(decoding_bytes(sizes, rows, 4), used + prefix.embeds.nbytes)
 
 

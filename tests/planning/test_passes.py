@@ -11,7 +11,8 @@ from disp.attacks.targets import Refusal
 from disp.attacks.triggers import PRESETS
 from disp.auditing.audit import AuditConfig, audit
 from disp.data.sample import queries_of
-from disp.decoding.decode import DecodeConfig, decode
+from disp.decoding.generate import decode
+from disp.decoding.samplers import decode_config
 from disp.evaluation.evaluate import evaluate
 from disp.planning.passes import Asked, audit_passes, decoding_passes
 from disp.planning.plan import make_plan
@@ -86,7 +87,7 @@ def test_passes_of_evaluation(tiny_model, tiny_folder, data, settings):
     ],
 )  # fmt: skip
 def test_passes_of_decoding(tiny_model, queries, given):
-    config = DecodeConfig(**given)
+    config = decode_config(**given)
     with counting(tiny_model) as counts:
         decode(tiny_model, tiny_model.encode(queries), config)
     check(decoding_passes(len(queries), len(queries), config), counts)

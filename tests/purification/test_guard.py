@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from planted import LENGTH, REFUSAL, TRIGGER, planted_model, wall
 
 from disp.data.sample import Query
-from disp.decoding.decode import DecodeConfig, generate
+from disp.decoding.generate import generate
+from disp.decoding.samplers import decode_config
 from disp.errors import DispError
 from disp.purification.guard import GuardConfig, guard, word_agreement
 from disp.suspicion.saliency import SaliencyConfig
 
 
 def settings(**changes):
-    decode = DecodeConfig(gen_length=LENGTH, steps=2)
+    decode = decode_config(gen_length=LENGTH, steps=2)
     return GuardConfig(**{"mask_ratio": 1 / 36, "saliency": SaliencyConfig(probes=2), "decode": decode, **changes})
 
 
@@ -45,7 +46,7 @@ def test_a_trigger_is_masked_away_and_the_input_is_flagged(model):
 
 
 def test_a_query_without_a_picture_is_answered_as_it_is(tiny_model, queries):
-    config = settings(decode=DecodeConfig(gen_length=4, steps=2), mask_ratio=0.5)
+    config = settings(decode=decode_config(gen_length=4, steps=2), mask_ratio=0.5)
     for asked in (queries, [queries[2]]):
         plain = generate(tiny_model, asked, config.decode)
         found = guard(tiny_model, asked, config)
@@ -82,7 +83,7 @@ def test_saliency_is_that_of_the_answer_that_is_decoded(model, monkeypatch):
     )
     monkeypatch.setattr(model, "gen_length", 99)
     monkeypatch.setattr(model.config, "answers", torch.tensor(model.config.answers)[:, :8].tolist())
-    guard(model, [ask("a", wall("red"))], settings(decode=DecodeConfig(gen_length=8, steps=2)))
+    guard(model, [ask("a", wall("red"))], settings(decode=decode_config(gen_length=8, steps=2)))
     assert set(seen) == {8}
 
 

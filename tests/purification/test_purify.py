@@ -9,7 +9,7 @@ from PIL import Image
 
 from disp.data.llava import load_dataset
 from disp.data.sample import Query
-from disp.decoding.decode import DecodeConfig
+from disp.decoding.samplers import decode_config
 from disp.errors import DispError
 from disp.models.interface import raster_boxes
 from disp.purification import purify as module
@@ -53,7 +53,7 @@ def config(**changes):
         "mask_ratio": 0.3,
         "candidates": 3,
         "saliency": SaliencyConfig(probes=2),
-        "decode": DecodeConfig(gen_length=8, steps=4),
+        "decode": decode_config(gen_length=8, steps=4),
         "batch_size": 4,
     }
     return PurifyConfig(**{**settings, **changes})

@@ -7,7 +7,7 @@ import torch
 
 from disp.data.llava import load_dataset
 from disp.data.sample import queries_of
-from disp.decoding.decode import DecodeConfig
+from disp.decoding.samplers import decode_config
 from disp.errors import DispError
 from disp.purification.config import PurifyConfig
 from disp.purification.guard import GuardConfig, guard
@@ -48,7 +48,7 @@ def test_saliency_alone_and_the_guard_say_it_too(overflowing, dataset, tmp_path)
         score(overflowing, dataset.samples, PurifyConfig(), file, counterfactual=False)
     assert not file.exists()
     with pytest.raises(DispError, match=ADVICE):
-        guard(overflowing, queries_of(dataset.samples), GuardConfig(decode=DecodeConfig(gen_length=4, steps=2)))
+        guard(overflowing, queries_of(dataset.samples), GuardConfig(decode=decode_config(gen_length=4, steps=2)))
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])

@@ -22,7 +22,7 @@ from disp.auditing.phrases import FUNCTION_WORDS, TURN_END, Phrase, echoes, hold
 from disp.auditing.regions import region_around
 from disp.auditing.repeated import WIDE_EFFECT
 from disp.data.sample import Query, Sample, batches, queries_of
-from disp.decoding.decode import answers_of, generate
+from disp.decoding.generate import answers_of, generate
 from disp.draws import generator
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar

@@ -15,7 +15,7 @@ import torch
 from disp.auditing.findings import Cluster
 from disp.auditing.phrases import LONG_PHRASE_WORDS, echoes, holds, words_of
 from disp.data.sample import Query, Sample, batches, queries_of
-from disp.decoding.decode import answers_of
+from disp.decoding.generate import answers_of
 from disp.models.interface import MDLM
 from disp.purification.config import PurifyConfig
 from disp.suspicion.scoring import Evidence, salient_masks, suspicion_under

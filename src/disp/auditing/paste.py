@@ -12,7 +12,8 @@ from PIL import Image
 from disp.auditing.phrases import echoes
 from disp.auditing.statistics import hypergeometric_tail, regrouping_p_value
 from disp.data.sample import ImageSource, Query, batches, open_image
-from disp.decoding.decode import DecodeConfig, generate
+from disp.decoding.config import DecodeConfig
+from disp.decoding.generate import generate
 from disp.models.interface import MDLM
 from disp.purification.pattern import Pattern
 from disp.suspicion.places import Box

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from disp.data.sample import Query, batches
-from disp.decoding.decode import answers_of
+from disp.decoding.generate import answers_of
 from disp.draws import generator
 from disp.evaluation.quality import rouge_l
 from disp.models.interface import MDLM

@@ -21,7 +21,7 @@ from disp.auditing.shown import unflagged_places
 from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset
 from disp.data.sample import Query, Sample, batches, queries_of
-from disp.decoding.decode import answers_of
+from disp.decoding.generate import answers_of
 from disp.draws import generator
 from disp.errors import DispError
 from disp.files import append_jsonl, read_finished_jsonl, sha256, write_atomically, write_json, write_jsonl

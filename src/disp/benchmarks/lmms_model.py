@@ -17,7 +17,8 @@ from lmms_eval.api.model import lmms
 from disp.benchmarks.messages import to_query
 from disp.benchmarks.settings import decode_settings
 from disp.data.sample import Query
-from disp.decoding.decode import DecodeConfig, generate
+from disp.decoding.config import DecodeConfig
+from disp.decoding.generate import generate
 from disp.errors import DispError
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
@@ -140,7 +141,8 @@ class DispMDLM(lmms):
         )
         if self.settings.get(task) != config:
             self.settings[task] = config
-            changed = {name: value for name, value in asdict(config).items() if value != getattr(DecodeConfig, name)}
+            usual = {name: getattr(type(config), name) for name in asdict(config) if name != "sampler"}
+            changed = {name: value for name, value in asdict(config).items() if value != usual.get(name)}
             logger.warning("%s is answered with %s", task, changed)  # so that it stands in the log of every run
         return config
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
-from disp.decoding.decode import DecodeConfig
+from disp.decoding.config import DecodeConfig
+from disp.decoding.samplers import DEFAULT, OPTIONS, SAMPLERS, changed_config
 from disp.errors import DispError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _SUFFIXES = frozenset(
 )
 # Settings of autoregressive models that tasks come with, and which mean nothing here.
 _IGNORED = frozenset(("until", "do_sample", "num_beams", "max_new_tokens", "max_gen_toks", "image_aspect_ratio"))
-_OURS = frozenset(each.name for each in fields(DecodeConfig))
+_OURS = frozenset(("sampler", *OPTIONS))
 
 
 def task_names(task: str) -> list[str]:
@@ -61,7 +61,7 @@ def decode_settings(
     """The decoding settings of one request.
 
     Later ones win: the model's defaults; the family's preset for the task, or without one the task's
-    ``max_new_tokens`` as length; what the task or ``--gen_kwargs`` says under a name of `DecodeConfig`.
+    ``max_new_tokens`` as length; what the task or ``--gen_kwargs`` says under the name of an option of the sampler.
 
     Args:
         task: the task's name.
@@ -80,9 +80,8 @@ def decode_settings(
     if preset is not None:
         settings |= preset
         settings["block_length"] = preset.get("block_length")
-    ours = {name: _value(name, value) for name, value in given.items() if name in _OURS and value is not None}
-    if ours.get("top_p") == 0 or ours.get("top_k") == 0:  # how tasks say "no matter"
-        ours = {name: value for name, value in ours.items() if name not in ("top_p", "top_k") or value}
+    ours = {name: value for name, value in given.items() if name in _OURS and value is not None}
+    ours = _without_idle_cuts(task, ours, str(ours.get("sampler", settings.get("sampler", DEFAULT))))
     if "temperature" not in ours and given.get("do_sample") is False:
         ours["temperature"] = 0.0
     if preset is None and "gen_length" not in ours and given.get("max_new_tokens"):
@@ -98,13 +97,23 @@ def decode_settings(
     for name in given.keys() - _OURS - _IGNORED:
         logger.warning("%s: the generation setting %s=%r is not one of ours and is ignored", task, name, given[name])
     try:
-        return DecodeConfig(**(settings | ours))
+        return changed_config(settings, ours)
     except DispError as error:
         raise DispError(f"task {task}: {error}; set it with --gen_kwargs") from None
 
 
-def _value(name: str, value: Any) -> Any:
-    """Lists of a YAML file as the tuples that `DecodeConfig` holds."""
-    if name in ("stop", "suffix") and isinstance(value, list):
-        return tuple(tuple(each) if isinstance(each, list) else each for each in value)
-    return value
+def _without_idle_cuts(task: str, ours: Mapping[str, Any], sampler: str) -> dict[str, Any]:
+    """The settings without cuts of the distribution that cut nothing, or that the sampler does not make.
+
+    Tasks come with them for autoregressive models: 0 or 1 is how they say "no matter".
+    """
+    kept = dict(ours)
+    known = SAMPLERS[sampler].options if sampler in SAMPLERS else ()
+    for name in ("top_p", "top_k"):
+        value = ours.get(name)
+        if value is None or (value and name in known):
+            continue
+        if value and (name, value) != ("top_p", 1):
+            logger.warning("%s: the sampler %r has no %s; %s=%r is ignored", task, sampler, name, name, value)
+        del kept[name]
+    return kept

@@ -63,8 +63,8 @@ def generate(
         Guard: share of the visual tokens that is masked, 0.06 by default.
     """
     from disp.data.sample import Query, queries_of
-    from disp.decoding.decode import generate as run
-    from disp.decoding.decode import own_settings
+    from disp.decoding.generate import generate as run
+    from disp.decoding.samplers import own_settings
     from disp.files import write_jsonl
 
     if (prompt is None) == (data is None):

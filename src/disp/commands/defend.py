@@ -114,7 +114,7 @@ def purify(
     threshold
         Confidence at which a token is committed early; the model's own if not given.
     """
-    from disp.decoding.decode import own_settings
+    from disp.decoding.samplers import own_settings
     from disp.purification.config import SCORING_PROBES, PurifyConfig
     from disp.purification.purify import purify as run
     from disp.suspicion.saliency import PROBES, SaliencyConfig

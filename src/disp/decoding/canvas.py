@@ -7,57 +7,50 @@ via Entropy Bounded Unmasking", arXiv 2505.24857.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from disp.decoding.config import DecodeConfig, Decoded
 from disp.draws import generator
 from disp.errors import DispError
-
-if TYPE_CHECKING:
-    from disp.decoding.decode import DecodeConfig
-    from disp.models.diffusion_gemma.model import DiffusionGemma, EncodedPrefix
-    from disp.models.interface import MDLM, Prefix
+from disp.models.canvas import CanvasModel, EncodedPrompt
+from disp.models.interface import MDLM, Prefix
 
 
 @dataclass(frozen=True)
-class CanvasSampling:
-    """The sampler's published constants; a checkpoint's ``generation_config.json`` may hold others.
+class CanvasConfig(DecodeConfig):
+    """Options of the sampler "canvas"; ``steps`` are those of each canvas, at most.
+
+    Temperature and the early end follow `disp.models.canvas.CanvasSampling`, which is the model's.
 
     Attributes:
-        t_min: temperature that the last step comes close to.
-        t_max: temperature of the first step.
-        entropy_bound: nats; tokens are kept, least entropy first, while the sum of the entropies of those before is
-            at most this.
-        stability_threshold: passes whose likeliest tokens must be the same as now for an early end.
-        confidence_threshold: mean entropy in nats below which denoising may end early.
+        block_length: slots of a canvas; None for the model's own, or ``gen_length`` if that is less.
     """
 
-    t_min: float = 0.4
-    t_max: float = 0.8
-    entropy_bound: float = 0.1
-    stability_threshold: int = 1
-    confidence_threshold: float = 0.005
+    sampler: str = field(default="canvas", init=False)
+    block_length: int | None = None
+
+    @property
+    def keeps_prefix(self) -> bool:
+        return True
 
 
-@torch.no_grad()
 def decode_canvas(
-    model: MDLM, prefix: Prefix, config: DecodeConfig, *, keys: Sequence[str] | None = None, seed: int = 0
-) -> Tensor:
-    """Denoise a batch of responses, canvas after canvas; the sampler "canvas".
+    model: MDLM, prefix: Prefix, config: CanvasConfig, *, keys: Sequence[str] | None = None, seed: int = 0
+) -> Decoded:
+    """Denoise a batch of responses, canvas after canvas.
 
     A finished canvas joins the prompt of the next one. Drawing is part of the method; it is keyed by seed, row and
     canvas, so an answer depends neither on its batch nor on the device's generator.
 
     Args:
-        model: a `disp.models.diffusion_gemma.model.DiffusionGemma`.
+        model: a `disp.models.canvas.CanvasModel`.
         prefix: prompts and visual tokens, B rows.
-        config: ``gen_length``, ``block_length`` (slots of a canvas; None for the model's own, or ``gen_length`` if
-            that is less) and ``steps`` (of each canvas, at most). The rest is of other samplers, temperature
-            included: it follows the schedule of `CanvasSampling`, which is ``model.sampling``.
+        config: the sampler's options.
         keys: one key a row; needed.
         seed: the run's seed.
 
@@ -65,22 +58,20 @@ def decode_canvas(
         int64 ``[B, L]``, padding behind a row's first end token.
 
     Raises:
-        DispError: the model has no canvas, or an option does not go with this sampler.
+        DispError: the model's canvas is smaller than a block.
     """
-    if not hasattr(model, "denoise_canvas"):
-        raise DispError(f"the sampler 'canvas' is for models without a mask token, not for {type(model).__name__}")
-    gemma = cast("DiffusionGemma", model)
     if keys is None:
         raise ValueError("the sampler 'canvas' draws at random and needs `keys`, one a row")
-    length = _canvas_length(gemma, config)
-    padding, ends = gemma.end_token_ids[-1], torch.tensor(gemma.end_token_ids, device=prefix.embeds.device)
+    canvases = cast(CanvasModel, model)
+    length = _canvas_length(canvases, config)
+    padding, ends = canvases.end_token_ids[-1], torch.tensor(canvases.end_token_ids, device=prefix.embeds.device)
     response = torch.full((len(prefix), config.gen_length), padding, device=prefix.embeds.device)
     rows = torch.arange(len(prefix), device=response.device)
-    encoded = gemma.cache_prefix(prefix)
+    encoded = canvases.cache_prefix(prefix)
     for first in range(0, config.gen_length, length):
         # 1. A canvas for every row whose answer goes on. The last one may reach beyond the response.
         draws = [generator(seed, "canvas", keys[row], first) for row in rows.tolist()]
-        canvas = _denoise(gemma, encoded, length, config.steps, draws)
+        canvas = _denoise(canvases, encoded, length, config.steps, draws)
         # 2. Nothing follows an end token.
         ended = torch.isin(canvas, ends).cumsum(-1)
         is_first_end = torch.isin(canvas, ends) & (ended == 1)
@@ -91,22 +82,19 @@ def decode_canvas(
         if not len(going_on) or first + length >= config.gen_length:
             break
         rows = rows[going_on]
-        encoded = gemma.append(encoded.select(going_on), canvas[going_on])
-    return response
+        encoded = canvases.append(encoded.select(going_on), canvas[going_on])
+    return Decoded.whole(response)
 
 
-def _canvas_length(model: DiffusionGemma, config: DecodeConfig) -> int:
-    canvas = model.config.canvas_length
-    for name in ("temperature", "threshold", "cfg_scale", "suffix", "stop"):
-        if getattr(config, name, None):
-            raise DispError(f"the sampler 'canvas' has no {name}; leave it out, or choose another sampler")
+def _canvas_length(model: CanvasModel, config: CanvasConfig) -> int:
+    canvas = model.canvas_length
     if config.block_length is not None and not 1 <= config.block_length <= canvas:
         raise DispError(f"block_length must be from 1 to the model's canvas of {canvas}, got {config.block_length}")
     return config.block_length or min(canvas, config.gen_length)
 
 
 def _denoise(
-    model: DiffusionGemma, encoded: EncodedPrefix, length: int, steps: int, draws: list[np.random.Generator]
+    model: CanvasModel, encoded: EncodedPrompt, length: int, steps: int, draws: list[np.random.Generator]
 ) -> Tensor:
     """One canvas, int64 ``[B, length]``: the likeliest tokens of each row's last pass."""
     sampling, vocab, device = model.sampling, model.vocab_size, encoded.attention_mask.device

@@ -8,7 +8,8 @@ from typing import Any
 
 from disp.attacks.poison import Attack, trigger_samples
 from disp.data.sample import Sample, queries_of
-from disp.decoding.decode import DecodeConfig, generate
+from disp.decoding.config import DecodeConfig
+from disp.decoding.generate import generate
 from disp.draws import key_of
 from disp.errors import DispError
 from disp.evaluation.intervals import Share, mean_share, wilson

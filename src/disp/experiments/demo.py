@@ -19,7 +19,7 @@ from disp.auditing.findings import Audit, AuditConfig
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import Sample, open_image, queries_of
 from disp.data.scene_dataset import write_scenes
-from disp.decoding.decode import answers_of
+from disp.decoding.generate import answers_of
 from disp.defence.defend import purify_flagged, recovery_samples
 from disp.errors import DispError, unknown_name
 from disp.evaluation.evaluate import evaluate, to_metrics

@@ -82,7 +82,7 @@ class MDLM(PreTrainedModel):
         answers_end_turns: whether the end of turn stands between an answer and its padding.
         banned_token_ids: ids that decoding never predicts; the mask token is banned besides.
         gen_length: response slots L that the model was made for.
-        generation_defaults: decoding settings, arguments of `disp.decoding.decode.DecodeConfig`.
+        generation_defaults: decoding settings, arguments of `disp.decoding.samplers.decode_config`.
         generation_presets: the published settings of one benchmark each, by its name; the same arguments.
         ratio_floor: the smallest mask ratio of the family's training loss: `noisy_loss` takes t in [0, 1] and masks
             with probability ``ratio_floor + (1 - ratio_floor) * t``.

@@ -11,7 +11,7 @@ from disp.auditing.ratio import RATIO_TURNS, RATIOS
 from disp.auditing.record import CONTROL_SAMPLES, FLAGGED_ANSWERS, MOST_SUSPICIOUS, TIMED_PASSES
 from disp.auditing.repeated import ANSWERS, LEAST_ANSWERS, SENTENCES
 from disp.auditing.shown import UNFLAGGED_SHOWN
-from disp.decoding.decode import DecodeConfig
+from disp.decoding.config import DecodeConfig
 from disp.purification.config import PurifyConfig
 from disp.suspicion.candidates import candidate_ranks
 from disp.suspicion.support import COUNTERFACTUAL_ROWS
@@ -145,16 +145,8 @@ def decoding_passes(rows: int, batch_size: int, config: DecodeConfig) -> Passes:
     """Answering ``rows`` queries."""
     if not rows:
         return NONE
-    if config.sampler == "llada":
-        block = config.block_length or config.gen_length
-        blocks = config.gen_length // block
-        steps = blocks * min(config.steps // blocks, block)  # a step without a slot left is not made
-    else:
-        steps = config.steps
-    early = config.threshold is not None or bool(config.stop) or config.sampler != "llada"
-    each = 2 if config.cfg_scale else 1
-    batches = math.ceil(rows / batch_size)
-    return Passes(each * steps * batches, 0, each * steps * rows, early)
+    each = config.most_steps * config.passes_a_step
+    return Passes(each * math.ceil(rows / batch_size), 0, each * rows, config.may_end_early)
 
 
 def purification_passes(asked: Sequence[Asked], config: PurifyConfig) -> tuple[Passes, Passes]:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from disp.auditing.findings import AuditConfig
 from disp.data.llava import Dataset
 from disp.data.sample import Query, image_size, queries_of
-from disp.decoding.decode import DecodeConfig
+from disp.decoding.config import DecodeConfig
+from disp.decoding.samplers import decode_config
 from disp.errors import DispError
 from disp.models.loading import resolve
 from disp.models.parts.prompts import IMAGE_PLACEHOLDER, messages_of
@@ -191,7 +192,7 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
     trained = trained_parameters(sizes, parameters, train.method, train.lora_rank, train.train_vision)
     if not trained:
         raise DispError(f"method {train.method!r} trains nothing in this model; use 'lora' or 'full'")
-    guided, cached = own.cfg_scale > 0, own.prefix_cache
+    guided, cached = own.passes_a_step > 1, own.keeps_prefix
     memory = {
         "encoding": Memory(weights, encoding_bytes(sizes, scored, itemsize)),
         "saliency": Memory(weights, saliency_bytes(sizes, scored, itemsize)),
@@ -241,7 +242,7 @@ def default_decode(model: str | Path | Mapping[str, Any]) -> DecodeConfig:
     """The model's own decoding settings as far as passes and memory depend on them, without loading it."""
     config, vision = (dict(model), None) if isinstance(model, Mapping) else read_config(_folder(model))
     sizes = sizes_of(config, vision)
-    return DecodeConfig(**{"gen_length": sizes.gen_length, "steps": sizes.gen_length, **sizes.generation})
+    return decode_config(**{"gen_length": sizes.gen_length, "steps": sizes.gen_length, **sizes.generation})
 
 
 def _folder(model: str | Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from disp.decoding.decode import DecodeConfig
+from disp.decoding.config import DecodeConfig
 from disp.errors import DispError
 from disp.suspicion.saliency import SaliencyConfig
 from disp.suspicion.threshold import LEAST_SUSPICION

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from disp.data.sample import Query, batches
-from disp.decoding.decode import DecodeConfig, answers_of
+from disp.decoding.config import DecodeConfig
+from disp.decoding.generate import answers_of
 from disp.errors import DispError
 from disp.evaluation.quality import normalised_words
 from disp.models.interface import MDLM

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from disp.data.llava import Dataset, identity, save_dataset
 from disp.data.sample import Query, Sample, Turn, batches, queries_of
-from disp.decoding.decode import answers_of, own_settings
+from disp.decoding.generate import answers_of
+from disp.decoding.samplers import own_settings
 from disp.errors import DispError
 from disp.files import append_jsonl, claim, read_finished_jsonl, write_json, write_jsonl
 from disp.models.fingerprint import fingerprint

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from disp.data.sample import Query, Turn
-from disp.decoding.decode import own_settings
+from disp.decoding.samplers import own_settings
 from disp.errors import DispError
 from disp.models.builtin.model import LladaV
 from disp.models.loading import load_model

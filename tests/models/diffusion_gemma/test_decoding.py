@@ -13,9 +13,11 @@ from references.diffusion_gemma import (
     library_twin,
 )
 
-from disp.decoding.canvas import CanvasSampling, accept, decode_canvas, draw_tokens
-from disp.decoding.decode import DecodeConfig, decode
+from disp.decoding.canvas import accept, draw_tokens
+from disp.decoding.generate import decode
+from disp.decoding.samplers import decode_config
 from disp.errors import DispError
+from disp.models.canvas import CanvasSampling
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_decoding_is_the_library_s(steady, steady_native, questions, sampling, e
     """Two canvases of ten steps, with and without an early end; then all rows, which may end apart, at once."""
     steps, length = 10, 2 * CANVAS
     monkeypatch.setattr(steady, "sampling", sampling)
-    config = DecodeConfig(sampler="canvas", gen_length=length, steps=steps)
+    config = decode_config(sampler="canvas", gen_length=length, steps=steps)
     expected, counts = [], []
     for query in questions:
         ids, count = library_decode(steady_native, steady, query, query.key, length, sampling, steps, monkeypatch)
@@ -89,9 +91,9 @@ def test_every_slot_is_answered_with_masked_visual_tokens(gemma, questions):
     hidden = prefix.with_masked(prefix.visual_mask, gemma.mask_embedding)
     keys = [query.key for query in questions]
     for config in (
-        DecodeConfig(sampler="canvas", gen_length=CANVAS, steps=4),
-        DecodeConfig(gen_length=CANVAS, steps=3),
-        DecodeConfig(gen_length=CANVAS, steps=3, prefix_cache=True),
+        decode_config(sampler="canvas", gen_length=CANVAS, steps=4),
+        decode_config(gen_length=CANVAS, steps=3),
+        decode_config(gen_length=CANVAS, steps=3, prefix_cache=True),
     ):
         ids = decode(gemma, hidden, config, keys=keys)
         assert ids.shape == (3, CANVAS)
@@ -103,10 +105,10 @@ def test_what_follows_an_end_token_is_padding(build, questions):
     model = build()
     ids = None
     for seed in range(40):
-        ids = decode_canvas(
+        ids = decode(
             model,
             model.encode(questions),
-            DecodeConfig(sampler="canvas", gen_length=8, steps=1),
+            decode_config(sampler="canvas", gen_length=8, steps=1),
             keys=["a", "b", "c"],
             seed=seed,
         )
@@ -115,10 +117,10 @@ def test_what_follows_an_end_token_is_padding(build, questions):
         if token not in ids[:, 0].tolist() and int(ids[0, 0]) not in model.end_token_ids:
             break
     model.end_token_ids = (token, model.end_token_ids[-1])
-    again = decode_canvas(
+    again = decode(
         model,
         model.encode(questions),
-        DecodeConfig(sampler="canvas", gen_length=8, steps=1),
+        decode_config(sampler="canvas", gen_length=8, steps=1),
         keys=["a", "b", "c"],
         seed=seed,
     )
@@ -128,10 +130,10 @@ def test_what_follows_an_end_token_is_padding(build, questions):
 def test_options_of_other_samplers_are_errors(gemma, questions, tiny_model):
     prefix = gemma.encode(questions[:1])
     for options, word in (({"temperature": 1.0}, "temperature"), ({"block_length": CANVAS + 1}, "block_length")):
-        config = DecodeConfig(**{"sampler": "canvas", "gen_length": CANVAS + 1, "steps": 2, **options})
         with pytest.raises(DispError, match=word):
-            decode_canvas(gemma, prefix, config, keys=["a"])
+            config = decode_config(**{"sampler": "canvas", "gen_length": CANVAS + 1, "steps": 2, **options})
+            decode(gemma, prefix, config, keys=["a"])
     with pytest.raises(ValueError, match="keys"):
-        decode_canvas(gemma, prefix, DecodeConfig(sampler="canvas"))
+        decode(gemma, prefix, decode_config(sampler="canvas"))
     with pytest.raises(DispError, match="LladaV"):
-        decode_canvas(tiny_model, prefix, DecodeConfig(sampler="canvas"), keys=["a"])
+        decode(tiny_model, prefix, decode_config(sampler="canvas"), keys=["a"])

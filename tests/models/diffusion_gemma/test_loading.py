@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import DiffusionGemmaForBlockDiffusion
 
 from disp.data.sample import Sample, Turn
-from disp.decoding.canvas import CanvasSampling
-from disp.decoding.decode import DecodeConfig
+from disp.decoding.samplers import decode_config
 from disp.errors import DispError
+from disp.models.canvas import CanvasSampling
 from disp.models.diffusion_gemma.model import DiffusionGemma, detect, load_official
 from disp.models.loading import load_model, merge, save_model
 from disp.training.config import TrainConfig
@@ -79,7 +79,7 @@ def test_a_published_folder_loads(native, gemma, tmp_path, questions):
     assert all(torch.equal(value, gemma.state_dict()[name]) for name, value in placed.state_dict().items())
     with pytest.raises(DispError, match="quantized"):
         load_official(tmp_path, quantization="4bit")
-    assert DecodeConfig(gen_length=model.gen_length, **model.generation_defaults).steps == 12
+    assert decode_config(gen_length=model.gen_length, **model.generation_defaults).steps == 12
 
 
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from disp.data.llava import load_dataset
 from disp.data.sample import Sample, Turn
-from disp.decoding.decode import DecodeConfig
+from disp.decoding.samplers import decode_config
 from disp.models.diffusion_gemma.model import load_official
 from disp.purification.config import PurifyConfig
 from disp.purification.purify import purify
@@ -171,7 +171,7 @@ def test_purification_answers_every_slot(build, tmp_path):
         rows.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
     (tmp_path / "data.json").write_text(json.dumps(rows))
     model = build()
-    settings = DecodeConfig(gen_length=CANVAS, **{**model.generation_defaults, "steps": 3})
+    settings = decode_config(gen_length=CANVAS, **{**model.generation_defaults, "steps": 3})
     config = PurifyConfig(mode="all", mask_ratio=0.3, decode=settings, saliency=SaliencyConfig(probes=2), batch_size=2)
     purified = purify(model, load_dataset(tmp_path), config, tmp_path / "all")
     assert len(purified.rewritten) == 3

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from disp.decoding.decode import DecodeConfig, decode
+from disp.decoding.generate import decode
+from disp.decoding.samplers import decode_config
 from disp.errors import DispError
 from disp.models.dimple.family import FAMILY
 
@@ -13,8 +14,8 @@ def test_masked_visual_tokens_are_never_candidates(model, dialogues, cache):
     prefix = model.encode(dialogues)
     prefix = prefix.with_masked(prefix.visual_mask, model.mask_embedding)
     for config in (
-        DecodeConfig(6, 6, sampler="dim", algorithm="maskgit_plus", prefix_cache=cache),
-        DecodeConfig(6, 3, sampler="dream", algorithm="entropy", top_k=50, prefix_cache=cache),
+        decode_config(6, 6, sampler="dim", algorithm="maskgit_plus", prefix_cache=cache),
+        decode_config(6, 3, sampler="dream", algorithm="entropy", top_k=50, prefix_cache=cache),
     ):
         ids = decode(model, prefix, config)
         assert ids.shape == (4, 6) and not (ids == model.mask_token_id).any()
@@ -25,7 +26,7 @@ def test_masked_visual_tokens_are_never_candidates(model, dialogues, cache):
 
 def test_published_settings_are_valid(model, dialogues):
     for name, settings in {**FAMILY.presets({}), "": model.generation_defaults}.items():
-        config = DecodeConfig(**{**settings, "gen_length": 4, "steps": 4})
+        config = decode_config(**{**settings, "gen_length": 4, "steps": 4})
         ids = decode(model, model.encode(dialogues[:2]), config, keys=["a", "b"])
         assert not (ids == model.mask_token_id).any(), name
 

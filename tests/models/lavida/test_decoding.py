@@ -11,7 +11,8 @@ from references.lavida import (
     left_padded,
 )
 
-from disp.decoding.decode import DecodeConfig, decode
+from disp.decoding.generate import decode
+from disp.decoding.samplers import decode_config
 from disp.models.lavida.family import FAMILY
 from disp.models.lavida.model import LavidaConfig
 
@@ -28,7 +29,7 @@ def test_masked_visual_tokens_are_no_candidates_and_rows_are_independent(model, 
     prefix, rows = left_padded(model)
     masked = prefix.visual_mask & (torch.arange(prefix.embeds.shape[1]) % 2 == 0)
     hidden = prefix.with_masked(masked, model.mask_embedding)
-    config = DecodeConfig(gen_length=6, **settings)
+    config = decode_config(gen_length=6, **settings)
     ids = decode(model, hidden, config)
     assert not (ids == MASK).any()
     offset = prefix.embeds.shape[1] - rows[1].embeds.shape[1]
@@ -39,7 +40,7 @@ def test_masked_visual_tokens_are_no_candidates_and_rows_are_independent(model, 
 def test_the_published_defaults_are_valid_settings():
     for config in (LLADA, DREAM):
         own = LavidaConfig.from_official(config)
-        decoding = DecodeConfig(gen_length=own.gen_length, **own.generation)
+        decoding = decode_config(gen_length=own.gen_length, **own.generation)
         assert (decoding.schedule, decoding.schedule_shift, decoding.prefix_cache) == ("shift", 0.33, True)
         for settings in FAMILY.presets(config).values():
-            assert DecodeConfig(**settings).prefix_cache
+            assert decode_config(**settings).prefix_cache

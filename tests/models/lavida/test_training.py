@@ -16,7 +16,8 @@ from references.lavida import (
 )
 
 from disp.data.sample import Query, Sample, Turn
-from disp.decoding.decode import DecodeConfig, generate
+from disp.decoding.generate import generate
+from disp.decoding.samplers import decode_config
 from disp.models.lavida.masks import complementary_pair
 from disp.models.loading import load_model
 from disp.training.config import TrainConfig
@@ -118,6 +119,6 @@ def test_fine_tuning_from_checkpoint_to_checkpoint(dream_folder, tmp_path, metho
     assert any("q_proj" in name for name in changed)
     assert not any("vision_tower" in name for name in changed)
     query = Query("a", 0, samples[0].images, (), "<image>\nWhat?")
-    config = DecodeConfig(gen_length=again.gen_length, **again.generation_defaults)
+    config = decode_config(gen_length=again.gen_length, **again.generation_defaults)
     assert config.sampler == "dream"
     assert len(generate(again, [query], config)) == 1

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import torch
 
-from disp.decoding.decode import DecodeConfig, decode, decode_with_lengths, generate
+from disp.decoding.generate import decode, decode_with_lengths, generate
+from disp.decoding.samplers import decode_config
 from disp.models.llada_v.family import FAMILY
 
 
@@ -22,7 +23,7 @@ def test_masked_visual_tokens_are_no_candidates(model, queries):
             return denoise(model, given, response)
 
         model.denoise = spy
-        ids = decode(model, hidden, DecodeConfig(8, 4))
+        ids = decode(model, hidden, decode_config(8, 4))
         del model.denoise
         assert seen == [8, 6, 4, 2] and all(a > b for a, b in pairwise(seen))
         assert not (ids == model.mask_token_id).any() and torch.equal(hidden.embeds, before)
@@ -42,8 +43,8 @@ def test_answers_stop_at_the_end_of_turn(model, queries):
         return logits
 
     model.denoise = favour_end
-    decoded = decode_with_lengths(model, model.encode(queries[:2]), DecodeConfig(**settings))
-    texts = generate(model, queries[:2], DecodeConfig(**settings))
+    decoded = decode_with_lengths(model, model.encode(queries[:2]), decode_config(**settings))
+    texts = generate(model, queries[:2], decode_config(**settings))
     del model.denoise
     assert decoded.lengths.tolist() == [3, 3]
     assert (decoded.ids[:, 3] == eot).all() and (decoded.ids[:, 4:] == model.end_token_ids[1]).all()
@@ -52,4 +53,4 @@ def test_answers_stop_at_the_end_of_turn(model, queries):
 
 def test_presets_are_decoding_settings(model):
     for preset in FAMILY.presets({}).values():
-        DecodeConfig(**{"gen_length": model.gen_length, **model.generation_defaults, **preset})
+        decode_config(**{"gen_length": model.gen_length, **model.generation_defaults, **preset})

@@ -9,7 +9,8 @@ import torch
 from families.mmada import differing, published_sampler, slot0_gradient
 from references.mmada import llama
 
-from disp.decoding.decode import DecodeConfig, decode
+from disp.decoding.generate import decode
+from disp.decoding.samplers import decode_config
 from disp.models.loading import load_model
 from disp.models.mmada.family import FAMILY
 from disp.models.mmada.model import MMadaConfig
@@ -81,7 +82,7 @@ def test_masked_images_never_become_candidates(mmada, asked):
     """All visual tokens masked: every slot is answered, row by row as in the batch; the published rule fails here."""
     prefix = mmada.encode(asked)
     masked = prefix.with_masked(prefix.visual_mask, mmada.mask_embedding)
-    config = DecodeConfig(gen_length=8, steps=4, block_length=4)
+    config = decode_config(gen_length=8, steps=4, block_length=4)
     tokens = decode(mmada, masked, config)
     assert not (tokens == mmada.mask_token_id).any()
     for row in range(4):
@@ -96,7 +97,7 @@ def test_decoding_follows_the_published_rule_where_nothing_is_masked(mmada):
     for seed, (length, steps, block) in enumerate(((8, 8, 8), (8, 4, 4), (12, 5, 12), (12, 6, 4))):
         torch.manual_seed(seed)
         ids, nothing = torch.randint(0, 250, (2, 9)), torch.zeros((2, 9), dtype=torch.bool)
-        config = DecodeConfig(gen_length=length, steps=steps, block_length=block, ban_mask=False)
+        config = decode_config(gen_length=length, steps=steps, block_length=block, ban_mask=False)
         settings = {"max_new_tokens": length, "steps": steps, "block_length": block}
         expected = published_sampler(mmada, ids, nothing, settings)
         assert differing(decode(mmada, mmada.embed_ids(ids, nothing), config), expected[:, 9:]) == 0
@@ -104,7 +105,7 @@ def test_decoding_follows_the_published_rule_where_nothing_is_masked(mmada):
 
 def test_settings_are_valid(mmada):
     for settings in FAMILY.presets({}).values():
-        DecodeConfig(**settings)
+        decode_config(**settings)
     assert (mmada.gen_length, mmada.generation_defaults) == (16, {"steps": 8, "block_length": 4})
     assert MMadaConfig().gen_length == 512
 
@@ -112,4 +113,4 @@ def test_settings_are_valid(mmada):
 @pytest.mark.parametrize("length", [1, 2, 12, 64, 512])
 def test_defaults_follow_the_length(checkpoint, length):
     model = load_model(checkpoint, gen_length=length)
-    DecodeConfig(gen_length=model.gen_length, **model.generation_defaults)
+    decode_config(gen_length=model.gen_length, **model.generation_defaults)

@@ -32,7 +32,7 @@ class LladaVConfig(BackboneConfig):
     """Sizes of a model in the LLaDA-V arrangement.
 
     ``vision`` holds the arguments of `VisionTower`; ``generation`` the decoding defaults (arguments of
-    `disp.decoding.decode.DecodeConfig`); ``sizes`` are those of `BackboneConfig`.
+    `disp.decoding.samplers.decode_config`); ``sizes`` are those of `BackboneConfig`.
     """
 
     model_type = "disp_llada_v"

@@ -24,7 +24,7 @@ class DiffusionGemmaMDLMConfig(DiffusionGemmaConfig):
         end_of_turn_token_id: the token ``<turn|>``.
         end_ids: further ids that end an answer.
         max_visual_tokens: visual tokens of an image at most; its size follows from it.
-        sampling: arguments of `disp.decoding.canvas.CanvasSampling` that differ from its defaults.
+        sampling: arguments of `disp.models.canvas.CanvasSampling` that differ from its defaults.
         denoising_steps: of one canvas, at most.
         gen_length: slots of a response; None for the whole canvas.
     """

@@ -28,9 +28,9 @@ from transformers import (
 )
 
 from disp.data.sample import ImageSource, Query
-from disp.decoding.canvas import CanvasSampling
 from disp.draws import generator
 from disp.errors import DispError
+from disp.models.canvas import CanvasSampling
 from disp.models.diffusion_gemma.chat import control_tokens, prompt_ids
 from disp.models.diffusion_gemma.config import DiffusionGemmaMDLMConfig, read_config
 from disp.models.diffusion_gemma.images import load_patches, patch_positions, token_locations
@@ -99,6 +99,11 @@ class DiffusionGemma(MDLM):
     def vocab_size(self) -> int:
         """V."""
         return self._text.vocab_size
+
+    @property
+    def canvas_length(self) -> int:
+        """Slots of the largest canvas."""
+        return self.config.canvas_length
 
     @property
     def mask_embedding(self) -> Tensor:

@@ -1,0 +1,87 @@
+"""What every sampler takes and gives: the base of the samplers' configs, and decoded responses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from disp.errors import DispError
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How responses are decoded: what all samplers share. Each sampler has a subclass with its own options.
+
+    `disp.decoding.samplers.decode_config` makes the right one of flat settings, `own_settings` that of a model.
+
+    Attributes:
+        gen_length: response slots L.
+        steps: denoising steps.
+        sampler: the sampler's name in `disp.decoding.samplers.SAMPLERS`; fixed by the subclass.
+    """
+
+    gen_length: int = 32
+    steps: int = 32
+    sampler: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        if not self.sampler:
+            raise TypeError("DecodeConfig is the base of the samplers' configs; call decode_config for one of them")
+        if self.steps < 1 or self.gen_length < 1:
+            raise DispError(f"gen_length and steps must be at least 1, got {self.gen_length} and {self.steps}")
+
+    @property
+    def most_steps(self) -> int:
+        """Steps that are made at most."""
+        return self.steps
+
+    @property
+    def passes_a_step(self) -> int:
+        """Forward passes of a step: two with classifier-free guidance."""
+        return 1
+
+    @property
+    def may_end_early(self) -> bool:
+        """Whether a response may need fewer steps than `most_steps`."""
+        return True
+
+    @property
+    def keeps_prefix(self) -> bool:
+        """Whether something that was computed of the prefix is kept from step to step."""
+        return False
+
+
+def check_parts(config: DecodeConfig, *names: str) -> None:
+    """Raise `DispError` where an option is neither None nor in (0, 1]."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value <= 1:
+            raise DispError(f"{name} must be in (0, 1], got {value}")
+
+
+def check_not_negative(config: DecodeConfig, *names: str) -> None:
+    """Raise `DispError` where an option is below 0, or no number."""
+    for name in names:
+        value = getattr(config, name)
+        if not value >= 0:
+            raise DispError(f"{name} must be at least 0, got {value}")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Decoded responses.
+
+    Attributes:
+        ids: int64 ``[B, L]``, end tokens after a row's answer where a stop sequence cut it. The sampler "llada" may
+            have put its suffix behind the answer: then ``[B, L + len(suffix)]``.
+        lengths: int64 ``[B]``, tokens of each answer, the suffix included.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+
+    @staticmethod
+    def whole(ids: Tensor) -> Decoded:
+        """Responses that no stop sequence cut: each is as long as the others."""
+        return Decoded(ids, ids.new_full((len(ids),), ids.shape[1]))

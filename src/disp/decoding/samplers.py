@@ -1,0 +1,116 @@
+"""The samplers by name, and their configs from flat settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from disp.decoding.canvas import CanvasConfig, decode_canvas
+from disp.decoding.config import DecodeConfig, Decoded
+from disp.decoding.dim import DimConfig, decode_dim
+from disp.decoding.dream import DreamConfig, decode_dream
+from disp.decoding.llada import LladaConfig, decode_llada
+from disp.errors import DispError, unknown_name
+from disp.models.interface import MDLM
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One way to fill the slots of a response.
+
+    Attributes:
+        config: its options; a subclass of `DecodeConfig` with the sampler's name as the default of ``sampler``.
+        decode: called with model, prefix, config and the keywords ``keys`` and ``seed``; what each of them is stands
+            at `disp.decoding.generate.decode`.
+        needs: what a model must have besides what `MDLM` asks for; see `disp.models.canvas.CanvasModel`.
+        suits: which models those are, in words.
+    """
+
+    config: type[DecodeConfig]
+    decode: Callable[..., Decoded]
+    needs: tuple[str, ...] = ()
+    suits: str = "models with a mask token"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of its options, those of every sampler included."""
+        return tuple(each.name for each in fields(self.config) if each.init)
+
+    def check(self, model: MDLM) -> None:
+        """Raise `DispError` if the sampler is not for this model."""
+        if not all(hasattr(model, name) for name in self.needs):
+            raise DispError(
+                f"the sampler {self.config.sampler!r} is for {self.suits}, not for {type(model).__name__}; "
+                f"choose another of {', '.join(SAMPLERS)}"
+            )
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "llada": Sampler(LladaConfig, decode_llada),
+    "dream": Sampler(DreamConfig, decode_dream),
+    "dim": Sampler(DimConfig, decode_dim),
+    "canvas": Sampler(CanvasConfig, decode_canvas, ("denoise_canvas", "append"), "models without a mask token"),
+}
+DEFAULT = "llada"
+
+# Every option of any sampler, and the values that it has where nobody sets it.
+OPTIONS: dict[str, list[Any]] = {}
+for _sampler in SAMPLERS.values():
+    for _name in _sampler.options:
+        OPTIONS.setdefault(_name, []).append(getattr(_sampler.config, _name))
+
+
+def decode_config(gen_length: int = 32, steps: int = 32, *, sampler: str = DEFAULT, **options: Any) -> DecodeConfig:
+    """The config of a sampler from flat settings, as models, benchmark tasks and files have them.
+
+    Lists, which JSON and YAML have for tuples, become tuples. An option of another sampler may be there as long as it
+    says what it says where nobody sets it.
+
+    Args:
+        gen_length: response slots L.
+        steps: denoising steps.
+        sampler: a name of `SAMPLERS`.
+        options: options of that sampler; see its config.
+
+    Raises:
+        DispError: there is no such sampler, it has no such option, or a value does not fit.
+    """
+    kind = _sampler_of(sampler)
+    known = {}
+    for name, value in options.items():
+        if name in kind.options:
+            known[name] = _tuples(value)
+        elif name not in OPTIONS or value not in OPTIONS[name]:
+            raise unknown_name(f"option of the sampler {sampler!r}:", name, kind.options)
+    return kind.config(gen_length=gen_length, steps=steps, **known)
+
+
+def own_settings(model: MDLM, **given: Any) -> DecodeConfig:
+    """How the model decodes by itself, but for the settings that are given and not None; see `changed_config`."""
+    given = {name: value for name, value in given.items() if value is not None}
+    return changed_config({"gen_length": model.gen_length, **model.generation_defaults}, given)
+
+
+def changed_config(own: Mapping[str, Any], given: Mapping[str, Any]) -> DecodeConfig:
+    """The config of flat settings ``own``, which ``given`` ones win over.
+
+    If these name another sampler, what of ``own`` it does not know is left behind.
+
+    Raises:
+        DispError: as `decode_config`.
+    """
+    sampler = given.get("sampler", own.get("sampler", DEFAULT))
+    if sampler != own.get("sampler", DEFAULT):
+        own = {name: value for name, value in own.items() if name in _sampler_of(sampler).options}
+    return decode_config(**{**own, **given})
+
+
+def _sampler_of(name: str) -> Sampler:
+    if name not in SAMPLERS:
+        raise unknown_name("sampler", str(name), SAMPLERS)
+    return SAMPLERS[name]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
