@@ -1,0 +1,102 @@
+"""Imports go one way: down the list of rooms, and never in a circle.
+
+Every import counts: those of type checkers and those inside functions too.
+"""
+
+import ast
+from pathlib import Path
+
+import disp
+
+# Each room may use those below it. docs/architecture.md shows the same list.
+ROOMS = (
+    *("cli", "commands", "experiments", "report", "planning", "defence", "baselines", "auditing", "purification"),
+    *("suspicion", "scale", "benchmarks", "evaluation", "training", "decoding", "models", "diffusion", "attacks"),
+    "data",
+)
+# Modules below all rooms, which may use each other.
+ROOT = frozenset(("draws", "errors", "files", "progress", "words"))
+# Above all rooms.
+TOP = frozenset(("__init__", "__main__"))
+# Arrows upwards that are still to be mended, "from -> to".
+KNOWN = frozenset(("disp.suspicion.scoring -> disp.purification.config",))
+
+SOURCE = Path(disp.__file__).parent
+
+
+def modules() -> dict[str, Path]:
+    """Name to file."""
+    found = {}
+    for file in sorted(SOURCE.rglob("*.py")):
+        parts = ("disp", *file.relative_to(SOURCE).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imports() -> dict[str, set[str]]:
+    """Of each module, the modules of ours that it imports anywhere."""
+    names = modules()
+    graph: dict[str, set[str]] = {}
+    for name, file in names.items():
+        used = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                used |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{file}: line {node.lineno}: write the whole name of what is imported"
+                used |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+        graph[name] = (used & names.keys()) - {name, "disp"}
+    return graph
+
+
+def room(module: str) -> str:
+    """The room of a module, or the name of one that is in none."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def level(module: str) -> int:
+    """The higher up, the less; all of `ROOT` are on one level."""
+    name = room(module)
+    if name in TOP:
+        return -1
+    return len(ROOMS) if name in ROOT else ROOMS.index(name)
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one circle in order; empty if there is none."""
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(graph[name]):
+            if found := walk(other, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := walk(name, []))), [])
+
+
+def test_every_room_has_a_place_in_the_order():
+    rooms = {room(name) for name in modules()}
+    assert rooms <= {*ROOMS, *ROOT, *TOP}, f"no place in the order yet: {sorted(rooms - {*ROOMS, *ROOT, *TOP})}"
+
+
+def test_no_module_uses_a_room_above_its_own():
+    upwards = {
+        f"{name} -> {used}" for name, all_used in imports().items() for used in all_used if level(used) < level(name)
+    }
+    assert upwards <= KNOWN, f"arrows upwards: {sorted(upwards - KNOWN)}"
+
+
+def test_there_is_no_circle():
+    assert not circle(imports())
+
+
+def test_circles_are_found():
+    assert circle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
+    assert not circle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
