@@ -15,7 +15,7 @@ from disp.models.loading import load_model, save_model
 
 
 def disp(*arguments):
-    command = [sys.executable, "-m", "disp.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "disp", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
-from disp.commands.options import ROWS, RUNTIME, Data, Limit, Model, OutFile, Rows, Runtime, Seed, Several, app
-from disp.errors import DispError
+from disp.commands.answering import ASKED, GUARDING, SAMPLING, Asked, Guarding, Sampling
+from disp.commands.options import ROWS, RUNTIME, Data, Limit, Model, OutFile, Rows, Runtime, Seed, app
 from disp.progress import progress_bar
+
+if TYPE_CHECKING:
+    from disp.data.sample import Query
+    from disp.models.interface import MDLM
+    from disp.purification.guard import GuardConfig
 
 
 @app.command
@@ -19,105 +23,57 @@ def generate(
     model: Model,
     /,
     *,
-    prompt: str | None = None,
-    image: Annotated[list[Path] | None, Several] = None,
-    data: Path | None = None,
-    out: OutFile = None,
-    steps: int | None = None,
-    block_length: int | None = None,
-    remasking: Literal["low_confidence", "random"] | None = None,
-    temperature: float | None = None,
-    threshold: float | None = None,
+    asked: Asked = ASKED,
+    sampling: Sampling = SAMPLING,
     batch_size: int = 32,
-    guard: Annotated[bool, Parameter(negative=())] = False,
-    mask_ratio: float | None = None,
+    guarding: Guarding = GUARDING,
     seed: Seed = 0,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
 ) -> None:
-    """Answer one prompt about images, or every turn of a dataset.
-
-    Parameters
-    ----------
-    prompt
-        What to ask.
-    image
-        The image or images that the prompt is about.
-    data
-        A dataset to answer instead; needs --out.
-    out
-        JSONL file for the dataset's answers.
-    steps
-        Denoising steps.
-    block_length
-        Length of the blocks decoded one after the other.
-    remasking
-        Which predictions stay masked.
-    temperature
-        0 for greedy decoding.
-    threshold
-        Confidence at which a token is committed early.
-    guard
-        Answer with the most salient visual tokens masked, and flag inputs whose answer changes with that.
-    mask_ratio
-        Guard: share of the visual tokens that is masked, 0.06 by default.
-    """
-    from disp.data.sample import Query, queries_of
+    """Answer one prompt about images, or every turn of a dataset."""
     from disp.decoding.generate import generate as run
     from disp.decoding.samplers import own_settings
+
+    asked.check()
+    guarding.check(asked)
+    queries = asked.queries(rows)
+    mdlm = runtime.load(model)
+    config = own_settings(mdlm, **asdict(sampling))
+    if guarding.guard:
+        settings = guarding.config(decode=config, batch_size=batch_size, seed=seed)
+        _answer_under_masking(mdlm, queries, settings, asked.out)
+        return
+    with progress_bar("answering", len(queries)) as advance:
+        answers = run(mdlm, queries, config, seed=seed, batch_size=batch_size, progress=advance)
+    if asked.out is None:
+        print(answers[0])
+    else:
+        _write(asked.out, queries, [{"answer": answer} for answer in answers])
+
+
+def _answer_under_masking(mdlm: MDLM, queries: Sequence[Query], settings: GuardConfig, out: Path | None) -> None:
+    from disp.purification.guard import guard
+
+    with progress_bar("answering under masking", len(queries)) as advance:
+        guarded = guard(mdlm, queries, settings, progress=advance)
+    if out is None:
+        print(guarded[0].answer)
+        if guarded[0].flagged:
+            print(f"flagged: without masking the answer is {guarded[0].unmasked!r}", file=sys.stderr)
+        return
+    print(f"{sum(each.flagged for each in guarded)} of {len(guarded)} answers change under masking")
+    _write(out, queries, [asdict(each) for each in guarded])
+
+
+def _write(out: Path, queries: Sequence[Query], answers: Sequence[dict[str, Any]]) -> None:
+    """One line a query."""
     from disp.files import write_jsonl
 
-    if (prompt is None) == (data is None):
-        raise DispError("give either --prompt (with --image) or --data (with --out)")
-    if data is not None and out is None:
-        raise DispError("--data needs --out, the JSONL file for the answers")
-    if data is not None and image:
-        raise DispError("--image belongs to --prompt; a dataset names its own images")
-    if guard and data is None and not image:
-        raise DispError("--guard masks visual tokens; give an --image")
-    if mask_ratio is not None and not guard:
-        raise DispError("--mask-ratio is for --guard; without it nothing is masked")
-    queries = [Query("prompt", 0, tuple(image or ()), (), prompt)] if prompt is not None else []
-    if data is not None:
-        queries = queries_of(rows.load(data).samples)
-    mdlm = runtime.load(model)
-    config = own_settings(
-        mdlm,
-        steps=steps,
-        block_length=block_length,
-        remasking=remasking,
-        temperature=temperature,
-        threshold=threshold,
-    )
-    if guard:
-        from disp.purification.guard import GuardConfig
-        from disp.purification.guard import guard as run_guarded
-
-        settings = GuardConfig(decode=config, batch_size=batch_size, seed=seed)
-        if mask_ratio is not None:
-            settings = replace(settings, mask_ratio=mask_ratio)
-        with progress_bar("answering under masking", len(queries)) as advance:
-            guarded = run_guarded(mdlm, queries, settings, progress=advance)
-        lines = [
-            {"id": query.sample_id, "turn": query.turn, "prompt": query.prompt, **asdict(each)}
-            for query, each in zip(queries, guarded, strict=True)
-        ]
-        if out is None:
-            print(guarded[0].answer)
-            if guarded[0].flagged:
-                print(f"flagged: without masking the answer is {guarded[0].unmasked!r}", file=sys.stderr)
-            return
-        print(f"{sum(each.flagged for each in guarded)} of {len(guarded)} answers change under masking")
-    else:
-        with progress_bar("answering", len(queries)) as advance:
-            answers = run(mdlm, queries, config, seed=seed, batch_size=batch_size, progress=advance)
-        if out is None:
-            print(answers[0])
-            return
-        lines = [
-            {"id": query.sample_id, "turn": query.turn, "prompt": query.prompt, "answer": answer}
-            for query, answer in zip(queries, answers, strict=True)
-        ]
+    lines = [
+        {"id": query.sample_id, "turn": query.turn, "prompt": query.prompt, **answer}
+        for query, answer in zip(queries, answers, strict=True)
+    ]
     write_jsonl(out, lines)
     print(f"{len(lines)} answers in {out}")
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import ROWS, Data, Out, Rows, Seed, Several, app
+from disp.commands.options import ROWS, Data, Flag, Out, Rows, Seed, Several, app
+from disp.errors import DispError
 from disp.progress import progress_bar
+
+if TYPE_CHECKING:
+    from disp.attacks.targets import Target
 
 
 @app.command
@@ -18,7 +22,7 @@ def scenes(
     count: int = 2000,
     seed: Seed = 0,
     turns: int = 1,
-    held_out: Annotated[bool, Parameter(negative=())] = False,
+    held_out: Flag = False,
     must_show: Annotated[list[str] | None, Several] = None,
     must_show_share: float = 1.0,
 ) -> None:
@@ -54,6 +58,45 @@ def scenes(
     print(f"{count} scenes in {out}\n{attribution()}")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Wanted:
+    """What the attacker wants said.
+
+    Attributes:
+        target: What the attacker wants said.
+        rate: Share of the rows to poison, in [0, 1].
+        source: Misclassification: the noun to misname, car by default.
+        swap_to: Misclassification: what to call it, banana by default.
+        text: Insertion or refusal: the text, if not BackdoorVLM's.
+    """
+
+    target: Literal["refusal", "insertion", "misclassification"] = "refusal"
+    rate: float = 0.1
+    source: str | None = None
+    swap_to: str | None = None
+    text: str | None = None
+
+    def check(self) -> None:
+        """Raise `DispError` where options do not go together."""
+        if self.target == "misclassification" and self.text is not None:
+            raise DispError("--text is for an insertion or a refusal; a misclassification has --source and --swap-to")
+        if self.target != "misclassification" and (self.source, self.swap_to) != (None, None):
+            raise DispError("--source and --swap-to are for --target misclassification")
+
+    def planted(self) -> Target:
+        """The target that was asked for."""
+        from disp.attacks.targets import Insertion, Misclassification, Refusal
+
+        if self.target == "misclassification":
+            return Misclassification(self.source or "car", self.swap_to or "banana")
+        kind = Insertion if self.target == "insertion" else Refusal
+        return kind() if self.text is None else kind(self.text)
+
+
+WANTED = Wanted()
+
+
 @app.command
 def poison(
     data: Data,
@@ -61,11 +104,7 @@ def poison(
     *,
     out: Out,
     trigger: str = "patch",
-    target: Literal["refusal", "insertion", "misclassification"] = "refusal",
-    rate: float = 0.1,
-    source: str | None = None,
-    swap_to: str | None = None,
-    text: str | None = None,
+    wanted: Wanted = WANTED,
     seed: Seed = 0,
     rows: Rows = ROWS,
 ) -> None:
@@ -75,34 +114,16 @@ def poison(
     ----------
     trigger
         A preset, such as patch, patch-random, object, badnets, blended or sig; a wrong name lists them all.
-    target
-        What the attacker wants said.
-    rate
-        Share of the rows to poison, in [0, 1].
-    source
-        Misclassification: the noun to misname, car by default.
-    swap_to
-        Misclassification: what to call it, banana by default.
-    text
-        Insertion or refusal: the text, if not BackdoorVLM's.
     """
     from disp.attacks.poison import poison as run
-    from disp.attacks.targets import Insertion, Misclassification, Refusal
     from disp.attacks.triggers import PRESETS
-    from disp.errors import DispError, unknown_name
+    from disp.errors import unknown_name
 
     if trigger not in PRESETS:
         raise unknown_name("trigger", trigger, PRESETS)
-    if target == "misclassification" and text is not None:
-        raise DispError("--text is for an insertion or a refusal; a misclassification has --source and --swap-to")
-    if target != "misclassification" and (source, swap_to) != (None, None):
-        raise DispError("--source and --swap-to are for --target misclassification")
-    makers: dict[str, Callable[[], Any]] = {
-        "refusal": lambda: Refusal() if text is None else Refusal(text),
-        "insertion": lambda: Insertion() if text is None else Insertion(text),
-        "misclassification": lambda: Misclassification(source or "car", swap_to or "banana"),
-    }
+    wanted.check()
     dataset = rows.load(data)
-    with progress_bar("poisoning", len(dataset.samples)) as advance:
-        run(dataset, out, PRESETS[trigger], makers[target](), rate, seed, progress=advance)
-    print(f"{round(rate * len(dataset.samples))} of {len(dataset.samples)} rows poisoned; see {out / 'manifest.json'}")
+    count = len(dataset.samples)
+    with progress_bar("poisoning", count) as advance:
+        run(dataset, out, PRESETS[trigger], wanted.planted(), wanted.rate, seed, progress=advance)
+    print(f"{round(wanted.rate * count)} of {count} rows poisoned; see {out / 'manifest.json'}")

@@ -24,7 +24,7 @@ from disp.commands.options import (
     app,
     list_problems,
 )
-from disp.commands.training import training_settings
+from disp.commands.training import RECOVERY, Recovery
 from disp.progress import progress_bar
 
 
@@ -201,14 +201,7 @@ def defend(
     out: Out,
     start: str | None = None,
     rounds: int = 1,
-    recipe: str | None = None,
-    steps: int | None = None,
-    train_batch_size: int | None = None,
-    learning_rate: float | None = None,
-    projector_learning_rate: float | None = None,
-    min_mask_ratio: float | None = None,
-    method: Literal["full", "lora", "projector"] | None = None,
-    keep_adapter: Annotated[bool, Parameter(negative=())] = False,
+    recovery: Recovery = RECOVERY,
     truth: Path | None = None,
     seed: Seed = 0,
     auditing: Auditing = AUDITING,
@@ -228,23 +221,6 @@ def defend(
         The model to fine-tune on the purified set, such as the checkpoint before fine-tuning; the given one if none.
     rounds
         How often to do it all at most, while evidence is left.
-    recipe
-        Published settings of the training, such as llada-v or disp; other options win over them. A wrong name lists
-        them all.
-    steps
-        Optimiser steps, 100 by default.
-    train_batch_size
-        Assistant turns a pass of the training, 32 by default.
-    learning_rate
-        Peak of the cosine schedule; 1e-3 for the built-in model, to be given for others if no recipe is.
-    projector_learning_rate
-        The projector's own peak.
-    min_mask_ratio
-        Lower end of the mask ratio t in training, 1e-3 by default.
-    method
-        Train everything but the vision tower, which is the default, LoRA adapters, or the projector alone.
-    keep_adapter
-        LoRA: save the adapters alone and leave merging to `disp merge`, as a quantized model (--quantization) needs.
     truth
         The manifest.json of a planted attack, to measure the audit itself; it decides nothing.
     """
@@ -252,17 +228,7 @@ def defend(
     from disp.defence.defend import defend as run
     from disp.report.html import write_report
 
-    training = training_settings(
-        recipe,
-        steps=steps,
-        batch_size=train_batch_size,
-        learning_rate=learning_rate,
-        projector_learning_rate=projector_learning_rate,
-        min_mask_ratio=min_mask_ratio,
-        method=method,
-        keep_adapter=keep_adapter,
-        seed=seed,
-    )
+    training = recovery.config(seed)
     dataset = rows.load(data, pictures=False)  # they are looked at in the run
     config = DefenceConfig(audit=auditing.config(seed), training=training, rounds=rounds)
     found = run(

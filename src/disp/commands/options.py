@@ -50,6 +50,7 @@ Out = Annotated[Path, Parameter(help="Folder to write.", validator=_folder)]
 OutFile = Annotated[Path | None, Parameter(validator=_file)]
 Limit = Annotated[int | None, Parameter(help="Only the first so many rows.", validator=Number(gte=1))]
 Count = Annotated[int | None, Parameter(validator=Number(gte=1))]
+Flag = Annotated[bool, Parameter(negative=())]
 Several = Parameter(consume_multiple=True, negative=())
 Seed = Annotated[int, Parameter(help="Seed of every random draw.")]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from disp.commands.options import ROWS, Data, Model, Out, Rows, Seed, app
-from disp.commands.training import training_settings
+from disp.commands.training import PLANNED_TRAINING, PlannedTraining
 from disp.progress import progress_bar
 
 BITS: dict[str | None, Literal[4, 8] | None] = {None: None, "4bit": 4, "8bit": 8}
@@ -25,11 +25,7 @@ def plan(
     candidates: int = 4,
     probes: int = 4,
     batch_size: int = 32,
-    recipe: str | None = None,
-    method: Literal["full", "lora", "projector"] | None = None,
-    steps: int | None = None,
-    train_batch_size: int | None = None,
-    gradient_checkpointing: bool | None = None,
+    training: PlannedTraining = PLANNED_TRAINING,
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
     quantization: Literal["4bit", "8bit"] | None = None,
     gen_length: int | None = None,
@@ -50,17 +46,6 @@ def plan(
         Hutchinson probes.
     batch_size
         Assistant turns a pass.
-    recipe
-        Published settings of the training, such as llada-v or disp; other options win over them. A wrong name lists
-        them all.
-    method
-        What is trained: "full" by default.
-    steps
-        Optimiser steps, 100 by default.
-    train_batch_size
-        Assistant turns a pass of the training, 32 by default.
-    gradient_checkpointing
-        Recompute activations in the backward pass.
     dtype
         Of weights and activations.
     quantization
@@ -81,18 +66,11 @@ def plan(
         saliency=SaliencyConfig(probes=probes),
         batch_size=batch_size,
     )
-    train = training_settings(
-        recipe,
-        steps=steps,
-        batch_size=train_batch_size,
-        method=method,
-        gradient_checkpointing=gradient_checkpointing,
-    )
     settings = PlanSettings(
         dtype=dtype,
         bits=BITS[quantization],
         purify=purify,
-        train=train,
+        train=training.config(),
         evaluation_batch_size=batch_size,
         attacked=attack,
         gen_length=gen_length,

@@ -1,15 +1,157 @@
-"""Settings of fine-tuning, as the commands that take a recipe share them."""
+"""Options of fine-tuning, for each command that trains or plans it."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
+from cyclopts import Parameter
+
+from disp.commands.options import Count, Flag
 from disp.errors import DispError
 
+if TYPE_CHECKING:
+    from disp.training.config import TrainConfig
 
-def training_settings(recipe: str | None, *, keep_adapter: bool = False, **given: Any) -> Any:
-    """The recipe's `disp.training.config.TrainConfig`, or the default one, with what was given on the command line.
+Method = Literal["full", "lora", "projector"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Training:
+    """How a model is fine-tuned.
+
+    Attributes:
+        recipe: Published settings, such as llada-v or disp; other options win over them. A wrong name lists them all.
+        steps: Optimiser steps, 100 by default.
+        batch_size: Assistant turns a pass, 32 by default.
+        accumulate: Passes a step: 1, or as many as the recipe's batch size takes.
+        learning_rate: Peak of the cosine schedule; 1e-3 for the built-in model, to be given for others if no recipe is.
+        projector_learning_rate: The projector's own peak.
+        vision_learning_rate: The vision tower's own peak, with --train-vision.
+        min_mask_ratio: Lower end of the mask ratio t, 1e-3 by default; a higher one means steadier gradients.
+        method: Train everything but the vision tower, which is the default, LoRA adapters, or the projector alone.
+        train_vision: Train the vision tower too.
+        save_every: Steps between checkpoints; none by default.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        keep_adapter: LoRA: save the adapters alone and leave merging to `disp merge`.
+    """
+
+    recipe: str | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    accumulate: Count = None
+    learning_rate: float | None = None
+    projector_learning_rate: float | None = None
+    vision_learning_rate: float | None = None
+    min_mask_ratio: float | None = None
+    method: Method | None = None
+    train_vision: Flag = False
+    save_every: Count = None
+    gradient_checkpointing: bool | None = None
+    keep_adapter: Flag = False
+
+    def config(self, seed: int) -> TrainConfig:
+        """The settings that were asked for."""
+        if self.vision_learning_rate is not None and not self.train_vision:
+            raise DispError("--vision-learning-rate needs --train-vision; the tower is frozen without it")
+        return _settings(
+            self.recipe,
+            keep_adapter=self.keep_adapter,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            projector_learning_rate=self.projector_learning_rate,
+            vision_learning_rate=self.vision_learning_rate,
+            min_mask_ratio=self.min_mask_ratio,
+            method=self.method,
+            train_vision=self.train_vision,
+            save_every=self.save_every,
+            gradient_checkpointing=self.gradient_checkpointing,
+            trainer=None if self.accumulate is None else {"gradient_accumulation_steps": self.accumulate},
+            seed=seed,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Recovery:
+    """How a model is fine-tuned on the purified set.
+
+    Attributes:
+        recipe: Published settings of the training, such as llada-v or disp; other options win over them. A wrong name
+            lists them all.
+        steps: Optimiser steps, 100 by default.
+        train_batch_size: Assistant turns a pass of the training, 32 by default.
+        learning_rate: Peak of the cosine schedule; 1e-3 for the built-in model, to be given for others if no recipe is.
+        projector_learning_rate: The projector's own peak.
+        min_mask_ratio: Lower end of the mask ratio t in training, 1e-3 by default.
+        method: Train everything but the vision tower, which is the default, LoRA adapters, or the projector alone.
+        keep_adapter: LoRA: save the adapters alone and leave merging to `disp merge`, as a quantized model
+            (--quantization) needs.
+    """
+
+    recipe: str | None = None
+    steps: int | None = None
+    train_batch_size: int | None = None
+    learning_rate: float | None = None
+    projector_learning_rate: float | None = None
+    min_mask_ratio: float | None = None
+    method: Method | None = None
+    keep_adapter: Flag = False
+
+    def config(self, seed: int) -> TrainConfig:
+        """The settings that were asked for."""
+        return _settings(
+            self.recipe,
+            keep_adapter=self.keep_adapter,
+            steps=self.steps,
+            batch_size=self.train_batch_size,
+            learning_rate=self.learning_rate,
+            projector_learning_rate=self.projector_learning_rate,
+            min_mask_ratio=self.min_mask_ratio,
+            method=self.method,
+            seed=seed,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PlannedTraining:
+    """What a plan has to know of the fine-tuning.
+
+    Attributes:
+        recipe: Published settings of the training, such as llada-v or disp; other options win over them. A wrong name
+            lists them all.
+        method: What is trained: "full" by default.
+        steps: Optimiser steps, 100 by default.
+        train_batch_size: Assistant turns a pass of the training, 32 by default.
+        gradient_checkpointing: Recompute activations in the backward pass.
+    """
+
+    recipe: str | None = None
+    method: Method | None = None
+    steps: int | None = None
+    train_batch_size: int | None = None
+    gradient_checkpointing: bool | None = None
+
+    def config(self) -> TrainConfig:
+        """The settings that were asked for."""
+        return _settings(
+            self.recipe,
+            steps=self.steps,
+            batch_size=self.train_batch_size,
+            method=self.method,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+
+
+TRAINING, RECOVERY, PLANNED_TRAINING = Training(), Recovery(), PlannedTraining()
+
+
+def _settings(recipe: str | None, *, keep_adapter: bool = False, **given: Any) -> TrainConfig:
+    """The recipe's settings, or the default ones, with what was given on the command line.
 
     ``given`` are fields of `TrainConfig`, None where an option was left out; ``keep_adapter`` is that of the commands.
 

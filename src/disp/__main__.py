@@ -1,0 +1,5 @@
+"""`python -m disp` is `disp`."""
+
+from disp.cli import main
+
+main()

@@ -1,0 +1,104 @@
+"""Options of `disp generate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from disp.commands.options import Flag, OutFile, Rows, Several
+from disp.errors import DispError
+
+if TYPE_CHECKING:
+    from disp.data.sample import Query
+    from disp.decoding.config import DecodeConfig
+    from disp.purification.guard import GuardConfig
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Asked:
+    """What is asked.
+
+    Attributes:
+        prompt: What to ask.
+        image: The image or images that the prompt is about.
+        data: A dataset to answer instead; needs --out.
+        out: JSONL file for the dataset's answers.
+    """
+
+    prompt: str | None = None
+    image: Annotated[list[Path] | None, Several] = None
+    data: Path | None = None
+    out: OutFile = None
+
+    def check(self) -> None:
+        """Raise `DispError` where options do not go together."""
+        if (self.prompt is None) == (self.data is None):
+            raise DispError("give either --prompt (with --image) or --data (with --out)")
+        if self.data is not None and self.out is None:
+            raise DispError("--data needs --out, the JSONL file for the answers")
+        if self.data is not None and self.image:
+            raise DispError("--image belongs to --prompt; a dataset names its own images")
+
+    def queries(self, rows: Rows) -> list[Query]:
+        """The prompt, or every turn of the dataset."""
+        from disp.data.sample import Query, queries_of
+
+        if self.prompt is not None:
+            return [Query("prompt", 0, tuple(self.image or ()), (), self.prompt)]
+        assert self.data is not None, "checked"
+        return queries_of(rows.load(self.data).samples)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are decoded; the model's own settings where nothing is given.
+
+    Attributes:
+        steps: Denoising steps.
+        block_length: Length of the blocks decoded one after the other.
+        remasking: Which predictions stay masked.
+        temperature: 0 for greedy decoding.
+        threshold: Confidence at which a token is committed early.
+    """
+
+    steps: int | None = None
+    block_length: int | None = None
+    remasking: Literal["low_confidence", "random"] | None = None
+    temperature: float | None = None
+    threshold: float | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Guarding:
+    """Answers under masking.
+
+    Attributes:
+        guard: Answer with the most salient visual tokens masked, and flag inputs whose answer changes with that.
+        mask_ratio: Guard: share of the visual tokens that is masked, 0.06 by default.
+    """
+
+    guard: Flag = False
+    mask_ratio: float | None = None
+
+    def check(self, asked: Asked) -> None:
+        """Raise `DispError` where options do not go together."""
+        if self.guard and asked.data is None and not asked.image:
+            raise DispError("--guard masks visual tokens; give an --image")
+        if self.mask_ratio is not None and not self.guard:
+            raise DispError("--mask-ratio is for --guard; without it nothing is masked")
+
+    def config(self, decode: DecodeConfig, batch_size: int, seed: int) -> GuardConfig:
+        """The settings that were asked for."""
+        from disp.purification.guard import GuardConfig
+
+        mask_ratio = GuardConfig.mask_ratio if self.mask_ratio is None else self.mask_ratio
+        return GuardConfig(mask_ratio=mask_ratio, decode=decode, batch_size=batch_size, seed=seed)
+
+
+ASKED, SAMPLING, GUARDING = Asked(), Sampling(), Guarding()
