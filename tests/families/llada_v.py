@@ -23,11 +23,18 @@ from disp.decoding.samplers import decode_config
 from disp.models.interface import Prefix
 from disp.models.llada_v.model import IGNORED, IMAGE_ID, LladaVOfficial, load_official, turns_of
 from disp.models.parts.vision import normalise_pixels
+from disp.suspicion.masking import mask_top
+from disp.suspicion.saliency import SaliencyConfig, saliency
 
 from . import Difference
 
 CLOSE = 1e-4
 LOSS = 1e-5
+# Of the largest score.
+DISP_SCORES = 1e-4
+# What the shapes of a recording do not say: mask ratios and steps other than 0.3 and one a slot.
+DISP_RATIOS = {"ratio_45": 0.45}
+DISP_STEPS = {"few_steps": 3}
 IDS = ("mask", "bos", "eos", "start_header", "end_header", "eot")
 # Recorded argument of the published sampler -> ours; the two that are texts of token ids are read apart.
 ARGUMENTS = {
@@ -114,6 +121,8 @@ def compare(folder: Path) -> Iterator[Difference]:
         yield from _visual_masked(model, io, meta, prompt)
     yield from _gradient(model, io, meta, prompt)
     yield from _losses(model, io, meta, images)
+    if (folder / "disp.safetensors").is_file():
+        yield from _published_disp(model, Recorded(load_file(folder / "disp.safetensors")), prompt)
     unread = sorted(io.keys() - io.read)
     yield Difference(f"recorded tensors that nothing compares: {', '.join(unread) or 'none'}", len(unread), 0)
 
@@ -276,6 +285,38 @@ def _gradient(model: LladaVOfficial, io: Recorded, meta: dict[str, Any], prompt:
         start = prompt.spans[0][0]
         visual = gradient[0, start : start + len(io["grad_logp_slot0_wrt_visual"])]
     yield from io.close("grad_logp_slot0_wrt_visual", visual)
+
+
+def _published_disp(model: LladaVOfficial, recorded: Recorded, prompt: Spliced) -> Iterator[Difference]:
+    """Scores, masked sets and answers of the authors' own code, from the draws that it made.
+
+    A recording says what its settings were by its shapes, and by its name where they leave anything open.
+    """
+    prefix = prompt.prefix
+    span = prefix.scored(separators=True)[0]
+    for name in sorted(name.removesuffix(".probes") for name in recorded if name.endswith(".probes")):
+        probes, scores = recorded[f"{name}.probes"], recorded[f"{name}.scores"]
+        order, answer = recorded[f"{name}.order"], recorded[f"{name}.generated"]
+        length, block, vocabulary = answer.shape[1], probes.shape[1], probes.shape[2]
+        config = SaliencyConfig.published(
+            probes=len(probes), top_logits=None if vocabulary == model.config.vocab_size else vocabulary
+        )
+        ours = saliency(model, prefix, ["0"], config, length, block_length=block, probes=probes[:, None])
+        yield Difference(f"{name}.scores", largest(ours[0, span].to(scores), scores) / float(scores.max()), DISP_SCORES)
+        ratio = DISP_RATIOS.get(name, 0.3)
+        masked = mask_top(ours, span[None], ratio, rounding="down")
+        theirs = torch.zeros(len(order), dtype=torch.bool)
+        theirs[order[: int(masked.sum())]] = True
+        yield Difference(f"{name}: masked tokens that differ", differing(masked[0, span], theirs), 0)
+        steps = DISP_STEPS.get(name, length)
+        ids = decode_with_lengths(
+            model,
+            prefix.with_masked(masked, model.mask_embedding),
+            DecodeConfig(gen_length=length, steps=steps, block_length=block, ban_mask=False),
+        ).ids
+        yield from recorded.exact(f"{name}.generated", ids)
+    unread = sorted(recorded.keys() - recorded.read)
+    yield Difference(f"disp.safetensors, not compared: {', '.join(unread) or 'none'}", len(unread), 0)
 
 
 def _losses(model: LladaVOfficial, io: Recorded, meta: dict[str, Any], images: list[Picture]) -> Iterator[Difference]:

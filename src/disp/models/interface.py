@@ -31,6 +31,8 @@ class Prefix:
         locations: int64 ``[B, P, 4]``: image, tile, row and column of each visual token, -1 elsewhere. Tile 0 is the
             whole picture; where a family merges its other tiles into one map, that map is tile 1.
         extras: a family's own tensors, first dimension B.
+        separators: bool ``[B, P]``, true at what a family puts between visual tokens, such as newline vectors; None
+            where there is nothing of the kind. Published DiSP ranks and masks these like visual tokens.
     """
 
     embeds: Tensor
@@ -38,6 +40,7 @@ class Prefix:
     visual_mask: Tensor
     locations: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    separators: Tensor | None = None
 
     def __len__(self) -> int:
         return self.embeds.shape[0]
@@ -51,15 +54,22 @@ class Prefix:
             visual_mask=self.visual_mask[rows],
             locations=self.locations[rows],
             extras={name: tensor[rows] for name, tensor in self.extras.items()},
+            separators=None if self.separators is None else self.separators[rows],
         )
+
+    def scored(self, separators: bool) -> Tensor:
+        """Bool ``[B, P]``: the visual tokens, and if asked for the separators between them."""
+        return self.visual_mask | self.separators if separators and self.separators is not None else self.visual_mask
 
     def with_masked(self, masked: Tensor, mask_embedding: Tensor) -> Prefix:
         """The prefix with the visual tokens of ``masked`` (bool ``[B, P]``) replaced by ``mask_embedding`` ``[d]``.
 
+        Separators can be masked, too.
+
         Raises:
-            ValueError: ``masked`` names a position that holds no visual token.
+            ValueError: ``masked`` names a position that holds neither a visual token nor a separator.
         """
-        if (masked & ~self.visual_mask).any():
+        if (masked & ~self.scored(separators=True)).any():
             raise ValueError("only visual tokens can be masked; `masked` is true at another position")
         return replace(self, embeds=torch.where(masked[..., None], self.substitutes(mask_embedding), self.embeds))
 

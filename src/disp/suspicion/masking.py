@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,14 +13,17 @@ from disp.draws import generator
 from disp.errors import DispError
 from disp.suspicion.saliency import rank_tokens
 
+Rounding = Literal["up", "down"]
 
-def mask_top(scores: Tensor, visual_mask: Tensor, ratio: float) -> Tensor:
+
+def mask_top(scores: Tensor, visual_mask: Tensor, ratio: float, *, rounding: Rounding = "up") -> Tensor:
     """The ``⌈ratio · N⌉`` highest-scoring of each row's N visual tokens; ties go to the earlier position.
 
     Args:
         scores: float ``[B, P]``.
         visual_mask: bool ``[B, P]``.
         ratio: share of the visual tokens in [0, 1].
+        rounding: "down" for ``⌊ratio · N⌋``, as published.
 
     Returns:
         bool ``[B, P]``, true at visual tokens only: the ``masked`` of `disp.models.interface.Prefix.with_masked`.
@@ -29,12 +33,14 @@ def mask_top(scores: Tensor, visual_mask: Tensor, ratio: float) -> Tensor:
     """
     masked = torch.zeros_like(visual_mask)
     order = rank_tokens(scores, visual_mask)
-    for row, count in enumerate(mask_counts(visual_mask, ratio)):
+    for row, count in enumerate(mask_counts(visual_mask, ratio, rounding=rounding)):
         masked[row, order[row, :count]] = True
     return masked
 
 
-def mask_random(visual_mask: Tensor, ratio: float, keys: Sequence[str], seed: int) -> Tensor:
+def mask_random(
+    visual_mask: Tensor, ratio: float, keys: Sequence[str], seed: int, *, rounding: Rounding = "up"
+) -> Tensor:
     """As many tokens as `mask_top` hides, drawn at random; a higher ratio hides the same ones and more.
 
     Args:
@@ -42,6 +48,7 @@ def mask_random(visual_mask: Tensor, ratio: float, keys: Sequence[str], seed: in
         ratio: share of the visual tokens in [0, 1].
         keys: one key a row; the draw depends on it, the seed and N alone, not on the batch or its padding.
         seed: the run's seed.
+        rounding: as of `mask_top`.
 
     Returns:
         bool ``[B, P]``, true at visual tokens only.
@@ -50,20 +57,23 @@ def mask_random(visual_mask: Tensor, ratio: float, keys: Sequence[str], seed: in
         DispError: the ratio is out of range.
     """
     masked = torch.zeros_like(visual_mask)
-    for row, (key, count) in enumerate(zip(keys, mask_counts(visual_mask, ratio), strict=True)):
+    for row, (key, count) in enumerate(zip(keys, mask_counts(visual_mask, ratio, rounding=rounding), strict=True)):
         positions = visual_mask[row].nonzero()[:, 0]
         chosen = torch.from_numpy(generator(seed, "random mask", key).permutation(len(positions))[:count])
         masked[row, positions[chosen.to(positions.device)]] = True
     return masked
 
 
-def mask_counts(visual_mask: Tensor, ratio: float) -> list[int]:
-    """``⌈ratio · N⌉`` for each row of ``visual_mask`` (bool ``[B, P]``) with N visual tokens.
+def mask_counts(visual_mask: Tensor, ratio: float, *, rounding: Rounding = "up") -> list[int]:
+    """``⌈ratio · N⌉``, or ``⌊ratio · N⌋``, for each row of ``visual_mask`` (bool ``[B, P]``) with N visual tokens.
 
     Raises:
         DispError: the ratio is out of range.
     """
     if not 0 <= ratio <= 1:
         raise DispError(f"mask ratio must be in [0, 1], got {ratio}")
+    counts = visual_mask.sum(-1).tolist()
+    if rounding == "down":
+        return [math.floor(ratio * count) for count in counts]
     # 0.07 · 100 is a little more than 7 in floating point, and must not become 8.
-    return [math.ceil(ratio * count * (1 - 1e-12)) for count in visual_mask.sum(-1).tolist()]
+    return [math.ceil(ratio * count * (1 - 1e-12)) for count in counts]

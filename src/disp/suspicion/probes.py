@@ -1,4 +1,4 @@
-"""Random signs for trace estimation, from an integer hash of a counter.
+"""Random probes for trace estimation: signs from an integer hash of a counter, or normal draws.
 
 The sign of a vocabulary entry depends on (seed, sample key, probe, position, entry) and on nothing else: neither on the
 device, nor on the batch or shard that holds the sample, nor on the response length or the vocabulary size. Hutchinson's
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from disp.draws import key_of
+from disp.draws import generator, key_of
 
 _WORD = 0xFFFFFFFF
 
@@ -43,6 +44,22 @@ def signs(seed: int, keys: Sequence[str], probe: int, length: int, vocab: int, d
     octets = (mixed[..., None] >> torch.arange(0, 32, 8, device=device) & 0xFF).to(torch.uint8)
     bits = octets[..., None] >> torch.arange(8, dtype=torch.uint8, device=device) & 1
     return bits.flatten(2)[..., :vocab].float().mul_(2).sub_(1)
+
+
+def gaussian(seed: int, keys: Sequence[str], probe: int, length: int, vocab: int, device: torch.device | str) -> Tensor:
+    """Standard normal draws for one probe of each sample of a batch, as the published code takes them.
+
+    They depend on seed, key, probe, L and V, not on the batch or the device. The arguments are those of `signs`.
+
+    Returns:
+        float32 ``[B, L, V]``.
+    """
+    rows = [generator(seed, "gaussian probe", key, probe).standard_normal((length, vocab)) for key in keys]
+    return torch.from_numpy(np.stack(rows)).to(device, torch.float32)
+
+
+# By name of `disp.suspicion.saliency.SaliencyConfig.draw`.
+DRAWS = {"signs": signs, "gaussian": gaussian}
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -9,6 +9,11 @@ ranking visual tokens so is from Wan et al., "Self-Purification Mitigates Backdo
 Models", arXiv 2602.22246. No Jacobian is formed: with ``F_j = S_j S_jᵀ`` and random signs ζ, one vector-Jacobian
 product ``u_i = Σ_j J_ijᵀ S_j ζ_j`` serves all tokens, and ``E‖u_i‖² = tr G_i``, ``E(dᵀu_i)² = dᵀ G_i d``
 (Hutchinson 1990).
+
+The published code computes a variant of it, which the options of `SaliencyConfig` set one by one and
+`SaliencyConfig.published` all at once: Gaussian probes, the softmax over the K largest logits of each slot, the slots
+of the first block only, newline vectors ranked like visual tokens, and the cotangent kept in the graph: the product is
+then ``Jᵀ (q + (∂q/∂z)ᵀ z)`` with ``q = S ζ``, which is not the formula of the paper.
 """
 
 from __future__ import annotations
@@ -16,17 +21,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from disp.errors import DispError
+from disp.errors import DispError, unknown_name
 from disp.models.interface import MDLM, Prefix
-from disp.suspicion.probes import signs
+from disp.suspicion.probes import DRAWS
 
 # Hutchinson probes for a ranking that stands on its own; the directional score is the noisier one.
 PROBES = {"isotropic": 8, "directional": 16}
+SLOTS = ("all", "first block")
 
 
 @dataclass(frozen=True)
@@ -39,21 +45,59 @@ class SaliencyConfig:
             differently.
         probes: random probes K; see `PROBES`.
         seed: seed of the probes.
+        draw: "signs", which have the least variance, or "gaussian".
+        top_logits: the softmax is over so many largest logits of each slot; None for the whole vocabulary.
+        slots: "all" response slots count, or those of the "first block" alone.
+        in_graph: differentiate the probe's product with the softmax as well, as the published code does. The formula
+            holds without it.
+        separators: score the family's separators between visual tokens too, such as the newline vectors of LLaDA-V.
     """
 
     score: Literal["isotropic", "directional"] = "isotropic"
     probes: int = PROBES["isotropic"]
     seed: int = 0
+    draw: Literal["signs", "gaussian"] = "signs"
+    top_logits: int | None = None
+    slots: Literal["all", "first block"] = "all"
+    in_graph: bool = False
+    separators: bool = False
 
     def __post_init__(self) -> None:
-        if self.score not in ("isotropic", "directional"):
+        if self.score not in PROBES:
             raise DispError(f"saliency score must be 'isotropic' or 'directional', got {self.score!r}")
+        if self.draw not in DRAWS:
+            raise unknown_name("probe draw", self.draw, DRAWS)
+        if self.slots not in SLOTS:
+            raise unknown_name("saliency slots", self.slots, SLOTS)
         if self.probes < 1:
             raise DispError(f"saliency probes must be at least 1, got {self.probes}")
+        if self.top_logits is not None and self.top_logits < 2:
+            raise DispError(f"top_logits must be at least 2, got {self.top_logits}; one logit has nothing to compete")
+
+    @classmethod
+    def published(cls, **changes: Any) -> SaliencyConfig:
+        """The settings of the authors' script, arXiv 2602.22246: K = 6, the five largest logits, the first block."""
+        settings: dict[str, Any] = {
+            "score": "directional",
+            "probes": 6,
+            "draw": "gaussian",
+            "top_logits": 5,
+            "slots": "first block",
+            "in_graph": True,
+            "separators": True,
+        }
+        return cls(**(settings | changes))
 
 
 def saliency(
-    model: MDLM, prefix: Prefix, keys: Sequence[str], config: SaliencyConfig, gen_length: int | None = None
+    model: MDLM,
+    prefix: Prefix,
+    keys: Sequence[str],
+    config: SaliencyConfig,
+    gen_length: int | None = None,
+    *,
+    block_length: int | None = None,
+    probes: Tensor | None = None,
 ) -> Tensor:
     """Score every visual token of a batch; one forward pass and K backward passes through activations only.
 
@@ -63,29 +107,42 @@ def saliency(
         keys: one key a row; the probes are keyed by it.
         config: see `SaliencyConfig`.
         gen_length: response slots L, all of them masked; None for ``model.gen_length``.
+        block_length: slots of the first block; None for one block of all slots.
+        probes: draws to use instead of the configured ones, float ``[K, B, G, V]`` for G slots, or with
+            ``top_logits`` one draw for each of them instead of V, largest logit first.
 
     Returns:
-        float32 ``[B, P]``: the score at visual tokens, 0 elsewhere.
+        float32 ``[B, P]``: the score at visual tokens (and separators, if they are scored), 0 elsewhere.
     """
     if len(keys) != len(prefix):
         raise ValueError(f"saliency needs one key a row, got {len(keys)} keys for {len(prefix)} rows")
-    # 1. The first denoising step, differentiable in the prefix's embeddings alone.
-    embeds, logits = first_step(model, prefix, gen_length or model.gen_length)
-    _, length, vocab = logits.shape
+    length = gen_length or model.gen_length
+    # 1. The first denoising step, differentiable in the prefix's embeddings alone; the logits that count.
+    embeds, logits = first_step(model, prefix, length)
+    if config.slots == "first block":
+        logits = logits[:, : min(block_length or length, length)]
+    if config.top_logits is not None:
+        largest = logits.detach().topk(min(config.top_logits, logits.shape[-1]), dim=-1).indices
+        logits = logits.gather(-1, largest)  # [B, G, K]: no probe of the whole vocabulary is formed
     direction = (prefix.substitutes(model.mask_embedding.detach()) - embeds.detach()).to(logits.dtype)  # [B, P, d]
     total = embeds.new_zeros(embeds.shape[:2], dtype=torch.promote_types(embeds.dtype, torch.float32))
     # 2. One vector-Jacobian product a probe, squared.
-    products = vector_jacobian_products(
-        embeds, logits, lambda probe: signs(config.seed, keys, probe, length, vocab, logits.device), config.probes
-    )
-    for product in products:
+    _, slots, vocab = logits.shape
+    count = config.probes if probes is None else len(probes)
+
+    def probe_of(index: int) -> Tensor:
+        if probes is not None:
+            return probes[index].to(logits.device)
+        return DRAWS[config.draw](config.seed, keys, index, slots, vocab, logits.device)
+
+    for product in vector_jacobian_products(embeds, logits, probe_of, count, in_graph=config.in_graph):
         product = product.to(total.dtype)
         if config.score == "isotropic":
             total += product.square().sum(-1)
         else:
             total += (product * direction).sum(-1).square() / 2
     # 3. The mean over probes.
-    return (total / config.probes).masked_fill(~prefix.visual_mask, 0).float()
+    return (total / count).masked_fill(~prefix.scored(config.separators), 0).float()
 
 
 def first_step(model: MDLM, prefix: Prefix, length: int) -> tuple[Tensor, Tensor]:
@@ -107,7 +164,7 @@ def first_step(model: MDLM, prefix: Prefix, length: int) -> tuple[Tensor, Tensor
 
 
 def vector_jacobian_products(
-    embeds: Tensor, logits: Tensor, probe_of: Callable[[int], Tensor], count: int
+    embeds: Tensor, logits: Tensor, probe_of: Callable[[int], Tensor], count: int, *, in_graph: bool = False
 ) -> Iterator[Tensor]:
     """``u_i = Σ_j J_ijᵀ S_j ζ_j`` for each probe, all from one graph, which the last one frees.
 
@@ -116,16 +173,28 @@ def vector_jacobian_products(
         logits: ``[B, L, V]``.
         probe_of: the probe of each index below ``count``, ``[B, L, V]``.
         count: how many.
+        in_graph: see `SaliencyConfig`.
 
     Yields:
         ``[B, P, d]`` in the dtype of ``embeds``.
     """
     values = logits.detach()
-    probabilities = values.softmax(-1, dtype=torch.promote_types(values.dtype, torch.float32))
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    probabilities = values.softmax(-1)
     for index in range(count):
-        cotangent = factor_product(probabilities, probe_of(index)).to(logits.dtype)
-        (product,) = torch.autograd.grad(logits, embeds, cotangent, retain_graph=index + 1 < count)
+        probe = probe_of(index).to(values.dtype)
+        cotangent = graph_cotangent(values, probe) if in_graph else factor_product(probabilities, probe)
+        (product,) = torch.autograd.grad(logits, embeds, cotangent.to(logits.dtype), retain_graph=index + 1 < count)
         yield product
+
+
+def graph_cotangent(logits: Tensor, probe: Tensor) -> Tensor:
+    """``∂⟨q, z⟩/∂z = q + (∂q/∂z)ᵀ z`` with ``q = S ζ``, the published code's cotangent; all ``[..., V]``."""
+    with torch.enable_grad():
+        values = logits.detach().requires_grad_()
+        product = (factor_product(values.softmax(-1), probe) * values).sum()
+        (cotangent,) = torch.autograd.grad(product, values)
+    return cotangent
 
 
 def factor_product(probabilities: Tensor, probe: Tensor) -> Tensor:

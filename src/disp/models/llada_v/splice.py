@@ -20,15 +20,16 @@ def splice_images(token_ids: Tensor, embeds: Tensor, images: Sequence[Merged]) -
         embeds: float ``[B, P', d]``, its embeddings; what stands at images and padding does not matter.
         images: the tokens of each image of the batch.
     """
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for row, ids in enumerate(token_ids.tolist()):
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         start = next((place for place, token in enumerate(ids) if token != -1), len(ids))
         first_image: int | None = None
         for place in [*(place for place, token in enumerate(ids) if token < -1), len(ids)]:
             text = embeds[row, start:place]
             nowhere = torch.full((len(text), 4), -1, device=embeds.device)
-            parts.append((text, nowhere, nowhere[:, 0] >= 0))
+            neither = nowhere[:, 0] >= 0
+            parts.append((text, nowhere, neither, neither))
             if place < len(ids):
                 index = -2 - ids[place]
                 first_image = index if first_image is None else first_image
@@ -39,16 +40,18 @@ def splice_images(token_ids: Tensor, embeds: Tensor, images: Sequence[Merged]) -
                         tokens.to(embeds),
                         torch.cat((number, locations), dim=1).to(embeds.device),
                         visual.to(embeds.device),
+                        ~visual.to(embeds.device),  # what an image holds besides is newlines
                     )
                 )
             start = place + 1
         joined = [torch.cat(column) for column in zip(*parts, strict=True)]
-        rows.append((joined[0], joined[1], joined[2]))
-    longest = max(len(tokens) for tokens, _, _ in rows)
-    gaps = [longest - len(tokens) for tokens, _, _ in rows]
+        rows.append((joined[0], joined[1], joined[2], joined[3]))
+    longest = max(len(tokens) for tokens, *_ in rows)
+    gaps = [longest - len(tokens) for tokens, *_ in rows]
     return Prefix(
-        torch.stack([F.pad(tokens, (0, 0, gap, 0)) for (tokens, _, _), gap in zip(rows, gaps, strict=True)]),
+        torch.stack([F.pad(tokens, (0, 0, gap, 0)) for (tokens, *_), gap in zip(rows, gaps, strict=True)]),
         torch.stack([torch.arange(longest, device=embeds.device) >= gap for gap in gaps]),
-        torch.stack([F.pad(visual, (gap, 0)) for (_, _, visual), gap in zip(rows, gaps, strict=True)]),
-        torch.stack([F.pad(places, (0, 0, gap, 0), value=-1) for (_, places, _), gap in zip(rows, gaps, strict=True)]),
+        torch.stack([F.pad(visual, (gap, 0)) for (_, _, visual, _), gap in zip(rows, gaps, strict=True)]),
+        torch.stack([F.pad(places, (0, 0, gap, 0), value=-1) for (_, places, *_), gap in zip(rows, gaps, strict=True)]),
+        separators=torch.stack([F.pad(between, (gap, 0)) for (*_, between), gap in zip(rows, gaps, strict=True)]),
     )
