@@ -13,12 +13,12 @@ from disp.decoding.samplers import decode_config
 from disp.models.builtin.model import LladaV
 from disp.models.interface import Prefix
 from disp.models.loading import load_model
-from disp.planning.checkpoints import read_config
-from disp.planning.families import sizes_of
+from disp.planning.checkpoints import read_config, sizes_of
 from disp.planning.memory import (
     Rows,
     decoding_bytes,
     encoding_bytes,
+    graph_bytes,
     saliency_bytes,
     trained_parameters,
     training_memory,
@@ -68,7 +68,7 @@ def test_peak_of_a_training_step(measured_models, asked, name, method, checkpoin
     module.train()
     chosen = [parameter for parameter in module.parameters() if parameter.requires_grad]
     trained = sum(parameter.numel() for parameter in chosen)
-    assert trained == trained_parameters(sizes, sizes.parameters, method, 16, False)
+    assert trained == trained_parameters(sizes, method, 16, False)
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
@@ -78,7 +78,7 @@ def test_peak_of_a_training_step(measured_models, asked, name, method, checkpoin
         optimiser.zero_grad()
 
     plan = training_memory(
-        sizes, rows, dtype.itemsize, sizes.parameters * dtype.itemsize, trained, method=method,
+        sizes, rows, dtype.itemsize, sizes.weights.total * dtype.itemsize, trained, method=method,
         checkpointing=checkpointing,
     )  # fmt: skip
     with trained_in_float32(module):
@@ -102,10 +102,8 @@ def test_what_saliency_keeps_is_what_autograd_saves(builtin, asked):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         first_step(builtin, prefix, 32)
-    from disp.planning.memory import _kept
-
     rows = Rows(len(asked), prefix.embeds.shape[1], 32, 144, 1)
-    kept = sum(_kept(sizes_of(builtin.config.to_dict()).language, rows, 4, trained=False))
+    kept = graph_bytes(sizes_of(builtin.config.to_dict()), rows, 4)
     assert kept == pytest.approx(sum(storage.nbytes() for storage in saved.values()), rel=0.01)
 
 
@@ -119,10 +117,10 @@ def test_gradients_are_held_beside_activations_where_batches_are_summed(builtin)
 
 def test_quantized_weights_take_less():
     sizes = sizes_of(LLADA_8B)
-    whole = weight_bytes(sizes, sizes.parameters, 2)
-    assert whole == 2 * sizes.parameters
-    assert weight_bytes(sizes, sizes.parameters, 2, bits=8) / whole == pytest.approx(0.59, abs=0.02)
-    assert weight_bytes(sizes, sizes.parameters, 2, bits=4) / whole == pytest.approx(0.41, abs=0.02)
+    whole = weight_bytes(sizes, sizes.weights.total, 2)
+    assert whole == 2 * sizes.weights.total
+    assert weight_bytes(sizes, sizes.weights.total, 2, bits=8) / whole == pytest.approx(0.59, abs=0.02)
+    assert weight_bytes(sizes, sizes.weights.total, 2, bits=4) / whole == pytest.approx(0.41, abs=0.02)
 
 
 @pytest.mark.parametrize("family", ["llada_v", "lavida_llada", "lavida_dream", "mmada", "dimple"])
@@ -133,7 +131,7 @@ def test_peaks_of_published_families(family):
     model = load_model(PARITY / family, dtype=torch.float32, device="cpu")
     model.eval()
     model.mask_token_id, model.banned_token_ids = 5, ()  # their own ids are beyond the shrunk vocabulary
-    sizes = sizes_of(*read_config(PARITY / family))
+    sizes = sizes_of(read_config(PARITY / family), PARITY / family)
     length, slots = 1500, 64
     visual = torch.zeros(1, length, dtype=torch.bool)
     visual[:, 10:1400] = True

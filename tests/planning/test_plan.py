@@ -11,7 +11,7 @@ from disp.data.sample import queries_of
 from disp.errors import DispError
 from disp.models.llada_v.published import CHAT_TEMPLATE, SYSTEM
 from disp.models.loading import load_model
-from disp.planning.families import sizes_of
+from disp.planning.checkpoints import sizes_of
 from disp.planning.plan import PlanSettings, default_decode, make_plan
 from disp.purification.config import PurifyConfig
 from disp.training.config import TrainConfig
@@ -57,7 +57,7 @@ def test_a_method_that_trains_nothing_is_refused(data):
     with pytest.raises(DispError, match="method 'projector' trains nothing in this model; use 'lora' or 'full'"):
         make_plan(MMADA, data, settings)
     plan = make_plan(MMADA, data, PlanSettings(train=TrainConfig(method="lora")))
-    assert plan.trained == sizes_of(MMADA).language.adapter_parameters(16)
+    assert plan.trained == sizes_of(MMADA).weights.ends * 16
 
 
 def test_an_adapter_is_planned_as_its_base(tmp_path, tiny_folder, data, settings):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from disp.models.interface import MDLM
+    from disp.models.sizes import Sizes
 
 Config = Mapping[str, Any]  # the fields of a checkpoint's config.json
 
@@ -90,6 +91,9 @@ class Family:
         detect: whether a config.json is of this family.
         load: ``load(folder, dtype=..., device=...)`` returns the model in a folder with its tokenizer, in evaluation
             mode. Raises `DispError` where a file is missing or damaged.
+        sizes: ``sizes(config, folder)`` returns what a plan needs of a checkpoint with this config.json; ``folder`` is
+            where it lies, with what small files there are beside it, or None for a config alone. No weights are read.
+            Raises `KeyError` where a field is missing, `DispError` where the config is not of a supported model.
         options: further arguments that ``load`` takes, see `disp.models.checkpoint.assemble`.
         keeps_layout: whether checkpoints have a published layout, which saving keeps: key names, config and the files
             beside it. Otherwise they are in the library's own format, as ``save_pretrained`` writes it.
@@ -104,6 +108,7 @@ class Family:
     title: str
     detect: Callable[[Config], bool]
     load: Callable[..., MDLM]
+    sizes: Callable[[Config, Path | None], Sizes]
     options: tuple[str, ...] = ("device_map", "quantization")
     keeps_layout: bool = True
     recipes: Mapping[str, Recipe] = field(default_factory=dict)

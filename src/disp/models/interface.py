@@ -92,6 +92,7 @@ class MDLM(PreTrainedModel):
         answers_end_turns: whether the end of turn stands between an answer and its padding.
         banned_token_ids: ids that decoding never predicts; the mask token is banned besides.
         gen_length: response slots L that the model was made for.
+        default_system: the system message of chats that have none.
         generation_defaults: decoding settings, arguments of `disp.decoding.samplers.decode_config`.
         generation_presets: the published settings of one benchmark each, by its name; the same arguments.
         ratio_floor: the smallest mask ratio of the family's training loss: `noisy_loss` takes t in [0, 1] and masks
@@ -106,6 +107,7 @@ class MDLM(PreTrainedModel):
     answers_end_turns: bool = True
     banned_token_ids: tuple[int, ...] = ()
     gen_length: int
+    default_system: str | None = None
     generation_defaults: dict[str, Any]
     generation_presets: Mapping[str, Mapping[str, Any]] = {}
     ratio_floor: float = 0.0

@@ -4,31 +4,54 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from disp.errors import DispError
+from disp.models.families import all_families
+from disp.models.sizes import Sizes
 
 
-def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """``config.json`` of a folder and, if there is one, ``vision_config.json``.
-
-    What ``preprocessor_config.json`` says of picture sizes is added to the config, under ``"preprocessor"``.
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a folder.
 
     Raises:
-        DispError: there is no config.json, or it is not JSON.
+        DispError: there is no config.json, or it holds no JSON object.
     """
-    found = []
-    for name in ("config.json", "vision_config.json", "preprocessor_config.json"):
-        try:
-            found.append(json.loads((folder / name).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            found.append(None)
-        except (OSError, ValueError) as error:
-            raise DispError(f"{folder / name} cannot be read ({error})") from None
-    if not isinstance(found[0], dict):
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        config = None
+    except (OSError, ValueError) as error:
+        raise DispError(f"{file} cannot be read ({error})") from None
+    if not isinstance(config, dict):
         raise DispError(f"{folder} has no config.json; give the folder of a checkpoint")
-    return {**found[0], "preprocessor": found[2] or {}}, found[1]
+    return config
+
+
+def sizes_of(config: Mapping[str, Any], folder: Path | None = None) -> Sizes:
+    """Sizes of the model that a config.json describes.
+
+    Args:
+        config: its fields.
+        folder: where it lies; None for a config alone.
+
+    Raises:
+        DispError: the config is of no known family, or lacks a field.
+    """
+    known = next((each for each in all_families() if each.detect(config)), None)
+    if known is None:
+        names = ", ".join(each.title for each in all_families() if each.folder is None)
+        raise DispError(
+            f"config.json with model_type {config.get('model_type')!r} is of no family that disp plans for; give the "
+            f"folder of a checkpoint of one of {names}, or 'builtin'"
+        )
+    try:
+        return known.sizes(config, folder)
+    except KeyError as missing:
+        raise DispError(f"config.json has no field {missing}; is it of a whole checkpoint of this family?") from None
 
 
 def stored_parameters(folder: Path) -> dict[str, int] | None:
@@ -42,7 +65,6 @@ def stored_parameters(folder: Path) -> dict[str, int] | None:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     else:
         names = ["model.safetensors"]
-    names += [name for name in ("vq.safetensors",) if (folder / name).is_file()]
     counts: dict[str, int] = {}
     for name in names:
         if not (folder / name).is_file():

@@ -9,11 +9,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from disp.planning.sizes import LanguageSizes, Sizes
+from disp.models.sizes import LanguageSizes, Sizes
 
-FLOAT32 = 4
+FLOAT32, FLOAT64 = 4, 8
 # Adam keeps two moments of each trained weight.
 MOMENTS = 2
+# bitsandbytes' blocks: a scale in 32 bits for each so many weights of four bits. Its 8-bit weights have one for each
+# row, which is next to nothing.
+BLOCK_OF_4_BITS = 64
+
+# How many tensors of one shape are held at once; read off the modules, and checked by the profiler in tests/planning.
+# As wide as the residual stream, in a layer without gradients: the stream, its sum with attention, what was normalised,
+# and of the vision tower queries, keys and values instead of the last two.
+STREAMS = 5
+# As wide as all heads: queries, keys and values before and after they are rotated.
+ROTATED = 2
+# As wide as the gated layer: the gate with its activation, the other factor, and their product. The gradients of as
+# many are in work in the backward pass.
+GATED = 3
+# As wide as the tower's feed-forward layer: before and after the activation.
+FED_FORWARD = 2
+# As wide as the language model, of one feature that the projector reads: its hidden layer, the activation, its output.
+PROJECTED = 3
+# Of the prefix: the words' embeddings, and these with the visual tokens among them.
+EMBEDDED = 2
+# As large as the logits: probabilities, and of one probe its signs, the factor's product and a copy in work.
+PROBED = 4
 
 
 @dataclass(frozen=True)
@@ -73,19 +94,18 @@ def weight_bytes(sizes: Sizes, parameters: int, itemsize: int, bits: int | None 
     """
     if bits is None:
         return parameters * itemsize
-    matrices = sizes.language.linear_parameters
-    # Four bits: a scale of 32 bits for each 64 weights. Eight bits: one for each row, which is next to nothing.
-    quantized = matrices * (bits + (0.5 if bits == 4 else 0)) / 8
-    return int(quantized) + (parameters - matrices) * itemsize
+    matrices = sizes.weights.matrices
+    scales = matrices * FLOAT32 // BLOCK_OF_4_BITS if bits == 4 else 0
+    return matrices * bits // 8 + scales + (parameters - matrices) * itemsize
 
 
 def encoding_bytes(sizes: Sizes, rows: Rows, itemsize: int) -> int:
     """Peak of the vision tower and the projector without gradients, for all pictures of a batch."""
     tower, width, tiles = sizes.tower, sizes.language.width, rows.count * rows.tiles
-    layer = tower.patches * (5 * tower.width + 2 * tower.hidden)
-    project = sizes.projected * (tower.width + 3 * width)
+    layer = tower.patches * (STREAMS * tower.width + FED_FORWARD * tower.hidden)
+    project = sizes.projected * (tower.width + PROJECTED * width)
     embeds = rows.count * rows.prefix * width
-    return itemsize * (tiles * max(tower.stem, layer, project) + 2 * embeds)
+    return itemsize * (tiles * max(tower.stem, layer, project) + EMBEDDED * embeds)
 
 
 def decoding_bytes(sizes: Sizes, rows: Rows, itemsize: int, *, cached: bool = False, guided: bool = False) -> int:
@@ -101,10 +121,10 @@ def decoding_bytes(sizes: Sizes, rows: Rows, itemsize: int, *, cached: bool = Fa
     language = sizes.language
     tokens, slots = rows.count * rows.length, rows.count * rows.response
     heads = (language.heads + 2 * language.kv_heads) * language.head_dim
-    # One layer: the residual stream and copies of it, and the larger of attention and the gated layer.
-    layer = itemsize * tokens * (5 * language.width + max(2 * heads, 3 * language.hidden))
+    # One layer: the residual stream, and the larger of attention and the gated layer.
+    layer = itemsize * tokens * (STREAMS * language.width + max(ROTATED * heads, GATED * language.hidden))
     # The logits, in 32 bits where they were not, and twice in 64 for the confidence.
-    logits = slots * language.vocab * (itemsize + (FLOAT32 if itemsize < FLOAT32 else 0) + 2 * 8)
+    logits = slots * language.vocab * (itemsize + (FLOAT32 if itemsize < FLOAT32 else 0) + 2 * FLOAT64)
     logits += slots * language.vocab * FLOAT32 * guided
     prefix = itemsize * rows.count * rows.prefix * language.width * (2 if guided else 1)
     cache = itemsize * rows.count * rows.prefix * language.layers * 2 * language.kv_heads * language.head_dim
@@ -115,12 +135,15 @@ def saliency_bytes(sizes: Sizes, rows: Rows, itemsize: int) -> int:
     """Peak of Fisher-Jacobian saliency: one graph without weights, and one probe's backward pass at a time."""
     language = sizes.language
     tokens, slots = rows.count * rows.length, rows.count * rows.response
-    kept = sum(_kept(language, rows, itemsize, trained=False))
     # The leaf, the direction of the mask embedding, and the sum of squares of one product.
     leaves = rows.count * rows.prefix * language.width * (2 * itemsize + FLOAT32)
-    # Logits, probabilities, and of one probe its signs, the factor's product and a copy in work; 32 bits each.
-    logits = slots * language.vocab * (itemsize + 4 * FLOAT32)
-    return kept + leaves + logits + _backward_work(language, tokens, itemsize)
+    logits = slots * language.vocab * (itemsize + PROBED * FLOAT32)
+    return graph_bytes(sizes, rows, itemsize) + leaves + logits + _backward_work(language, tokens, itemsize)
+
+
+def graph_bytes(sizes: Sizes, rows: Rows, itemsize: int) -> int:
+    """What autograd keeps of a forward pass whose weights are frozen, as that of saliency."""
+    return sum(_kept(sizes.language, rows, itemsize, trained=False))
 
 
 def training_memory(
@@ -182,15 +205,11 @@ def training_memory(
     return Memory(weights, activations, held, MOMENTS * gradients)
 
 
-def trained_parameters(sizes: Sizes, parameters: int, method: str, rank: int, train_vision: bool) -> int:
-    """How many weights a training method trains; ``parameters`` is all that the model has."""
-    tower = sizes.tower.parameters
-    language = {
-        "full": parameters - tower - sizes.projector_parameters,
-        "lora": sizes.language.adapter_parameters(rank),
-        "projector": 0,
-    }[method]
-    return language + sizes.projector_parameters + (tower if train_vision else 0)
+def trained_parameters(sizes: Sizes, method: str, rank: int, train_vision: bool) -> int:
+    """How many weights a training method trains; see `disp.training.parameters.select_parameters`."""
+    weights = sizes.weights
+    language = {"full": weights.language, "lora": rank * weights.ends, "projector": 0}[method]
+    return language + weights.projector + (weights.tower if train_vision else 0)
 
 
 def _kept(language: LanguageSizes, rows: Rows, itemsize: int, *, trained: bool, rank: int = 0) -> tuple[int, int]:
@@ -224,4 +243,4 @@ def _kept(language: LanguageSizes, rows: Rows, itemsize: int, *, trained: bool, 
 
 def _backward_work(language: LanguageSizes, tokens: int, itemsize: int) -> int:
     """The gradients in work in one layer: three of the gated layer, two of the residual stream."""
-    return itemsize * tokens * (3 * language.hidden + 2 * language.width)
+    return itemsize * tokens * (GATED * language.hidden + 2 * language.width)

@@ -14,12 +14,12 @@ from disp.auditing.findings import AuditConfig
 from disp.data.llava import Dataset
 from disp.data.sample import Query, image_size, queries_of
 from disp.decoding.config import DecodeConfig
-from disp.decoding.samplers import decode_config
+from disp.decoding.samplers import own_settings
 from disp.errors import DispError
 from disp.models.loading import resolve
 from disp.models.parts.prompts import IMAGE_PLACEHOLDER, messages_of
-from disp.planning.checkpoints import adapter_base, read_config, stored_parameters
-from disp.planning.families import sizes_of
+from disp.models.sizes import Sizes, VisualCount
+from disp.planning.checkpoints import adapter_base, read_config, sizes_of, stored_parameters
 from disp.planning.memory import (
     Memory,
     Rows,
@@ -39,7 +39,6 @@ from disp.planning.passes import (
     scoring_passes,
     training_passes,
 )
-from disp.planning.sizes import Sizes, VisualCount
 from disp.purification.config import PurifyConfig
 from disp.training.config import TrainConfig
 
@@ -166,13 +165,13 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
     # 1. The model.
     folder: Path | None = None
     if isinstance(model, Mapping):
-        name, config, vision = str(model.get("model_type", "config")), dict(model), None
+        name, config = str(model.get("model_type", "config")), dict(model)
     else:
         name, folder = str(model), _folder(model)
-        config, vision = read_config(folder)
-    sizes = sizes_of(config, vision)
+        config = read_config(folder)
+    sizes = sizes_of(config, folder)
     stored = stored_parameters(folder) if folder else None
-    parameters = sum(stored.values()) if stored else sizes.parameters
+    parameters = sum(stored.values()) + sizes.weights.separate if stored else sizes.weights.total
     # 2. The data: what is asked, and how long it is.
     queries = queries_of(dataset.samples)
     counts = _visual_counts(dataset, sizes)
@@ -181,15 +180,15 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
     # 3. Memory.
     itemsize = ITEMSIZE[settings.dtype]
     weights = weight_bytes(sizes, parameters, itemsize, settings.bits)
-    own = settings.purify.decode or default_decode(config if folder is None else folder)
+    own = settings.purify.decode or own_settings(sizes.model)
     purify, train = replace(settings.purify, decode=own), settings.train
-    length = settings.gen_length or sizes.gen_length
+    length = settings.gen_length or sizes.model.gen_length
     visual = max((count.visual + count.others for count in counts.values()), default=0)
     tiles = max((count.tiles for count in counts.values()), default=0)
     batch = min(purify.batch_size, max(len(queries), 1))
     scored = Rows(batch, prefix, length, visual, tiles)
     decoded = Rows(batch, prefix, own.gen_length, visual, tiles)
-    trained = trained_parameters(sizes, parameters, train.method, train.lora_rank, train.train_vision)
+    trained = trained_parameters(sizes, train.method, train.lora_rank, train.train_vision)
     if not trained:
         raise DispError(f"method {train.method!r} trains nothing in this model; use 'lora' or 'full'")
     guided, cached = own.passes_a_step > 1, own.keeps_prefix
@@ -220,29 +219,30 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
     }
     images = sum(len(sample.images) for sample in dataset.samples)
     return Plan(
-        name,
-        sizes.family,
-        str(dataset.path),
-        settings,
-        parameters,
-        stored is not None,
-        trained,
-        len(dataset.samples),
-        len(queries),
-        images,
-        _tokens_a_picture(dataset, counts),
-        prefix,
-        measured,
-        memory,
-        passes,
+        model=name,
+        family=sizes.family,
+        data=str(dataset.path),
+        settings=settings,
+        parameters=parameters,
+        counted=stored is not None,
+        trained=trained,
+        samples=len(dataset.samples),
+        queries=len(queries),
+        images=images,
+        visual_tokens=_tokens_a_picture(dataset, counts),
+        prefix=prefix,
+        measured_text=measured,
+        memory=memory,
+        passes=passes,
     )
 
 
 def default_decode(model: str | Path | Mapping[str, Any]) -> DecodeConfig:
-    """The model's own decoding settings as far as passes and memory depend on them, without loading it."""
-    config, vision = (dict(model), None) if isinstance(model, Mapping) else read_config(_folder(model))
-    sizes = sizes_of(config, vision)
-    return decode_config(**{"gen_length": sizes.gen_length, "steps": sizes.gen_length, **sizes.generation})
+    """The model's own decoding settings, without loading it."""
+    if isinstance(model, Mapping):
+        return own_settings(sizes_of(model).model)
+    folder = _folder(model)
+    return own_settings(sizes_of(read_config(folder), folder).model)
 
 
 def _folder(model: str | Path) -> Path:
@@ -297,7 +297,7 @@ def _longest_prefix(
     longest = 0
     for query in queries[:: max(1, len(queries) // LOOKED_AT)]:
         count = counts[query.sample_id]
-        longest = max(longest, count.visual + count.others + _text_tokens(query, tokenizer, sizes.default_system))
+        longest = max(longest, count.visual + count.others + _text_tokens(query, tokenizer, sizes.model.default_system))
     return longest, tokenizer is not None and bool(tokenizer.chat_template)
 
 

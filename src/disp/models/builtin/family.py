@@ -9,6 +9,7 @@ from disp.models.family import Config, Family
 
 if TYPE_CHECKING:
     from disp.models.interface import MDLM
+    from disp.models.sizes import Sizes
 
 
 def detect(config: Config) -> bool:
@@ -23,4 +24,13 @@ def load(folder: Path, **how: Any) -> MDLM:
     return loading.load(folder, **how)
 
 
-FAMILY = Family("builtin", "built-in model", detect, load, options=(), keeps_layout=False, folder=Path(__file__).parent)
+def sizes(config: Config, folder: Path | None = None) -> Sizes:
+    """See `disp.models.builtin.sizes.read_sizes`."""
+    from disp.models.builtin.sizes import read_sizes
+
+    return read_sizes(config, folder)
+
+
+FAMILY = Family(
+    "builtin", "built-in model", detect, load, sizes, options=(), keeps_layout=False, folder=Path(__file__).parent
+)

@@ -67,8 +67,6 @@ class LladaV(BackboneMDLM):
     config_class: type[LladaVConfig] = LladaVConfig
     backbone_class: type[Backbone] = Backbone
     base_model_prefix = "model"
-    # The system message of queries that have none.
-    default_system: str | None = None
     # Whether a query's only image is moved to the beginning of its message.
     image_first = False
     _no_split_modules = ["Block", "TowerBlock"]  # noqa: RUF012  # the library's own class attribute

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from disp.models.diffusion_gemma.published import detect
-from disp.models.family import About, Family, Published
+from disp.models.family import About, Config, Family, Published
 
 if TYPE_CHECKING:
     from disp.models.interface import MDLM
+    from disp.models.sizes import Sizes
 
 
 def load(folder: Path, **how: Any) -> MDLM:
@@ -19,12 +20,20 @@ def load(folder: Path, **how: Any) -> MDLM:
     return load_official(folder, **how)
 
 
+def sizes(config: Config, folder: Path | None = None) -> Sizes:
+    """See `disp.models.diffusion_gemma.sizes.read_sizes`."""
+    from disp.models.diffusion_gemma.sizes import read_sizes
+
+    return read_sizes(config, folder)
+
+
 # Its makers publish neither a learning rate nor decoding settings of benchmarks.
 FAMILY = Family(
     "diffusion_gemma",
     "DiffusionGemma",
     detect,
     load,
+    sizes,
     about=About(
         "diffusion_gemma.md",
         (

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from disp.models.dimple.published import GENERATION_PRESETS, detect
-from disp.models.family import LLAVA_TRAINING, About, Family, Published, Recipe
+from disp.models.family import LLAVA_TRAINING, About, Config, Family, Published, Recipe
 
 if TYPE_CHECKING:
     from disp.models.interface import MDLM
+    from disp.models.sizes import Sizes
 
 
 def load(folder: Path, **how: Any) -> MDLM:
@@ -17,6 +18,13 @@ def load(folder: Path, **how: Any) -> MDLM:
     from disp.models.dimple.model import load_official
 
     return load_official(folder, **how)
+
+
+def sizes(config: Config, folder: Path | None = None) -> Sizes:
+    """See `disp.models.dimple.sizes.read_sizes`."""
+    from disp.models.dimple.sizes import read_sizes
+
+    return read_sizes(config, folder)
 
 
 # Learning rates, batch sizes and clipping of Dimple's training scripts (arXiv 2505.16990).
@@ -39,6 +47,7 @@ FAMILY = Family(
     "Dimple",
     detect,
     load,
+    sizes,
     recipes=RECIPES,
     presets=lambda config: GENERATION_PRESETS,
     about=About(

@@ -32,24 +32,48 @@ def cut_into_patches(
         raster order; and the grid of visual tokens, rows and columns.
     """
     patch, merge = vision["patch_size"], vision["spatial_merge_size"]
-    factor = patch * merge
-    # 1. What the resizing rule does not take: the published data code prepares such pictures in this way.
-    width, height = max(image.width, factor), max(image.height, factor)
+    # 1. What the resizing rule does not take.
+    size = _squeezed(image.size, patch * merge)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    # 2. The nearest size in whole visual tokens.
+    rows, columns = token_grid(image.size, vision, processing)
+    size = columns * patch * merge, rows * patch * merge
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    # 3. Patches.
+    pixels = np.asarray(image, dtype=np.uint8).reshape(rows, merge, patch, columns, merge, patch, 3)
+    cut = pixels.transpose(0, 3, 1, 4, 6, 2, 5)  # row, column, row in it, column in it, channel, y, x
+    return np.ascontiguousarray(cut).reshape(-1, 3 * patch * patch), (rows, columns)
+
+
+def token_grid(size: tuple[int, int], vision: Mapping[str, Any], processing: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns of the visual tokens of a picture: of the nearest size with a permitted number of pixels.
+
+    Args:
+        size: width and height of the picture.
+        vision: as in `cut_into_patches`.
+        processing: as in `cut_into_patches`.
+    """
+    side = vision["patch_size"] * vision["spatial_merge_size"]
+    width, height = _squeezed(size, side)
+    height, width = smart_resize(height, width, side, processing["min_pixels"], processing["max_pixels"])
+    return height // side, width // side
+
+
+def _squeezed(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Width and height that the resizing rule takes, as the published data code prepares such pictures.
+
+    Args:
+        size: width and height.
+        side: of a visual token, which the picture is not to be smaller than.
+    """
+    width, height = max(size[0], side), max(size[1], side)
     if width > _LONGEST * height:
         width = _SQUEEZED * height
     elif height > _LONGEST * width:
         height = _SQUEEZED * width
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    # 2. The nearest size in whole visual tokens with a permitted number of pixels.
-    height, width = smart_resize(height, width, factor, processing["min_pixels"], processing["max_pixels"])
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    # 3. Patches.
-    rows, columns = height // factor, width // factor
-    pixels = np.asarray(image, dtype=np.uint8).reshape(rows, merge, patch, columns, merge, patch, 3)
-    cut = pixels.transpose(0, 3, 1, 4, 6, 2, 5)  # row, column, row in it, column in it, channel, y, x
-    return np.ascontiguousarray(cut).reshape(-1, 3 * patch * patch), (rows, columns)
+    return width, height
 
 
 def normalise_patches(patches: Tensor, vision: Mapping[str, Any], processing: Mapping[str, Any]) -> Tensor:

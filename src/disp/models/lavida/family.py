@@ -10,6 +10,7 @@ from disp.models.lavida.published import detect, generation_presets, variant_of
 
 if TYPE_CHECKING:
     from disp.models.interface import MDLM
+    from disp.models.sizes import Sizes
 
 
 def load(folder: Path, **how: Any) -> MDLM:
@@ -17,6 +18,13 @@ def load(folder: Path, **how: Any) -> MDLM:
     from disp.models.lavida.model import load_official
 
     return load_official(folder, **how)
+
+
+def sizes(config: Config, folder: Path | None = None) -> Sizes:
+    """See `disp.models.lavida.sizes.read_sizes`."""
+    from disp.models.lavida.sizes import read_sizes
+
+    return read_sizes(config, folder)
 
 
 # Learning rates, batch sizes and schedule of LaViDa's training scripts (arXiv 2505.16839).
@@ -47,6 +55,7 @@ FAMILY = Family(
     "LaViDa",
     detect,
     load,
+    sizes,
     recipes=RECIPES,
     presets=presets,
     about=About(

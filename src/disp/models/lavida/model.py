@@ -172,6 +172,11 @@ def _valid(prefix: Prefix, length: int) -> Tensor:
     return F.pad(prefix.attention_mask, (0, length), value=True)
 
 
+def pooled_side(side: int, mode: str) -> int:
+    """Tokens on each side of a tile after pooling: "bilinear" rounds an odd side up, "average" and "max" down."""
+    return {"none": side, "bilinear": math.ceil(side / 2)}.get(mode, side // 2)
+
+
 def pool_tiles(tokens: Tensor, mode: str) -> Tensor:
     """Each tile's tokens ``[tiles, g * g, d]`` at half the resolution; "none" leaves them as they are.
 
@@ -182,7 +187,7 @@ def pool_tiles(tokens: Tensor, mode: str) -> Tensor:
     side = math.isqrt(tokens.shape[1])
     maps = tokens.transpose(1, 2).unflatten(2, (side, side))
     if mode == "bilinear":
-        maps = F.interpolate(maps, (math.ceil(side / 2), math.ceil(side / 2)), mode="bilinear")
+        maps = F.interpolate(maps, (pooled_side(side, mode),) * 2, mode="bilinear")
     elif mode == "average":
         maps = F.avg_pool2d(maps, 2)
     elif mode == "max":

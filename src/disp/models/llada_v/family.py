@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from disp.models.family import LLAVA_TRAINING, About, Family, Published, Recipe
+from disp.models.family import LLAVA_TRAINING, About, Config, Family, Published, Recipe
 from disp.models.llada_v.published import GENERATION_PRESETS, detect
 
 if TYPE_CHECKING:
     from disp.models.interface import MDLM
+    from disp.models.sizes import Sizes
 
 
 def load(folder: Path, **how: Any) -> MDLM:
@@ -17,6 +18,13 @@ def load(folder: Path, **how: Any) -> MDLM:
     from disp.models.llada_v.model import load_official
 
     return load_official(folder, **how)
+
+
+def sizes(config: Config, folder: Path | None = None) -> Sizes:
+    """See `disp.models.llada_v.sizes.read_sizes`."""
+    from disp.models.llada_v.sizes import read_sizes
+
+    return read_sizes(config, folder)
 
 
 # Learning rates, batch sizes and clipping of the training scripts of LLaDA-V (arXiv 2505.16933).
@@ -40,6 +48,7 @@ FAMILY = Family(
     "LLaDA-V",
     detect,
     load,
+    sizes,
     recipes=RECIPES,
     presets=lambda config: GENERATION_PRESETS,
     about=About(

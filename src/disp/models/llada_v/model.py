@@ -281,8 +281,13 @@ def turns_of(labels: Tensor, start_header: int) -> Tensor:
 
 def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """``config.json``, and ``vision_config.json`` or None."""
-    vision = folder / "vision_config.json"
-    return read_json(folder / "config.json"), read_json(vision) if vision.is_file() else None
+    return read_json(folder / "config.json"), read_vision_config(folder)
+
+
+def read_vision_config(folder: Path | None) -> dict[str, Any] | None:
+    """``vision_config.json`` of a folder, None where there is none."""
+    file = None if folder is None else folder / "vision_config.json"
+    return read_json(file) if file is not None and file.is_file() else None
 
 
 def assemble_llava(

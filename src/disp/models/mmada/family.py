@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from disp.models.family import About, Family, Published, Recipe
+from disp.models.family import About, Config, Family, Published, Recipe
 from disp.models.mmada.published import GENERATION_PRESETS, detect
 
 if TYPE_CHECKING:
     from disp.models.interface import MDLM
+    from disp.models.sizes import Sizes
 
 
 def load(folder: Path, **how: Any) -> MDLM:
@@ -17,6 +18,13 @@ def load(folder: Path, **how: Any) -> MDLM:
     from disp.models.mmada.model import load_official
 
     return load_official(folder, **how)
+
+
+def sizes(config: Config, folder: Path | None = None) -> Sizes:
+    """See `disp.models.mmada.sizes.read_sizes`."""
+    from disp.models.mmada.sizes import read_sizes
+
+    return read_sizes(config, folder)
 
 
 # Of MMaDA's training script (arXiv 2505.15809).
@@ -36,6 +44,7 @@ FAMILY = Family(
     "MMaDA",
     detect,
     load,
+    sizes,
     recipes=RECIPES,
     presets=lambda config: GENERATION_PRESETS,
     about=About(

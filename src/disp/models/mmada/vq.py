@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -189,18 +189,7 @@ def build_encoder(weights: Mapping[str, Tensor], source: str) -> VQEncoder:
     Raises:
         DispError: names or shapes are not those of a MAGVIT-v2 encoder.
     """
-    levels = _count(weights, "down.")
-    try:
-        channels = weights["conv_in.weight"].shape[0]
-        sizes: dict[str, Any] = {
-            "channels": channels,
-            "multipliers": [weights[f"down.{at}.block.0.conv1.weight"].shape[0] // channels for at in range(levels)],
-            "blocks": [_count(weights, f"down.{at}.block.") for at in range(levels)],
-            "code_bits": weights["quant_conv.weight"].shape[0],
-            "attention_levels": [at for at in range(levels) if _count(weights, f"down.{at}.attn.")],
-        }
-    except KeyError as error:
-        raise DispError(f"{source}: no tensor {error}; these are not the weights of a MAGVIT-v2 encoder") from None
+    sizes = _sizes_of({name: tensor.shape for name, tensor in weights.items()}, source)
     with torch.device("meta"):
         encoder = VQEncoder(**sizes)
     expected = encoder.state_dict()
@@ -211,6 +200,46 @@ def build_encoder(weights: Mapping[str, Tensor], source: str) -> VQEncoder:
     # Codes are signs of latents: half precision would flip those near zero, so the encoder is never cast down.
     encoder.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     return encoder.requires_grad_(False).eval()
+
+
+def published_sizes() -> dict[str, Any]:
+    """The arguments of the published `VQEncoder`."""
+    with torch.device("meta"):
+        return VQEncoder().sizes
+
+
+def stored_sizes(path: Path) -> dict[str, Any]:
+    """The arguments of the `VQEncoder` whose weights are in a safetensors file, from the file's header alone.
+
+    Raises:
+        DispError: the file cannot be read, or it is not an image tokenizer.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {
+                name.removeprefix(PREFIX): file.get_slice(name).get_shape()
+                for name in file.keys()
+                if name.startswith(PREFIX)
+            }
+    except (OSError, SafetensorError) as error:
+        raise DispError(f"{path}: cannot be read as safetensors ({error})") from None
+    return _sizes_of(shapes, str(path))
+
+
+def _sizes_of(shapes: Mapping[str, Sequence[int]], source: str) -> dict[str, Any]:
+    """The arguments of the encoder whose tensors have these shapes; names without the ``encoder.`` prefix."""
+    levels = _count(shapes, "down.")
+    try:
+        channels = shapes["conv_in.weight"][0]
+        return {
+            "channels": channels,
+            "multipliers": [shapes[f"down.{at}.block.0.conv1.weight"][0] // channels for at in range(levels)],
+            "blocks": [_count(shapes, f"down.{at}.block.") for at in range(levels)],
+            "code_bits": shapes["quant_conv.weight"][0],
+            "attention_levels": [at for at in range(levels) if _count(shapes, f"down.{at}.attn.")],
+        }
+    except KeyError as error:
+        raise DispError(f"{source}: no tensor {error}; these are not the weights of a MAGVIT-v2 encoder") from None
 
 
 def _count(names: Iterable[str], prefix: str) -> int:
