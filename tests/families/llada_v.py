@@ -312,7 +312,7 @@ def _published_disp(model: LladaVOfficial, recorded: Recorded, prompt: Spliced) 
         ids = decode_with_lengths(
             model,
             prefix.with_masked(masked, model.mask_embedding),
-            DecodeConfig(gen_length=length, steps=steps, block_length=block, ban_mask=False),
+            decode_config(gen_length=length, steps=steps, block_length=block, ban_mask=False),
         ).ids
         yield from recorded.exact(f"{name}.generated", ids)
     unread = sorted(recorded.keys() - recorded.read)
