@@ -13,7 +13,7 @@ from typing import Any
 from disp.errors import DispError
 
 # What tells that a folder is a model's or a dataset's.
-OTHERS = ("config.json", "adapter_config.json", "data.json", "data.jsonl")
+OTHERS = ("config.json", "adapter_config.json", "data.json", "data.jsonl", "data.parquet", "dataset_info.json")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -141,8 +141,12 @@ def read_finished_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Hexadecimal SHA-256 of a file's bytes, or of the names and bytes of the files in a folder."""
     digest = hashlib.sha256()
+    if path.is_dir():
+        for each in sorted(below for below in path.rglob("*") if below.is_file()):
+            digest.update(json.dumps([each.relative_to(path).as_posix(), sha256(each)]).encode())
+        return digest.hexdigest()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)

@@ -35,3 +35,11 @@ def words_of(text: str) -> list[str]:
     text = unicodedata.normalize("NFKC", text).lower()
     text = re.sub(r"['’]", "", text).replace("_", " ").replace("−", "-")
     return _WORD.findall(text)
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """The text, cut at its end where it is longer than ``limit`` characters, with its length said."""
+    if len(text) <= limit:
+        return text
+    note = f"… ({len(text)} characters)"
+    return text[: max(0, limit - len(note))] + note

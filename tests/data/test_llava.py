@@ -142,11 +142,23 @@ def test_files_that_are_no_dataset(folder):
 
 
 def test_names_are_tidied(folder):
-    for name in ("./a.png", "sub/../a.png", str(folder / "images" / "a.png")):
+    for name in ("./a.png", "sub/../a.png"):
         row = {"id": "x", "image": name, "conversations": talk("<image>?", "b")}
         dataset = load_dataset(write(folder / "data.json", [row]))
         save_dataset(dataset.samples, folder / "again.json", dataset.image_root)
         assert read(folder / "again.json") == [{**row, "image": "a.png"}]
+
+
+def test_absolute_names_stay_absolute_and_follow_a_picture_that_moves(folder, picture):
+    row = {"id": "x", "image": str(folder / "images" / "a.png"), "conversations": talk("<image>?", "b")}
+    dataset = load_dataset(write(folder / "data.json", [row]))
+    save_dataset(dataset.samples, folder / "again.json", dataset.image_root)
+    assert read(folder / "again.json") == [row]
+    (folder / "other").mkdir()
+    picture(2).save(folder / "other" / "b.png")
+    moved = [replace(dataset.samples[0], images=(folder / "other" / "b.png",))]
+    save_dataset(moved, folder / "again.json", folder / "other")
+    assert read(folder / "again.json") == [{**row, "image": "b.png"}]
 
 
 def test_whatever_a_sample_holds_is_written(folder):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +15,10 @@ from PIL import Image
 from disp.attacks.kinds import typed
 from disp.attacks.targets import Target, target_from_dict, target_to_dict
 from disp.attacks.triggers import Trigger, trigger_from_dict, trigger_to_dict
-from disp.data.llava import Dataset, load_dataset, save_dataset
+from disp.data.dataset import Dataset
+from disp.data.loading import load_dataset
 from disp.data.sample import Query, Sample, open_image, queries_of
+from disp.data.saving import data_path, place, save_dataset
 from disp.draws import generator, key_of
 from disp.errors import DispError
 from disp.files import check_unused, sha256, write_atomically, write_json
@@ -99,8 +99,8 @@ def poison(
             )
         samples.append(sample)
         progress(1)
-    path = out / f"data{dataset.path.suffix}"
-    save_dataset(samples, path, out / "images")
+    path = data_path(dataset, out)
+    save_dataset(samples, path, out / "images", like=dataset)
     write_json(
         out / "manifest.json",
         {
@@ -114,7 +114,7 @@ def poison(
             "poisoned_rows": rows,
         },
     )
-    return load_dataset(out)
+    return load_dataset(path, out / "images")
 
 
 def load_attack(manifest: Path) -> Attack:
@@ -213,12 +213,5 @@ def _image_files(sample: Sample) -> tuple[Path, ...]:
 
 def _link(source: Path, image_root: Path, folder: Path) -> Path:
     path = folder / source.relative_to(image_root)
-    if path.exists() and path.samefile(source):
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # left by a killed run, with a trigger if that run chose other rows
-    try:
-        os.link(source.resolve(), path)  # what a symbolic link points to may not be there in the copy
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, path)
+    place(source, path)
     return path

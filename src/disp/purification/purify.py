@@ -8,7 +8,6 @@ masking of a few salient tokens; "random" masks at random and exists to show tha
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from disp.data.llava import Dataset, identity, save_dataset
+from disp.data.dataset import Dataset, identity
 from disp.data.sample import Query, Sample, Turn, batches, queries_of
+from disp.data.saving import data_path, link_images, save_dataset
 from disp.decoding.generate import answers_of
 from disp.decoding.samplers import own_settings
 from disp.errors import DispError
@@ -140,9 +140,9 @@ def purify(
     if not kept:
         raise DispError(f"{dataset.path}: every row was to be left out; nothing remains to train on")
     # 3. Write the set and the evidence.
-    path = out / f"data{dataset.path.suffix}"
-    save_dataset(kept, path, dataset.image_root)
-    _link_images(out, dataset.image_root)
+    path = data_path(dataset, out)
+    save_dataset(kept, path, dataset.image_root, like=dataset)
+    link_images(dataset, out)
     write_jsonl(out / "evidence.jsonl", _evidence_rows(samples, purified, again, gone, evidence, masks, patterns))
     summary = {
         "config": asdict(config),
@@ -154,7 +154,7 @@ def purify(
         "set_aside": [asdict(problem) for problem in dataset.problems],
     }
     write_json(out / "purify.json", summary)
-    result = Dataset(tuple(kept), path, dataset.image_root, dataset.problems)
+    result = replace(dataset, samples=tuple(kept), path=path)
     return Purified(result, rewritten, left_out, threshold, evidence)
 
 
@@ -250,10 +250,3 @@ def _evidence_rows(
             "pattern_taken_out": before.id in rewritten and before.id in patterns,
             "turns": turns,
         }
-
-
-def _link_images(out: Path, image_root: Path) -> None:
-    """Let the purified set find the input's images; where links are not to be had, readers name the folder."""
-    if not (out / "images").exists():
-        with suppress(OSError):
-            (out / "images").symlink_to(image_root.resolve(), target_is_directory=True)

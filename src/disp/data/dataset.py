@@ -1,0 +1,102 @@
+"""A dataset: its samples, where they came from, and the rows that were set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from disp.data.sample import Sample, pictures_sha256
+from disp.errors import DispError
+from disp.files import sha256
+from disp.words import shortened
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row that was set aside: where it is, and why."""
+
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a dataset is stored, for writing it back in the same way.
+
+    Attributes:
+        files: how the rows lie in files; a key of `disp.data.formats.table.FILES`.
+        declared: columns and tags that a file beside the data declares, as LLaMA-Factory's dataset_info.json does.
+        entry: that file's entry for the data, and its name.
+        split: the part of the dataset that was read, where it has several.
+    """
+
+    files: str
+    declared: Any = None
+    entry: tuple[str, Mapping[str, Any]] | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data file with its image folder.
+
+    Attributes:
+        samples: the usable rows, in order.
+        path: the data file, or the folder of a format that has no single file.
+        image_root: folder that image names are relative to.
+        problems: the rows that were set aside.
+        renamed: how many rows have an id that an earlier row has; see `disp.data.loading.load_dataset`.
+        formats: how many rows were read in which format; see `disp.data.formats.table.FORMATS`.
+        source: how the rows are stored; None for a dataset that was not read from files.
+    """
+
+    samples: tuple[Sample, ...]
+    path: Path
+    image_root: Path
+    problems: tuple[Problem, ...] = ()
+    renamed: int = 0
+    formats: Mapping[str, int] = field(default_factory=dict)
+    source: Source | None = None
+
+    @property
+    def without_picture(self) -> int:
+        """How many samples have no picture."""
+        return sum(not sample.images for sample in self.samples)
+
+
+def identity(dataset: Dataset) -> dict[str, str]:
+    """What makes a dataset this one, for the file that says what a run folder holds."""
+    return {
+        "data_sha256": sha256(dataset.path),
+        "images": str(dataset.image_root),
+        "pictures_sha256": pictures_sha256({sample.id: sample.images for sample in dataset.samples}),
+    }
+
+
+def set_aside(dataset: Dataset, faults: Iterable[str | None], *, strict: bool, needed: str) -> Dataset:
+    """The dataset without its faulty rows, which are among its ``problems``.
+
+    Args:
+        dataset: what was read.
+        faults: for each sample what is wrong with it, None if nothing is.
+        strict: stop at the first fault instead of setting the row aside.
+        needed: what a row is to be, for the message where none is left.
+
+    Raises:
+        DispError: no row is left, or ``strict`` met a fault.
+    """
+    kept: list[Sample] = []
+    problems = list(dataset.problems)
+    for sample, fault in zip(dataset.samples, faults, strict=True):
+        place = f"{dataset.path.name}:sample {shortened(sample.id)!r}"
+        if fault is None:
+            kept.append(sample)
+        elif strict:
+            raise DispError(f"{place}: {fault}")
+        else:
+            problems.append(Problem(place, fault))
+    if not kept:
+        raise DispError(f"{dataset.path} holds no row {needed}; {problems[-1].reason}")
+    return replace(dataset, samples=tuple(kept), problems=tuple(problems))

@@ -1,0 +1,260 @@
+"""Tables: parquet files, and folders that Hugging Face's `save_to_disk` wrote. Needs pyarrow, not `datasets`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from disp.data.dataset import Source
+from disp.data.formats.files import Files, Output, with_values
+from disp.data.formats.row import Row
+from disp.errors import DispError
+from disp.files import write_atomically, write_json
+
+# Rows that are in memory at a time, with their pictures.
+AT_ONCE = 64
+# What a new table's columns are, as `datasets` says it.
+_TEXT = {"dtype": "string", "_type": "Value"}
+_PICTURES = {"feature": {"_type": "Image"}, "_type": "List"}
+
+
+def pyarrow() -> Any:
+    """The library.
+
+    Raises:
+        DispError: it is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DispError(
+            'reading parquet and Hugging Face datasets needs pyarrow: pip install "disp-mdlm[hf]"'
+        ) from None
+    return pyarrow
+
+
+def parquet_files(path: Path, split: str | None = None) -> list[Path]:
+    """The file, or those of a split in a folder in order of their names."""
+    return sorted(path.glob(f"{split}*.parquet" if split else "*.parquet")) if path.is_dir() else [path]
+
+
+def arrow_files(folder: Path) -> list[Path]:
+    """The files of a folder that `save_to_disk` wrote, in the order of its state.json.
+
+    Raises:
+        DispError: state.json does not name files in the folder.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+        names = [each["filename"] for each in state["_data_files"]]
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a file outside the folder")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DispError(f"{folder / 'state.json'} does not name the dataset's files ({error}); save it again") from None
+    return [folder / name for name in names]
+
+
+def parquet_rows(path: Path, source: Source) -> Iterator[Row]:
+    """The rows of parquet files.
+
+    Raises:
+        DispError: a file cannot be read.
+    """
+    pa = pyarrow()
+    number = 0
+    for file in _existing(parquet_files(path, source.split), path):
+        with _named(file):
+            batches = pa.parquet.ParquetFile(file).iter_batches(AT_ONCE)
+        for row in _numbered(file, batches, number):
+            yield row
+            number += 1
+
+
+def arrow_rows(path: Path, source: Source) -> Iterator[Row]:
+    """The rows of a folder that `save_to_disk` wrote.
+
+    Raises:
+        DispError: a file cannot be read.
+    """
+    number = 0
+    for file in _existing(arrow_files(path), path):
+        for row in _numbered(file, _stream(file), number):
+            yield row
+            number += 1
+
+
+def save_parquet(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] | None = None) -> None:
+    """Write parquet: files of the old names into a folder, or one file."""
+    pa = pyarrow()
+    olds = {file.name: file for file in (parquet_files(like[0], like[1].split) if like else ())}
+    for name, group in groupby(outputs, key=lambda output: output.file if not path.suffix else ""):
+        target = path / name if not path.suffix else path
+        old = olds.get(name) or next(iter(olds.values()), None)
+        schema = None
+        if old:
+            with _named(old):
+                schema = pa.parquet.read_schema(old)
+
+        def write(temporary: Path, group: Iterable[Output] = group, schema: Any = schema) -> None:
+            writer = None
+            for table in _tables(group, schema):
+                writer = writer or pa.parquet.ParquetWriter(temporary, table.schema)
+                writer.write_table(table)
+            if writer:
+                writer.close()
+
+        write_atomically(target, write)
+
+
+def save_arrow(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] | None = None) -> None:
+    """Write a folder as `save_to_disk` does; state.json, which makes it a dataset, comes last."""
+    pa = pyarrow()
+    name = "data-00000-of-00001.arrow"
+    schema, info = None, None
+    if like:
+        for file in arrow_files(like[0])[:1]:
+            with _named(file), pa.memory_map(str(file)) as memory:
+                schema = pa.ipc.open_stream(memory).schema
+        info = _json(like[0] / "dataset_info.json")
+    split = like[1].split if like else None
+    written: list[Any] = []
+
+    def write(temporary: Path) -> None:
+        writer = None
+        for table in _tables(outputs, schema):
+            writer = writer or pa.ipc.new_stream(str(temporary), table.schema)
+            writer.write_table(table)
+        if writer:
+            written.append(writer)
+            writer.close()
+
+    folder = path / split if split else path
+    write_atomically(folder / name, write)
+    write_json(folder / "dataset_info.json", info or {"features": _features(folder / name)})
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": name}],
+        "_fingerprint": "0" * 16,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": split,
+    }
+    write_json(folder / "state.json", state)
+    if split:
+        write_json(path / "dataset_dict.json", {"splits": [split]})
+
+
+def _tables(outputs: Iterable[Output], schema: Any) -> Iterator[Any]:
+    pa = pyarrow()
+    buffer: list[dict[str, Any]] = []
+    for output in outputs:
+        buffer.append(with_values(output.row))
+        if len(buffer) == AT_ONCE:
+            table = _table(pa, buffer, schema)
+            schema = table.schema
+            yield table
+            buffer = []
+    if buffer or schema is not None:
+        yield _table(pa, buffer, schema)
+
+
+def _table(pa: Any, found: list[dict[str, Any]], schema: Any) -> Any:
+    if schema is None:
+        schema = _new_schema(pa, found)
+    unknown = sorted({key for row in found for key in row} - set(schema.names))
+    if unknown:
+        # An id that was given to a row, or pictures that it did not have: as new columns of text.
+        for key in unknown:
+            schema = schema.append(pa.field(key, pa.string()))
+    try:
+        return pa.Table.from_pylist(found, schema=schema)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise DispError(f"a row does not fit the columns of the table that was read ({_line(error)})") from None
+
+
+def _new_schema(pa: Any, found: list[dict[str, Any]]) -> Any:
+    """Columns of a new table: id, images and messages, and whatever else the first rows have."""
+    text = pa.string()
+    known = {
+        "id": text,
+        "images": pa.list_(pa.struct({"bytes": pa.binary(), "path": text})),
+        "messages": pa.list_(pa.struct({"role": text, "content": text})),
+    }
+    features: dict[str, Any] = {
+        "id": _TEXT,
+        "images": _PICTURES,
+        "messages": {"feature": {"role": _TEXT, "content": _TEXT}, "_type": "List"},
+    }
+    info = json.dumps({"info": {"features": features}})
+    return pa.schema(known, metadata={"huggingface": info})
+
+
+def _features(file: Path) -> Any:
+    pa = pyarrow()
+    with pa.memory_map(str(file)) as memory:
+        metadata = pa.ipc.open_stream(memory).schema.metadata or {}
+    try:
+        return json.loads(metadata[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _stream(file: Path) -> Iterator[Any]:
+    pa = pyarrow()
+    with _named(file), pa.memory_map(str(file)) as memory:
+        for batch in pa.ipc.open_stream(memory):
+            for start in range(0, batch.num_rows, AT_ONCE):
+                yield batch.slice(start, AT_ONCE)
+
+
+def _numbered(file: Path, batches: Iterable[Any], first: int) -> Iterator[Row]:
+    number = first
+    iterator = iter(batches)
+    while True:
+        with _named(file):
+            batch = next(iterator, None)
+            rows = None if batch is None else batch.to_pylist()
+        if rows is None:
+            return
+        for row in rows:
+            yield Row(f"{file.name}:row {number - first + 1}", number, row, file.name)
+            number += 1
+
+
+class _named:
+    """Whatever pyarrow says about a file becomes one message that names it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, pyarrow().ArrowException | OSError | ValueError | TypeError | OverflowError):
+            raise DispError(f"{self.file} cannot be read ({_line(error)}); copy or download it again") from None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _existing(files: list[Path], path: Path) -> list[Path]:
+    if not files:
+        raise DispError(f"{path} holds no data files; give a folder with parquet files, or one of save_to_disk")
+    return files
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+PARQUET = Files("parquet", "parquet files", parquet_rows, save_parquet, ".parquet", is_json=False, embeds=True)
+ARROW = Files("huggingface", "a folder of save_to_disk", arrow_rows, save_arrow, "", is_json=False, embeds=True)

@@ -1,0 +1,264 @@
+"""Rows that hold a chat: a list of messages, each from somebody and with a text or a list of typed parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from disp.data.formats.row import (
+    BadRow,
+    Content,
+    Fields,
+    pictures_in,
+    with_pictures,
+    without_placeholder,
+)
+from disp.data.sample import IMAGE_PLACEHOLDER, Turn
+from disp.words import shortened
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The names of a chat's fields and speakers.
+
+    Attributes:
+        messages: field of the row that lists the messages.
+        who: field of a message that says whose it is.
+        what: field of a message with its text.
+        users: names of the user; the first is written.
+        assistants: names of the assistant; the first is written.
+        systems: names of a first message that is the system's.
+        system_field: field of the row with the system message, for rows that have none among the messages.
+        pictures: field of the row with the pictures; None for ``image`` or ``images``.
+    """
+
+    messages: str = "conversations"
+    who: str = "from"
+    what: str = "value"
+    users: tuple[str, ...] = ("human", "user")
+    assistants: tuple[str, ...] = ("gpt", "assistant")
+    systems: tuple[str, ...] = ("system",)
+    system_field: str | None = None
+    pictures: str | None = None
+
+
+CONVERSATIONS = Chat()
+CONVERSATION_ROLES = Chat("conversations", "role", "content", ("user", "human"), ("assistant", "gpt"))
+MESSAGES = Chat("messages", "role", "content", ("user", "human"), ("assistant", "gpt"))
+MESSAGES_FROM = Chat("messages", "from", "value")
+
+
+def chat_of(row: Fields) -> Chat:
+    """The names that a row uses, as its first message shows them."""
+    chat = "messages" in row and not (row.get("messages") is None and row.get("conversations"))
+    messages = row.get("messages" if chat else "conversations")
+    first = messages[0] if isinstance(messages, list) and messages and isinstance(messages[0], dict) else {}
+    roles = ("role" in first and "from" not in first) or (chat and "from" not in first)
+    if chat:
+        return MESSAGES if roles else MESSAGES_FROM
+    return CONVERSATION_ROLES if roles else CONVERSATIONS
+
+
+def read_chat(row: Fields, chat: Chat, questions: bool = False) -> Content:
+    """What a row with a chat says.
+
+    Raises:
+        BadRow: it is no chat of a user and an assistant in turn.
+    """
+    system, messages = _split(row, chat)
+    for index, message in enumerate(messages):
+        expected = chat.users if index % 2 == 0 else chat.assistants
+        if message.get(chat.who) not in expected:
+            name = message.get(chat.who)
+            shown = repr(shortened(name)) if isinstance(name, str) else shortened(repr(name))
+            raise BadRow(f"message {index + 1} is from {shown}, expected {expected[0]!r}")
+    if questions and len(messages) % 2:
+        messages = [*messages, {chat.what: ""}]
+    if not messages or len(messages) % 2:
+        raise BadRow("the conversation does not end with an answer")
+    texts, shown_in_text = [], []
+    for index, message in enumerate(messages):
+        text, inline = text_of(message[chat.what])
+        if index % 2:
+            without_placeholder(text, index + 1)
+        texts.append(text)
+        shown_in_text += inline
+    turns = tuple(Turn(*pair) for pair in zip(texts[::2], texts[1::2], strict=True))
+    return Content(system, turns, tuple(_merged(pictures_in(row, chat.pictures), shown_in_text)))
+
+
+def write_chat(
+    row: Fields, chat: Chat, system: str | None, turns: Sequence[Turn], pictures: list[Any] | None
+) -> dict[str, Any]:
+    """The row with other content; messages whose text is unchanged stay as they are."""
+    new = dict(row)
+    texts = [text for turn in turns for text in (turn.prompt, turn.response)]
+    old = row.get(chat.messages) or []
+    head = old[:1] if old and old[0].get(chat.who) in chat.systems else []
+    body = old[len(head) :] or [{chat.who: chat.users[0]}, {chat.who: chat.assistants[0]}]
+    if len(body) == 1:
+        body = [*body, {chat.who: chat.assistants[0]}]
+    body = [*body, *({chat.who: body[index % 2][chat.who]} for index in range(len(body), len(texts)))]
+    if pictures is not None:
+        body = _with_inline(new, chat, body, texts, pictures)
+    first: list[Any] = []
+    if chat.system_field and not head:
+        if system is None:
+            new.pop(chat.system_field, None)
+        elif (new.get(chat.system_field) or None) != system:
+            new[chat.system_field] = system
+    elif system is not None:
+        message = head[0] if head else {chat.who: chat.systems[0]}
+        first = [{**message, chat.what: _content(message.get(chat.what), system)}]
+    new[chat.messages] = [
+        *first,
+        *(
+            {**message, chat.what: _content(message.get(chat.what), text)}
+            for message, text in zip(body, texts, strict=False)
+        ),
+    ]
+    return new
+
+
+def text_of(content: Any) -> tuple[str, list[Any]]:
+    """The text of a message, and for each of its placeholders the picture that it holds itself, or None.
+
+    Raises:
+        BadRow: it holds something else than text and pictures.
+    """
+    if isinstance(content, str):
+        return content, [None] * content.count(IMAGE_PLACEHOLDER)
+    texts, pictures = [], []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        text = part.get("text") if isinstance(part, dict) else part
+        if kind == "text" and isinstance(text, str):
+            texts.append(text)
+            pictures += [None] * text.count(IMAGE_PLACEHOLDER)
+        elif kind in ("image", "image_url"):
+            texts.append(IMAGE_PLACEHOLDER)
+            pictures.append(_inline(part))
+        else:
+            raise BadRow(f"a part of a message is of type {shortened(repr(kind))}; only text and image are understood")
+    return "".join(texts), pictures
+
+
+def _inline(part: dict[str, Any]) -> Any:
+    """The picture that a typed part holds itself, or None."""
+    for key in ("image", "image_url", "url", "path", "data"):
+        value = part.get(key)
+        if key == "image_url" and isinstance(value, dict):
+            value = value.get("url")
+        if value:
+            if not isinstance(value, str | bytes | dict):
+                raise BadRow(f"a part of type 'image' holds {type(value).__name__}; give a file name")
+            return value
+    return None
+
+
+def _split(row: Fields, chat: Chat) -> tuple[str | None, list[Any]]:
+    """The system message and the others."""
+    messages = row.get(chat.messages)
+    if not isinstance(messages, list) or not messages:
+        raise BadRow("no conversations")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get(chat.what), str | list):
+            raise BadRow(f"every message of {chat.messages} needs {chat.who!r} and text in {chat.what!r}")
+    system = row.get(chat.system_field) if chat.system_field else None
+    if system is not None and not isinstance(system, str):
+        raise BadRow(f"{chat.system_field} must be text")
+    if messages[0].get(chat.who) in chat.systems:
+        system, inline = text_of(messages[0][chat.what])
+        messages = messages[1:]
+        if inline:
+            raise BadRow("the system message holds a picture; models here see pictures in questions only")
+    return system or (None if chat.system_field else system), messages
+
+
+def _merged(column: list[Any], shown_in_text: Sequence[Any]) -> Iterator[Any]:
+    """The pictures in the order of their placeholders: those in the text, and from the column those that are not."""
+    rest = iter(column)
+    for picture in shown_in_text:
+        if picture is not None:
+            yield picture
+        elif (following := next(rest, None)) is not None:
+            yield following
+    yield from rest
+
+
+def _with_inline(
+    row: dict[str, Any], chat: Chat, body: list[Any], texts: Sequence[str], pictures: list[Any]
+) -> list[Any]:
+    """The messages with their own pictures replaced; the others go to the row's field."""
+    kept = [text_of(message[chat.what]) if chat.what in message else ("", []) for message in body]
+    before = [picture for _, inline in kept for picture in inline]
+    whole = len(before) <= len(pictures) and all(
+        text == old for text, (old, _), index in zip(texts, kept, range(len(texts)), strict=False) if not index % 2
+    )
+    if not any(picture is not None for picture in before) or not whole:
+        with_pictures(row, pictures, chat.pictures)
+        return [_bare(message, chat) for message in body] if any(before) else body
+    column = [new for new, old in zip(pictures, before, strict=False) if old is None] + pictures[len(before) :]
+    with_pictures(row, column, chat.pictures)
+    inline = iter(pictures)
+    return [
+        {**message, chat.what: [_part(part, inline) for part in message[chat.what]]}
+        if isinstance(message.get(chat.what), list)
+        else _passed(message, chat, inline)
+        for message in body
+    ]
+
+
+def _passed(message: dict[str, Any], chat: Chat, pictures: Iterator[Any]) -> dict[str, Any]:
+    for _ in range(str(message.get(chat.what, "")).count(IMAGE_PLACEHOLDER)):
+        next(pictures)
+    return message
+
+
+def _part(part: Any, pictures: Iterator[Any]) -> Any:
+    if not isinstance(part, dict) or part.get("type", "text") == "text":
+        text = part.get("text", "") if isinstance(part, dict) else part
+        for _ in range(text.count(IMAGE_PLACEHOLDER)):
+            next(pictures)
+        return part
+    new = next(pictures)
+    for key in ("image", "image_url", "url", "path", "data"):
+        if part.get(key):
+            return {
+                **part,
+                key: {**part[key], "url": new} if isinstance(part[key], dict) and key == "image_url" else new,
+            }
+    return part
+
+
+def _bare(message: dict[str, Any], chat: Chat) -> dict[str, Any]:
+    """The message without pictures of its own, for a row whose pictures have changed in number."""
+    content = message.get(chat.what)
+    if not isinstance(content, list):
+        return message
+    return {
+        **message,
+        chat.what: [
+            {"type": "image"} if isinstance(part, dict) and part.get("type", "text") != "text" else part
+            for part in content
+        ],
+    }
+
+
+def _content(old: Any, text: str) -> Any:
+    """The content of a message with this text; a list of parts stays a list."""
+    if not isinstance(old, list):
+        return text
+    if text_of(old)[0] == text:
+        return old
+    words = [part for part in old if not isinstance(part, dict) or part.get("type", "text") == "text"]
+    pictures = iter([part for part in old if part not in words])
+    word = words[0] if words and isinstance(words[0], dict) else {"type": "text"}
+    parts: list[Any] = []
+    for index, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
+        if index:
+            parts.append(next(pictures, {"type": "image"}))
+        if piece or text == "":
+            parts.append({**word, "text": piece})
+    return parts

@@ -1,0 +1,67 @@
+"""Rows with a field for the question and one for the answer: ms-swift, Alpaca, question files, captions."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from disp.data.formats.pairs import Pair, read_pair, write_pair
+from disp.data.formats.row import BadRow, Content, Dialect, Fields, pictures_in
+from disp.data.sample import Turn
+
+
+def pair_dialect(name: str, wants: str, *pairs: Pair, needs: str | None = None, pictured: bool = False) -> Dialect:
+    """A dialect of rows that one of the pairs fits.
+
+    Args:
+        name: the dialect's name.
+        wants: its keys, for messages.
+        pairs: the names of the fields; the first that a row has is taken.
+        needs: a field that a row must have as well.
+        pictured: whether a row must have a picture.
+    """
+
+    def pair_of(row: Fields) -> Pair | None:
+        if needs and needs not in row:
+            return None
+        return next((pair for pair in pairs if pair.matches(row) and (not pictured or _has_picture(row, pair))), None)
+
+    def read(row: Fields, questions: bool) -> Content:
+        if pair := pair_of(row):
+            return read_pair(row, pair, questions)
+        raise BadRow(f"needs {wants}, with text in them")
+
+    def write(row: Fields, system: str | None, turns: tuple[Turn, ...], pictures: list[Any] | None) -> dict[str, Any]:
+        return write_pair(row, pair_of(row) or pairs[0], system, turns, pictures)
+
+    return Dialect(name, wants, lambda row: pair_of(row) is not None, read, write)
+
+
+def _has_picture(row: Fields, pair: Pair) -> bool:
+    try:
+        return bool(pictures_in(row, pair.pictures))
+    except BadRow:
+        return True  # it is named there in a wrong way, which is said when the row is read
+
+
+_swift = partial(Pair, system="system", history="history")
+MS_SWIFT = pair_dialect("ms-swift", "query, response and images", _swift("query", "response"))
+ALPACA = pair_dialect(
+    "alpaca",
+    "instruction, input, output and images",
+    Pair("instruction", "output", addition="input", system="system", history="history"),
+)
+QUESTION_ANSWER = pair_dialect(
+    "question-answer",
+    "question, answer and image",
+    Pair("question", "answer"),
+    Pair("prompt", "response"),
+    Pair("prompt", "completion"),
+)
+QUESTIONS = pair_dialect(
+    "questions",
+    "question_id, image and text",
+    *(Pair(name, None) for name in ("text", "question", "prompt")),
+    needs="question_id",
+)
+CAPTIONS = pair_dialect("captions", "image and text", Pair(None, "text"), Pair(None, "caption"), pictured=True)

@@ -1,0 +1,133 @@
+"""Rows in JSON: an array, or one object a line; both may be compressed with gzip."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from disp.data.dataset import Source
+from disp.data.formats.files import Files, Output, with_values
+from disp.data.formats.row import Row
+from disp.errors import DispError
+from disp.files import write_atomically, write_json, write_jsonl
+
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+
+
+def is_json_name(name: str) -> bool:
+    """Whether a file is called as JSON is."""
+    return name.endswith(SUFFIXES)
+
+
+def json_layout(path: Path, is_row: Callable[[Any], bool]) -> str:
+    """How a file lies: "json" for an array of rows, "lines" for one row a line.
+
+    The name decides, but where the content is clearly the other: lines in a .json, as `datasets` and pandas write
+    them, or an array in a .jsonl.
+
+    Args:
+        path: the file.
+        is_row: whether an object looks like a row, for a file of a single line.
+
+    Raises:
+        DispError: the file cannot be decompressed.
+    """
+    lines = path.name.removesuffix(".gz").endswith(".jsonl")
+    with _opened(path) as file:
+        first = b""
+        for line in _guarded(file, path):
+            if first := line.strip():
+                break
+        rest = any(line.strip() for line in _guarded(file, path)) if first[:1] == b"{" and not lines else False
+    value = _value(first)
+    if lines:
+        return "json" if first[:1] == b"[" and isinstance(_whole(path), list) else "lines"
+    return "lines" if isinstance(value, dict) and (rest or is_row(value)) else "json"
+
+
+def rows(path: Path, source: Source) -> Iterator[Row]:
+    """Each row, with its line or number; a line that is not JSON has an exception for a value.
+
+    Raises:
+        DispError: the file is not JSON or holds no array.
+    """
+    if source.files == "lines":
+        with _opened(path) as file:
+            # Bytes, so that a line that is not UTF-8 is set aside like any other that is not JSON.
+            for number, line in enumerate(_guarded(file, path)):
+                if line.strip():
+                    yield Row(f"{path.name}:line {number + 1}", number, _value(line))
+        return
+    try:
+        found = json.loads(_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise DispError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(found, list):
+        raise DispError(f"{path} must hold a JSON array of rows, found {type(found).__name__}")
+    for number, row in enumerate(found):
+        yield Row(f"{path.name}:row {number + 1}", number, row)
+
+
+def save_array(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] | None = None) -> None:
+    """Write an array of rows, atomically."""
+    found = [with_values(output.row, text=True) for output in outputs]
+    if path.name.endswith(".gz"):
+        _compress(path, [json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"])
+    else:
+        write_json(path, found)
+
+
+def save_lines(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] | None = None) -> None:
+    """Write one row a line, atomically."""
+    found = (with_values(output.row, text=True) for output in outputs)
+    if path.name.endswith(".gz"):
+        _compress(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in found))
+    else:
+        write_jsonl(path, found)
+
+
+def _compress(path: Path, texts: Iterable[str]) -> None:
+    def write(temporary: Path) -> None:
+        # Without name and time, so that the same rows are the same bytes.
+        with temporary.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+            for text in texts:
+                packed.write(text.encode())
+
+    write_atomically(path, write)
+
+
+def _opened(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
+
+
+def _guarded(file: Iterable[bytes], path: Path) -> Iterator[bytes]:
+    try:
+        # `yield from` would close the file with the generator.
+        for line in file:  # noqa: UP028
+            yield line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DispError(f"{path} cannot be decompressed ({error}); copy or download it again") from None
+
+
+def _bytes(path: Path) -> bytes:
+    with _opened(path) as file:
+        return b"".join(_guarded(file, path))
+
+
+def _whole(path: Path) -> Any:
+    return _value(_bytes(path))
+
+
+def _value(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+ARRAY = Files("json", "a JSON array", rows, save_array, ".json")
+LINES = Files("lines", "JSON lines", rows, save_lines, ".jsonl")

@@ -1,0 +1,96 @@
+"""LLaMA-Factory's dataset_info.json: where a dataset lies, and what its columns and tags are called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from disp.data.dataset import Source
+from disp.data.formats.chat import Chat, read_chat, write_chat
+from disp.data.formats.fields import pair_dialect
+from disp.data.formats.pairs import Pair
+from disp.data.formats.row import Dialect
+from disp.errors import DispError
+from disp.files import write_json
+
+INFO = "dataset_info.json"
+
+
+def read_info(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The datasets that a folder's dataset_info.json declares by a file; empty if it is none of LLaMA-Factory's.
+
+    Raises:
+        DispError: the file is not JSON.
+    """
+    file = folder / INFO
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DispError(f"{file} is not valid JSON ({error})") from None
+    if not isinstance(found, dict):
+        return {}
+    return {
+        name: entry
+        for name, entry in found.items()
+        if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
+    }
+
+
+def entry_of(path: Path) -> tuple[str, Mapping[str, Any]] | None:
+    """Name and entry of a data file in the dataset_info.json beside it, if there is one.
+
+    Raises:
+        DispError: dataset_info.json is not JSON.
+    """
+    for name, entry in read_info(path.parent).items():
+        if entry["file_name"] == path.name:
+            return name, entry
+    return None
+
+
+def declared(entry: Mapping[str, Any]) -> Dialect:
+    """How the rows of an entry are read: with its columns and tags, and LLaMA-Factory's own for what it leaves out."""
+    columns, tags = _names(entry.get("columns")), _names(entry.get("tags"))
+    pictures = columns.get("images")
+    if entry.get("formatting", "alpaca") != "sharegpt":
+        pair = Pair(
+            columns.get("prompt", "instruction"),
+            columns.get("response", "output"),
+            addition=columns.get("query", "input"),
+            system=columns.get("system"),
+            history=columns.get("history"),
+            pictures=pictures,
+        )
+        return pair_dialect("llama-factory", f"{pair.question} and {pair.answer}", pair)
+    chat = Chat(
+        columns.get("messages", "conversations"),
+        tags.get("role_tag", "from"),
+        tags.get("content_tag", "value"),
+        (tags.get("user_tag", "human"),),
+        (tags.get("assistant_tag", "gpt"),),
+        (tags.get("system_tag", "system"),),
+        columns.get("system"),
+        pictures,
+    )
+    return Dialect(
+        "llama-factory",
+        f"{chat.messages} ({chat.who}, {chat.what})",
+        lambda row: chat.messages in row,
+        lambda row, questions: read_chat(row, chat, questions),
+        lambda row, system, turns, pictures: write_chat(row, chat, system, turns, pictures),
+    )
+
+
+def write_info(path: Path, source: Source) -> None:
+    """Declare a data file as the one that was read was declared."""
+    if source.entry:
+        name, entry = source.entry
+        write_json(path.parent / INFO, {name: {**entry, "file_name": path.name}})
+
+
+def _names(value: Any) -> dict[str, str]:
+    return {key: name for key, name in value.items() if isinstance(name, str)} if isinstance(value, dict) else {}

@@ -1,0 +1,154 @@
+"""What readers and writers share: a row, what it says, and why it cannot be used."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from disp.data.references import Reference
+from disp.data.sample import IMAGE_PLACEHOLDER, Turn
+from disp.words import shortened
+
+Fields = Mapping[str, Any]
+PICTURE_FIELDS = ("image", "images")
+
+
+class BadRow(Exception):
+    """Why a row cannot be used."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it lies in a file.
+
+    Attributes:
+        place: where it is, for messages.
+        number: number from 0, which is the id of a row without one.
+        value: what was read; an exception for what could not be.
+        file: name of its file within the dataset, where there are several.
+    """
+
+    place: str
+    number: int
+    value: Any
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a row says.
+
+    Attributes:
+        system: the system message, or None.
+        turns: the exchanges; "" is the answer to a question without one.
+        pictures: what the row says about its pictures, in the order of their placeholders.
+    """
+
+    system: str | None
+    turns: tuple[Turn, ...]
+    pictures: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way to write a sample as a row.
+
+    Attributes:
+        name: what the user calls it.
+        wants: its keys, for messages.
+        matches: whether a row looks like this.
+        read: what a row says; with True also where the last question has no answer.
+        write: the row with other content; pictures None where they are unchanged.
+    """
+
+    name: str
+    wants: str
+    matches: Callable[[Fields], bool]
+    read: Callable[[Fields, bool], Content]
+    write: Callable[[Fields, str | None, tuple[Turn, ...], list[Any] | None], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The row that a sample was read from, for writing it back.
+
+    Attributes:
+        row: its fields, without the bytes of pictures; see `Embedded`.
+        number: as in `Row`.
+        file: as in `Row`.
+        dialect: how it is written.
+        references: what it says about its pictures.
+        pictures: the files that these were found to be.
+        content: what the row says.
+    """
+
+    row: Fields
+    number: int
+    file: str
+    dialect: Dialect
+    references: tuple[Reference, ...]
+    pictures: tuple[Path, ...]
+
+
+def id_of(row: Fields, number: int) -> str:
+    """The id of a row; its number where it has none. A table's 3.0 is "3"."""
+    for key in ("id", "question_id", "__key__"):
+        identity = row.get(key)
+        if identity is not None:
+            break
+    else:
+        return str(number)
+    if isinstance(identity, float) and identity.is_integer():
+        identity = int(identity)
+    if not isinstance(identity, str | int):
+        raise BadRow("id must be text or a number")
+    return str(identity)
+
+
+def is_nan(value: Any) -> bool:
+    """Whether a value is a table's "nothing here"."""
+    return isinstance(value, float) and math.isnan(value)
+
+
+def picture_field(row: Fields) -> str:
+    """The field that names the pictures; tables exported with both fields leave one of them null or empty."""
+    return "images" if row.get("images") or ("images" in row and not row.get("image")) else "image"
+
+
+def pictures_in(row: Fields, field: str | None = None) -> list[Any]:
+    """What the picture field holds, as a list."""
+    if field is None and row.get("image") and row.get("images"):
+        raise BadRow("has both image and images; keep one of them")
+    value = row.get(field or picture_field(row)) or []
+    pictures = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, str | bytes | dict) and each for each in pictures):
+        raise BadRow("image must be a file name or a list of file names")
+    return pictures
+
+
+def with_pictures(row: dict[str, Any], pictures: Sequence[Any], field: str | None = None) -> dict[str, Any]:
+    """The row with other pictures in their field: one alone stays alone, a list stays a list."""
+    key = field or picture_field(row)
+    if pictures:
+        row[key] = list(pictures) if isinstance(row.get(key), list) or len(pictures) > 1 else pictures[0]
+    elif row.get(key):
+        del row[key]
+    return row
+
+
+def without_placeholder(text: str, number: int) -> str:
+    """An answer, which must not hold a picture.
+
+    Raises:
+        BadRow: it does.
+    """
+    if IMAGE_PLACEHOLDER in text or re.search(r"<img>.*?</img>", text, re.DOTALL):
+        raise BadRow(
+            f"message {number} is an answer with a picture in it ({shortened(text)!r}); models here answer in words: "
+            "drop the row, or take the picture out"
+        )
+    return text

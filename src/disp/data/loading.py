@@ -1,0 +1,177 @@
+"""Reading a dataset of any format; see `disp.data.formats.table`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from disp.data.dataset import Dataset, Problem, Source
+from disp.data.formats.row import PICTURE_FIELDS, BadRow, Dialect, Fields, Origin, Row, id_of, is_nan
+from disp.data.formats.table import DIALECTS, FILES, FORMATS, dialect_of
+from disp.data.formats.unseen import check_seen
+from disp.data.locate import locate
+from disp.data.references import Embedded, Finder, NotFound
+from disp.data.sample import IMAGE_PLACEHOLDER, Sample
+from disp.errors import DispError
+from disp.words import shortened
+
+# Fields that a sample's own attributes hold; everything else is metadata.
+OWN_FIELDS = {
+    *("id", "question_id", "__key__", *PICTURE_FIELDS, "conversations", "messages", "texts"),
+    *("query", "response", "history", "instruction", "input", "output"),
+}
+# A reason is no longer than this: it is shown in a terminal, in JSON and in the report.
+LONGEST_REASON = 500
+
+
+def load_dataset(
+    path: Path | str,
+    image_root: Path | None = None,
+    *,
+    strict: bool = False,
+    format: str | None = None,
+    split: str | None = None,
+    questions: bool = False,
+    allow_download: bool = False,
+) -> Dataset:
+    """Read a dataset.
+
+    Its format is found out from what it holds: LLaVA's JSON, ShareGPT, LLaMA-Factory, ms-swift, Qwen-VL, Hugging Face
+    datasets, parquet, WebDataset, an image folder with metadata; see docs/data.md. Rows that cannot be used are set
+    aside with their place and the reason, and so are those that name a picture in a way that is not understood. Where
+    rows share an id, as several conversations about one picture do, the later ones are called ``id~2``, ``id~3`` and
+    so on, and are written back under these names.
+
+    Args:
+        path: a data file, a folder that holds one, or the id of a dataset on the Hugging Face hub.
+        image_root: folder that image names are relative to, and in which absolute names must lie; the folder
+            ``images`` beside the data file if there is one, otherwise the data file's own folder.
+        strict: stop at the first bad row instead of setting it aside.
+        format: a name in `disp.data.formats.table.FORMATS`, instead of finding it out.
+        split: the part to read of a dataset that has several; "train" if not given.
+        questions: take questions without an answer too, with "" as the answer.
+        allow_download: fetch pictures that rows name by http or https. They are kept in the cache folder.
+
+    Raises:
+        DispError: there is no such file, it is of no format that is read, none of its rows can be used, or ``strict``
+            met a bad one.
+    """
+    path, source = locate(Path(path), format, split)
+    forced = FORMATS[format].dialect if format else None
+    folder = path if path.is_dir() else path.parent
+    beside = folder.absolute() if image_root is None else None
+    if image_root is None:
+        image_root = folder / "images" if (folder / "images").is_dir() else folder
+    if not image_root.is_dir():
+        raise DispError(f"image folder {image_root} does not exist; give the folder that image names are relative to")
+    finder = Finder(image_root.absolute(), beside, allow_download)
+    samples: list[Sample] = []
+    problems: list[Problem] = []
+    used: dict[str, int] = {}
+    formats: Counter[str] = Counter()
+    renamed = 0
+    for row in FILES[source.files].rows(path, source):
+        try:
+            sample, dialect = _to_sample(row, source, forced, finder, questions)
+        except (BadRow, NotFound) as error:
+            reason = shortened(str(error), LONGEST_REASON)
+            if strict:
+                raise DispError(f"{row.place}: {reason}") from None
+            problems.append(Problem(row.place, reason))
+            continue
+        if sample.id in used:
+            renamed += 1
+            sample = replace(sample, id=_unused(sample.id, used))
+        used[sample.id] = 1
+        samples.append(sample)
+        formats[dialect] += 1
+    if not samples:
+        first = f"; the first: {problems[0].place}: {problems[0].reason}" if problems else ""
+        raise DispError(f"{path} holds no usable row ({len(problems)} set aside{first})")
+    root = _common_root(samples, finder.image_root, folder.absolute())
+    return Dataset(tuple(samples), path, root, tuple(problems), renamed, dict(formats), source)
+
+
+def _to_sample(row: Row, source: Source, forced: str | None, finder: Finder, questions: bool) -> tuple[Sample, str]:
+    """The sample, and the name of the dialect that its row is in."""
+    fields = _fields(row, source)
+    identity = id_of(fields, row.number)
+    dialect: Dialect = DIALECTS[forced] if forced else source.declared or dialect_of(fields)
+    content = dialect.read(fields, questions)
+    found = [finder.find(picture) for picture in content.pictures]
+    named = sum(turn.prompt.count(IMAGE_PLACEHOLDER) for turn in content.turns)
+    if named > len(found):
+        raise BadRow(
+            f"{named} {IMAGE_PLACEHOLDER} placeholders for {len(found)} images; remove the surplus or add the images"
+        )
+    check_seen(fields, content)
+    references = [each.reference for each in found]
+    if any(isinstance(reference, Embedded) for reference in references):
+        fields = dialect.write(fields, content.system, content.turns, list(references))
+    files = tuple(each.file for each in found)
+    # The row itself is kept under one key, so that it can be written back as it was.
+    origin = Origin(fields, row.number, row.file, dialect, tuple(references), files)
+    metadata = {key: value for key, value in fields.items() if key not in OWN_FIELDS and _is_json(value)}
+    return Sample(identity, files, content.turns, content.system, {**metadata, "_row": origin}), dialect.name
+
+
+def _fields(row: Row, source: Source) -> Fields:
+    value = row.value
+    files = FILES[source.files]
+    if isinstance(value, Exception):
+        raise BadRow(f"not valid JSON ({value})" if source.files in ("json", "lines") else str(value))
+    if not isinstance(value, dict):
+        raise BadRow(f"a row must be an object, found {type(value).__name__}")
+    if any(is_nan(value.get(key)) for key in PICTURE_FIELDS):  # "no picture", as pandas writes it
+        value = {key: None if key in PICTURE_FIELDS and is_nan(each) else each for key, each in value.items()}
+    if files.is_json:
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False, default=_bytes_as_text).encode()
+        except (ValueError, TypeError, RecursionError) as error:
+            # Half a character, NaN: read by lenient JSON, written by none.
+            raise BadRow(f"cannot be written back ({error})") from None
+    return value
+
+
+def _bytes_as_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return ""
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a field can be kept as metadata: a table's columns may hold dates, numbers that JSON lacks, and bytes."""
+    if value is None or isinstance(value, str | int):
+        return True
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return True
+
+
+def _common_root(samples: Iterable[Sample], image_root: Path, folder: Path) -> Path:
+    """A folder that all pictures lie in: the image folder, or the nearest one above them."""
+    outside = False
+    parents: set[Path] = set()
+    for sample in samples:
+        for file in sample.images:
+            assert isinstance(file, Path)
+            parents.add(file.parent)
+            outside = outside or not file.is_relative_to(image_root)
+    if not outside:
+        return image_root
+    return folder if all(parent.is_relative_to(folder) for parent in parents) else Path(os.path.commonpath(parents))
+
+
+def _unused(identity: str, used: dict[str, int]) -> str:
+    """``identity~2`` or the next that is not taken; ``used`` counts how far it went, so that many are no matter."""
+    while (name := f"{identity}~{used[identity] + 1}") in used:
+        used[identity] += 1
+    used[identity] += 1
+    return name

@@ -1,0 +1,130 @@
+"""Finding out what a path holds: which files, and how rows lie in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from disp.data.dataset import Source
+from disp.data.formats import arrow, hub, image_folder, llama_factory, webdataset
+from disp.data.formats.json_files import is_json_name, json_layout
+from disp.data.formats.table import FORMATS, format_of, is_row
+from disp.errors import DispError
+from disp.words import shortened
+
+# Names of a data file that this library writes, and of the folder of a format that has no single file.
+DATA_FILES = ("data.json", "data.jsonl", "data.json.gz", "data.jsonl.gz", "data.parquet")
+DATA_FOLDER = "data"
+
+
+def locate(path: Path, format: str | None = None, split: str | None = None) -> tuple[Path, Source]:
+    """The data file or folder that a path stands for, and how it is read.
+
+    Args:
+        path: a file, a folder, or a hub id.
+        format: a name in `FORMATS`, where the content is not to decide.
+        split: the part of the dataset, where it has several.
+
+    Raises:
+        DispError: there is no such file, or it is of no format that is read.
+    """
+    files = format_of(format).files if format else None
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):
+        exists = False
+    if not exists:
+        if hub.is_hub_id(str(path)) and files in (None, "huggingface"):
+            return _folder(hub.fetch(str(path), split), None)
+        raise DispError(f"{shortened(str(path), 300)}: no such data file")
+    found = _folder(path, split) if path.is_dir() else _file(path)
+    if files is not None and found[1].files != files:
+        raise DispError(f"{path} is no dataset of the format {format!r}: {FORMATS[format or ''].title}")
+    if format == "llama-factory" and found[1].entry is None:
+        raise DispError(f"{path}: no {llama_factory.INFO} beside it that names it as file_name; add its entry")
+    return found
+
+
+def _file(path: Path) -> tuple[Path, Source]:
+    if path.name == llama_factory.INFO:
+        return _folder(path.parent, None)
+    if path.name in image_folder.NAMES:
+        return path, Source("imagefolder")
+    if is_json_name(path.name):
+        entry = llama_factory.entry_of(path)
+        known = llama_factory.declared(entry[1]) if entry else None
+        layout = json_layout(path, known.matches if known else is_row)
+        return path, Source(layout, known, entry)
+    if path.suffix == ".parquet":
+        return path, Source("parquet")
+    if path.suffix == ".tar":
+        return path, Source("webdataset")
+    raise DispError(
+        f"{path}: a dataset is a .json or .jsonl file, a .parquet or .tar file, a metadata.csv, or a folder with one"
+    )
+
+
+def _folder(path: Path, split: str | None) -> tuple[Path, Source]:
+    found = [path / name for name in DATA_FILES if (path / name).is_file()]
+    if len(found) == 1:
+        return _file(found[0])
+    if found:
+        raise DispError(f"{path} must hold exactly one of data.json and data.jsonl, found {len(found)}")
+    if (path / "state.json").is_file():
+        return path, Source("huggingface")
+    if (path / "dataset_dict.json").is_file():
+        return _dataset_dict(path, split)
+    if entries := llama_factory.read_info(path):
+        if len(entries) > 1:
+            names = shortened(", ".join(entry["file_name"] for entry in entries.values()), 200)
+            raise DispError(f"{path / llama_factory.INFO} names several files: {names}; give one of them")
+        (entry,) = entries.values()
+        file = path / entry["file_name"]
+        if not file.is_file() or file.parent != path:
+            raise DispError(f"{path / llama_factory.INFO} names {entry['file_name']!r}, which is not in its folder")
+        return _file(file)
+    for part in (path, path / (split or "train")):
+        for name in image_folder.NAMES:
+            if (part / name).is_file():
+                return part / name, Source("imagefolder")
+    for part in (path, path / DATA_FOLDER):
+        if parquet := arrow.parquet_files(part) if part.is_dir() else []:
+            return _parquet(part, parquet, split)
+        if part.is_dir() and webdataset.shards(part):
+            return part, Source("webdataset")
+    if (path / DATA_FOLDER).is_dir() and path.name != DATA_FOLDER:
+        return _folder(path / DATA_FOLDER, split)
+    others = [file for file in sorted(path.iterdir()) if is_json_name(file.name) and file.is_file()]
+    if len(others) == 1:
+        return _file(others[0])
+    names = f" ({shortened(', '.join(file.name for file in others), 200)})" if others else ""
+    raise DispError(
+        f"{path} must hold exactly one of data.json and data.jsonl, found 0; give the data file itself{names}, or a "
+        "folder with parquet or tar files, metadata.jsonl, or dataset_info.json"
+    )
+
+
+def _dataset_dict(path: Path, split: str | None) -> tuple[Path, Source]:
+    try:
+        splits = json.loads((path / "dataset_dict.json").read_bytes())["splits"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        splits = None
+    if not isinstance(splits, list) or not all(isinstance(name, str) and Path(name).name == name for name in splits):
+        raise DispError(f"{path / 'dataset_dict.json'} does not list the splits; save the dataset again")
+    part = split or (splits[0] if len(splits) == 1 else "train")
+    if part not in splits:
+        raise DispError(f"{path} has the splits {', '.join(splits)}; choose one with --split")
+    return path / part, Source("huggingface", split=part)
+
+
+def _parquet(folder: Path, files: list[Path], split: str | None) -> tuple[Path, Source]:
+    """A folder whose files are all of one split, or the only file of the split asked for."""
+    splits = {file.name.partition("-")[0].removesuffix(".parquet") for file in files}
+    if len(files) == 1:
+        return files[0], Source("parquet")
+    if len(splits) > 1:
+        part = split or "train"
+        if part not in splits:
+            raise DispError(f"{folder} has the splits {', '.join(sorted(splits))}; choose one with --split")
+        return folder, Source("parquet", split=part)
+    return folder, Source("parquet")

@@ -1,0 +1,261 @@
+"""Pictures as rows name them: paths, URIs, bytes; each becomes a file."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from disp.data.download import download
+from disp.data.sample import ImageSource
+from disp.errors import DispError
+from disp.files import write_atomically
+from disp.words import shortened
+
+# How the first bytes of a picture's file begin, and what such files are called.
+_SIGNATURES = (
+    (b"\x89PNG", "png"),
+    (b"\xff\xd8", "jpg"),
+    (b"GIF8", "gif"),
+    (b"BM", "bmp"),
+    (b"II*\0", "tiff"),
+    (b"MM\0*", "tiff"),
+)
+_MIME = {"jpg": "image/jpeg", "jpeg": "image/jpeg", "tif": "image/tiff"}
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A picture that its row holds itself; its bytes lie in a file, so that no row keeps them in memory.
+
+    Attributes:
+        file: where the bytes lie.
+        form: bytes; a dict of bytes and path, as `datasets` has it, the bytes as base64 text in JSON; or a data URI.
+        name: the path in the dict, or the beginning of the URI.
+    """
+
+    file: Path
+    form: Literal["bytes", "dict", "dict of text", "uri"]
+    name: str | None = None
+
+    def value(self) -> Any:
+        """What the row holds.
+
+        Raises:
+            DispError: the file cannot be read.
+        """
+        try:
+            content = self.file.read_bytes()
+        except OSError as error:
+            raise DispError(f"{self.file}: cannot be read ({error.strerror}); check the image folder") from None
+        if self.form == "bytes":
+            return content
+        if self.form == "dict":
+            return {"bytes": content, "path": self.name}
+        text = base64.b64encode(content).decode()
+        return f"{self.name}{text}" if self.form == "uri" else {"bytes": text, "path": self.name}
+
+
+# What a row says about a picture, once its bytes have been taken out: a name, a dict with a path, or bytes elsewhere.
+Reference = str | Mapping[str, Any] | Embedded
+
+
+class NotFound(Exception):
+    """Why a picture cannot be had."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture's file, and what its row says about it."""
+
+    file: Path
+    reference: Reference
+
+
+def cache_folder() -> Path:
+    """Where pictures from inside rows and from the network are kept: DISP_CACHE, or the user's cache folder."""
+    if given := os.environ.get("DISP_CACHE"):
+        return Path(given).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "disp"
+
+
+@dataclass(frozen=True)
+class Finder:
+    """Finds the file of each picture.
+
+    Attributes:
+        image_root: folder that names are relative to, and that absolute names must lie in.
+        beside: the data's own folder, which names may be relative to as well, where no image folder was given. Names
+            such as ``images/0.jpg`` are understood where the image folder is called ``images`` either way.
+        allow_download: whether pictures may be fetched from the network.
+    """
+
+    image_root: Path
+    beside: Path | None = None
+    allow_download: bool = False
+
+    def find(self, picture: Any) -> Found:
+        """The picture's file.
+
+        Raises:
+            NotFound: it lies outside the folders, does not exist, or is not understood.
+            DispError: it cannot be kept in the cache folder.
+        """
+        if isinstance(picture, bytes):
+            return _embedded(picture, "bytes", None)
+        if isinstance(picture, Mapping):
+            return self._of_dict(picture)
+        if picture[:5].lower() == "data:":
+            head, comma, text = picture.partition(",")
+            if not comma or not head.lower().endswith(";base64"):
+                raise NotFound(f"image {shortened(picture)!r} is no data URI in base64; give a file name")
+            return _embedded(_bytes_of(text), "uri", head + comma)
+        if picture[:7].lower() in ("http://", "https:/"):
+            if not self.allow_download:
+                raise NotFound(
+                    f"image {shortened(picture)!r} lies on the network; download the pictures first and name the "
+                    "files, or give --allow-download"
+                )
+            try:
+                return Found(download(picture, cache_folder() / "downloads"), picture)
+            except DispError as error:
+                raise NotFound(str(error)) from None
+        if picture[:7].lower() == "file://":
+            parts = urlsplit(picture)
+            if parts.netloc not in ("", "localhost"):
+                raise NotFound(f"image {shortened(picture)!r} lies on another machine; copy it here")
+            return Found(self._file(unquote(parts.path)), picture)
+        return Found(self._file(picture), picture)
+
+    def _of_dict(self, picture: Mapping[str, Any]) -> Found:
+        content, path = picture.get("bytes"), picture.get("path")
+        name = path if isinstance(path, str) else None
+        if isinstance(content, bytes) and content:
+            return _embedded(content, "dict", name)
+        if isinstance(content, str) and content:
+            return _embedded(_bytes_of(content), "dict of text", name)
+        if not name:
+            keys = shortened(", ".join(map(repr, picture)))
+            raise NotFound(f"image is an object with {keys}; it needs 'path' or 'bytes'")
+        found = self.find(name)
+        return replace(found, reference=picture) if isinstance(found.reference, str) else found
+
+    def _file(self, name: str) -> Path:
+        roots = [self.image_root, self.beside or self.image_root.parent]
+        shown = repr(shortened(name))
+        leaves = True
+        try:
+            for root in roots:
+                # Without "..", so that the name stays inside another root as well, when the images are copied there.
+                path = root / os.path.normpath(name)
+                if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:
+                    continue
+                if root == self.image_root.parent != self.beside and not path.is_relative_to(self.image_root):
+                    continue
+                # Links must not leave the innermost folder that the name lies in.
+                inner = self.image_root if path.is_relative_to(self.image_root) else root
+                leaves = False
+                if (path := _in_any_form(path, root)).is_file():
+                    if not path.resolve().is_relative_to(inner.resolve()):
+                        raise NotFound(f"image {shown} leaves the image folder {inner}")
+                    return path
+                if not path.resolve().is_relative_to(inner.resolve()):
+                    leaves = True
+        except OSError as error:  # too long, links in a circle
+            raise NotFound(f"image {shown} cannot be found ({error.strerror or type(error).__name__})") from None
+        except (ValueError, RuntimeError) as error:  # a null character, links in a circle
+            raise NotFound(f"image {shown} cannot be found ({shortened(str(error))})") from None
+        if leaves:
+            raise NotFound(
+                f"image {shown} leaves the image folder {self.image_root}; "
+                "give --images, a folder that holds all pictures"
+            )
+        raise NotFound(
+            f"image {shown} does not exist in {self.image_root}; give --images, the folder with the pictures"
+        )
+
+
+def reference_to(
+    source: ImageSource, file: Path | None, reference: Reference | None, image_root: Path, what: str
+) -> Any:
+    """What a row is to say about a picture.
+
+    A picture that is where it was keeps the form that its name had; another one is embedded where the first was, and
+    else named by its place in the image folder.
+
+    Args:
+        source: the picture that the sample has now.
+        file: the one that its row named, or None.
+        reference: what the row said about it.
+        image_root: the image folder.
+        what: whose picture it is, for messages.
+
+    Raises:
+        DispError: it is in memory, lies outside the image folder, or cannot be read.
+    """
+    if isinstance(reference, Embedded):
+        if not isinstance(source, Path):
+            raise DispError(f"{what}: image {source} does not lie in the image folder {image_root}")
+        return replace(reference, file=source)
+    name = reference.get("path") if isinstance(reference, Mapping) else reference
+    same = isinstance(source, Path) and source == file
+    if same and isinstance(name, str) and file and not _is_plain(name, file, image_root):
+        return reference
+    if not isinstance(source, Path) or not source.absolute().is_relative_to(image_root):
+        raise DispError(f"{what}: image {source} does not lie in the image folder {image_root}")
+    name = source.absolute().relative_to(image_root).as_posix()
+    return {**reference, "path": name} if isinstance(reference, Mapping) else name
+
+
+def _is_plain(name: str, file: Path, image_root: Path) -> bool:
+    """Whether a name is relative to the image folder, so that it is written as it is in the folder at hand."""
+    if "://" in name or os.path.isabs(name) or name[:5].lower() == "data:":
+        return False
+    return not file.is_relative_to(image_root) or image_root / os.path.normpath(name) == file
+
+
+def _in_any_form(path: Path, root: Path) -> Path:
+    """The path, or the same in another Unicode form if that exists: archives made on a Mac decompose accents."""
+    if path.exists() or str(path).isascii():
+        return path
+    found = root
+    for part in path.relative_to(root).parts:
+        forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
+        found = next((found / form for form in forms if (found / form).exists()), found / part)
+    return found if found.exists() else path
+
+
+def _bytes_of(text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (ValueError, binascii.Error):
+        raise NotFound(f"image {shortened(text, 40)!r} is not valid base64; give a file name") from None
+
+
+def _embedded(content: bytes, form: Literal["bytes", "dict", "dict of text", "uri"], name: str | None) -> Found:
+    digest = hashlib.sha256(content).hexdigest()
+    suffix = next(
+        (kind for start, kind in _SIGNATURES if content.startswith(start)), "webp" if b"WEBP" in content[:16] else "img"
+    )
+    file = cache_folder() / "pictures" / digest[:2] / f"{digest}.{suffix}"
+    try:
+        if not file.exists() or file.stat().st_size != len(content):
+            write_atomically(file, lambda temporary: temporary.write_bytes(content))
+    except OSError as error:
+        raise DispError(
+            f"{file.parent}: a picture cannot be kept here ({error.strerror}); name another folder in DISP_CACHE"
+        ) from None
+    return Found(file, Embedded(file, form, name))
+
+
+def uri_head(file: Path) -> str:
+    """How a data URI of a picture's file begins."""
+    suffix = file.suffix.lstrip(".").lower()
+    return f"data:{_MIME.get(suffix, f'image/{suffix}')};base64,"
