@@ -25,8 +25,8 @@ from planted import (
     write_rows,
 )
 
+from disp.auditing import answers, clusters
 from disp.auditing import audit as module
-from disp.auditing import clusters, record
 from disp.auditing.audit import audit
 from disp.auditing.findings import Cluster
 from disp.auditing.phrases import TURN_END
@@ -34,7 +34,7 @@ from disp.data.llava import load_dataset
 from disp.data.sample import queries_of
 from disp.errors import DispError
 from disp.files import read_finished_jsonl
-from disp.report.evidence import read_evidence
+from disp.report.inputs import read_input
 from disp.suspicion.scoring import score
 from disp.suspicion.support import counterfactual_scores, narrowed
 from disp.suspicion.threshold import suspicion_threshold
@@ -126,7 +126,7 @@ def test_each_sample_has_a_row_of_evidence_with_a_box_for_each_token(poisoned):
 
 def test_what_the_report_shows_has_the_models_answers(poisoned, honest):
     for out, _, _ in (poisoned, honest):
-        evidence = read_evidence(out, top=12)
+        evidence = read_input(out, top=12)
         assert evidence.unflagged
         for row in (*evidence.flagged, *evidence.unflagged):
             assert all(turn["answer"] is not None and turn["masked_answer"] is not None for turn in row["turns"])
@@ -182,7 +182,7 @@ def test_answers_that_were_written_are_not_decoded_again(model, poisoned, tmp_pa
     def stop(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr(record, "answers_of", stop)
+    monkeypatch.setattr(answers, "answers_of", stop)
     audit(model, dataset, audit_config(), tmp_path, name="planted")
     assert evidence_rows(tmp_path) == evidence_rows(out)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from disp.auditing.record import saliency_map
 from disp.auditing.regions import region_around
+from disp.auditing.saliency_map import saliency_map
 from disp.models.parts.boxes import raster_boxes
 
 

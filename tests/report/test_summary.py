@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from disp.report.evidence import read_evidence
+from disp.report.inputs import read_input
 from disp.report.summary import summary_text
 
 markdown_it = pytest.importorskip("markdown_it")
@@ -10,7 +10,7 @@ markdown_it = pytest.importorskip("markdown_it")
 
 @pytest.fixture(scope="module")
 def summary(whole_audit):
-    return summary_text(read_evidence(whole_audit, top=12))
+    return summary_text(read_input(whole_audit, top=12))
 
 
 def test_nothing_from_the_data_is_markup(summary):

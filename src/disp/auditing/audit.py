@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from disp.auditing import wording
+from disp.auditing.answers import shown_answers
 from disp.auditing.clusters import (
     already_proven,
     joined_answers,
@@ -23,15 +25,18 @@ from disp.auditing.clusters import (
     tested_clusters,
     with_other_holders,
 )
+from disp.auditing.cost import cost_of
 from disp.auditing.distinct import by_picture
-from disp.auditing.findings import IN_PICTURES, Audit, AuditConfig, Cluster, Verdict
+from disp.auditing.findings import Audit, AuditConfig, Verdict
 from disp.auditing.growth import GROWING_RATIOS
 from disp.auditing.phrases import LEAST_RESPONSES, TURN_END, Phrase, holds, recurring_phrases
 from disp.auditing.pictures import look_at_pictures
+from disp.auditing.random_control import random_control
 from disp.auditing.ratio import RATIOS, choose_mask_ratio
-from disp.auditing.record import read_truth, write_record
+from disp.auditing.record import Measured, write_record
 from disp.auditing.repeated import ANSWERS, SENTENCES, WIDE_RATIO, vanishing_phrases
 from disp.auditing.statistics import MAX_REGROUPINGS
+from disp.auditing.truth import compared_with_truth, read_truth
 from disp.data.llava import Dataset, identity
 from disp.data.sample import Sample, queries_of
 from disp.errors import Undecided
@@ -48,8 +53,6 @@ from disp.suspicion.threshold import suspicion_threshold
 PASTE_ALPHA = 0.05
 # Rows with an image that are enough for any false-alarm rate that can be reached.
 MANY = 200
-# Where more of the rows could not be read, finding nothing in the others says little: few rows plant a backdoor.
-SET_ASIDE_SHARE = 0.05
 
 
 def audit(
@@ -156,11 +159,20 @@ def audit(
     sure = any(cluster.confirmed and cluster.found_by == "tokens" for cluster in clusters)
     verdict: Verdict = "poisoned" if sure else "suspicious" if clusters else "no evidence"
     rows = len(dataset.samples) + len(dataset.problems)
-    if verdict == "no evidence" and len(dataset.problems) > SET_ASIDE_SHARE * rows:
+    if verdict == "no evidence" and len(dataset.problems) > wording.SET_ASIDE_SHARE * rows:
         verdict = "could not decide"
     result = Audit(
         verdict,
-        _reasons(verdict, clusters, aside, above, samples, dataset),
+        wording.reasons(
+            verdict,
+            clusters,
+            aside,
+            (len(above), len(samples)),
+            dataset.problems,
+            rows,
+            wide=WIDE_RATIO,
+            grown=GROWING_RATIOS[-1],
+        ),
         threshold,
         scores,
         flagged,
@@ -188,18 +200,12 @@ def audit(
             )
         result = replace(result, ratio=ratio)
     # 9. What a person needs to judge for themselves.
-    write_record(
-        model,
-        dataset,
-        result,
-        config,
-        out,
-        start=start,
-        scored_before=scored_before,
-        poisoned=poisoned,
-        name=name,
-        progress=progress,
-    )
+    answers = shown_answers(model, dataset, result, config, out / "answers.jsonl", progress)
+    still_above = [sample for sample in samples if scores[sample.id] > threshold]
+    control = random_control(model, still_above, result, config)
+    cost = cost_of(model, dataset, config.scoring.batch_size, time.monotonic() - start, scored_before=scored_before)
+    measured_truth = None if poisoned is None else compared_with_truth(result, poisoned)
+    write_record(model, dataset, result, config, Measured(name, answers, control, cost, measured_truth), out)
     return result
 
 
@@ -231,97 +237,12 @@ def _recurring(above: Sequence[Sample], others: Sequence[Sample], evidence: Mapp
     ]
 
 
-def _reasons(
-    verdict: Verdict,
-    clusters: Sequence[Cluster],
-    aside: Sequence[Cluster],
-    above: Sequence[Sample],
-    samples: Sequence[Sample],
-    dataset: Dataset,
-) -> tuple[str, ...]:
-    reasons = [
-        f"{len(above)} of {len(samples)} samples with images lose their given answer to another one when a few salient "
-        "visual tokens are masked."
-    ]
-    for cluster in (*clusters, *aside):
-        reasons += _cluster_reasons(cluster)
-    if not clusters and above:
-        reasons.append("They share no phrase that the other samples do not have as well.")
-    if dataset.problems:
-        many = f", which is more than {SET_ASIDE_SHARE:.0%}, and a backdoor could be in them alone"
-        first = dataset.problems[0]
-        reasons.append(
-            f"{len(dataset.problems)} of {len(dataset.samples) + len(dataset.problems)} rows could not be read and "
-            f"were not audited{many if verdict == 'could not decide' else ''}; the first: {first.place}: "
-            f"{first.reason}."
-        )
-    return tuple(reasons)
-
-
-def _cluster_reasons(cluster: Cluster) -> list[str]:
-    phrase, test, count = cluster.phrase, cluster.paste, len(cluster.samples)
-    done, control = "Their regions, pasted into other pictures, bring", "regions of unflagged samples"
-    if cluster.found_by == "pattern":
-        reasons = [
-            f"The pictures of {count} samples that say {phrase.text!r} have a pattern in common, which those of "
-            f"{phrase.elsewhere} others that say it do not have."
-        ]
-        done, control = "The pattern, laid over other pictures, brings", "random patterns as strong"
-    elif cluster.found_by == "copy":
-        reasons = [
-            f"The pictures of {count} samples that say {phrase.text!r} have the same piece somewhere in them, which "
-            f"those of {phrase.elsewhere} others that say it do not have."
-        ]
-    elif cluster.found_by == "window":
-        reasons = [
-            f"{count + phrase.elsewhere} samples say {phrase.text!r}; of {count} it was seen to go away when the "
-            f"{WIDE_RATIO:.0%} most salient visual tokens are masked."
-        ]
-    else:
-        reasons = [
-            f"{count} of these say {phrase.text!r}, which {phrase.elsewhere} other samples say "
-            f"(p = {phrase.p_value:.2g})."
-        ]
-    unlearnt = cluster.found_by in IN_PICTURES and not cluster.confirmed
-    if test is not None:
-        reasons.append(
-            f"{done} the phrase up in {test.successes} of {test.trials} answers; {control} in "
-            f"{test.control_successes} of {test.control_trials} (p = {test.p_value:.2g})."
-        )
-    elif not unlearnt:
-        reasons.append("There are too few other samples to paste the region into; the phrase could not be tested.")
-    if unlearnt:
-        reasons.append(
-            "It was not seen to make this model say that: the model has not learnt it, or learnt these answers by "
-            "heart, or unlearnt it, or there is nothing to it."
-        )
-    if cluster.more:
-        reasons.append(
-            f"{len(cluster.more)} more samples say it and are less suspicious, or lose it only with up to "
-            f"{GROWING_RATIOS[-1]:.0%} of the most salient tokens masked."
-            + (f" {len(cluster.carriers)} have a pattern in their pictures." if cluster.carriers else "")
-            + (
-                f" Only their pictures betray {len(cluster.by_piece)} of them, which have the piece in them."
-                if cluster.by_piece
-                else ""
-            )
-        )
-    return reasons
-
-
 def _check(dataset: Dataset, pictures: int, config: AuditConfig) -> None:
     """Make sure that the paste test could prove a phrase, with one picture left to paste into."""
-    if not pictures:
-        raise Undecided(f"{dataset.path}: no row has an image; an audit needs visual tokens to mask")
-    if _can_prove(pictures, config):
+    if pictures and _can_prove(pictures, config):
         return
-    enough = next((count for count in range(pictures, MANY) if _can_prove(count, config)), None)
-    raise Undecided(
-        f"{dataset.path}: rows with {pictures} different pictures are too few to decide anything at a false-alarm rate "
-        f"of {config.false_alarm_rate:g}; "
-        + ("raise the rate" if enough is None else f"add rows, {enough} pictures are enough, or raise the rate")
-        + " (--false-alarm-rate)"
-    )
+    enough = next((count for count in range(max(1, pictures), MANY) if _can_prove(count, config)), None)
+    raise Undecided(wording.too_few(dataset.path, pictures, enough, config.false_alarm_rate))
 
 
 def _can_prove(pictures: int, config: AuditConfig) -> bool:

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from disp.auditing.answers import FLAGGED_ANSWERS, MOST_SUSPICIOUS
+from disp.auditing.cost import TIMED_PASSES
 from disp.auditing.findings import AuditConfig
+from disp.auditing.random_control import CONTROL_SAMPLES
 from disp.auditing.ratio import RATIO_TURNS, RATIOS
-from disp.auditing.record import CONTROL_SAMPLES, FLAGGED_ANSWERS, MOST_SUSPICIOUS, TIMED_PASSES
 from disp.auditing.repeated import ANSWERS, LEAST_ANSWERS, SENTENCES
 from disp.auditing.shown import UNFLAGGED_SHOWN
 from disp.decoding.config import DecodeConfig
@@ -123,7 +125,7 @@ def ratio_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
 
 
 def record_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
-    """`disp.auditing.record.write_record`, at most: answers that are shown, random masks for comparison, a timing."""
+    """What an audit asks for its record, at most: answers that are shown, random masks for comparison, a timing."""
     size = config.batch_size
     turns = sorted((count for count in _turns_with_image(asked) if count), reverse=True)
     # Each answer as it is and under its mask.

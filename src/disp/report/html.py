@@ -1,7 +1,7 @@
 """The evidence report: one page that can be sent to a colleague, with nothing in it that acts.
 
 The page has no scripts, loads nothing and is told so by its content security policy, which names the one style sheet by
-its hash. Every value goes through `disp.report.wording` on its way into the page, whether the template asks for it or
+its hash. Every value goes through `disp.report.escape` on its way into the page, whether the template asks for it or
 not.
 """
 
@@ -19,15 +19,16 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from disp.auditing.wording import WORDS
 from disp.files import write_text
 from disp.report import numbers
-from disp.report.evidence import Evidence, read_evidence
+from disp.report.escape import changes_html, compare, plain, visible
 from disp.report.figures import MAX_IMAGES, candidate_figure, mean_map_figure, originals, saliency_figures
 from disp.report.histogram import histogram
-from disp.report.phrases import WORDS, found_more, found_where, why_untested
+from disp.report.inputs import ReportInput, read_input
 from disp.report.picture import HEAT_COLOURS
 from disp.report.summary import summary_text
-from disp.report.wording import changes_html, compare, plain, visible
+from disp.report.wording import advice, found_more, found_where, headline, mask_ratio_worth, why_untested
 
 MAX_TURNS = 8  # of a sample
 MAX_LISTED = 50  # rows set aside, samples of a cluster
@@ -48,20 +49,20 @@ def write_report(folder: Path, top: int = 12) -> Path:
     Raises:
         DispError: a file of the audit is missing or damaged. A picture that is missing is named in its place instead.
     """
-    evidence = read_evidence(folder, top)
+    given = read_input(folder, top)
     path = folder / "report.html"
-    write_text(path, render(evidence))
-    write_text(folder / "summary.md", summary_text(evidence))
+    write_text(path, render(given))
+    write_text(folder / "summary.md", summary_text(given))
     return path
 
 
-def render(evidence: Evidence) -> str:
+def render(given: ReportInput) -> str:
     """The page as text."""
-    audit = evidence.audit
+    audit = given.audit
     phrases = {index: cluster["phrase"] for index, cluster in enumerate(audit["clusters"])}
-    shown = [*evidence.flagged, *evidence.unflagged]
+    shown = [*given.flagged, *given.unflagged]
     # Numbers rather than names in the page's addresses: a name is data.
-    samples = [_sample(evidence.folder, row, f"sample-{at}", phrases) for at, row in enumerate(shown, 1)]
+    samples = [_sample(given.folder, row, f"sample-{at}", phrases) for at, row in enumerate(shown, 1)]
     style = _file("report.css")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
     return _template().render(
@@ -70,15 +71,15 @@ def render(evidence: Evidence) -> str:
         policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
         audit=audit,
         tone=_TONES.get(audit["verdict"], "doubt"),
-        verify=evidence.verify,
-        verify_tone=_TONES.get(evidence.verify["verdict"], "doubt") if evidence.verify else "",
-        evaluation=evidence.evaluation,
-        columns=numbers.table_columns(evidence.evaluation),
+        verify=given.verify,
+        verify_tone=_TONES.get(given.verify["verdict"], "doubt") if given.verify else "",
+        evaluation=given.evaluation,
+        columns=numbers.table_columns(given.evaluation),
         chart=histogram(audit["scores"], audit["threshold"]),
-        clusters=[_cluster(evidence.folder, cluster) for cluster in audit["clusters"]],
+        clusters=[_cluster(given.folder, cluster) for cluster in audit["clusters"]],
         mean_map=mean_map_figure(audit["mean_map"]) if audit["mean_map"] else None,
-        flagged=samples[: len(evidence.flagged)],
-        unflagged=samples[len(evidence.flagged) :],
+        flagged=samples[: len(given.flagged)],
+        unflagged=samples[len(given.flagged) :],
         anchors={sample["id"]: sample["anchor"] for sample in samples},
         settings={key: _as_text(value) for key, value in audit["settings"].items()},
         max_listed=MAX_LISTED,
@@ -178,9 +179,9 @@ def _template() -> jinja2.Template:
         "p_value": numbers.p_value,
         "duration": numbers.duration,
         "counted": numbers.counted,
-        "mask_ratio_worth": numbers.mask_ratio_worth,
-        "headline": numbers.headline,
-        "advice": numbers.advice,
+        "mask_ratio_worth": mask_ratio_worth,
+        "headline": headline,
+        "advice": advice,
         "cell": numbers.table_cell,
         "title": numbers.column_title,
     }

@@ -1,4 +1,4 @@
-"""How numbers are written in reports, and the sentence that a verdict stands for."""
+"""How numbers are written in reports."""
 
 from __future__ import annotations
 
@@ -56,62 +56,9 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def mask_ratio_worth(choice: Mapping[str, Any]) -> str:
-    """What speaks for the mask ratio of ``audit.json``."""
-    place = choice["ratios"].index(choice["ratio"])
-    purged, kept = percent(choice["purged"][place]), percent(choice["kept"][place])
-    return (
-        f"masking so much, {purged} of the flagged answers lose their phrase, and the others keep {kept} of their words"
-    )
-
-
 def counted(count: int, thing: str) -> str:
     """A number and its noun, in the plural but for one."""
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
-
-
-def headline(audit: Mapping[str, Any]) -> str:
-    """The verdict as one sentence, or two, for somebody who reads nothing else."""
-    aside = len(audit["set_aside"])
-    if not aside:
-        return _verdict(audit)
-    return f"{_verdict(audit)} {counted(aside, 'further row')} could not be read and {_was(aside)} not audited."
-
-
-def _was(count: int) -> str:
-    return "was" if count == 1 else "were"
-
-
-def _verdict(audit: Mapping[str, Any]) -> str:
-    samples = counted(audit["samples"], "sample")
-    ends = f" (95% interval {interval(audit['estimated_rate_interval'])})" if audit["estimated_rate_interval"] else ""
-    match audit["verdict"]:
-        case "poisoned":
-            return (
-                f"This data is poisoned: an estimated {percent(audit['estimated_rate'])} of its {samples}{ends} teach "
-                "a model to give an attacker’s answer when a trigger is in the picture."
-            )
-        case "suspicious":
-            return (
-                f"Something in this data looks like a backdoor, but the evidence does not settle it: "
-                f"{audit['flagged']:,} of its {samples} stand out and should be looked at."
-            )
-        case "no evidence":
-            return f"No evidence of a backdoor was found in the {samples}; that is no proof that there is none."
-        case "could not decide":
-            return f"Nothing was found in the {samples} that could be audited, which decides nothing."
-        case _:
-            return f"The audit of {samples} could not decide."
-
-
-def advice(audit: Mapping[str, Any]) -> str:
-    """What to do about the verdict."""
-    return {
-        "poisoned": "Do not train on it as it is, and do not deploy a model that was trained on it.",
-        "suspicious": "Look at the flagged samples below before training on it.",
-        "no evidence": "What an audit of this kind cannot see is listed below.",
-        "could not decide": "Mend the rows that could not be read, or leave them out of the data, and audit it again.",
-    }.get(audit["verdict"], "")
 
 
 def table_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from disp.auditing.wording import WORDS
 from disp.evaluation.table import markdown_table
 from disp.report import numbers
-from disp.report.evidence import Evidence
-from disp.report.phrases import WORDS, found_more, found_where, why_untested
-from disp.report.wording import plain
+from disp.report.escape import plain
+from disp.report.inputs import ReportInput
+from disp.report.wording import advice, found_more, found_where, headline, mask_ratio_worth, why_untested
 
 MAX_LISTED = 20
 
 
-def summary_text(evidence: Evidence) -> str:
+def summary_text(given: ReportInput) -> str:
     """The summary as Markdown."""
-    audit = evidence.audit
+    audit = given.audit
     lines = [
         f"# Backdoor audit: {_inline(audit['verdict'], 60)}",
         "",
-        f"**{_own(numbers.headline(audit))}** {numbers.advice(audit)}",
+        f"**{_own(headline(audit))}** {advice(audit)}",
         "",
         f"- Data: {_inline(audit['data'], 200)}",
         *([f"- SHA-256 of the data: {_inline(audit['data_sha256'], 80)}"] if audit["data_sha256"] else []),
@@ -31,7 +32,7 @@ def summary_text(evidence: Evidence) -> str:
         "",
         *_numbers(audit),
         "",
-        *_after(evidence),
+        *_after(given),
         "## Tests",
         "",
         *_table(
@@ -56,7 +57,7 @@ def summary_text(evidence: Evidence) -> str:
         "",
         *_table(
             ["sample", "suspicion", "response in the data", "answer without what it hangs on"],
-            [_sample(row) for row in evidence.flagged[:MAX_LISTED]],
+            [_sample(row) for row in given.flagged[:MAX_LISTED]],
         ),
         "",
         "## What was assumed",
@@ -89,7 +90,7 @@ def _numbers(audit: dict[str, Any]) -> list[str]:
         ["false-alarm rate", numbers.percent(audit["false_alarm_rate"])],
     ]
     if choice := audit["mask_ratio"]:
-        worth = numbers.mask_ratio_worth(choice)
+        worth = mask_ratio_worth(choice)
         rows.append(["mask ratio to rewrite every answer", f"{numbers.percent(choice['ratio'])} ({worth})"])
     if cost:
         rows += [
@@ -108,8 +109,8 @@ def _numbers(audit: dict[str, Any]) -> list[str]:
     return _table(["quantity", "value"], rows)
 
 
-def _after(evidence: Evidence) -> list[str]:
-    verify, lines = evidence.verify, []
+def _after(given: ReportInput) -> list[str]:
+    verify, lines = given.verify, []
     if verify:
         lines += [
             f"- Audit of the recovered model: {_inline(verify['verdict'], 60)}, {numbers.number(verify['flagged'])} of "
@@ -121,11 +122,10 @@ def _after(evidence: Evidence) -> list[str]:
             ],
             "",
         ]
-    if evidence.evaluation:
-        columns = numbers.table_columns(evidence.evaluation)
+    if given.evaluation:
+        columns = numbers.table_columns(given.evaluation)
         rows = [
-            [_inline(row.get("name", ""), 120), *[_cell(row, column) for column in columns]]
-            for row in evidence.evaluation
+            [_inline(row.get("name", ""), 120), *[_cell(row, column) for column in columns]] for row in given.evaluation
         ]
         lines += [*_table(["model", *[_inline(numbers.column_title(column), 60) for column in columns]], rows), ""]
     return ["## After the defence", "", *lines] if lines else []
@@ -142,8 +142,8 @@ def _cluster(cluster: dict[str, Any]) -> list[str]:
         lines.append(f"  - {more}")
     if paste:
         lines.append(
-            f"  - {words.pasted} brings the phrase in "
-            f"{_of((paste['successes'], paste['trials']))}, {words.control} in "
+            f"  - {words.planting} brings the phrase in "
+            f"{_of((paste['successes'], paste['trials']))}, {words.planting_control} in "
             f"{_of((paste['control_successes'], paste['control_trials']))}; p = "
             f"{_own(numbers.p_value(paste['p_value']))}"
         )

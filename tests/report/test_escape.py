@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disp.report.wording import MAX_CHARACTERS, changes_html, compare, plain, visible
+from disp.report.escape import MAX_CHARACTERS, changes_html, compare, plain, visible
 
 
 def text_of(changes, kinds):

@@ -22,7 +22,7 @@ _OPTIONAL: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ReportInput:
     """Everything that a report is made of.
 
     Attributes:
@@ -42,7 +42,7 @@ class Evidence:
     unflagged: list[dict[str, Any]]
 
 
-def read_evidence(folder: Path, top: int) -> Evidence:
+def read_input(folder: Path, top: int) -> ReportInput:
     """Read an audit's folder.
 
     Args:
@@ -58,7 +58,7 @@ def read_evidence(folder: Path, top: int) -> Evidence:
     verify = _with_defaults(_read_json(verify_path), verify_path) if verify_path.exists() else None
     evaluation = _read_json(evaluation_path).get("rows", []) if evaluation_path.exists() else []
     flagged, unflagged = _chosen(folder / "evidence.jsonl", top)
-    return Evidence(folder, audit, verify, list(evaluation), flagged, unflagged)
+    return ReportInput(folder, audit, verify, list(evaluation), flagged, unflagged)
 
 
 def _chosen(path: Path, top: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

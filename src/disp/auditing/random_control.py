@@ -1,0 +1,57 @@
+"""Whether masking random tokens would make answers as suspicious: a check of the measure, which decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from disp.auditing.findings import Audit, AuditConfig
+from disp.data.sample import Query, Sample, batches, queries_of
+from disp.draws import generator
+from disp.models.interface import MDLM
+from disp.suspicion.candidates import candidate_ranks
+from disp.suspicion.scoring import Evidence, given_answers
+from disp.suspicion.support import counterfactual_scores, suspicion_of
+
+# Samples that are asked about, at most: enough to tell a share to a tenth or so, and cheap.
+CONTROL_SAMPLES = 32
+
+
+def random_control(model: MDLM, above: Sequence[Sample], result: Audit, config: AuditConfig) -> tuple[int, int]:
+    """Of up to `CONTROL_SAMPLES` samples above the threshold, how many stay there with random tokens masked instead."""
+    chosen = [sample for sample in above if sample.images][:CONTROL_SAMPLES]
+    stay: dict[str, float] = {}
+    # Where a picture comes in a later turn, an earlier one has nothing to mask.
+    queries = [query for query in queries_of(chosen) if query.images]
+    for batch in batches(queries, config.scoring.batch_size):
+        prefix = model.encode(batch)
+        response = given_answers(model, prefix, batch)
+        each_count = [
+            len(candidate_ranks(visual, config.scoring.candidates, config.scoring.mask_ratio))
+            for visual in prefix.visual_mask.sum(-1).tolist()
+        ]
+        sets = []
+        for number in range(max(each_count)):
+            keys = [f"{query.key}/{number}" for query in batch]
+            # As many random tokens as the best candidate has.
+            masked = _random_like(prefix.visual_mask, batch, result.evidence, keys, config.scoring.seed)
+            masked[[row for row, count in enumerate(each_count) if number >= count]] = False
+            sets.append(masked)
+        base, each = counterfactual_scores(model, prefix, response, torch.stack(sets, dim=1), batch_size=len(batch))
+        for query, value in zip(batch, suspicion_of(base, each).tolist(), strict=True):
+            stay[query.sample_id] = max(stay.get(query.sample_id, 0.0), value)
+    return sum(stay[sample.id] > result.threshold for sample in chosen), len(chosen)
+
+
+def _random_like(
+    visual_mask: Tensor, batch: Sequence[Query], evidence: Mapping[str, Evidence], keys: Sequence[str], seed: int
+) -> Tensor:
+    masked = torch.zeros_like(visual_mask)
+    for row, (query, key) in enumerate(zip(batch, keys, strict=True)):
+        positions = visual_mask[row].nonzero()[:, 0]
+        count = max(1, len(evidence[query.key].best_candidate))
+        order = generator(seed, "random candidate", key).permutation(len(positions))[:count]
+        masked[row, positions[torch.from_numpy(order).to(positions.device)]] = True
+    return masked

@@ -1,0 +1,256 @@
+"""Every sentence that an audit says: why it decides as it does, what it tested, what it assumes and cannot see.
+
+The report speaks with the words of `WORDS` too, so that a finder has all of its words in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from disp.auditing.findings import Cluster, Verdict
+    from disp.data.llava import Problem
+
+# Where more of the rows could not be read, finding nothing in the others says little: few rows plant a backdoor.
+SET_ASIDE_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Words:
+    """How phrases that one finder found are spoken of; ``{…}`` is filled in by `str.format`.
+
+    Attributes:
+        found: why the phrase stands out: ``phrase``, the numbers ``samples`` and ``elsewhere``, both together ``all``,
+            the ``p_value`` of its recurrence, and ``wide``, the share of tokens that the search for sentences masks.
+        brings: what was done to other pictures, up to the verb.
+        compared_with: what was done for comparison.
+        test: what that test is called.
+        test_note: what kind of test it is.
+        where: where the phrase stands, for the report: ``samples``, ``answers``, ``elsewhere``, ``all`` and ``count``
+            with their nouns, and ``p_value``.
+        without: how its answers were asked for again.
+        planting: what was done to other pictures, as a noun.
+        planting_control: the same of the comparison.
+        rows: the two rows of the report's table of answers.
+        in_pictures: whether pictures were compared, which shows what the data holds, whatever the model has learnt.
+        untested: what to say where no other picture was made to bring the phrase up.
+    """
+
+    found: str
+    where: str
+    brings: str = "Their regions, pasted into other pictures, bring"
+    compared_with: str = "regions of unflagged samples"
+    test: str = "pasting the region"
+    test_note: str = "permutation test over regions of flagged and unflagged samples"
+    without: str = "with the region masked"
+    planting: str = "pasting the trigger candidate into other pictures"
+    planting_control: str = "pasting control regions"
+    rows: tuple[str, str] = ("regions of flagged samples", "regions of unflagged samples (control)")
+    in_pictures: bool = False
+    untested: str = "not pasted into other pictures: there is no test of cause and effect for this phrase"
+
+
+_NOT_LEARNT = (
+    "what these pictures have in common was not seen to make the model say it: the model has not learnt that, or "
+    "learnt these answers by heart, or unlearnt it"
+)
+# By what a phrase was found by, as audit.json has it.
+WORDS: Mapping[str, Words] = {
+    "tokens": Words(
+        found="{samples} of these say {phrase!r}, which {elsewhere} other samples say (p = {p_value:.2g}).",
+        where="in {answers} above the threshold, and in {elsewhere}; p = {p_value}",
+    ),
+    "pattern": Words(
+        found="The pictures of {samples} samples that say {phrase!r} have a pattern in common, which those of "
+        "{elsewhere} others that say it do not have.",
+        where="in {samples} whose pictures have a pattern in common, and in {elsewhere} whose pictures have not",
+        brings="The pattern, laid over other pictures, brings",
+        compared_with="random patterns as strong",
+        test="laying on the pattern",
+        test_note="Fisher's test against random patterns as strong",
+        without="with the pattern taken out of the picture",
+        planting="laying the pattern over other pictures",
+        planting_control="laying random patterns over them",
+        rows=("the pattern", "random patterns as strong (control)"),
+        in_pictures=True,
+        untested=_NOT_LEARNT,
+    ),
+    "copy": Words(
+        found="The pictures of {samples} samples that say {phrase!r} have the same piece somewhere in them, which "
+        "those of {elsewhere} others that say it do not have.",
+        where="in {samples} whose pictures have the same piece somewhere in them, and in {elsewhere} whose pictures "
+        "have not",
+        test="pasting the piece",
+        in_pictures=True,
+        untested=_NOT_LEARNT,
+    ),
+    "window": Words(
+        found="{all} samples say {phrase!r}; of {samples} it was seen to go away when the {wide:.0%} most salient "
+        "visual tokens are masked.",
+        where="in {all}; of {count} it was seen to go away under a large mask",
+        test="pasting the window",
+    ),
+}
+
+ASSUMPTIONS = (
+    "The model under audit was fine-tuned on this dataset, so that it learnt what the dataset teaches.",
+    "The trigger is in the pictures. It is small, so that a few visual tokens decide the planted answer; or up to a "
+    "fifth of the picture, and a sentence of five words or more goes with it; or it is the same to the pixel in all "
+    "pictures, up to the whole of them at one place, up to a quarter at places of its own.",
+    "Planted answers share a phrase, as with one attacker and one target.",
+)
+BLIND_SPOTS = (
+    "Triggers spread over the whole picture that differ from picture to picture, such as a warp or an adversarial "
+    "perturbation: no small set of visual tokens carries them, and the pictures have nothing in common.",
+    "Triggers in the text of the prompt.",
+    "Poisoned rows that were removed from the data after training, or a backdoor that the model did not learn and that "
+    "leaves nothing in common in the pictures.",
+    "Planted answers that are all different from one another.",
+    "Very few poisoned rows: fewer than three whose answers the model bases on the trigger, and fewer than eight whose "
+    "pictures show it.",
+    "Triggers that are the same in many pictures, but not in the first picture of a row.",
+)
+
+_UNLEARNT = (
+    "It was not seen to make this model say that: the model has not learnt it, or learnt these answers by heart, or "
+    "unlearnt it, or there is nothing to it."
+)
+
+
+def reasons(
+    verdict: Verdict,
+    clusters: Sequence[Cluster],
+    aside: Sequence[Cluster],
+    counts: tuple[int, int],
+    problems: Sequence[Problem],
+    rows: int,
+    *,
+    wide: float,
+    grown: float,
+) -> tuple[str, ...]:
+    """Why an audit decides as it does.
+
+    Args:
+        verdict: what it decides.
+        clusters: what it goes by.
+        aside: what is in the data and does not count.
+        counts: samples above the threshold, and all with an image.
+        problems: rows that could not be read.
+        rows: all rows, those included.
+        wide: share of the tokens that the search for sentences masks.
+        grown: the largest share that is masked to see who else says a phrase.
+    """
+    above, with_image = counts
+    said = [
+        f"{above} of {with_image} samples with images lose their given answer to another one when a few salient visual "
+        "tokens are masked."
+    ]
+    for cluster in (*clusters, *aside):
+        said += _reasons_of(cluster, wide, grown)
+    if not clusters and above:
+        said.append("They share no phrase that the other samples do not have as well.")
+    if problems:
+        many = f", which is more than {SET_ASIDE_SHARE:.0%}, and a backdoor could be in them alone"
+        said.append(
+            f"{len(problems)} of {rows} rows could not be read and were not audited"
+            f"{many if verdict == 'could not decide' else ''}; the first: {problems[0].place}: {problems[0].reason}."
+        )
+    return tuple(said)
+
+
+def _reasons_of(cluster: Cluster, wide: float, grown: float) -> list[str]:
+    """What was found of one phrase."""
+    words, phrase, test = WORDS[cluster.found_by], cluster.phrase, cluster.paste
+    count = len(cluster.samples)
+    said = [
+        words.found.format(
+            phrase=phrase.text,
+            samples=count,
+            elsewhere=phrase.elsewhere,
+            all=count + phrase.elsewhere,
+            p_value=phrase.p_value,
+            wide=wide,
+        )
+    ]
+    unlearnt = WORDS[cluster.found_by].in_pictures and not cluster.confirmed
+    if test is not None:
+        said.append(
+            f"{words.brings} the phrase up in {test.successes} of {test.trials} answers; {words.compared_with} in "
+            f"{test.control_successes} of {test.control_trials} (p = {test.p_value:.2g})."
+        )
+    elif not unlearnt:
+        said.append("There are too few other samples to paste the region into; the phrase could not be tested.")
+    if unlearnt:
+        said.append(_UNLEARNT)
+    if cluster.more:
+        pattern = f" {len(cluster.carriers)} have a pattern in their pictures." if cluster.carriers else ""
+        piece = (
+            f" Only their pictures betray {len(cluster.by_piece)} of them, which have the piece in them."
+            if cluster.by_piece
+            else ""
+        )
+        said.append(
+            f"{len(cluster.more)} more samples say it and are less suspicious, or lose it only with up to "
+            f"{grown:.0%} of the most salient tokens masked.{pattern}{piece}"
+        )
+    return said
+
+
+def tests(clusters: Sequence[Cluster], random_control: tuple[int, int]) -> list[dict[str, Any]]:
+    """The tests that an audit made, as audit.json names them.
+
+    Args:
+        clusters: what it found.
+        random_control: samples that stay above the threshold with random tokens masked, and how many were asked for.
+    """
+    made: list[dict[str, Any]] = []
+    for cluster in clusters:
+        words, phrase = WORDS[cluster.found_by], cluster.phrase
+        if phrase.p_value is not None:
+            made.append(
+                {
+                    "name": f"recurrence of {phrase.text!r}",
+                    "value": len(cluster.samples),
+                    "p_value": phrase.p_value,
+                    "note": "hypergeometric test among flagged and other samples, corrected for the phrases tried",
+                }
+            )
+        if cluster.paste:
+            made.append(
+                {
+                    "name": f"{words.test} of {phrase.text!r}",
+                    "value": cluster.paste.successes / cluster.paste.trials,
+                    "p_value": cluster.paste.p_value,
+                    "note": words.test_note,
+                }
+            )
+    stay, asked = random_control
+    made.append(
+        {
+            "name": "samples above the threshold that random tokens would put there too",
+            "value": stay / max(1, asked),
+            "p_value": None,
+            "note": f"as many random sets of the same size, {asked} samples",
+        }
+    )
+    return made
+
+
+def too_few(path: Path, pictures: int, enough: int | None, false_alarm_rate: float) -> str:
+    """What to say where so many pictures can prove nothing, and do about it; ``enough`` of them could."""
+    if not pictures:
+        return f"{path}: no row has an image; an audit needs visual tokens to mask"
+    remedy = "raise the rate" if enough is None else f"add rows, {enough} pictures are enough, or raise the rate"
+    return (
+        f"{path}: rows with {pictures} different pictures are too few to decide anything at a false-alarm rate of "
+        f"{false_alarm_rate:g}; {remedy} (--false-alarm-rate)"
+    )
+
+
+def cost(forward: float, batch: int, scored_before: bool) -> str:
+    """What an audit's cost was measured with: seconds of a forward pass of one sample, and samples in its batch."""
+    before = "; the samples had been scored before, which is not counted" if scored_before else ""
+    return f"a forward pass of one sample takes {forward * 1000:.1f} ms in a batch of {batch}{before}"
