@@ -1,4 +1,4 @@
-"""Every ``disp`` command of the README, and its Python, runs, in order, in one folder, at a small size."""
+"""The README has its sections in order, and its Python and every command of docs/steps.md run, at a small size."""
 
 import re
 import shlex
@@ -7,21 +7,32 @@ from pathlib import Path
 
 from disp import cli
 
-README = Path(__file__).parents[1] / "README.md"
-# `make demo` and its `disp demo` are the end-to-end test's.
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+STEPS = ROOT / "docs" / "steps.md"
 SMALLER = {"--count": "40", "--steps": "3"}
+SECTIONS = [
+    "Install",
+    "One command",
+    "Results",
+    "In Python",
+    "Your data, trigger, model and pipeline",
+    "What it does not do",
+    "Citation",
+]
+MOST_LINES = 120
 
 
-def readme_commands() -> list[list[str]]:
-    """The ``disp`` commands in the README's shell blocks, with sizes made small."""
-    blocks = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+def commands_of(page: Path) -> list[list[str]]:
+    """The ``disp`` commands in a page's shell blocks, with sizes made small."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("disp ")]
     for command in commands:
         for flag, value in SMALLER.items():
             if flag in command:
                 command[command.index(flag) + 1] = value
-    return [command for command in commands if command[1] != "demo"]
+    return commands
 
 
 def readme_python() -> str:
@@ -30,16 +41,37 @@ def readme_python() -> str:
     return re.sub(r"steps=\d+", f"steps={SMALLER['--steps']}", block)
 
 
-def test_readme_shows_every_verb():
-    verbs = {command[1] for command in readme_commands()}
-    shown = {"scenes", "poison", "train", "saliency", "purify", "generate", "evaluate", "audit", "defend"}
-    assert verbs == shown
+def test_readme_is_short_and_in_order():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MOST_LINES
+    assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == SECTIONS
+    before = text.partition("## Install")[0]
+    assert before.index("docs/story.png") < before.index("**Status.**")
 
 
-def test_readme_commands_run(tmp_path, monkeypatch, capsys):
+def test_the_output_that_the_readme_shows_is_the_demo_s_own():
+    from disp.evaluation.table import COLUMNS, STAGES
+
+    (output,) = re.findall(r"```text\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    title, header, *rest = output.splitlines()
+    assert title == "refusal, patch trigger, 10% of the rows poisoned"
+    # Shortened: without the intervals and the last column.
+    assert re.split(r"  +", header) == ["stage", *COLUMNS[:-1]]
+    rows = [re.split(r"  +", line) for line in rest[: len(STAGES)]]
+    assert [row[0] for row in rows] == list(STAGES.values())
+    assert all(re.fullmatch(r"\d+\.\d%", cell) for row in rows for cell in row[1:])
+    assert {len(row) for row in rows} == {len(COLUMNS)}
+
+
+def test_steps_show_every_verb_of_the_path():
+    verbs = {command[1] for command in commands_of(STEPS)}
+    assert verbs == {"scenes", "poison", "train", "saliency", "purify", "generate", "evaluate", "audit", "defend"}
+
+
+def test_the_steps_and_the_readme_s_python_run(tmp_path, monkeypatch, capsys):
     # In one process: a dozen of them would spend their time importing torch.
     monkeypatch.chdir(tmp_path)
-    for command in readme_commands():
+    for command in commands_of(STEPS):
         monkeypatch.setattr(sys, "argv", command)
         code = 0
         try:
