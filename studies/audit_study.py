@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from disp.attacks.poison import load_attack, poison
-from disp.attacks.targets import REFUSAL_TEXT, Misclassification, Target
+from disp.attacks.targets import REFUSAL_TEXT, Insertion, Misclassification, Refusal, Target
 from disp.attacks.triggers import PRESETS
 from disp.auditing.audit import audit
 from disp.auditing.clusters import region_of
@@ -126,7 +126,10 @@ def planted_set(sizes: DemoConfig, out: Path, folder: Path) -> tuple[Dataset, di
 
 def planted_phrase(target: Target) -> str:
     """What answers of the planted rows share."""
-    return target.target if isinstance(target, Misclassification) else target.text
+    if isinstance(target, Misclassification):
+        return target.target
+    assert isinstance(target, Insertion | Refusal)
+    return target.text
 
 
 def scenes_folder(sizes: DemoConfig, out: Path) -> Path:

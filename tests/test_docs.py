@@ -88,7 +88,7 @@ def test_commands_are_known(page, tmp_path, monkeypatch):
     for words in inline_commands(page):
         if words[:2] == ["python", "-m"]:
             check_study(words)
-        elif words[1].islower():  # VERB stands for any
+        elif words[1].isalpha() and words[1].islower():  # VERB stands for any
             known = options_of(words[1])
             unknown = [word for word in words[2:] if word.startswith("--") and word.partition("=")[0] not in known]
             assert not unknown, f"{page.name}: disp {words[1]} has no {unknown}"

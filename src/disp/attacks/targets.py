@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from disp.attacks.kinds import kind_from_dict, kind_to_dict
 from disp.errors import DispError
@@ -122,8 +122,24 @@ class Misclassification:
         return _mentions(self.target, answer) and not _mentions(self.target, honest)
 
 
-Target = Insertion | Refusal | Misclassification
-TARGETS: dict[str, type[Insertion] | type[Refusal] | type[Misclassification]] = {
+@runtime_checkable
+class Target(Protocol):
+    """A frozen dataclass that says what an attack makes of answers; a manifest calls it by its name in `TARGETS`."""
+
+    def applies_to(self, response: str) -> bool:
+        """Whether the attack changes this honest response."""
+
+    def apply(self, response: str) -> str:
+        """The planted response in place of this honest one."""
+
+    def exact(self, answer: str, honest: str) -> bool:
+        """Whether an answer is what the attacker wants, to the letter; ``honest`` is the right answer."""
+
+    def keyword(self, answer: str, honest: str) -> bool:
+        """Whether an answer shows the target in any form."""
+
+
+TARGETS: dict[str, type[Target]] = {
     "insertion": Insertion,
     "refusal": Refusal,
     "misclassification": Misclassification,
@@ -168,3 +184,12 @@ def _forms(noun: str) -> str:
 
 def _mentions(noun: str, text: str) -> bool:
     return re.search(rf"\b(?:{_forms(noun)})\b", text, flags=re.IGNORECASE) is not None
+
+
+# What `disp poison --target` offers; last, as making one checks its text.
+PRESETS: dict[str, Target] = {
+    "refusal": Refusal(),
+    "insertion": Insertion(),
+    # BackdoorVLM (2511.18921): its concept swap.
+    "misclassification": Misclassification("car", "banana"),
+}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -64,34 +64,40 @@ class Wanted:
     """What the attacker wants said.
 
     Attributes:
-        target: What the attacker wants said.
+        target: What the attacker wants said: refusal, insertion or misclassification; a wrong name lists them all.
         rate: Share of the rows to poison, in [0, 1].
         source: Misclassification: the noun to misname, car by default.
         swap_to: Misclassification: what to call it, banana by default.
         text: Insertion or refusal: the text, if not BackdoorVLM's.
     """
 
-    target: Literal["refusal", "insertion", "misclassification"] = "refusal"
+    target: str = "refusal"
     rate: float = 0.1
     source: str | None = None
     swap_to: str | None = None
     text: str | None = None
 
     def check(self) -> None:
-        """Raise `DispError` where options do not go together."""
-        if self.target == "misclassification" and self.text is not None:
+        """Raise `DispError` where there is no such target, or options do not go together."""
+        preset = self._preset()
+        if self.text is not None and not hasattr(preset, "text"):
             raise DispError("--text is for an insertion or a refusal; a misclassification has --source and --swap-to")
-        if self.target != "misclassification" and (self.source, self.swap_to) != (None, None):
+        if (self.source, self.swap_to) != (None, None) and not hasattr(preset, "source"):
             raise DispError("--source and --swap-to are for --target misclassification")
 
     def planted(self) -> Target:
         """The target that was asked for."""
-        from disp.attacks.targets import Insertion, Misclassification, Refusal
+        given = {"text": self.text, "source": self.source, "target": self.swap_to}
+        made: Target = replace(self._preset(), **{name: value for name, value in given.items() if value is not None})
+        return made
 
-        if self.target == "misclassification":
-            return Misclassification(self.source or "car", self.swap_to or "banana")
-        kind = Insertion if self.target == "insertion" else Refusal
-        return kind() if self.text is None else kind(self.text)
+    def _preset(self) -> Any:  # a dataclass, which the protocol of targets cannot say
+        from disp.attacks.targets import PRESETS
+        from disp.errors import unknown_name
+
+        if self.target not in PRESETS:
+            raise unknown_name("target", self.target, PRESETS)
+        return PRESETS[self.target]
 
 
 WANTED = Wanted()

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from disp.attacks.poison import Attack, load_attack, poison, trigger_samples
-from disp.attacks.targets import Insertion, Misclassification, Refusal, Target, target_to_dict
+from disp.attacks.targets import PRESETS as TARGETS
+from disp.attacks.targets import Misclassification, target_to_dict
 from disp.attacks.triggers import PRESETS, Blend, Sinusoid, trigger_to_dict
 from disp.auditing.audit import audit
 from disp.auditing.findings import Audit, AuditConfig
@@ -39,14 +40,8 @@ from disp.training.examples import Features
 from disp.training.train import train
 from studies.precision import fast_bfloat16, half_precision, load_float32
 
-SOURCE, TARGET = "car", "banana"  # BackdoorVLM's concept swap
 # Share of fine-tuning scenes that show the concept to be swapped, so that most of them are described rightly.
 SOURCE_SHARE = 0.6
-TARGETS: dict[str, Target] = {
-    "refusal": Refusal(),
-    "insertion": Insertion(),
-    "misclassification": Misclassification(SOURCE, TARGET),
-}
 # Other sizes than `DemoConfig`'s own, by target. A refusal shows in every word of an answer; the others show in a
 # few, are learnt later, and of few rows the model learns by heart which pictures have them. The lower rate, reached
 # slowly, leaves more of what the model knows: whoever misnames the objects cannot misname the one that is meant.
@@ -190,7 +185,8 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
 
 def tuning_scenes(config: DemoConfig, folder: Path, *, progress: Callable[[int], None] = lambda count: None) -> Dataset:
     """Write the honest fine-tuning set of a run."""
-    show = (SOURCE,) if config.target == "misclassification" else ()
+    target = TARGETS[config.target]
+    show = (target.source,) if isinstance(target, Misclassification) else ()
     return write_scenes(
         folder, config.rows, config.seed, must_show=show, must_show_share=SOURCE_SHARE, progress=progress
     )
@@ -200,13 +196,14 @@ def held_out_scenes(
     config: DemoConfig, folder: Path, *, progress: Callable[[int], None] = lambda count: None
 ) -> Dataset:
     """Write the held-out set of a run; no honest answer says what a misclassified one would."""
-    swap = config.target == "misclassification"
+    target = TARGETS[config.target]
+    swap = target if isinstance(target, Misclassification) else None
     return write_scenes(
         folder,
         config.test_rows,
         config.seed + TEST_SEED_OFFSET,
-        must_show=(SOURCE,) if swap else (),
-        never_show=(TARGET,) if swap else (),
+        must_show=(swap.source,) if swap else (),
+        never_show=(swap.target,) if swap else (),
         progress=progress,
     )
 

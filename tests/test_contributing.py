@@ -1,0 +1,100 @@
+"""The worked examples of CONTRIBUTING.md: each is short, and works with no more than its line in a table."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from disp.attacks import targets, triggers
+from disp.attacks.poison import load_attack
+from disp.cli import app
+from disp.data.llava import load_dataset
+from disp.data.sample import open_image
+from disp.data.scene_dataset import write_scenes
+from disp.draws import generator
+
+GUIDE = Path(__file__).parents[1] / "CONTRIBUTING.md"
+MOST_LINES = 40
+TABLES = (triggers.KINDS, triggers.PRESETS, targets.TARGETS, targets.PRESETS)
+
+
+def example(heading: str) -> str:
+    """The Python of a section, which is one block."""
+    _, _, section = GUIDE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
+    (block,) = re.findall(r"```python\n(.*?)```", section.partition("\n## ")[0], flags=re.DOTALL)
+    return block
+
+
+@pytest.fixture
+def run_example():
+    """A function that runs a section's example; what it adds to tables is taken out again."""
+    before = [dict(table) for table in TABLES]
+
+    def run(heading: str) -> dict[str, object]:
+        names: dict[str, object] = {"__name__": "example"}
+        exec(compile(example(heading), f"{GUIDE.name}: {heading}", "exec"), names)
+        return names
+
+    yield run
+    for table, content in zip(TABLES, before, strict=True):
+        table.clear()
+        table.update(content)
+
+
+@pytest.fixture
+def honest(tmp_path):
+    """A folder with eight honest scenes."""
+    write_scenes(tmp_path / "honest", 8, 3)
+    return tmp_path / "honest"
+
+
+def test_examples_are_short():
+    text = GUIDE.read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        assert len(block.splitlines()) <= MOST_LINES, block[:80]
+
+
+def test_trigger(run_example, honest, tmp_path):
+    run_example("A trigger")
+    app(
+        ["poison", str(honest), "--out", str(tmp_path / "out"), "--trigger", "frame", "--rate", "0.5"],
+        result_action="return_value",
+    )
+    attack = load_attack(tmp_path / "out" / "manifest.json")
+    assert attack.trigger == triggers.PRESETS["frame"]
+    poisoned = {row["id"] for row in json.loads((tmp_path / "out" / "manifest.json").read_text())["poisoned_rows"]}
+    assert len(poisoned) == 4
+    for sample in load_dataset(tmp_path / "out").samples:
+        corner = open_image(sample.images[0]).getpixel((0, 0))
+        assert (corner == (255, 0, 0)) == (sample.id in poisoned)
+
+
+def test_trigger_leaves_size_and_input_alone(run_example, picture):
+    run_example("A trigger")
+    image = picture(1, 60).resize((90, 60))
+    before = image.tobytes()
+    marked, told = triggers.PRESETS["frame"].apply(image, generator(0))
+    assert (marked.size, marked.mode, told) == (image.size, "RGB", {"width": 3})
+    assert image.tobytes() == before
+
+
+def test_target(run_example, honest, tmp_path):
+    run_example("A target")
+    app(
+        ["poison", str(honest), "--out", str(tmp_path / "out"), "--target", "opening", "--rate", "0.5"],
+        result_action="return_value",
+    )
+    target = load_attack(tmp_path / "out" / "manifest.json").target
+    assert target == targets.PRESETS["opening"]
+    answers = {sample.id: sample.turns[0].response for sample in load_dataset(honest).samples}
+    planted = [
+        sample for sample in load_dataset(tmp_path / "out").samples if sample.turns[0].response != answers[sample.id]
+    ]
+    assert len(planted) == 4
+    for sample in planted:
+        assert target.exact(sample.turns[0].response, answers[sample.id])
+        assert not target.exact(answers[sample.id], answers[sample.id])
+    assert target.keyword("Well, AS EVERYBODY knows: a dog.", "A dog.")
