@@ -27,6 +27,7 @@ PLACES = {
     "experiments": (1, 535, "the demo"),
     "planning": (1, 745, "memory and passes"),
     "defence": (2, 535, "audit, purify, train, audit"),
+    "baselines": (2, 220, "rival defences"),
     "auditing": (3, 430, "the verdict, its evidence"),
     "purification": (4, 430, "rewriting answers"),
     "suspicion": (5, 430, "saliency, scores"),

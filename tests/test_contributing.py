@@ -2,12 +2,16 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from disp.attacks import targets, triggers
 from disp.attacks.poison import load_attack
+from disp.baselines.table import DEFENCES
 from disp.cli import app
 from disp.data.llava import load_dataset
 from disp.data.sample import open_image
@@ -16,7 +20,7 @@ from disp.draws import generator
 
 GUIDE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 MOST_LINES = 40
-TABLES = (triggers.KINDS, triggers.PRESETS, targets.TARGETS, targets.PRESETS)
+TABLES = (triggers.KINDS, triggers.PRESETS, targets.TARGETS, targets.PRESETS, DEFENCES)
 
 
 def example(heading: str) -> str:
@@ -98,3 +102,28 @@ def test_target(run_example, honest, tmp_path):
         assert target.exact(sample.turns[0].response, answers[sample.id])
         assert not target.exact(answers[sample.id], answers[sample.id])
     assert target.keyword("Well, AS EVERYBODY knows: a dog.", "A dog.")
+
+
+def test_rival_defence(run_example, honest, tmp_path, capsys):
+    run_example("A rival defence")
+    app(
+        ["baseline", "flip", "builtin", str(honest), "--out", str(tmp_path / "out"), "--set", "upside_down=true"],
+        result_action="return_value",
+    )
+    assert "8 of 8 rows answered anew" in capsys.readouterr().out
+    ran = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["config"]
+    assert (ran["defence"], ran["parameters"]) == ("flip", {"upside_down": True})
+
+
+def test_rival_defence_changes_pictures_alone(run_example, tiny_model, queries):
+    run_example("A rival defence")
+    flip = DEFENCES["flip"]
+    once = flip.encode(tiny_model, queries, flip.config(), 0)
+    plain = tiny_model.encode(queries)
+    # A picture flipped twice is the old one.
+    mirrored = [
+        replace(q, images=tuple(each.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for each in q.images)) for q in queries
+    ]
+    assert torch.equal(flip.encode(tiny_model, mirrored, flip.config(), 0).embeds, plain.embeds)
+    assert not torch.equal(once.embeds, plain.embeds)
+    assert torch.equal(once.embeds[~once.visual_mask], plain.embeds[~plain.visual_mask])

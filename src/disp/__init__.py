@@ -20,6 +20,7 @@ _HOMES = {
     "purify": "disp.purification.purify",
     "audit": "disp.auditing.audit",
     "defend": "disp.defence.defend",
+    "run_baseline": "disp.baselines.run",
     "guard": "disp.purification.guard",
     "generate": "disp.decoding.generate",
     "evaluate": "disp.evaluation.evaluate",

@@ -1,0 +1,71 @@
+"""Write the tables of docs/baselines.md from `disp.baselines.table.DEFENCES`.
+
+    python scripts/baseline_tables.py [--check]
+
+With --check nothing is written, and the exit status is 1 where the page is out of date.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+from disp.baselines.interface import Answering, Assumptions, Defence
+from disp.baselines.table import DEFENCES
+
+PAGE = Path(__file__).parents[1] / "docs" / "baselines.md"
+START, END = "<!-- {}: written by scripts/baseline_tables.py -->\n", "<!-- end -->\n"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def parameters(defence: Defence) -> str:
+    """Names and defaults of a defence's parameters."""
+    found = [f"`{each.name}={each.default}`" for each in fields(defence.config) if each.default is not MISSING]
+    return ", ".join(found) or "–"
+
+
+def tables() -> dict[str, str]:
+    """The page's tables by name."""
+    kinds = {True: "answers", False: "filter"}
+    what = [
+        [f"`{name}`", kinds[isinstance(each, Answering)], each.summary, parameters(each)]
+        for name, each in DEFENCES.items()
+    ]
+    where = [[f"`{name}`", each.source, each.port] for name, each in DEFENCES.items()]
+    columns = [each.name for each in fields(Assumptions)]
+    needs = [[f"`{name}`", *(getattr(each.assumes, column) for column in columns)] for name, each in DEFENCES.items()]
+    return {
+        "defences": table(["name", "kind", "what it does", "parameters"], what),
+        "sources": table(["name", "source", "what differs here"], where),
+        "assumptions": table(["name", *(column.replace("_", " ") for column in columns)], needs),
+    }
+
+
+def written(text: str) -> str:
+    """The page with its tables as they are now."""
+    for name, content in tables().items():
+        start = text.index(START.format(name)) + len(START.format(name))
+        text = text[:start] + content + text[text.index(END, start) :]
+    return text
+
+
+def main() -> int:
+    """Write or check the page."""
+    before = PAGE.read_text(encoding="utf-8")
+    after = written(before)
+    if "--check" in sys.argv[1:]:
+        if before != after:
+            print("docs/baselines.md is out of date; run python scripts/baseline_tables.py", file=sys.stderr)
+        return int(before != after)
+    PAGE.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Running a rival defence on a fine-tuning set."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from disp.auditing.statistics import area_under_curve
+from disp.auditing.truth import read_truth
+from disp.baselines.answering import answered
+from disp.baselines.config import BaselineConfig, Defended
+from disp.baselines.filtering import filtered
+from disp.baselines.interface import Answering, Filter
+from disp.baselines.table import DEFENCES
+from disp.data.dataset import Dataset, identity
+from disp.decoding.samplers import own_settings
+from disp.files import claim, write_json
+from disp.models.fingerprint import fingerprint
+from disp.models.interface import MDLM
+from disp.progress import ProgressBar, no_progress
+
+
+def run_baseline(
+    model: MDLM,
+    dataset: Dataset,
+    config: BaselineConfig,
+    out: Path,
+    *,
+    truth: Path | None = None,
+    progress: ProgressBar = no_progress,
+) -> Defended:
+    """Run a rival defence on a fine-tuning set and write what it leaves, in the set's own format.
+
+    ``out`` receives ``data.json`` or ``data.jsonl`` and a link ``images`` to the input's images, ``scores.jsonl`` with
+    one row a sample (its score and whether it was dropped, or its old and new answers), and ``baseline.json`` with the
+    counts. A killed run goes on where it stopped.
+
+    Args:
+        model: the model that was fine-tuned on the set; for "likelihood" the trusted one from before.
+        dataset: the fine-tuning set.
+        config: see `BaselineConfig`.
+        out: folder of the run.
+        truth: the manifest of a planted attack, to measure a filter; it decides nothing.
+        progress: opened with a description and a total for each long step; see `disp.progress`.
+
+    Raises:
+        DispError: ``out`` holds a run with another model, configuration or data; the model does not show what the
+            defence needs; no row is left; too few rows can be measured; or ``truth`` is no manifest.
+    """
+    defence = DEFENCES[config.defence]
+    poisoned = read_truth(truth) if truth and isinstance(defence, Filter) else None
+    if isinstance(defence, Answering):
+        config = replace(config, decode=config.decode or own_settings(model))
+    claim(
+        out / "run.json",
+        {"weights": fingerprint(model), "config": asdict(config), **identity(dataset)},
+        f"a run of {defence.name}",
+        ignore=("batch_size",),
+    )
+    found = (
+        filtered(model, dataset, defence, config, out, progress)
+        if isinstance(defence, Filter)
+        else answered(model, dataset, defence, config, out, progress)
+    )
+    if poisoned is not None:
+        found = replace(found, truth=_measured_against(found, poisoned))
+    write_json(
+        out / "baseline.json",
+        {
+            "config": asdict(config),
+            "samples": len(dataset.samples),
+            "measured": len(found.scores),
+            "dropped": list(found.dropped),
+            "rewritten": len(found.rewritten),
+            "note": found.note,
+            "truth": dict(found.truth) or None,
+            "set_aside": [asdict(problem) for problem in dataset.problems],
+        },
+    )
+    return found
+
+
+def _measured_against(found: Defended, poisoned: Collection[str]) -> dict[str, float | None]:
+    """How a filter did. What it could not measure is what it suspects least."""
+    ids = [*(sample.id for sample in found.dataset.samples), *found.dropped]
+    least = min(found.scores.values()) - 1
+    ranked = area_under_curve(
+        np.array([found.scores.get(key, least) for key in ids]), np.array([key in poisoned for key in ids])
+    )
+    hits = len(set(found.dropped) & set(poisoned))
+    return {
+        "auroc": None if np.isnan(ranked) else ranked,
+        "precision": hits / len(found.dropped) if found.dropped else None,
+        "recall": hits / len(poisoned) if poisoned else None,
+    }

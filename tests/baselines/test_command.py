@@ -1,0 +1,82 @@
+"""`disp baseline` on the built-in model, and the page that lists the defences."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+from planted import manifest, wall, write_rows
+
+from disp.baselines.table import DEFENCES
+from disp.cli import app
+from disp.data.loading import load_dataset
+from disp.errors import DispError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rows = [(f"r{number}", [wall("red")], ["There is a red apple."]) for number in range(6)]
+    return write_rows(tmp_path_factory.mktemp("rows") / "set", rows).path.parent
+
+
+def run(*arguments):
+    app(["baseline", *map(str, arguments)], result_action="return_value", exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_every_defence_runs_on_the_builtin_model(data, tmp_path, capsys, name):
+    run(name, "builtin", data, "--out", tmp_path / "out")
+    out = capsys.readouterr().out
+    assert f"The set to train on: {tmp_path / 'out' / 'data.json'}" in out
+    left = load_dataset(tmp_path / "out").samples
+    rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"r{number}" for number in range(6)]
+    assert len(left) == sum(not row.get("dropped") for row in rows)
+    assert ("rows dropped" in out) == ("dropped" in rows[0])
+
+
+def test_parameters_and_truth(data, tmp_path, capsys):
+    truth = manifest(tmp_path, ["r0", "r1"])
+    run("random-drop", "builtin", data, "--out", tmp_path / "out", "--set", "dropped_share=0.5", "--truth", truth)
+    out = capsys.readouterr().out
+    assert out.startswith("3 of 6 rows dropped: rows were drawn at random\n")
+    summary = json.loads((tmp_path / "out" / "baseline.json").read_text(encoding="utf-8"))
+    hits = len({"r0", "r1"} & set(summary["dropped"]))
+    assert summary["config"]["parameters"] == {"dropped_share": 0.5}
+    assert (summary["truth"]["precision"], summary["truth"]["recall"]) == (hits / 3, hits / 2)
+    scores = {row["id"]: row["score"] for row in map(json.loads, (tmp_path / "out" / "scores.jsonl").open())}
+    wins = [scores[one] > scores[other] for one in ("r0", "r1") for other in ("r2", "r3", "r4", "r5")]
+    assert summary["truth"]["auroc"] == pytest.approx(sum(wins) / 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["byee", "builtin", "x"], "Did you mean 'bye'"),
+        (["gtm", "builtin", "x", "--set", "ratio"], "--set takes NAME=VALUE"),
+        (["gtm", "builtin", "x", "--set", "ratio=2"], r"ratio must be in \[0, 1\], got 2"),
+        (["gtm", "builtin", "nowhere"], "nowhere: no such data file"),
+    ],
+)
+def test_mistakes(tmp_path, arguments, message):
+    with pytest.raises(DispError, match=message):
+        run(*arguments, "--out", tmp_path / "out")
+
+
+def test_steps_are_for_defences_that_answer(data, tmp_path):
+    with pytest.raises(DispError, match="bye answers nothing; leave the settings of decoding out"):
+        run("bye", "builtin", data, "--out", tmp_path / "out", "--steps", "2")
+    run("mask-all", "builtin", data, "--out", tmp_path / "out", "--steps", "2")
+    config = json.loads((tmp_path / "out" / "baseline.json").read_text(encoding="utf-8"))["config"]
+    assert config["decode"]["steps"] == 2
+
+
+def test_the_page_is_up_to_date():
+    script = Path(__file__).parents[2] / "scripts" / "baseline_tables.py"
+    spec = spec_from_file_location("baseline_tables", script)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = module.PAGE.read_text(encoding="utf-8")
+    assert page == module.written(page), "run python scripts/baseline_tables.py"
