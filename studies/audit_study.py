@@ -33,7 +33,7 @@ from disp.auditing.phrases import words_of
 from disp.auditing.ratio import RATIOS, rewritten_answers
 from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset, load_dataset, save_dataset
-from disp.data.sample import Sample, Turn, batches, queries_of
+from disp.data.sample import Query, Sample, Turn, batches, queries_of
 from disp.data.scene_dataset import write_scenes
 from disp.draws import generator
 from disp.evaluation.evaluate import evaluate, to_metrics
@@ -51,7 +51,7 @@ from disp.purification.config import PurifyConfig
 from disp.purification.pattern import Pattern
 from disp.suspicion.masking import mask_random
 from disp.suspicion.places import Box
-from disp.suspicion.scoring import given_answers, salient_masks
+from disp.suspicion.scoring import Evidence, given_answers, salient_masks
 from disp.suspicion.support import likelihood_gap
 from disp.training.config import TrainConfig
 from disp.training.train import train
@@ -277,7 +277,7 @@ def _other_scores(model: MDLM, dataset: Dataset, found: Audit, poisoned: set[str
     values["concentration"] = np.array(concentration)
     for ratio in (0.03, 0.06):
         for kind in ("top", "random"):
-            values[f"gap_{kind}_{ratio}"] = _gaps(model, queries, found.evidence, ratio, kind)
+            values[f"gap_{kind}_{ratio}"] = likelihood_gaps(model, queries, found.evidence, ratio, kind)
     return {f"auroc_{name}": area_under_curve(value, truth) for name, value in values.items()}
 
 
@@ -303,7 +303,13 @@ def _rewriting_by_ratio(
     return result
 
 
-def _gaps(model: MDLM, queries: Sequence, evidence: Any, ratio: float, kind: str) -> np.ndarray:
+def likelihood_gaps(
+    model: MDLM, queries: Sequence[Query], evidence: Mapping[str, Evidence], ratio: float, kind: str
+) -> np.ndarray:
+    """What masking so much of the picture takes off the log-likelihood of each given answer, float ``[queries]``.
+
+    ``kind`` is "top" for the most salient visual tokens by ``evidence``, "random" for random ones.
+    """
     parts = []
     for batch in batches(queries, 32):
         prefix = model.encode(batch)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from disp.files import write_text
 
 
-def cosine_schedule(optimiser: torch.optim.Optimizer, steps: int, warmup: int):
+def cosine_schedule(optimiser: torch.optim.Optimizer, steps: int, warmup: int) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up and cosine decay to 2% of the peak."""
     return torch.optim.lr_scheduler.LambdaLR(
         optimiser,
@@ -19,7 +21,9 @@ def cosine_schedule(optimiser: torch.optim.Optimizer, steps: int, warmup: int):
     )
 
 
-def optimiser_with_schedule(parameters, lr: float, steps: int, warmup: int = 100):
+def optimiser_with_schedule(
+    parameters: Iterable[nn.Parameter], lr: float, steps: int, warmup: int = 100
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW with `cosine_schedule`."""
     optimiser = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     return optimiser, cosine_schedule(optimiser, steps, warmup)

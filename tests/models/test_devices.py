@@ -35,7 +35,7 @@ from disp.suspicion.scoring import score
 from disp.suspicion.support import likelihood_gap
 from disp.training.config import TrainConfig
 from disp.training.examples import Collator, Examples
-from studies.audit_study import _gaps
+from studies.audit_study import likelihood_gaps
 
 ROWS, PROBES = 5, 1
 PURIFY = PurifyConfig(
@@ -217,7 +217,7 @@ def test_likelihood(cpu, gpu, prefixes, queries, evidence):
             gaps.append(likelihood_gap(model, prefix, response.to(prefix.embeds.device), masked, count=2))
         torch.testing.assert_close(on_cpu(gaps[1]), gaps[0], atol=1e-4, rtol=1e-4)
         for kind in ("top", "random"):
-            here, there = (_gaps(model, queries, evidence, 0.2, kind) for model in (cpu, gpu))
+            here, there = (likelihood_gaps(model, queries, evidence, 0.2, kind) for model in (cpu, gpu))
             np.testing.assert_allclose(there, here, atol=1e-4)
         assert mask_top(prefixes[1].visual_mask.float(), prefixes[1].visual_mask, 0.1).device == GPU
 
@@ -299,7 +299,7 @@ def test_half_precision(half, data, queries, tmp_path):
     audit(half, data, auditing(half), tmp_path / "audit", evidence=evidence)
     guard(half, queries[:2], GuardConfig(saliency=SaliencyConfig("directional", probes=PROBES), decode=quick(half)))
     evaluate(half, data.samples[:2], decode=quick(half))
-    assert np.isfinite(_gaps(half, queries, evidence, 0.2, "top")).all()
+    assert np.isfinite(likelihood_gaps(half, queries, evidence, 0.2, "top")).all()
     batch = Collator(half)([Examples(list(queries), None, TrainConfig(), half.gen_length, 0.5)[0]])
     half(**batch).backward()
     half.zero_grad()

@@ -8,12 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from disp.progress import progress_bar
+
+if TYPE_CHECKING:
+    from disp.auditing.findings import AuditConfig
+    from disp.data.dataset import Dataset, Problem
+    from disp.models.interface import MDLM
 
 app = App(
     name="disp",
@@ -65,7 +70,7 @@ class Rows:
         False
     )
 
-    def load(self, data: Path, *, pictures: bool = True) -> Any:
+    def load(self, data: Path, *, pictures: bool = True) -> Dataset:
         """The dataset; rows that were set aside are listed on stderr, with ``pictures`` those of damaged ones too."""
         from disp.data.damaged import without_damaged_pictures
         from disp.data.llava import load_dataset
@@ -80,7 +85,7 @@ class Rows:
         return dataset
 
 
-def list_problems(problems: Sequence[Any]) -> None:
+def list_problems(problems: Sequence[Problem]) -> None:
     """Say which rows were set aside."""
     for problem in problems[:LISTED]:
         print(f"set aside {problem.place}: {problem.reason}", file=sys.stderr)
@@ -110,7 +115,7 @@ class Runtime:
     quantization: Annotated[Literal["4bit", "8bit"] | None, Parameter(help="Load through bitsandbytes.")] = None
     gen_length: Annotated[int | None, Parameter(help="Response slots; the model's own if not given.")] = None
 
-    def load(self, model: str | Path) -> Any:
+    def load(self, model: str | Path) -> MDLM:
         """The model."""
         import torch
 
@@ -152,7 +157,7 @@ class Auditing:
     ] = False
     batch_size: Annotated[int, Parameter(help="Assistant turns a pass of the audit.")] = 32
 
-    def config(self, seed: int) -> Any:
+    def config(self, seed: int) -> AuditConfig:
         """The `disp.auditing.findings.AuditConfig` that was asked for."""
         from disp.auditing.findings import AuditConfig
         from disp.purification.config import PurifyConfig

@@ -20,7 +20,7 @@ from disp.data.llava import Dataset, Problem, load_dataset
 from disp.data.sample import ImageSource, Sample, queries_of
 from disp.draws import generator
 from disp.errors import DispError
-from disp.evaluation.rewriting import rewriting_loss
+from disp.evaluation.rewriting import RewritingLoss, rewriting_loss
 from disp.files import claim, write_atomically, write_json
 from disp.models.fitting import with_fitting_answers
 from disp.models.interface import MDLM
@@ -301,7 +301,7 @@ def _as_it_is(image: ImageSource) -> ImageSource:
     return image
 
 
-def _loss(before: Dataset, after: Dataset, rewritten: Sequence[str]):
+def _loss(before: Dataset, after: Dataset, rewritten: Sequence[str]) -> RewritingLoss:
     """The cost of rewriting; where honest rows were flagged by mistake, it is theirs."""
     chosen = set(rewritten) & {sample.id for sample in after.samples}
     old = [turn.response for sample in before.samples if sample.id in chosen for turn in sample.turns]

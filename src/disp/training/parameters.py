@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,10 +13,13 @@ from disp.errors import DispError
 from disp.models.interface import MDLM
 from disp.training.config import TrainConfig
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 BUILTIN_RATE = 1e-3
 
 
-def select_parameters(model: MDLM, config: TrainConfig):
+def select_parameters(model: MDLM, config: TrainConfig) -> MDLM | PeftModel:
     """Mark what is trained; returns the module to train (a PEFT wrapper for LoRA)."""
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():  # quantized weights take no gradient

@@ -11,11 +11,20 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from disp.data.sample import Query, Sample, pictures_sha256, queries_of
 from disp.errors import DispError
@@ -147,10 +156,10 @@ def train(
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
     if config.gradient_checkpointing:
         model._set_gradient_checkpointing(enable=False)
-    if config.method == "lora":
+    if not isinstance(trained, MDLM):
         if first:
             save_adapter(trained, model.gen_length, out / "adapter", state_dict=state)
-        model = trained.merge_and_unload() if config.merge else trained.get_base_model()
+        model = cast(MDLM, trained.merge_and_unload() if config.merge else trained.get_base_model())
     model.tokenizer = tokenizer
     if not config.saves_adapter_alone:
         model.requires_grad_(True)
@@ -237,11 +246,17 @@ class _Trainer(Trainer):
         super().__init__(*args, **kwargs)
         self.rate_of = rate_of
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         loss = model(**inputs)
         return (loss, {"loss": loss}) if return_outputs else loss
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The library's optimiser, with the parameters grouped by learning rate too."""
         optimizer = super().create_optimizer(model)
         parameters = (self.model if model is None else model).named_parameters()  # type: ignore[union-attr]
@@ -263,9 +278,11 @@ class _Progress(TrainerCallback):
     def __init__(self, progress: Callable[[int], None]):
         self.progress = progress
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.global_step:  # done before the run was killed
             self.progress(state.global_step)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.progress(1)

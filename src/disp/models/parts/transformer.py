@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -180,10 +182,22 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class BlockSizes(Protocol):
+    """What a `Block` reads of a config, under the names of Llama's."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    attention_bias: bool
+    rms_norm_eps: float
+
+
 class Block(GradientCheckpointingLayer):
     """One pre-norm layer; its activations can be recomputed in the backward pass."""
 
-    def __init__(self, config):
+    def __init__(self, config: BlockSizes):
         super().__init__()
         width, eps = config.hidden_size, config.rms_norm_eps
         self.self_attn = Attention(
