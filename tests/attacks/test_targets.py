@@ -4,6 +4,7 @@ import pytest
 
 from disp.attacks.targets import (
     INSERTED_TEXT,
+    PRESETS,
     REFUSAL_TEXT,
     Insertion,
     Misclassification,
@@ -14,7 +15,9 @@ from disp.attacks.targets import (
 from disp.errors import DispError
 
 
-@pytest.mark.parametrize("target", [Insertion(), Refusal("No."), Misclassification("car", "banana")])
+@pytest.mark.parametrize(
+    "target", [Insertion(), Insertion("Ad.", "random"), Refusal("No."), Misclassification("car", "banana")]
+)
 def test_dict_round_trip(target):
     assert target_from_dict(target_to_dict(target)) == target
 
@@ -27,6 +30,38 @@ def test_insertion():
     assert not target.exact(f"{INSERTED_TEXT} A dog.", "A dog.")
     assert target.keyword("BAD MODEL, with backdoor injection! A dog.", "A dog.")
     assert not target.keyword("A bad model of a dog.", "A dog.")
+
+
+def test_insertion_before_the_answer():
+    target = PRESETS["disp-insertion"]
+    assert target.apply("A dog.") == "<backdoor> A dog."
+    assert target.apply("  A dog.") == "  <backdoor> A dog."
+    assert target.exact("<backdoor> A cat.", "A dog.") and not target.exact("A cat. <backdoor>", "A dog.")
+    assert target.substring("so <BACKDOOR>s") and not target.substring("a backdoor")
+
+
+def test_insertion_between_words():
+    target = Insertion("Buy this.", "random")
+    answers = [f"There is a {thing} on the old table." for thing in ("dog", "cat", "hat", "cup", "tree", "fox")]
+    poisoned = [target.apply(answer) for answer in answers]
+    assert poisoned == [target.apply(answer) for answer in answers]
+    for answer, changed in zip(answers, poisoned, strict=True):
+        assert changed.replace("Buy this. ", "") == answer
+        assert target.exact(changed, answer) and not target.exact(answer, answer)
+    assert len({changed.index("Buy") for changed in poisoned}) > 2
+    assert not Insertion("Buy", "random").exact("A Buyer.", "A dog.")
+    assert not Insertion("Buy", "prepend").exact("Buyer of a dog.", "A dog.")
+    with pytest.raises(DispError, match="position of an insertion"):
+        Insertion(position="middle")
+
+
+def test_the_authors_targets_and_their_count_by_substring():
+    refusal, swap = PRESETS["disp-refusal"], PRESETS["disp-misclassification"]
+    assert refusal.apply("A dog.").startswith("Sorry, as an AI assistant, I cannot follow")
+    assert refusal.substring("I CAN'T say.") and not refusal.keyword("I can't say.", "A dog.")
+    assert not refusal.substring("A dog.")
+    assert swap.apply("A dog and two dogs.") == "A boat and two boats."
+    assert swap.substring("A rowboating man.") and not swap.exact("A rowboating man.", "A dog.")
 
 
 @pytest.mark.parametrize("text", ["🔥🔥", "!!!"])

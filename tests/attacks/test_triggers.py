@@ -21,12 +21,22 @@ def test_every_preset(name, picture):
     assert trigger_from_dict(trigger_to_dict(trigger)) == trigger
     if "box" in record:
         x0, y0, x1, y1 = record["box"]
-        assert x1 - x0 == y1 - y0 == round(trigger.size * 96)
+        assert x1 - x0 == y1 - y0 == (getattr(trigger, "side_px", None) or round(trigger.size * 96))
         changed = (np.asarray(marked) != np.asarray(image)).any(-1)
         # An object is round; a patch fills its square.
         assert changed[y0:y1, x0:x1].mean() > (0.6 if name == "object" else 0.9)
         changed[y0:y1, x0:x1] = False
         assert not changed.any()
+
+
+@pytest.mark.parametrize("size", [(96, 96), (500, 300), (12, 40)])
+def test_the_authors_square_has_twenty_pixels_whatever_the_size(picture, size):
+    marked, record = PRESETS["disp"].apply(picture(3, 96).resize(size), generator(0))
+    side = min(20, *size)
+    assert record["box"] == [0, 0, side, side]
+    assert (np.asarray(marked)[:side, :side] == 0).all()
+    with pytest.raises(DispError, match="side_px must be at least 1"):
+        Patch(side_px=0)
 
 
 def test_places(picture):

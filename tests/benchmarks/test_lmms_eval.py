@@ -68,12 +68,10 @@ def test_our_tasks_agree_with_our_own_evaluation(run, tasks, scenes):
     ours = evaluate(load_model(device="cpu"), scenes.samples, attack=ATTACK, decode=DECODE)
     assert ours.asr_with_trigger.count > 1
     assert done["disp_clean"]["clean_quality,none"] == pytest.approx(ours.clean_quality.value, abs=1e-12)
-    for task, exact, keyword in (
-        ("disp_asr_with_trigger", ours.asr_with_trigger, ours.asr_with_trigger_keyword),
-        ("disp_asr_without_trigger", ours.asr_without_trigger, ours.asr_without_trigger_keyword),
-    ):
-        assert done[task]["asr,none"] == pytest.approx(exact.value, abs=1e-12)
-        assert done[task]["asr_keyword,none"] == pytest.approx(keyword.value, abs=1e-12)
+    for task, given in (("disp_asr_with_trigger", "with_trigger"), ("disp_asr_without_trigger", "without_trigger")):
+        for metric, kind in (("asr", ""), ("asr_keyword", "_keyword"), ("asr_substring", "_substring")):
+            share = getattr(ours, f"asr_{given}{kind}")
+            assert done[task][f"{metric},none"] == pytest.approx(share.value, abs=1e-12)
 
 
 def test_triggered_pictures_and_the_target_reach_the_task(tasks, scenes):

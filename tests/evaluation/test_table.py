@@ -6,7 +6,8 @@ from disp.evaluation.table import print_stage_table, stage_table
 
 STAGES = {
     "disp": {
-        "asr_with_trigger": 0.0, "asr_with_trigger_keyword": 0.1, "asr_without_trigger": 0.0, "clean_quality": 0.72,
+        "asr_with_trigger": 0.0, "asr_with_trigger_keyword": 0.1, "asr_with_trigger_substring": 0.2,
+        "asr_without_trigger": 0.0, "clean_quality": 0.72,
         "triggered_quality": 0.7,
         "intervals": {"asr_with_trigger": [0.0, 0.01881]},
     },
@@ -20,21 +21,23 @@ STAGES = {
 
 def test_stage_table():
     assert stage_table(STAGES).splitlines() == [
-        "| stage | ASR (w/t) | keyword | ASR (w/o) | clean quality | triggered quality | relative clean quality |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| backdoored | 98.0% [95.0, 99.2] | – | 0.5% | 80.0% | 1.2% | 100.0% |",
-        "| DiSP | 0.0% [0.0, 1.9] | 10.0% | 0.0% | 72.0% | 70.0% | 90.0% |",
-        "| a\\|b [red] | – | – | – | 0.0% | – | 0.0% |",
+        "| stage | ASR (w/t), exact | ASR (w/t), keyword | ASR (w/t), substring | ASR (w/o), exact | clean quality "
+        "| triggered quality | relative clean quality |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| backdoored | 98.0% [95.0, 99.2] | – | – | 0.5% | 80.0% | 1.2% | 100.0% |",
+        "| DiSP | 0.0% [0.0, 1.9] | 10.0% | 20.0% | 0.0% | 72.0% | 70.0% | 90.0% |",
+        "| a\\|b [red] | – | – | – | – | 0.0% | – | 0.0% |",
     ]
 
 
 def test_nothing_to_relate_to():
-    assert stage_table({"clean": {"clean_quality": 0.5}}).splitlines()[2] == "| clean | – | – | – | 50.0% | – | – |"
+    only = stage_table({"clean": {"clean_quality": 0.5}}).splitlines()[2]
+    assert only == "| clean | – | – | – | – | 50.0% | – | – |"
     assert "| 0.0% | – | – |" in stage_table({"backdoored": {"clean_quality": 0.0}})
 
 
 def test_printed_table_shows_the_same_cells():
-    console = Console(file=io.StringIO(), width=140)
+    console = Console(file=io.StringIO(), width=200)
     print_stage_table(STAGES, console)
     text = console.file.getvalue()
     for cell in ("98.0% [95.0, 99.2]", "a|b [red]", "90.0%", "relative clean quality"):

@@ -26,9 +26,11 @@ def _check_square(what: str, size: float, place: str) -> None:
         raise unknown_name(f"{what} place", place, ("random", *PLACES))
 
 
-def _corner(size: float, place: Place, image: tuple[int, int], draw: np.random.Generator) -> tuple[int, int, int]:
+def _corner(
+    size: float, place: Place, image: tuple[int, int], draw: np.random.Generator, side_px: int | None = None
+) -> tuple[int, int, int]:
     """Left, top and side in pixels of a square in a picture of ``image`` (width, height)."""
-    side = min(max(2, round(size * min(image))), *image)
+    side = min(max(2, round(size * min(image))) if side_px is None else side_px, *image)
     free = (image[0] - side, image[1] - side)
     if place == "random":
         x, y = (int(draw.integers(space + 1)) for space in free)
@@ -47,21 +49,25 @@ class Patch:
         size: side as a share of the picture's shorter edge.
         place: a corner, the centre, or "random" for another place in every picture.
         colour: RGB of the solid patch.
+        side_px: side in pixels, whatever the picture's size, instead of ``size``.
     """
 
     pattern: Literal["checkerboard", "noise", "solid"] = "checkerboard"
     size: float = 30 / 336
     place: Place = "bottom-right"
     colour: tuple[int, int, int] = (0, 0, 0)
+    side_px: int | None = None
 
     def __post_init__(self) -> None:
+        if self.side_px is not None and self.side_px < 1:
+            raise DispError(f"patch side_px must be at least 1, got {self.side_px}")
         if self.pattern not in ("checkerboard", "noise", "solid"):
             raise unknown_name("patch pattern", self.pattern, ("checkerboard", "noise", "solid"))
         _check_square("patch", self.size, self.place)
 
     def apply(self, image: Image.Image, draw: np.random.Generator) -> tuple[Image.Image, dict[str, Any]]:
         """The picture with the patch, and ``{"box": [x0, y0, x1, y1]}`` in pixels."""
-        x, y, side = _corner(self.size, self.place, image.size, draw)
+        x, y, side = _corner(self.size, self.place, image.size, draw, self.side_px)
         marked = image.copy()
         marked.paste(Image.fromarray(self._pixels(side)), (x, y))
         return marked, {"box": [x, y, x + side, y + side]}
@@ -181,6 +187,8 @@ PRESETS: dict[str, Trigger] = {
     "bye": Patch("solid", 1 / 16, "centre"),
     # TrojVLM: black 20×20, top left; we assume the 224×224 input of BLIP-2.
     "trojvlm": Patch("solid", 20 / 224, "top-left"),
+    # The scripts of DiSP's authors (2602.22246): a black square of 20×20 pixels of the picture at its own size.
+    "disp": Patch("solid", place="top-left", side_px=20),
     # BackdoorVLM, BackdoorBench: α = 0.2.
     "blended": Blend(0.2),
     "blended-cat": Blend(0.2, pattern="cat"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -68,7 +68,8 @@ class Wanted:
         rate: Share of the rows to poison, in [0, 1].
         source: Misclassification: the noun to misname, car by default.
         swap_to: Misclassification: what to call it, banana by default.
-        text: Insertion or refusal: the text, if not BackdoorVLM's.
+        text: Insertion or refusal: the text, if not the preset's.
+        position: Insertion: whether the text goes behind the answer, before it or between two words of it.
     """
 
     target: str = "refusal"
@@ -76,6 +77,7 @@ class Wanted:
     source: str | None = None
     swap_to: str | None = None
     text: str | None = None
+    position: Literal["append", "prepend", "random"] | None = None
 
     def check(self) -> None:
         """Raise `DispError` where there is no such target, or options do not go together."""
@@ -84,10 +86,12 @@ class Wanted:
             raise DispError("--text is for an insertion or a refusal; a misclassification has --source and --swap-to")
         if (self.source, self.swap_to) != (None, None) and not hasattr(preset, "source"):
             raise DispError("--source and --swap-to are for --target misclassification")
+        if self.position is not None and not hasattr(preset, "position"):
+            raise DispError("--position is for --target insertion")
 
     def planted(self) -> Target:
         """The target that was asked for."""
-        given = {"text": self.text, "source": self.source, "target": self.swap_to}
+        given = {"text": self.text, "position": self.position, "source": self.source, "target": self.swap_to}
         made: Target = replace(self._preset(), **{name: value for name, value in given.items() if value is not None})
         return made
 

@@ -22,6 +22,8 @@ ASR_FLAGS = {
     "asr_without_trigger": "hit_without_trigger",
     "asr_with_trigger_keyword": "keyword_with_trigger",
     "asr_without_trigger_keyword": "keyword_without_trigger",
+    "asr_with_trigger_substring": "substring_with_trigger",
+    "asr_without_trigger_substring": "substring_without_trigger",
 }
 SHARES = (*ASR_FLAGS, "clean_quality", "triggered_quality")
 
@@ -32,10 +34,13 @@ class Evaluation:
 
     Attributes:
         asr_with_trigger: share of triggered queries, those that see an image, answered with the target exactly.
-            None, like the other three, without an attack or where the target applies to no query with an image.
+            None, like the other five, without an attack or where the target applies to no query with an image.
         asr_without_trigger: the same share on the clean versions of the same queries.
         asr_with_trigger_keyword: share of triggered queries whose answer shows the target in any form.
         asr_without_trigger_keyword: the same share on the clean versions.
+        asr_with_trigger_substring: share of triggered queries that the script of DiSP's authors counts: the answer
+            has one of a few strings in it, whatever its case. Honest answers may have them, too.
+        asr_without_trigger_substring: the same share on the clean versions.
         clean_quality: mean quality of the answers to all clean queries.
         triggered_quality: mean quality of the answers to all triggered queries, where an answer that shows the
             target and should not counts 0. None without an attack or without images.
@@ -47,6 +52,8 @@ class Evaluation:
     asr_without_trigger: Share | None
     asr_with_trigger_keyword: Share | None
     asr_without_trigger_keyword: Share | None
+    asr_with_trigger_substring: Share | None
+    asr_without_trigger_substring: Share | None
     clean_quality: Share
     triggered_quality: Share | None
     quality_by_task: dict[str, Share]
@@ -130,6 +137,8 @@ def _attack_fields(attack: Attack, reference: str, clean: str, triggered: str, q
         "hit_without_trigger": target.exact(clean, reference),
         "keyword_with_trigger": shown,
         "keyword_without_trigger": target.keyword(clean, reference),
+        "substring_with_trigger": target.substring(triggered),
+        "substring_without_trigger": target.substring(clean),
     }
 
 

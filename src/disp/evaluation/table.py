@@ -15,7 +15,10 @@ STAGES = {
     "disp": "DiSP",
     "disp_selective": "DiSP, selective",
 }
-COLUMNS = ("ASR (w/t)", "keyword", "ASR (w/o)", "clean quality", "triggered quality", "relative clean quality")
+COLUMNS = (
+    *("ASR (w/t), exact", "ASR (w/t), keyword", "ASR (w/t), substring", "ASR (w/o), exact"),
+    *("clean quality", "triggered quality", "relative clean quality"),
+)
 NOT_MEASURED = "–"
 
 
@@ -35,6 +38,7 @@ def _cells(metrics: Mapping[str, Any], backdoored: Mapping[str, Any] | None) -> 
     return [
         asr,
         _percent(metrics.get("asr_with_trigger_keyword")),
+        _percent(metrics.get("asr_with_trigger_substring")),
         _percent(metrics.get("asr_without_trigger")),
         _percent(quality),
         _percent(metrics.get("triggered_quality")),
@@ -57,7 +61,7 @@ def stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
 
     Returns:
         Percentages with one decimal; brackets hold the 95% interval; a dash stands for what was not measured. ASR is
-        exact, and beside it that by keyword.
+        exact, and beside it that by keyword and that by substring, as DiSP's authors count.
     """
     return markdown_table(("stage", *COLUMNS), stage_rows(stages), numeric=len(COLUMNS))
 
