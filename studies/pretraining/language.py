@@ -97,7 +97,9 @@ def ask_once(scenes: Sequence[Scene], rows: np.ndarray, tasks: Sequence[str], dr
     queries = []
     for row, task in zip(rows, tasks, strict=True):
         turn = ask(scenes[row], task, draw)
-        queries.append(Query(str(row), 0, (Path(),), (), turn.prompt, turn.response))
+        queries.append(
+            Query(sample_id=str(row), turn=0, images=(Path(),), history=(), prompt=turn.prompt, response=turn.response)
+        )
     return queries
 
 
@@ -121,7 +123,16 @@ def conversations(
         for number in range(questions):
             turn = ask(scenes[row], str(draw.choice(TASKS, p=PRETRAINING_SHARES)), draw)
             if number == 0:
-                queries.append(Query(str(row), 0, (Path(),), (), turn.prompt, turn.response))
+                queries.append(
+                    Query(
+                        sample_id=str(row),
+                        turn=0,
+                        images=(Path(),),
+                        history=(),
+                        prompt=turn.prompt,
+                        response=turn.response,
+                    )
+                )
             else:
                 text = f"{USER}{turn.prompt.removeprefix(IMAGE_PREFIX)}{END_OF_TURN}{ASSISTANT}"
                 question = model.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -94,7 +94,15 @@ def load_dataset(
         first = f"; the first: {problems[0].place}: {problems[0].reason}" if problems else ""
         raise DispError(f"{path} holds no usable row ({len(problems)} set aside{first})")
     root = _common_root(samples, finder.image_root, folder.absolute())
-    return Dataset(tuple(samples), path, root, tuple(problems), renamed, dict(formats), source)
+    return Dataset(
+        samples=tuple(samples),
+        path=path,
+        image_root=root,
+        problems=tuple(problems),
+        renamed=renamed,
+        formats=dict(formats),
+        source=source,
+    )
 
 
 def _to_sample(row: Row, source: Source, forced: str | None, finder: Finder, questions: bool) -> tuple[Sample, str]:
@@ -115,7 +123,9 @@ def _to_sample(row: Row, source: Source, forced: str | None, finder: Finder, que
         fields = dialect.write(fields, content.system, content.turns, list(references))
     files = tuple(each.file for each in found)
     # The row itself is kept under one key, so that it can be written back as it was.
-    origin = Origin(fields, row.number, row.file, dialect, tuple(references), files)
+    origin = Origin(
+        row=fields, number=row.number, file=row.file, dialect=dialect, references=tuple(references), pictures=files
+    )
     metadata = {key: value for key, value in fields.items() if key not in OWN_FIELDS and _is_json(value)}
     return Sample(identity, files, content.turns, content.system, {**metadata, "_row": origin}), dialect.name
 

@@ -105,7 +105,17 @@ def queries_of(samples: Iterable[Sample]) -> list[Query]:
         for index, turn in enumerate(sample.turns):
             seen = sum(named[: index + 1]) if sum(named) == len(sample.images) else len(sample.images)
             images, history = sample.images[:seen], sample.turns[:index]
-            queries.append(Query(sample.id, index, images, history, turn.prompt, turn.response, sample.system))
+            queries.append(
+                Query(
+                    sample_id=sample.id,
+                    turn=index,
+                    images=images,
+                    history=history,
+                    prompt=turn.prompt,
+                    response=turn.response,
+                    system=sample.system,
+                )
+            )
     return queries
 
 

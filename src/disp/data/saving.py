@@ -104,7 +104,7 @@ def _to_output(sample: Sample, number: int, image_root: Path, files: Files) -> O
     origin = sample.metadata.get("_row")
     if not isinstance(origin, Origin):
         fields: Fields = {"id": sample.id, **sample.metadata, "conversations": []}
-        origin = Origin(fields, number, "", DIALECTS["llava"], (), ())
+        origin = Origin(row=fields, number=number, file="", dialect=DIALECTS["llava"], references=(), pictures=())
     row = dict(origin.row)
     # Rows were set aside before it, or it was renamed. A table's columns stay as they are.
     if id_of(row, number) != sample.id and (files.is_json or isinstance(row.get("id"), str)):

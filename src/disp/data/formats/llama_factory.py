@@ -67,14 +67,14 @@ def declared(entry: Mapping[str, Any]) -> Dialect:
         )
         return pair_dialect("llama-factory", f"{pair.question} and {pair.answer}", pair)
     chat = Chat(
-        columns.get("messages", "conversations"),
-        tags.get("role_tag", "from"),
-        tags.get("content_tag", "value"),
-        (tags.get("user_tag", "human"),),
-        (tags.get("assistant_tag", "gpt"),),
-        (tags.get("system_tag", "system"),),
-        columns.get("system"),
-        pictures,
+        messages=columns.get("messages", "conversations"),
+        who=tags.get("role_tag", "from"),
+        what=tags.get("content_tag", "value"),
+        users=(tags.get("user_tag", "human"),),
+        assistants=(tags.get("assistant_tag", "gpt"),),
+        systems=(tags.get("system_tag", "system"),),
+        system_field=columns.get("system"),
+        pictures=pictures,
     )
     return Dialect(
         "llama-factory",
