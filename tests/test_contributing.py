@@ -16,11 +16,14 @@ from disp.cli import app
 from disp.data.llava import load_dataset
 from disp.data.sample import open_image
 from disp.data.scene_dataset import write_scenes
+from disp.decoding.generate import decode
+from disp.decoding.samplers import SAMPLERS, decode_config
 from disp.draws import generator
+from disp.errors import DispError
 
 GUIDE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 MOST_LINES = 40
-TABLES = (triggers.KINDS, triggers.PRESETS, targets.TARGETS, targets.PRESETS, DEFENCES)
+TABLES = (triggers.KINDS, triggers.PRESETS, targets.TARGETS, targets.PRESETS, DEFENCES, SAMPLERS)
 
 
 def example(heading: str) -> str:
@@ -102,6 +105,22 @@ def test_target(run_example, honest, tmp_path):
         assert target.exact(sample.turns[0].response, answers[sample.id])
         assert not target.exact(answers[sample.id], answers[sample.id])
     assert target.keyword("Well, AS EVERYBODY knows: a dog.", "A dog.")
+
+
+def test_sampler(run_example, tiny_model64, queries):
+    run_example("A sampler")
+    model, config = tiny_model64, decode_config(6, 3, sampler="left")
+    decoded = decode(model, model.encode(queries), config)
+    for row, query in enumerate(queries):
+        answer = torch.full((1, 6), model.mask_token_id)
+        for first in range(0, 6, 2):
+            with torch.no_grad():
+                logits = model.denoise(model.encode([query]), answer).float()
+            logits[..., [model.mask_token_id, *model.banned_token_ids]] = -torch.inf
+            answer[0, first : first + 2] = logits[0, first : first + 2].argmax(-1)
+        assert decoded[row].tolist() == answer[0].tolist()
+    with pytest.raises(DispError, match="option of the sampler 'left': 'threshold'"):
+        decode_config(6, 3, sampler="left", threshold=0.5)
 
 
 def test_rival_defence(run_example, honest, tmp_path, capsys):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from disp.decoding.config import DecodeConfig
-from disp.decoding.samplers import DEFAULT, OPTIONS, SAMPLERS, changed_config
+from disp.decoding.samplers import DEFAULT, SAMPLERS, changed_config, options
 from disp.errors import DispError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _SUFFIXES = frozenset(
 )
 # Settings of autoregressive models that tasks come with, and which mean nothing here.
 _IGNORED = frozenset(("until", "do_sample", "num_beams", "max_new_tokens", "max_gen_toks", "image_aspect_ratio"))
-_OURS = frozenset(("sampler", *OPTIONS))
+_OURS = frozenset(("sampler", *options()))
 
 
 def task_names(task: str) -> list[str]:

@@ -54,14 +54,17 @@ SAMPLERS: dict[str, Sampler] = {
 }
 DEFAULT = "llada"
 
-# Every option of any sampler, and the values that it has where nobody sets it.
-OPTIONS: dict[str, list[Any]] = {}
-for _sampler in SAMPLERS.values():
-    for _name in _sampler.options:
-        OPTIONS.setdefault(_name, []).append(getattr(_sampler.config, _name))
+
+def options() -> dict[str, list[Any]]:
+    """Every option of any sampler, and the values that it has where nobody sets it."""
+    found: dict[str, list[Any]] = {}
+    for sampler in SAMPLERS.values():
+        for name in sampler.options:
+            found.setdefault(name, []).append(getattr(sampler.config, name))
+    return found
 
 
-def decode_config(gen_length: int = 32, steps: int = 32, *, sampler: str = DEFAULT, **options: Any) -> DecodeConfig:
+def decode_config(gen_length: int = 32, steps: int = 32, *, sampler: str = DEFAULT, **given: Any) -> DecodeConfig:
     """The config of a sampler from flat settings, as models, benchmark tasks and files have them.
 
     Lists, which JSON and YAML have for tuples, become tuples. An option of another sampler may be there as long as it
@@ -71,17 +74,17 @@ def decode_config(gen_length: int = 32, steps: int = 32, *, sampler: str = DEFAU
         gen_length: response slots L.
         steps: denoising steps.
         sampler: a name of `SAMPLERS`.
-        options: options of that sampler; see its config.
+        given: options of that sampler; see its config.
 
     Raises:
         DispError: there is no such sampler, it has no such option, or a value does not fit.
     """
-    kind = _sampler_of(sampler)
+    kind, everywhere = _sampler_of(sampler), options()
     known = {}
-    for name, value in options.items():
+    for name, value in given.items():
         if name in kind.options:
             known[name] = _tuples(value)
-        elif name not in OPTIONS or value not in OPTIONS[name]:
+        elif value not in everywhere.get(name, ()):
             raise unknown_name(f"option of the sampler {sampler!r}:", name, kind.options)
     return kind.config(gen_length=gen_length, steps=steps, **known)
 
