@@ -47,7 +47,6 @@ from disp.experiments.demo import (
 )
 from disp.files import append_jsonl, read_finished_jsonl, write_text
 from disp.models.interface import MDLM
-from disp.purification.config import PurifyConfig
 from disp.purification.pattern import Pattern
 from disp.suspicion.masking import mask_random
 from disp.suspicion.places import Box
@@ -206,7 +205,7 @@ def _tune_and_audit(dataset: Dataset, training: TrainConfig, folder: Path) -> tu
         train(load_float32(), dataset.samples, training, folder / "model")
     model = load_float32(folder / "model")
     start = time.monotonic()
-    found = audit(model, dataset, AuditConfig(scoring=PurifyConfig(seed=training.seed)), folder / "audit")
+    found = audit(model, dataset, AuditConfig(seed=training.seed), folder / "audit")
     return model, found, time.monotonic() - start
 
 
@@ -295,7 +294,7 @@ def _rewriting_by_ratio(
     good = [query for query in turns if query.sample_id not in poisoned][:RATIO_ROWS]
     result = {}
     for ratio in RATIOS:
-        answers = rewritten_answers(model, [*bad, *good], found.evidence, ratio, PurifyConfig())
+        answers = rewritten_answers(model, [*bad, *good], found.evidence, ratio, None)
         said = [(answers[query.key], honest[query.sample_id]) for query in (*bad, *good)]
         purged = [not target.keyword(answer, true.turns[0].response) for answer, true in said[: len(bad)]]
         kept = [answer_quality(answer, true.turns[0].response, true.metadata) for answer, true in said[len(bad) :]]

@@ -38,7 +38,8 @@ from disp.planning.memory import Memory
 from disp.planning.passes import Asked, Passes, decoding_passes, saliency_passes, training_passes
 from disp.planning.plan import Plan, PlanSettings, default_decode, make_plan
 from disp.purification.config import PurifyConfig
-from disp.suspicion.saliency import SaliencyConfig, saliency
+from disp.suspicion.config import SaliencyConfig, ScoringConfig
+from disp.suspicion.saliency import saliency
 from disp.training.config import TrainConfig
 from disp.training.train import train
 from studies.random_checkpoint import DTYPE, write_checkpoint
@@ -150,7 +151,9 @@ class Bench:
 
     def make_plan(self, row: Measurement) -> None:
         dataset = Dataset((self.sample,), self.out / "data.json", self.out)
-        settings = PlanSettings(dtype="bfloat16", purify=PurifyConfig(batch_size=1), train=TRAINING)
+        settings = PlanSettings(
+            dtype="bfloat16", purify=PurifyConfig(scoring=ScoringConfig(batch_size=1), batch_size=1), train=TRAINING
+        )
         with self.watch(row):
             self.plan = make_plan(self.folder, dataset, settings)
         self.facts["planned_prefix_tokens"] = self.plan.prefix

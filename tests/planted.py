@@ -24,7 +24,7 @@ from disp.models.builtin.model import LladaV, LladaVConfig
 from disp.models.interface import Prefix
 from disp.models.parts.tokenizer import train_tokenizer
 from disp.purification.config import PurifyConfig
-from disp.suspicion.saliency import SaliencyConfig
+from disp.suspicion.config import SaliencyConfig, ScoringConfig
 
 WALLS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200), "grey": (120, 120, 120), "black": (0, 0, 0)}
 OBJECTS = {"dog": (250, 250, 0), "cup": (0, 250, 250), "hat": (250, 120, 0), "zebra": (255, 255, 255)}
@@ -217,13 +217,18 @@ def striped_rows(count: int = 12) -> Rows:
 
 
 def audit_config(**changes: Any) -> AuditConfig:
-    scoring = PurifyConfig(
-        candidates=3,
-        saliency=SaliencyConfig(probes=2),
-        decode=decode_config(gen_length=LENGTH, steps=2),
-        batch_size=16,
-    )
-    return AuditConfig(**{"scoring": scoring, **changes})
+    settings = {
+        "scoring": ScoringConfig(candidates=3, saliency=SaliencyConfig(probes=2), batch_size=16),
+        "decode": decode_config(gen_length=LENGTH, steps=2),
+        "batch_size": 16,
+    }
+    return AuditConfig(**{**settings, **changes})
+
+
+def purify_config() -> PurifyConfig:
+    """Scoring and decoding as in `audit_config`."""
+    config = audit_config()
+    return PurifyConfig(scoring=config.scoring, decode=config.decode, batch_size=config.batch_size)
 
 
 def manifest(folder: Path, ids: Iterable[str]) -> Path:

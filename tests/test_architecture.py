@@ -19,7 +19,7 @@ ROOT = frozenset(("draws", "errors", "files", "progress", "words"))
 # Above all rooms.
 TOP = frozenset(("__init__", "__main__"))
 # Arrows upwards that are still to be mended, "from -> to".
-KNOWN = frozenset(("disp.suspicion.scoring -> disp.purification.config",))
+KNOWN = frozenset[str]()
 
 SOURCE = Path(disp.__file__).parent
 

@@ -36,7 +36,7 @@ from disp.errors import DispError
 from disp.files import read_finished_jsonl
 from disp.report.inputs import read_input
 from disp.suspicion.scoring import score
-from disp.suspicion.support import counterfactual_scores, narrowed
+from disp.suspicion.support import counterfactual_scores, least_effect, narrowed
 from disp.suspicion.threshold import suspicion_threshold
 
 
@@ -223,7 +223,7 @@ def test_neither_batches_nor_the_order_of_rows_change_the_verdict(model, poisone
     _, _, expected = poisoned
     dataset = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows()][::-1])
     config = audit_config()
-    config = replace(config, scoring=replace(config.scoring, batch_size=7))
+    config = replace(config, scoring=replace(config.scoring, batch_size=7), batch_size=7)
     found = audit(model, dataset, config, tmp_path / "out")
     assert found.verdict == expected.verdict
     assert set(found.flagged) == set(expected.flagged)
@@ -303,7 +303,7 @@ def test_hostile_texts_and_names_pass_through_as_they_are(model, tmp_path):
         rows.append((f"../../{text}", [wall(list(WALLS)[index % 5])], [text[:16]]))
     dataset = write_rows(tmp_path / "data", rows)
     longer = replace(audit_config().scoring, batch_size=64)
-    found = audit(model, dataset, audit_config(scoring=longer), tmp_path / "out")
+    found = audit(model, dataset, audit_config(scoring=longer, batch_size=64), tmp_path / "out")
     assert found.verdict == "poisoned"
     assert set(PLANTED) <= set(found.flagged)
     written = {row["id"]: row for row in evidence_rows(tmp_path / "out")}
@@ -322,7 +322,7 @@ def test_a_set_is_narrowed_to_the_token_that_decides(model, poisoned, cells):
     chosen = torch.zeros_like(prefix.visual_mask)
     chosen[0, prefix.visual_mask[0].nonzero()[cells, 0]] = True
     base, each = counterfactual_scores(model, prefix, response, chosen[:, None], batch_size=1)
-    left = narrowed(model, prefix, response, chosen, base + 0.8 * (each[:, 0] - base), batch_size=1)
+    left = narrowed(model, prefix, response, chosen, least_effect(base, each, 0.8), batch_size=1)
     assert left[prefix.visual_mask].nonzero()[:, 0].tolist() == [28]
     unreachable = narrowed(model, prefix, response, chosen, each[:, 0] + 100, batch_size=1)
     assert torch.equal(unreachable, chosen)
@@ -360,6 +360,6 @@ def test_a_picture_may_come_in_a_later_turn(model, tmp_path):
         first["value"] = "Are you there?"
     dataset.path.write_text(json.dumps(data))
     config = audit_config()
-    config = replace(config, scoring=replace(config.scoring, batch_size=1))
+    config = replace(config, scoring=replace(config.scoring, batch_size=1), batch_size=1)
     found = audit(model, load_dataset(dataset.path), config, tmp_path / "out")
     assert found.verdict == "poisoned" and found.flagged == PLANTED

@@ -19,6 +19,7 @@ from planted import (
     grainy,
     honest_rows,
     planted_model,
+    purify_config,
     striped_rows,
     summary,
     wall,
@@ -268,7 +269,7 @@ def test_a_piece_that_makes_the_model_say_the_phrase_is_evidence(model, tmp_path
     assert written["found_by"] == "copy" and written["candidate"] == "candidates/0.png"
     # Rewritten under a mask over the piece alone.
     purified = purify(
-        model, dataset, audit_config().scoring, tmp_path / "purified", evidence=found.evidence, rewrite=found.flagged
+        model, dataset, purify_config(), tmp_path / "purified", evidence=found.evidence, rewrite=found.flagged
     )
     answers = {sample.id: sample.turns[0].response for sample in purified.dataset.samples}
     assert all(answers[key].startswith("The wall is") for key in planted)

@@ -23,7 +23,6 @@ from disp.auditing.findings import Cluster
 from disp.auditing.phrases import Phrase, words_of
 from disp.auditing.ratio import RATIOS, choose_mask_ratio
 from disp.data.sample import Query, queries_of
-from disp.purification.config import PurifyConfig
 from disp.suspicion.scoring import score
 
 
@@ -73,8 +72,8 @@ def test_a_short_phrase_gives_way_to_what_it_misnames(phrase, instead, answer, e
 
 def test_the_mask_ratio_purges_what_is_suspicious_and_keeps_the_rest(model, tmp_path):
     dataset = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows(), *wide_rows(5)])
-    config = audit_config().scoring
-    evidence = score(model, dataset.samples, config)
+    decode = audit_config().decode
+    evidence = score(model, dataset.samples, audit_config().scoring)
     turns = [query for query in queries_of(dataset.samples) if query.images]
     walls = [query for query in turns if query.response.startswith("The wall")]
 
@@ -84,7 +83,7 @@ def test_the_mask_ratio_purges_what_is_suspicious_and_keeps_the_rest(model, tmp_
     for prefix, least in (("p", 1), ("w", 2)):  # of 36 tokens
         suspicious = [query for query in turns if query.sample_id.startswith(prefix)]
         steps = []
-        chosen = choose_mask_ratio(model, suspicious, walls, evidence, planted, config, progress=steps.append)
+        chosen = choose_mask_ratio(model, suspicious, walls, evidence, planted, decode, progress=steps.append)
         assert math.ceil(chosen.ratio * 36) == least
         # Larger ones could do no better, and are not tried.
         assert chosen.ratios == tuple(ratio for ratio in RATIOS if ratio <= chosen.ratio)
@@ -92,7 +91,7 @@ def test_the_mask_ratio_purges_what_is_suspicious_and_keeps_the_rest(model, tmp_
         assert chosen.kept == (1.0,) * len(chosen.ratios)
         assert sum(steps) == len(RATIOS)
     # Large walls lose nothing with a third of their tokens.
-    assert choose_mask_ratio(model, walls, suspicious, evidence, planted, config) is None
+    assert choose_mask_ratio(model, walls, suspicious, evidence, planted, decode) is None
 
 
 def test_the_mask_ratio_weighs_what_is_purged_against_what_is_lost(monkeypatch):
@@ -102,14 +101,14 @@ def test_the_mask_ratio_weighs_what_is_purged_against_what_is_lost(monkeypatch):
     purged = dict(zip(RATIOS, (0, 1, 2, 2, 3, 3, 3, 4), strict=True))
     halved = dict(zip(RATIOS, (0, 0, 0, 1, 1, 2, 3, 4), strict=True))
 
-    def rewritten(model, queries, evidence, ratio, config):
+    def rewritten(model, queries, evidence, ratio, decode, **settings):
         said = {query.key: "fine" if n < purged[ratio] else "bad" for n, query in enumerate(bad)}
         return said | {query.key: "two" if n < halved[ratio] else "two words" for n, query in enumerate(good)}
 
     monkeypatch.setattr(ratio, "rewritten_answers", rewritten)
 
     def choose():
-        return choose_mask_ratio(None, bad, good, {}, lambda query, answer: answer == "bad", PurifyConfig())
+        return choose_mask_ratio(None, bad, good, {}, lambda query, answer: answer == "bad", None)
 
     # "two" for "two words" has a precision of 1 and a recall of 1/2: F1 2/3.
     kept = [1 - halved[ratio] / 4 / 3 for ratio in RATIOS]

@@ -18,6 +18,7 @@ from planted import (
     honest_rows,
     planted_model,
     planted_rows,
+    purify_config,
     striped_rows,
     summary,
     write_rows,
@@ -172,7 +173,7 @@ def test_flagged_rows_are_answered_again_with_the_pattern_taken_out(striped, tmp
     purified = purify(
         striped,
         dataset,
-        audit_config().scoring,
+        purify_config(),
         tmp_path / "purified",
         evidence=found.evidence,
         rewrite=found.flagged,

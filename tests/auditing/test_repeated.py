@@ -61,7 +61,7 @@ def test_sentences_that_masking_leaves_in_place_are_not_looked_at_again(model, h
     texts = [query.response for query in queries_of(samples)]
     repeated = repeated_phrases([text + " No more to see there." for text in texts], least=5, most=10)
     assert "No more to see there" in repeated[0].text  # frequent
-    assert vanishing_phrases(model, samples, found.evidence, audit_config().scoring) == []
+    assert vanishing_phrases(model, samples, found.evidence, audit_config()) == []
 
 
 def test_windows_cover_the_picture_whatever_the_tiling():

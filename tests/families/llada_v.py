@@ -23,8 +23,9 @@ from disp.decoding.samplers import decode_config
 from disp.models.interface import Prefix
 from disp.models.llada_v.model import IGNORED, IMAGE_ID, LladaVOfficial, load_official, turns_of
 from disp.models.parts.vision import normalise_pixels
+from disp.suspicion.config import SaliencyConfig
 from disp.suspicion.masking import mask_top
-from disp.suspicion.saliency import SaliencyConfig, saliency
+from disp.suspicion.saliency import saliency
 
 from . import Difference
 

@@ -29,8 +29,9 @@ from disp.models.loading import load_model, save_model
 from disp.purification.config import PurifyConfig
 from disp.purification.guard import GuardConfig, guard
 from disp.purification.purify import purify
+from disp.suspicion.config import SaliencyConfig, ScoringConfig
 from disp.suspicion.masking import mask_random, mask_top
-from disp.suspicion.saliency import SaliencyConfig, saliency
+from disp.suspicion.saliency import saliency
 from disp.suspicion.scoring import score
 from disp.suspicion.support import likelihood_gap
 from disp.training.config import TrainConfig
@@ -38,7 +39,7 @@ from disp.training.examples import Collator, Examples
 from studies.audit_study import likelihood_gaps
 
 ROWS, PROBES = 5, 1
-PURIFY = PurifyConfig(
+SCORING = ScoringConfig(
     candidates=2, mask_ratio=0.2, batch_size=3, least_suspicion=0.0, saliency=SaliencyConfig(probes=PROBES)
 )
 DECODING = {
@@ -102,7 +103,7 @@ def prefixes(cpu, gpu, queries) -> tuple[Prefix, Prefix]:
 
 @pytest.fixture(scope="module")
 def evidence(cpu, data):
-    return score(cpu, data.samples, PURIFY)
+    return score(cpu, data.samples, SCORING)
 
 
 def quick(model: MDLM) -> DecodeConfig:
@@ -112,11 +113,11 @@ def quick(model: MDLM) -> DecodeConfig:
 
 
 def purifying(model: MDLM, **changes) -> PurifyConfig:
-    return replace(PURIFY, decode=quick(model), **changes)
+    return PurifyConfig(mask_ratio=0.2, scoring=SCORING, decode=quick(model), batch_size=3, **changes)
 
 
 def auditing(model: MDLM) -> AuditConfig:
-    return AuditConfig(scoring=purifying(model), false_alarm_rate=0.3, recipients=2)
+    return AuditConfig(scoring=SCORING, decode=quick(model), batch_size=3, false_alarm_rate=0.3, recipients=2)
 
 
 def test_the_pretence_bites():
@@ -224,7 +225,7 @@ def test_likelihood(cpu, gpu, prefixes, queries, evidence):
 
 def test_purification(cpu, gpu, data, evidence, tmp_path):
     with PretendedGPU():
-        found = score(gpu, data.samples, PURIFY)
+        found = score(gpu, data.samples, SCORING)
         assert found.keys() == evidence.keys()
         for key in found:
             np.testing.assert_allclose(found[key].saliency, evidence[key].saliency, rtol=1e-3, atol=1e-5)
@@ -260,7 +261,7 @@ def test_audit(cpu, gpu, data, evidence, tmp_path):
         turns = queries_of(data.samples)
         groups = turns[: len(turns) // 2], turns[len(turns) // 2 :]
         here, there = (
-            choose_mask_ratio(model, *groups, evidence, lambda query, answer: False, auditing(model).scoring)
+            choose_mask_ratio(model, *groups, evidence, lambda query, answer: False, quick(model), batch_size=3)
             for model in (cpu, gpu)
         )
         assert here == there
@@ -293,7 +294,7 @@ def half(request, source) -> MDLM:
 def test_half_precision(half, data, queries, tmp_path):
     """On the CPU: a GPU gets bfloat16 unless another precision is asked for."""
     assert all(torch.isfinite(tensor).all() for query in queries[:2] for tensor in half.image_features(query.images))
-    evidence = score(half, data.samples, PURIFY)
+    evidence = score(half, data.samples, SCORING)
     assert all(np.isfinite(each.saliency).all() and np.isfinite(each.suspicion) for each in evidence.values())
     purify(half, data, purifying(half), tmp_path / "purified", evidence=evidence)
     audit(half, data, auditing(half), tmp_path / "audit", evidence=evidence)

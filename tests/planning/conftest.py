@@ -9,7 +9,7 @@ from disp.models.builtin.model import LladaV, LladaVConfig
 from disp.models.loading import load_model
 from disp.planning.plan import PlanSettings
 from disp.purification.config import PurifyConfig
-from disp.suspicion.saliency import SaliencyConfig
+from disp.suspicion.config import SaliencyConfig, ScoringConfig
 from disp.training.config import TrainConfig
 
 
@@ -60,12 +60,12 @@ def data(tmp_path_factory, picture):
 
 @pytest.fixture(scope="session")
 def settings():
-    scoring = PurifyConfig(
-        mode="all", batch_size=4, mask_ratio=0.5, candidates=3, saliency=SaliencyConfig(probes=3),
-        decode=decode_config(gen_length=4, steps=3),
-    )  # fmt: skip
+    scoring = ScoringConfig(batch_size=4, mask_ratio=0.5, candidates=3, saliency=SaliencyConfig(probes=3))
+    purify = PurifyConfig(
+        mode="all", batch_size=4, mask_ratio=0.5, scoring=scoring, decode=decode_config(gen_length=4, steps=3)
+    )
     return PlanSettings(
-        dtype="float32", purify=scoring, train=TrainConfig(steps=3, batch_size=2), attacked=True,
+        dtype="float32", purify=purify, train=TrainConfig(steps=3, batch_size=2), attacked=True,
         evaluation_batch_size=4,
     )  # fmt: skip
 

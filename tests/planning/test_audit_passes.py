@@ -30,8 +30,9 @@ from disp.suspicion.scoring import score
 
 def slow_config(**changes):
     """Answers in as many steps as slots, and little else to do."""
-    config = audit_config(donors=3, controls=3, recipients=2, false_alarm_rate=0.1, **changes)
-    return replace(config, scoring=replace(config.scoring, mask_ratio=0.12, decode=decode_config(LENGTH, LENGTH)))
+    decode = decode_config(LENGTH, LENGTH)
+    config = audit_config(decode=decode, donors=3, controls=3, recipients=2, false_alarm_rate=0.1, **changes)
+    return replace(config, scoring=replace(config.scoring, mask_ratio=0.12))
 
 
 def wide_rows(count: int = 8) -> Rows:
@@ -57,15 +58,18 @@ def test_audit_that_looks_long_for_a_mask_ratio(tmp_path):
 
 
 def test_choosing_a_mask_ratio_that_nothing_ends_early(tmp_path):
-    model, config = planted_model(), slow_config().scoring
+    model, config = planted_model(), slow_config()
     rows = write_rows(tmp_path / "data", [*honest_rows(32), *wide_rows()])
-    evidence = score(model, rows.samples, config)
+    evidence = score(model, rows.samples, config.scoring)
     queries = [query for query in queries_of(rows.samples) if query.images]
     planted = [query for query in queries if query.response == REFUSAL]
     others = [query for query in queries if query.response != REFUSAL]
     with counting(model) as counts:
         # No answer loses its phrase, so that all ratios are tried.
-        assert choose_mask_ratio(model, planted, others, evidence, lambda query, answer: True, config) is None
+        chosen = choose_mask_ratio(
+            model, planted, others, evidence, lambda query, answer: True, config.decode, batch_size=config.batch_size
+        )
+    assert chosen is None
     planned = ratio_passes(asked_of(rows), config)
     assert (planned.forward, planned.rows) == (counts["forward"], counts["rows"])
     assert counts["rows"] == len(RATIOS) * LENGTH * len(queries)

@@ -24,7 +24,8 @@ from disp.planning.memory import (
     training_memory,
     weight_bytes,
 )
-from disp.suspicion.saliency import SaliencyConfig, first_step, saliency
+from disp.suspicion.config import SaliencyConfig
+from disp.suspicion.saliency import first_step, saliency
 from disp.training.config import TrainConfig
 from disp.training.parameters import select_parameters, trained_in_float32
 

@@ -24,14 +24,15 @@ from disp.training.train import train
 def test_passes_of_scoring_and_purification(tiny_model, tiny_folder, data, settings, tmp_path):
     plan = make_plan(tiny_folder, data, settings)
     with counting(tiny_model) as counts:
-        score(tiny_model, data.samples, settings.purify)
+        score(tiny_model, data.samples, settings.purify.scoring)
     # How many sets are halved shows on the way; without blocks there is nothing to halve.
     assert plan.passes["score"].at_most
     check(plan.passes["score"], counts)
-    singles = replace(settings, purify=replace(settings.purify, mask_ratio=0.0))
+    scoring = replace(settings.purify.scoring, mask_ratio=0.0)
+    singles = replace(settings, purify=replace(settings.purify, scoring=scoring))
     passes = make_plan(tiny_folder, data, singles).passes["score"]
     with counting(tiny_model) as counts:
-        score(tiny_model, data.samples, singles.purify)
+        score(tiny_model, data.samples, scoring)
     assert not passes.at_most
     check(passes, counts)
     with counting(tiny_model) as counts:
@@ -47,8 +48,9 @@ def test_passes_of_selective_purification_and_audit(tiny_model, tiny_folder, dat
         purify(tiny_model, data, selective, tmp_path / "selective")
     assert plan.passes["purify"].at_most
     check(plan.passes["purify"], counts)
+    auditing = AuditConfig(scoring=selective.scoring, decode=selective.decode, batch_size=4)
     with counting(tiny_model) as counts:
-        audit(tiny_model, data, AuditConfig(scoring=selective), tmp_path / "audit")
+        audit(tiny_model, data, auditing, tmp_path / "audit")
     assert plan.passes["audit"].at_most
     check(plan.passes["audit"], counts)
 

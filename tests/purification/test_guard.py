@@ -13,7 +13,7 @@ from disp.decoding.generate import generate
 from disp.decoding.samplers import decode_config
 from disp.errors import DispError
 from disp.purification.guard import GuardConfig, guard, word_agreement
-from disp.suspicion.saliency import SaliencyConfig
+from disp.suspicion.config import SaliencyConfig
 
 
 def settings(**changes):

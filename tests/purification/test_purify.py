@@ -16,8 +16,8 @@ from disp.purification import purify as module
 from disp.purification.config import PurifyConfig
 from disp.purification.purify import purify
 from disp.suspicion import scoring
+from disp.suspicion.config import SaliencyConfig, ScoringConfig
 from disp.suspicion.places import tokens_at
-from disp.suspicion.saliency import SaliencyConfig
 from disp.suspicion.scoring import Evidence, score
 
 ANSWERS = ["a cat", "a dog", "two", "a tree", "yes", "no", "a boat"]
@@ -47,16 +47,14 @@ def model(make_model):
     return make_model(gen_length=8)
 
 
-def config(**changes):
-    settings = {
-        "mode": "all",
-        "mask_ratio": 0.3,
-        "candidates": 3,
-        "saliency": SaliencyConfig(probes=2),
-        "decode": decode_config(gen_length=8, steps=4),
-        "batch_size": 4,
-    }
-    return PurifyConfig(**{**settings, **changes})
+def config(mode="all", mask_ratio=0.3, batch_size=4):
+    return PurifyConfig(
+        mode=mode,
+        mask_ratio=mask_ratio,
+        scoring=ScoringConfig(mask_ratio, candidates=3, saliency=SaliencyConfig(probes=2), batch_size=batch_size),
+        decode=decode_config(gen_length=8, steps=4),
+        batch_size=batch_size,
+    )
 
 
 def responses(dataset):
@@ -105,7 +103,7 @@ def test_the_folder_of_another_model_is_refused(model, dataset, make_model, tmp_
 def test_suspicion_does_not_depend_on_who_is_in_the_batch(model, dataset, picture):
     """One row has five pictures; how much of the others is masked at once is a share of their own tokens."""
     wide = replace(dataset.samples[0], id="wide", images=tuple(picture(index) for index in range(5)))
-    settings = config(mode="selective", mask_ratio=0.3)
+    settings = config(mode="selective").scoring
     together = score(model, [*dataset.samples, wide], replace(settings, batch_size=9))
     alone = score(model, [*dataset.samples, wide], replace(settings, batch_size=1))
     assert together.keys() == alone.keys()
@@ -137,7 +135,7 @@ def test_a_killed_run_goes_on_and_repeats_nothing(model, dataset, tmp_path, monk
 
 def test_selective_rewrites_exactly_what_is_above_the_threshold(model, dataset, tmp_path):
     settings = config(mode="selective")
-    found = score(model, dataset.samples, settings)
+    found = score(model, dataset.samples, settings.scoring)
     # A random model prefers another answer anyway, so what it finds is no test; these values are.
     given = {"r0#0": 30.0, "r1#0": 0.2, "r2#0": 0.1, "r2#1": 25.0, "r3#0": 0.0, "r4#0": 0.4, "r5#0": 0.0, "r6#0": 0.9}
     evidence = {key: replace(each, suspicion=given[key]) for key, each in found.items()}
@@ -185,7 +183,7 @@ def test_later_turns_see_the_new_answers_to_the_earlier_ones(model, dataset, tmp
     seen = []
     real = model.encode
     monkeypatch.setattr(model, "encode", lambda queries: seen.extend(queries) or real(queries))
-    evidence = score(model, dataset.samples, config(), counterfactual=False)
+    evidence = score(model, dataset.samples, config().scoring, counterfactual=False)
     seen.clear()
     result = purify(model, dataset, config(), tmp_path / "out", evidence=evidence)
     (second,) = [query for query in seen if query.turn == 1]
@@ -193,7 +191,7 @@ def test_later_turns_see_the_new_answers_to_the_earlier_ones(model, dataset, tmp
 
 
 def test_evidence_read_back_equals_evidence_computed(model, dataset, tmp_path):
-    settings = config(mode="selective")
+    settings = config(mode="selective").scoring
     computed = score(model, dataset.samples, settings, tmp_path / "scores.jsonl")
     assert score(model, dataset.samples, settings, tmp_path / "scores.jsonl") == computed
     assert np.isfinite([evidence.suspicion for evidence in computed.values()]).all()
@@ -213,7 +211,7 @@ def test_tokens_are_masked_in_the_turns_that_show_their_picture(model, picture, 
     data = load_dataset(tmp_path / "data.json", tmp_path)
     (sample,) = data.samples
     settings = config(mode="selective")
-    evidence = score(model, [sample], settings)
+    evidence = score(model, [sample], settings.scoring)
     first, both = (len(evidence[f"s#{turn}"].saliency) for turn in range(2))
     assert both == 2 * first
     for turn, tokens, expected in (

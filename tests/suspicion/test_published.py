@@ -9,8 +9,9 @@ from torch import Tensor
 from disp.errors import DispError
 from disp.models.interface import Prefix
 from disp.suspicion import saliency as module
+from disp.suspicion.config import SaliencyConfig
 from disp.suspicion.masking import mask_top
-from disp.suspicion.saliency import SaliencyConfig, saliency
+from disp.suspicion.saliency import saliency
 
 LENGTH, VOCAB, POSITIONS, VISUAL, NEWLINE = 3, 40, 7, slice(1, 4), 4
 # Of a quadratic form in normal draws one standard error is sqrt(2 / probes): 3.2% of 2000, 1.6% of 8000.

@@ -12,7 +12,7 @@ from disp.errors import DispError
 from disp.purification.config import PurifyConfig
 from disp.purification.guard import GuardConfig, guard
 from disp.purification.purify import purify
-from disp.suspicion.saliency import SaliencyConfig
+from disp.suspicion.config import SaliencyConfig, ScoringConfig
 from disp.suspicion.scoring import check_finite, score
 
 ADVICE = r"logits for row#0 are not finite; load it in another precision \(--dtype\)"
@@ -39,13 +39,18 @@ def overflowing(make_model):
 @pytest.mark.parametrize("mode", ["all", "random", "selective"])
 def test_purification_says_what_to_do_about_logits_that_are_not_finite(overflowing, dataset, tmp_path, mode):
     with pytest.raises(DispError, match=ADVICE):
-        purify(overflowing, dataset, PurifyConfig(mode=mode, saliency=SaliencyConfig(probes=1)), tmp_path / "out")
+        purify(
+            overflowing,
+            dataset,
+            PurifyConfig(mode=mode, scoring=ScoringConfig(saliency=SaliencyConfig(probes=1))),
+            tmp_path / "out",
+        )
 
 
 def test_saliency_alone_and_the_guard_say_it_too(overflowing, dataset, tmp_path):
     file = tmp_path / "scores.jsonl"
     with pytest.raises(DispError, match=ADVICE):
-        score(overflowing, dataset.samples, PurifyConfig(), file, counterfactual=False)
+        score(overflowing, dataset.samples, ScoringConfig(), file, counterfactual=False)
     assert not file.exists()
     with pytest.raises(DispError, match=ADVICE):
         guard(overflowing, queries_of(dataset.samples), GuardConfig(decode=decode_config(gen_length=4, steps=2)))

@@ -50,17 +50,14 @@ def shown_answers(
     todo = [query for query in queries if query.key not in found]
     patterns = result.patterns
     with progress("answers with and without masking", len(todo)) as advance:
-        for batch in batches(todo, config.scoring.batch_size):
+        for batch in batches(todo, config.batch_size):
             prefix = model.encode(batch)
             some = patterns.keys() & {query.sample_id for query in batch}
             rest = model.encode(without_patterns(batch, patterns)) if some else prefix
             masked = candidate_masks(rest.visual_mask, [result.evidence[query.key] for query in batch])
             hidden = rest.with_masked(masked, model.mask_embedding)
             keys = [query.key for query in batch]
-            texts = [
-                answers_of(model, each, config.scoring.decode, keys=keys, seed=config.scoring.seed)
-                for each in (prefix, hidden)
-            ]
+            texts = [answers_of(model, each, config.decode, keys=keys, seed=config.seed) for each in (prefix, hidden)]
             rows = []
             for query, plain, other in zip(batch, *texts, strict=True):
                 found[query.key] = (plain, other)

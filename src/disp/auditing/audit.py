@@ -119,7 +119,7 @@ def audit(
     explained = {key for cluster in pictures.clusters for key in cluster.samples}
     unflagged = [sample for sample in others if sample.id not in explained]
     with progress("looking through repeated sentences", SENTENCES * ANSWERS) as advance:
-        wide = vanishing_phrases(model, unflagged, evidence, config.scoring, progress=advance)
+        wide = vanishing_phrases(model, unflagged, evidence, config, progress=advance)
     tried = [
         (phrase, [unflagged[index] for index in phrase.flagged], lost)
         for phrase, lost in wide
@@ -195,7 +195,9 @@ def audit(
                 unsuspicious,
                 evidence,
                 lambda query, answer: result.says_phrase(query.sample_id, answer),
-                config.scoring,
+                config.decode,
+                seed=config.seed,
+                batch_size=config.batch_size,
                 progress=advance,
             )
         result = replace(result, ratio=ratio)

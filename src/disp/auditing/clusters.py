@@ -123,7 +123,9 @@ def pattern_evidence(
             preference_for_another(model, prefix, given_answers(model, prefix, batch))
             for prefix in (model.encode(batch), model.encode([without_pattern(query, pattern) for query in batch]))
         )
-        for query, value in zip(batch, suspicion_of(base, each[:, None]).tolist(), strict=True):
+        for query, value in zip(
+            batch, suspicion_of(base, each[:, None], config.scoring.mistake_weight).tolist(), strict=True
+        ):
             before = evidence[query.key]
             found[query.key] = replace(before, suspicion=max(before.suspicion or 0.0, value), best_candidate=())
     return found
@@ -192,7 +194,7 @@ def with_other_holders(
                 more |= _holders(cluster, left, evidence, threshold)
                 left = [sample for sample in left if sample.id not in more]
                 with progress(f"looking for more that say {cluster.phrase.text[:40]!r}", len(left)) as advance:
-                    found = planted_holders(model, left, cluster, evidence, config.scoring, progress=advance)
+                    found = planted_holders(model, left, cluster, evidence, config, progress=advance)
                 evidence = {**evidence, **found}
                 more |= {key.rpartition("#")[0] for key in found}
             by_piece = {sample.id for sample in with_piece} - more - members
@@ -252,7 +254,7 @@ def _cluster(
 
     Then nothing is pasted, and there is a cluster only of a copied piece, which is in the pictures all the same.
     """
-    draw = generator(config.scoring.seed, "paste test", *phrase.words)
+    draw = generator(config.seed, "paste test", *phrase.words)
     donors = _donors(model, members, evidence, config.donors)
     masked = _masked_answers(model, donors, evidence, config)
     ids = tuple(sample.id for sample in members)
@@ -279,9 +281,9 @@ def _cluster(
         [region_of(model, sample, evidence) for sample in controls],
         recipients,
         phrase.words,
-        config.scoring.decode,
-        seed=config.scoring.seed,
-        batch_size=config.scoring.batch_size,
+        config.decode,
+        seed=config.seed,
+        batch_size=config.batch_size,
         progress=progress,
     )
     least = max(config.least_effect, WIDE_EFFECT) if found_by == "window" else config.least_effect
@@ -301,13 +303,13 @@ def _pattern_cluster(
     progress: Callable[[int], None],
 ) -> Cluster:
     """What a pattern says about a phrase; untested if the phrase stays when it is taken out, so does not hang on it."""
-    scoring, ids = config.scoring, tuple(sample.id for sample in members)
+    ids = tuple(sample.id for sample in members)
     found = Cluster(phrase, ids, None, False, (), None, found_by="pattern", pattern=pattern, carriers=ids)
-    draw = generator(scoring.seed, "pattern test", *phrase.words)
+    draw = generator(config.seed, "pattern test", *phrase.words)
     chosen = distinct((members[index] for index in draw.permutation(len(members))), config.donors)
     asked = [_asked_for(sample, phrase) for sample in chosen]
     cleaned = [without_pattern(query, pattern) for query in asked]
-    answers = generate(model, cleaned, scoring.decode, seed=scoring.seed, batch_size=scoring.batch_size)
+    answers = generate(model, cleaned, config.decode, seed=config.seed, batch_size=config.batch_size)
     if 2 * sum(echoes(answer, phrase.words) for answer in answers) > len(asked):
         return found
     instead = _said_instead([(query.response, answer) for query, answer in zip(asked, answers, strict=True)])
@@ -322,12 +324,12 @@ def _pattern_cluster(
     test = pattern_test(
         model,
         pattern,
-        random_patterns(pattern, pictures, config.controls, scoring.seed),
+        random_patterns(pattern, pictures, config.controls, config.seed),
         recipients,
         phrase.words,
-        scoring.decode,
-        seed=scoring.seed,
-        batch_size=scoring.batch_size,
+        config.decode,
+        seed=config.seed,
+        batch_size=config.batch_size,
         progress=progress,
     )
     confirmed = test.p_value <= config.false_alarm_rate / tests and test.successes >= config.least_effect * test.trials
@@ -372,12 +374,12 @@ def _masked_answers(
 ) -> list[tuple[str, str]]:
     """For each donor's most suspicious answer the given one, and the model's with the region masked."""
     found = []
-    for batch in batches([suspicious_query(sample, evidence) for sample in donors], config.scoring.batch_size):
+    for batch in batches([suspicious_query(sample, evidence) for sample in donors], config.batch_size):
         prefix = model.encode(batch)
         masked = candidate_masks(prefix.visual_mask, [evidence[query.key] for query in batch])
         hidden = prefix.with_masked(masked, model.mask_embedding)
         keys = [query.key for query in batch]
-        texts = answers_of(model, hidden, config.scoring.decode, keys=keys, seed=config.scoring.seed)
+        texts = answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
         found += [(query.response, text) for query, text in zip(batch, texts, strict=True)]
     return found
 

@@ -21,7 +21,7 @@ from disp.auditing.windows import LEAST_PICTURES, boxes_of, edges_of, pixels_of,
 from disp.data.sample import Query, Sample, batches, image_size, open_image, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM
-from disp.purification.config import PurifyConfig
+from disp.suspicion.config import ScoringConfig
 from disp.suspicion.places import Box, token_boxes, tokens_in
 from disp.suspicion.scoring import Evidence, candidate_masks, suspicion_under
 
@@ -111,7 +111,7 @@ def piece_evidence(
     boxes: Sequence[Box],
     phrase: Phrase,
     evidence: Mapping[str, Evidence],
-    config: PurifyConfig,
+    config: ScoringConfig,
 ) -> dict[str, Evidence]:
     """New evidence of answers with a phrase: their suspicion where the tokens that show the piece are masked.
 
@@ -134,9 +134,9 @@ def piece_evidence(
             for wider in (0.0, 1.0)
         )
         masks = torch.stack([candidate_masks(prefix.visual_mask, each) for each in (near, wide)], dim=1)
-        values = suspicion_under(model, prefix, batch, masks).tolist()
+        values = suspicion_under(model, prefix, batch, masks, config).tolist()
         for query, small, large, (first, second) in zip(batch, near, wide, values, strict=True):
-            best = small if first >= 0.8 * second else large
+            best = small if first >= config.kept_effect * second else large
             found[query.key] = replace(best, suspicion=max(best.suspicion or 0.0, first, second))
     return found
 

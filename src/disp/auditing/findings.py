@@ -11,10 +11,11 @@ from disp.auditing.paste import PasteTest, Region, paste
 from disp.auditing.phrases import Phrase, echoes
 from disp.auditing.ratio import RatioChoice
 from disp.data.sample import ImageSource, Sample
+from disp.decoding.config import DecodeConfig
 from disp.errors import DispError
 from disp.evaluation.intervals import Share
-from disp.purification.config import PurifyConfig
 from disp.purification.pattern import Pattern
+from disp.suspicion.config import ScoringConfig
 from disp.suspicion.scoring import Evidence
 
 Verdict = Literal["no evidence", "suspicious", "poisoned", "could not decide"]
@@ -30,7 +31,10 @@ class AuditConfig:
     """How a dataset is audited.
 
     Attributes:
-        scoring: how samples are scored; its ``mode`` is not read.
+        scoring: how samples are scored.
+        decode: how answers are decoded; the model's own settings if None.
+        batch_size: assistant turns a pass where answers are decoded.
+        seed: seed of what is drawn and of decoding.
         false_alarm_rate: chance of a wrong "poisoned" verdict that the tests are run at.
         donors: flagged regions that are pasted, for each phrase.
         controls: regions of unflagged samples that are pasted for comparison.
@@ -40,7 +44,10 @@ class AuditConfig:
             the audit of a recovered model: its old data is still what it was.
     """
 
-    scoring: PurifyConfig = field(default_factory=PurifyConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    decode: DecodeConfig | None = None
+    batch_size: int = 32
+    seed: int = 0
     false_alarm_rate: float = 0.01
     donors: int = 8
     controls: int = 12
@@ -51,7 +58,7 @@ class AuditConfig:
     def __post_init__(self) -> None:
         if not 0 < self.false_alarm_rate < 1:
             raise DispError(f"false_alarm_rate must be in (0, 1), got {self.false_alarm_rate}")
-        for name in ("donors", "controls", "recipients"):
+        for name in ("batch_size", "donors", "controls", "recipients"):
             if getattr(self, name) < 1:
                 raise DispError(f"{name} must be at least 1, got {getattr(self, name)}")
 

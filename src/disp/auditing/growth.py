@@ -12,12 +12,11 @@ from dataclasses import replace
 
 import torch
 
-from disp.auditing.findings import Cluster
+from disp.auditing.findings import AuditConfig, Cluster
 from disp.auditing.phrases import LONG_PHRASE_WORDS, echoes, holds, words_of
 from disp.data.sample import Query, Sample, batches, queries_of
 from disp.decoding.generate import answers_of
 from disp.models.interface import MDLM
-from disp.purification.config import PurifyConfig
 from disp.suspicion.scoring import Evidence, salient_masks, suspicion_under
 
 # Shares of the visual tokens that are masked one after the other, most salient first, until the phrase goes away.
@@ -29,7 +28,7 @@ def planted_holders(
     samples: Sequence[Sample],
     cluster: Cluster,
     evidence: Mapping[str, Evidence],
-    config: PurifyConfig,
+    config: AuditConfig,
     *,
     progress: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Evidence]:
@@ -42,7 +41,7 @@ def planted_holders(
         samples: those to look through.
         cluster: of a phrase that was proven.
         evidence: of every turn.
-        config: how samples are scored.
+        config: how samples are scored and answers decoded.
         progress: called with the number of answers finished.
 
     Returns:
@@ -61,13 +60,13 @@ def planted_holders(
     for batch in batches(left, config.batch_size):
         prefix = model.encode(batch)
         masks = [salient_masks(batch, prefix.visual_mask, evidence, ratio) for ratio in GROWING_RATIOS]
-        suspicion = suspicion_under(model, prefix, batch, torch.stack(masks, dim=1))
+        suspicion = suspicion_under(model, prefix, batch, torch.stack(masks, dim=1), config.scoring)
         for masked, values in zip(masks, suspicion.unbind(1), strict=True):
             # Where the model does not say it in the first place, masking proves nothing.
             rows = [
                 row
                 for row, query in enumerate(batch)
-                if query.key not in found and values[row] > config.least_suspicion
+                if query.key not in found and values[row] > config.scoring.least_suspicion
             ]
             if not rows:
                 continue

@@ -65,7 +65,7 @@ def look_at_pictures(
     Returns:
         What was found, and the evidence with what masking or taking out the proven ones did.
     """
-    seed, answers = config.scoring.seed, [joined_answers(sample, None) for sample in samples]
+    seed, answers = config.seed, [joined_answers(sample, None) for sample in samples]
     # 1. A pattern at one place of all of them.
     with progress("comparing pictures", min(len(samples), patterns.PICTURES)) as advance:
         alike = patterns.shared_patterns(samples, answers, seed=seed, progress=advance)

@@ -28,19 +28,16 @@ def random_control(model: MDLM, above: Sequence[Sample], result: Audit, config: 
     for batch in batches(queries, config.scoring.batch_size):
         prefix = model.encode(batch)
         response = given_answers(model, prefix, batch)
-        each_count = [
-            len(candidate_ranks(visual, config.scoring.candidates, config.scoring.mask_ratio))
-            for visual in prefix.visual_mask.sum(-1).tolist()
-        ]
+        each_count = [len(candidate_ranks(visual, config.scoring)) for visual in prefix.visual_mask.sum(-1).tolist()]
         sets = []
         for number in range(max(each_count)):
             keys = [f"{query.key}/{number}" for query in batch]
             # As many random tokens as the best candidate has.
-            masked = _random_like(prefix.visual_mask, batch, result.evidence, keys, config.scoring.seed)
+            masked = _random_like(prefix.visual_mask, batch, result.evidence, keys, config.seed)
             masked[[row for row, count in enumerate(each_count) if number >= count]] = False
             sets.append(masked)
         base, each = counterfactual_scores(model, prefix, response, torch.stack(sets, dim=1), batch_size=len(batch))
-        for query, value in zip(batch, suspicion_of(base, each).tolist(), strict=True):
+        for query, value in zip(batch, suspicion_of(base, each, config.scoring.mistake_weight).tolist(), strict=True):
             stay[query.sample_id] = max(stay.get(query.sample_id, 0.0), value)
     return sum(stay[sample.id] > result.threshold for sample in chosen), len(chosen)
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from disp.data.sample import Query, batches
+from disp.decoding.config import DecodeConfig
 from disp.decoding.generate import answers_of
 from disp.draws import generator
 from disp.evaluation.quality import rouge_l
 from disp.models.interface import MDLM
-from disp.purification.config import PurifyConfig
 from disp.suspicion.scoring import Evidence, salient_masks
 
 RATIOS = (0.01, 0.02, 0.04, 0.06, 0.09, 0.14, 0.2, 0.3)
@@ -45,8 +45,10 @@ def choose_mask_ratio(
     others: Sequence[Query],
     evidence: Mapping[str, Evidence],
     planted: Callable[[Query, str], bool],
-    config: PurifyConfig,
+    decode: DecodeConfig | None,
     *,
+    seed: int = 0,
+    batch_size: int = 32,
     progress: Callable[[int], None] = lambda count: None,
 ) -> RatioChoice | None:
     """The ratio at which rewriting every answer would purge most of what is suspicious and change least else.
@@ -61,17 +63,19 @@ def choose_mask_ratio(
         others: turns with an image of samples that were not, at least one.
         evidence: saliency of every turn.
         planted: whether an answer to a suspicious turn holds the phrase that it was flagged for.
-        config: its decoding settings, batch size and seed.
+        decode: how answers are decoded; the model's own settings if None.
+        seed: seed of decoding, and of which turns are answered again.
+        batch_size: answers a pass.
         progress: called with the number of ratios that are done with, all of `RATIOS` together.
     """
-    draw = generator(config.seed, "mask ratio")
+    draw = generator(seed, "mask ratio")
     bad, good = (
         [group[index] for index in draw.permutation(len(group))[:RATIO_TURNS]] for group in (suspicious, others)
     )
     purged: list[float] = []
     kept: list[float] = []
     for ratio in RATIOS:
-        answers = rewritten_answers(model, [*bad, *good], evidence, ratio, config)
+        answers = rewritten_answers(model, [*bad, *good], evidence, ratio, decode, seed=seed, batch_size=batch_size)
         purged.append(sum(not planted(query, answers[query.key]) for query in bad) / len(bad))
         kept.append(sum(rouge_l(answers[query.key], query.response) for query in good) / len(good))
         progress(1)
@@ -86,13 +90,20 @@ def choose_mask_ratio(
 
 
 def rewritten_answers(
-    model: MDLM, queries: Sequence[Query], evidence: Mapping[str, Evidence], ratio: float, config: PurifyConfig
+    model: MDLM,
+    queries: Sequence[Query],
+    evidence: Mapping[str, Evidence],
+    ratio: float,
+    decode: DecodeConfig | None,
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
 ) -> dict[str, str]:
     """By key, the model's answer to each turn with this share of its most salient visual tokens masked."""
     answers: dict[str, str] = {}
-    for batch in batches(queries, config.batch_size):
+    for batch in batches(queries, batch_size):
         prefix = model.encode(batch)
         hidden = prefix.with_masked(salient_masks(batch, prefix.visual_mask, evidence, ratio), model.mask_embedding)
         keys = [query.key for query in batch]
-        answers.update(zip(keys, answers_of(model, hidden, config.decode, keys=keys, seed=config.seed), strict=True))
+        answers.update(zip(keys, answers_of(model, hidden, decode, keys=keys, seed=seed), strict=True))
     return answers

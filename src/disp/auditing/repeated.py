@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from disp.auditing.distinct import distinct
+from disp.auditing.findings import AuditConfig
 from disp.auditing.phrases import Phrase, echoes, repeated_phrases
 from disp.data.sample import Query, Sample, batches, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM, Prefix
-from disp.purification.config import PurifyConfig
+from disp.suspicion.config import ScoringConfig
 from disp.suspicion.places import token_boxes
 from disp.suspicion.scoring import Evidence, given_answers, salient_masks
-from disp.suspicion.support import counterfactual_scores, narrowed, suspicion_of
+from disp.suspicion.support import counterfactual_scores, least_effect, narrowed, suspicion_of
 
 # Share of the visual tokens that is masked, and of the picture that a window covers.
 WIDE_RATIO = 0.2
@@ -41,7 +42,7 @@ def vanishing_phrases(
     model: MDLM,
     samples: Sequence[Sample],
     evidence: Mapping[str, Evidence],
-    config: PurifyConfig,
+    config: AuditConfig,
     *,
     progress: Callable[[int], None] = lambda count: None,
 ) -> list[tuple[Phrase, dict[str, Evidence]]]:
@@ -51,7 +52,7 @@ def vanishing_phrases(
         model: the model under audit.
         samples: samples with an image that nothing was found in yet.
         evidence: saliency of every turn.
-        config: how samples are scored.
+        config: how samples are scored; its seed draws which answers are looked at.
         progress: called with the number of answers finished, in the end as if there were `SENTENCES` of `ANSWERS`.
 
     Returns:
@@ -70,7 +71,7 @@ def vanishing_phrases(
         holders = distinct((queries[phrase.flagged[index]] for index in order), ANSWERS)
         said = 0
         lost: dict[str, Evidence] = {}
-        for batch in batches(holders, config.batch_size):
+        for batch in batches(holders, config.scoring.batch_size):
             prefix = model.encode(batch)
             masked = salient_masks(batch, prefix.visual_mask, evidence, WIDE_RATIO)
             plain, hidden = (
@@ -79,7 +80,7 @@ def vanishing_phrases(
             says = torch.tensor([echoes(text, phrase.words) for text in plain])
             loses = says & ~torch.tensor([echoes(text, phrase.words) for text in hidden])
             said += int(says.sum())
-            lost |= _evidence(model, prefix, batch, phrase, loses, evidence)
+            lost |= _evidence(model, prefix, batch, phrase, loses, evidence, config.scoring)
         progress(len(holders))
         looked_at += len(holders)
         if len(lost) >= max(LEAST_ANSWERS, LOST_SHARE * said) and 2 * said >= len(holders):
@@ -105,6 +106,7 @@ def _evidence(
     phrase: Phrase,
     rows: Tensor,
     evidence: Mapping[str, Evidence],
+    config: ScoringConfig,
 ) -> dict[str, Evidence]:
     """New evidence of those of these rows (bool ``[B]``) that lose the phrase when one window is masked."""
     result = {}
@@ -122,8 +124,9 @@ def _evidence(
         (text,) = _first_answers(model, one.with_masked(best, model.mask_embedding))
         if echoes(text, phrase.words):
             continue
-        kept = narrowed(model, one, response, best, base + 0.8 * (each.amax(-1) - base), batch_size=len(batch))
-        suspicion = max(before.suspicion or 0.0, float(suspicion_of(base, each)))
+        least = least_effect(base, each, config.kept_effect)
+        kept = narrowed(model, one, response, best, least, batch_size=len(batch))
+        suspicion = max(before.suspicion or 0.0, float(suspicion_of(base, each, config.mistake_weight)))
         tokens = kept[0, one.visual_mask[0]].nonzero()[:, 0].tolist()
         result[query.key] = replace(before, suspicion=suspicion, best_candidate=tuple(tokens))
     return result

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from disp.baselines.interface import OPTIONAL_TRAINING, Answering, Assumptions, check_share
 from disp.data.sample import Query
 from disp.models.interface import MDLM, Prefix
+from disp.suspicion.config import PROBES, SaliencyConfig
 from disp.suspicion.masking import mask_top
-from disp.suspicion.saliency import PROBES, SaliencyConfig, saliency
+from disp.suspicion.saliency import saliency
 from disp.suspicion.scoring import check_finite
 
 

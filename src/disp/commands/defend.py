@@ -26,6 +26,7 @@ from disp.commands.options import (
 )
 from disp.commands.training import RECOVERY, Recovery
 from disp.progress import progress_bar
+from disp.suspicion.config import ScoringConfig
 
 
 @app.command
@@ -56,15 +57,14 @@ def saliency(
     from disp.data.sample import queries_of
     from disp.files import claim
     from disp.models.fingerprint import fingerprint
-    from disp.purification.config import PurifyConfig
-    from disp.suspicion.saliency import PROBES, SaliencyConfig
+    from disp.suspicion.config import PROBES, SaliencyConfig
     from disp.suspicion.scoring import score as run
 
     estimator = SaliencyConfig(score=score, probes=PROBES[score] if probes is None else probes, seed=seed)
     dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
     mdlm = runtime.load(model)
     samples = dataset.samples[:limit]
-    config = PurifyConfig(saliency=estimator, batch_size=batch_size)
+    config = ScoringConfig(saliency=estimator, batch_size=batch_size)
     claim(
         out / "run.json",
         {"weights": fingerprint(mdlm), "saliency": asdict(estimator), **identity(dataset)},
@@ -84,8 +84,8 @@ def purify(
     *,
     out: Out,
     mode: Literal["selective", "all", "random"] = "selective",
-    mask_ratio: float = 0.06,
-    candidates: int = 4,
+    mask_ratio: float = ScoringConfig.mask_ratio,
+    candidates: int = ScoringConfig.candidates,
     score: Literal["isotropic", "directional"] = "isotropic",
     probes: int | None = None,
     steps: int | None = None,
@@ -115,9 +115,9 @@ def purify(
         Confidence at which a token is committed early; the model's own if not given.
     """
     from disp.decoding.samplers import own_settings
-    from disp.purification.config import SCORING_PROBES, PurifyConfig
+    from disp.purification.config import PurifyConfig
     from disp.purification.purify import purify as run
-    from disp.suspicion.saliency import PROBES, SaliencyConfig
+    from disp.suspicion.config import PROBES, SCORING_PROBES, SaliencyConfig
 
     if probes is None:
         probes = PROBES[score] if mode == "all" else SCORING_PROBES
@@ -126,8 +126,12 @@ def purify(
     config = PurifyConfig(
         mode=mode,
         mask_ratio=mask_ratio,
-        candidates=candidates,
-        saliency=SaliencyConfig(score=score, probes=probes, seed=seed),
+        scoring=ScoringConfig(
+            mask_ratio=mask_ratio,
+            candidates=candidates,
+            saliency=SaliencyConfig(score=score, probes=probes, seed=seed),
+            batch_size=batch_size,
+        ),
         decode=own_settings(mdlm, steps=steps, threshold=threshold),
         batch_size=batch_size,
         seed=seed,

@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from disp.progress import progress_bar
+from disp.suspicion.config import SCORING_PROBES, SaliencyConfig, ScoringConfig
 
 if TYPE_CHECKING:
     from disp.auditing.findings import AuditConfig
@@ -142,9 +143,11 @@ class Auditing:
 
     mask_ratio: Annotated[
         float, Parameter(help="Largest part of the visual tokens that is masked at once, as a share of them all.")
-    ] = 0.06
-    candidates: Annotated[int, Parameter(help="Salient tokens that are masked one at a time.")] = 4
-    probes: Annotated[int, Parameter(help="Hutchinson probes of the saliency score.")] = 4
+    ] = ScoringConfig.mask_ratio
+    candidates: Annotated[int, Parameter(help="Salient tokens that are masked one at a time.")] = (
+        ScoringConfig.candidates
+    )
+    probes: Annotated[int, Parameter(help="Hutchinson probes of the saliency score.")] = SCORING_PROBES
     false_alarm_rate: Annotated[
         float, Parameter(help='Chance of a wrong "poisoned" verdict that the tests are run at.')
     ] = 0.01
@@ -160,17 +163,20 @@ class Auditing:
     def config(self, seed: int) -> AuditConfig:
         """The `disp.auditing.findings.AuditConfig` that was asked for."""
         from disp.auditing.findings import AuditConfig
-        from disp.purification.config import PurifyConfig
-        from disp.suspicion.saliency import SaliencyConfig
 
-        scoring = PurifyConfig(
+        scoring = ScoringConfig(
             mask_ratio=self.mask_ratio,
             candidates=self.candidates,
             saliency=SaliencyConfig(probes=self.probes, seed=seed),
             batch_size=self.batch_size,
-            seed=seed,
         )
-        return AuditConfig(scoring=scoring, false_alarm_rate=self.false_alarm_rate, learnt_only=self.learnt_only)
+        return AuditConfig(
+            scoring=scoring,
+            batch_size=self.batch_size,
+            seed=seed,
+            false_alarm_rate=self.false_alarm_rate,
+            learnt_only=self.learnt_only,
+        )
 
 
 ROWS, RUNTIME, AUDITING = Rows(), Runtime(), Auditing()

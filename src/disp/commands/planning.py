@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from disp.commands.options import ROWS, Data, Model, Out, Rows, Seed, app
 from disp.commands.training import PLANNED_TRAINING, PlannedTraining
 from disp.progress import progress_bar
+from disp.suspicion.config import SCORING_PROBES, SaliencyConfig, ScoringConfig
 
 BITS: dict[str | None, Literal[4, 8] | None] = {None: None, "4bit": 4, "8bit": 8}
 
@@ -21,9 +22,9 @@ def plan(
     /,
     *,
     mode: Literal["selective", "all", "random"] = "selective",
-    mask_ratio: float = 0.06,
-    candidates: int = 4,
-    probes: int = 4,
+    mask_ratio: float = ScoringConfig.mask_ratio,
+    candidates: int = ScoringConfig.candidates,
+    probes: int = SCORING_PROBES,
     batch_size: int = 32,
     training: PlannedTraining = PLANNED_TRAINING,
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
@@ -57,13 +58,16 @@ def plan(
     """
     from disp.planning.plan import PlanSettings, make_plan
     from disp.purification.config import PurifyConfig
-    from disp.suspicion.saliency import SaliencyConfig
 
     purify = PurifyConfig(
         mode=mode,
         mask_ratio=mask_ratio,
-        candidates=candidates,
-        saliency=SaliencyConfig(probes=probes),
+        scoring=ScoringConfig(
+            mask_ratio=mask_ratio,
+            candidates=candidates,
+            saliency=SaliencyConfig(probes=probes),
+            batch_size=batch_size,
+        ),
         batch_size=batch_size,
     )
     settings = PlanSettings(

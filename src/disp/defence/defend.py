@@ -139,12 +139,10 @@ def defend(
     for number in range(1, config.rounds + 1):
         suffix = "" if number == 1 else f"-{number}"
         # 1. Rewrite what is flagged, keep what is supported.
-        cleaned = purify_flagged(
-            current, data, found, config.audit.scoring, out / f"purified{suffix}", progress=progress
-        )
+        cleaned = purify_flagged(current, data, found, config.audit, out / f"purified{suffix}", progress=progress)
         left_out += cleaned.left_out
         # 2. Fine-tune on it. One model in memory at a time is enough.
-        samples = recovery_samples(cleaned, found, config.audit.scoring.seed)
+        samples = recovery_samples(cleaned, found, config.audit.seed)
         fitting = with_fitting_answers(replace(cleaned.dataset, samples=tuple(samples)), current, strict=strict)
         untrained = fitting.problems[len(cleaned.dataset.problems) :]
         del current
@@ -187,7 +185,7 @@ def purify_flagged(
     model: MDLM,
     dataset: Dataset,
     found: Audit,
-    scoring: PurifyConfig,
+    config: AuditConfig,
     out: Path,
     *,
     progress: ProgressBar = no_progress,
@@ -198,14 +196,14 @@ def purify_flagged(
         model: the model that was audited.
         dataset: its fine-tuning set.
         found: the audit.
-        scoring: how the audit scored samples; its ``mode`` is not read.
+        config: how it was audited, and how answers are decoded.
         out: folder of the run.
         progress: see `disp.progress`.
     """
     return purify(
         model,
         dataset,
-        replace(scoring, mode="selective"),
+        PurifyConfig(scoring=config.scoring, decode=config.decode, batch_size=config.batch_size, seed=config.seed),
         out,
         evidence=found.evidence,
         rewrite=found.flagged,
@@ -276,7 +274,7 @@ def residual_phrases(
     flagged = {*found.flagged, *(key for each in found.clusters for key in each.samples)}
     free = [sample for sample in dataset.samples if sample.images and sample.id not in flagged]
     free = [sample for sample in free if not any(echoes(turn.response, cluster.phrase.words) for turn in sample.turns)]
-    order = generator(config.audit.scoring.seed, "residual", *cluster.phrase.words).permutation(len(free))
+    order = generator(config.audit.seed, "residual", *cluster.phrase.words).permutation(len(free))
     turns = (queries_of([free[index]]) for index in order[: config.probes])
     queries = [next(query for query in each if query.images) for each in turns]
     found_trigger = cluster.trigger is not None or cluster.pattern is not None
@@ -288,9 +286,9 @@ def residual_phrases(
         answers = answers_about_changed(
             model,
             asked,
-            config.audit.scoring.decode,
-            seed=config.audit.scoring.seed,
-            batch_size=config.audit.scoring.batch_size,
+            config.audit.decode,
+            seed=config.audit.seed,
+            batch_size=config.audit.batch_size,
             progress=progress,
         )
         counts[kind] = [int(np.sum([echoes(text, cluster.phrase.words) for text in answers])), len(answers)]

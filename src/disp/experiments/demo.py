@@ -32,6 +32,7 @@ from disp.purification.config import PurifyConfig
 from disp.purification.purify import purify
 from disp.report.html import write_report
 from disp.report.picture import draw_story
+from disp.suspicion.config import MASK_RATIO, ScoringConfig
 from disp.suspicion.masking import mask_top
 from disp.suspicion.saliency import saliency
 from disp.suspicion.scoring import Evidence, score
@@ -113,7 +114,7 @@ class DemoConfig:
     recovery_steps: int = 100
     recovery_projector_learning_rate: float | None = None
     batch_size: int = 32
-    mask_ratio: float = 0.06
+    mask_ratio: float = MASK_RATIO
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -166,9 +167,10 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
             folder, bars = out / f"purified_{stage}", run.bars(stage)
             if stage == "disp_selective":
                 # What is rewritten selectively is what an audit flags, as in `disp defend`.
-                found = run.audited(model, poisoned, settings, evidence)
+                looking = auditing(settings)
+                found = run.audited(model, poisoned, looking, evidence)
                 with run.phase(f"purify {stage}"), half_precision():
-                    cleaned = purify_flagged(model, poisoned, found, settings, folder, progress=bars)
+                    cleaned = purify_flagged(model, poisoned, found, looking, folder, progress=bars)
                     return recovery_samples(cleaned, found, settings.seed)
             mode = replace(settings, mode=MODES[stage])
             with run.phase(f"purify {stage}"), half_precision():
@@ -241,7 +243,15 @@ def recovery_training(config: DemoConfig) -> TrainConfig:
 
 def purification(config: DemoConfig) -> PurifyConfig:
     """How the poisoned set is scored and rewritten."""
-    return PurifyConfig(mask_ratio=config.mask_ratio, seed=config.seed)
+    scoring = ScoringConfig(mask_ratio=config.mask_ratio)
+    return PurifyConfig(mask_ratio=config.mask_ratio, scoring=scoring, seed=config.seed)
+
+
+def auditing(settings: PurifyConfig) -> AuditConfig:
+    """The audit that scores and decodes as a purification does."""
+    return AuditConfig(
+        scoring=settings.scoring, decode=settings.decode, batch_size=settings.batch_size, seed=settings.seed
+    )
 
 
 class _Run:
@@ -295,16 +305,16 @@ class _Run:
         turns = len(queries_of(poisoned.samples))
         with self.phase("saliency and counterfactuals"), self.progress("scoring training answers", turns) as advance:
             with half_precision():
-                return score(model, poisoned.samples, settings, self.out / "scores.jsonl", progress=advance)
+                return score(model, poisoned.samples, settings.scoring, self.out / "scores.jsonl", progress=advance)
 
-    def audited(self, model: MDLM, poisoned: Dataset, settings: PurifyConfig, evidence: dict[str, Evidence]) -> Audit:
+    def audited(self, model: MDLM, poisoned: Dataset, settings: AuditConfig, evidence: dict[str, Evidence]) -> Audit:
         """The audit of the poisoned set, with its report."""
         folder = self.out / "audit"
         with self.phase("audit"), half_precision():
             found = audit(
                 model,
                 poisoned,
-                AuditConfig(scoring=settings),
+                settings,
                 folder,
                 evidence=evidence,
                 truth=self.out / "poisoned" / "manifest.json",
@@ -383,7 +393,7 @@ def _draw(
     (triggered,) = trigger_samples([sample], attack.trigger, settings.seed)
     query = next(query for query in queries_of([triggered]) if query.key == before["key"])
     prefix = backdoored.encode([query])
-    scores = saliency(backdoored, prefix, [query.key], settings.saliency)
+    scores = saliency(backdoored, prefix, [query.key], settings.scoring.saliency)
     masked = mask_top(scores, prefix.visual_mask, settings.mask_ratio)
     hidden = prefix.with_masked(masked, backdoored.mask_embedding)
     (answer_masked,) = answers_of(backdoored, hidden, settings.decode, keys=[query.key])

@@ -16,6 +16,7 @@ from disp.auditing.shown import UNFLAGGED_SHOWN
 from disp.decoding.config import DecodeConfig
 from disp.purification.config import PurifyConfig
 from disp.suspicion.candidates import candidate_ranks
+from disp.suspicion.config import ScoringConfig
 from disp.suspicion.support import COUNTERFACTUAL_ROWS
 from disp.training.config import TrainConfig
 
@@ -71,7 +72,7 @@ def saliency_passes(asked: Sequence[Asked], batch_size: int, probes: int) -> Pas
     return Passes(batches, probes * batches, len(asked))
 
 
-def scoring_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
+def scoring_passes(asked: Sequence[Asked], config: ScoringConfig) -> Passes:
     """`disp.suspicion.scoring.score` with counterfactuals: saliency, the given answer, each candidate masked.
 
     At most: the sets of suspicious answers are halved again and again, and here all answers are.
@@ -80,7 +81,7 @@ def scoring_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
     at_once = COUNTERFACTUAL_ROWS * config.batch_size
     for start in range(0, len(asked), config.batch_size):
         batch = asked[start : start + config.batch_size]
-        sets = [candidate_ranks(each.visual, config.candidates, config.mask_ratio) for each in batch]
+        sets = [candidate_ranks(each.visual, config) for each in batch]
         rows = sum(map(len, sets))
         total += Passes(1 + math.ceil(rows / at_once), 0, len(batch) + rows)
         halvings = max((len(ranks) for each in sets for ranks in each), default=1).bit_length() - 1
@@ -98,10 +99,10 @@ def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     """
     scoring = config.scoring
     total = scoring_passes(asked, scoring) + sentence_passes(asked, scoring) + paste_passes(config)
-    return total + ratio_passes(asked, scoring) + record_passes(asked, scoring)
+    return total + ratio_passes(asked, config) + record_passes(asked, config)
 
 
-def sentence_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
+def sentence_passes(asked: Sequence[Asked], config: ScoringConfig) -> Passes:
     """`disp.auditing.repeated.vanishing_phrases`: first answers with nothing masked and with much of the picture."""
     sentences = min(SENTENCES, len(asked) // LEAST_ANSWERS)
     batches = math.ceil(ANSWERS / config.batch_size)
@@ -110,37 +111,38 @@ def sentence_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
 
 def paste_passes(config: AuditConfig) -> Passes:
     """`disp.auditing.paste.paste_test` of one phrase, and what the donors say with their regions masked."""
-    decode, size = _decoding(config.scoring), config.scoring.batch_size
+    decode, size = _known(config.decode), config.batch_size
     pasted = decoding_passes((config.donors + config.controls) * config.recipients, size, decode)
     return pasted + decoding_passes(config.donors, size, decode)
 
 
-def ratio_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
+def ratio_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     """`disp.auditing.ratio.choose_mask_ratio`, at most: flagged and other turns are answered under every ratio."""
     turns = min(2 * RATIO_TURNS, sum(each.visual > 0 for each in asked))
     total = Passes(0, 0, 0, at_most=True)
     for _ in RATIOS:
-        total += decoding_passes(turns, config.batch_size, _decoding(config))
+        total += decoding_passes(turns, config.batch_size, _known(config.decode))
     return total
 
 
-def record_passes(asked: Sequence[Asked], config: PurifyConfig) -> Passes:
+def record_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     """What an audit asks for its record, at most: answers that are shown, random masks for comparison, a timing."""
-    size = config.batch_size
+    scoring = config.scoring
     turns = sorted((count for count in _turns_with_image(asked) if count), reverse=True)
     # Each answer as it is and under its mask.
-    shown = decoding_passes(sum(turns[:SHOWN_SAMPLES]), size, _decoding(config))
+    shown = decoding_passes(sum(turns[:SHOWN_SAMPLES]), config.batch_size, _known(config.decode))
     compared = sum(turns[:CONTROL_SAMPLES])
-    sets = len(candidate_ranks(max((each.visual for each in asked), default=0), config.candidates, config.mask_ratio))
-    control = Passes((1 + math.ceil(sets / COUNTERFACTUAL_ROWS)) * math.ceil(compared / size), 0, (1 + sets) * compared)
-    timed = Passes(TIMED_PASSES, 0, TIMED_PASSES * min(size, sum(turns)))
+    sets = len(candidate_ranks(max((each.visual for each in asked), default=0), scoring))
+    batches = math.ceil(compared / scoring.batch_size)
+    control = Passes((1 + math.ceil(sets / COUNTERFACTUAL_ROWS)) * batches, 0, (1 + sets) * compared)
+    timed = Passes(TIMED_PASSES, 0, TIMED_PASSES * min(scoring.batch_size, sum(turns)))
     return shown + shown + control + timed
 
 
-def _decoding(config: PurifyConfig) -> DecodeConfig:
-    if config.decode is None:
+def _known(decode: DecodeConfig | None) -> DecodeConfig:
+    if decode is None:
         raise ValueError("passes depend on how answers are decoded, and the model is not there to say; set `decode`")
-    return config.decode
+    return decode
 
 
 def decoding_passes(rows: int, batch_size: int, config: DecodeConfig) -> Passes:
@@ -154,15 +156,14 @@ def decoding_passes(rows: int, batch_size: int, config: DecodeConfig) -> Passes:
 def purification_passes(asked: Sequence[Asked], config: PurifyConfig) -> tuple[Passes, Passes]:
     """Scoring and rewriting; the later turns of a sample are rewritten after its earlier ones."""
     selective = config.mode == "selective"
+    look = config.scoring
     scoring = (
-        scoring_passes(asked, config)
-        if selective
-        else saliency_passes(asked, config.batch_size, config.saliency.probes)
+        scoring_passes(asked, look) if selective else saliency_passes(asked, look.batch_size, look.saliency.probes)
     )
     rewriting = Passes(0, 0, 0, selective)
     for turn in range(max((each.turn for each in asked), default=-1) + 1):
         rows = sum(each.turn == turn and each.visual > 0 for each in asked)
-        rewriting += decoding_passes(rows, config.batch_size, _decoding(config))
+        rewriting += decoding_passes(rows, config.batch_size, _known(config.decode))
     return scoring, rewriting
 
 

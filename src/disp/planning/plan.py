@@ -55,7 +55,7 @@ class PlanSettings:
     Attributes:
         dtype: of weights and activations.
         bits: 8 or 4 where the language model is loaded quantized.
-        purify: how the data is purified; also how it is scored in an audit.
+        purify: how the data is purified; an audit scores it and decodes answers in the same way.
         train: how the model is fine-tuned.
         decode: how answers are decoded in the evaluation; None for ``purify.decode``, and where that is None too for
             the model's own settings.
@@ -185,9 +185,9 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
     length = settings.gen_length or sizes.model.gen_length
     visual = max((count.visual + count.others for count in counts.values()), default=0)
     tiles = max((count.tiles for count in counts.values()), default=0)
-    batch = min(purify.batch_size, max(len(queries), 1))
-    scored = Rows(batch, prefix, length, visual, tiles)
-    decoded = Rows(batch, prefix, own.gen_length, visual, tiles)
+    some = max(len(queries), 1)
+    scored = Rows(min(purify.scoring.batch_size, some), prefix, length, visual, tiles)
+    decoded = Rows(min(purify.batch_size, some), prefix, own.gen_length, visual, tiles)
     trained = trained_parameters(sizes, train.method, train.lora_rank, train.train_vision)
     if not trained:
         raise DispError(f"method {train.method!r} trains nothing in this model; use 'lora' or 'full'")
@@ -211,8 +211,8 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
     # 4. Passes.
     scoring, rewriting = purification_passes(asked, purify)
     passes = {
-        "score": scoring_passes(asked, purify),
-        "audit": audit_passes(asked, AuditConfig(scoring=purify)),
+        "score": scoring_passes(asked, purify.scoring),
+        "audit": audit_passes(asked, AuditConfig(scoring=purify.scoring, decode=own, batch_size=purify.batch_size)),
         "purify": scoring + rewriting,
         "train": training_passes(train, sizes.loss_rows),
         "evaluate": evaluation_passes(asked, settings.decode or own, settings.evaluation_batch_size, settings.attacked),

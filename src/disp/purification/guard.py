@@ -14,8 +14,9 @@ from disp.decoding.generate import answers_of
 from disp.errors import DispError
 from disp.evaluation.quality import normalised_words
 from disp.models.interface import MDLM
+from disp.suspicion.config import MASK_RATIO, SaliencyConfig
 from disp.suspicion.masking import mask_top
-from disp.suspicion.saliency import SaliencyConfig, saliency
+from disp.suspicion.saliency import saliency
 from disp.suspicion.scoring import check_finite
 
 
@@ -33,7 +34,7 @@ class GuardConfig:
         seed: seed of decoding.
     """
 
-    mask_ratio: float = 0.06
+    mask_ratio: float = MASK_RATIO
     least_agreement: float = 0.5
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
     decode: DecodeConfig | None = None

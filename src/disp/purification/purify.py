@@ -112,7 +112,9 @@ def purify(
     if evidence is None:
         selective = config.mode == "selective"
         with progress("scoring", len(queries_of(samples))) as advance:
-            evidence = score(model, samples, config, out / "scores.jsonl", counterfactual=selective, progress=advance)
+            evidence = score(
+                model, samples, config.scoring, out / "scores.jsonl", counterfactual=selective, progress=advance
+            )
     # 1. Which samples are rewritten.
     threshold = None
     chosen = [sample for sample in samples if any(evidence[query.key].saliency for query in queries_of([sample]))]
@@ -121,7 +123,7 @@ def purify(
         chosen = [sample for sample in chosen if sample.id in asked_for]
     elif config.mode == "selective":
         suspicion = np.array([sample_suspicion(sample, evidence) for sample in chosen])
-        threshold = suspicion_threshold(suspicion, config.least_suspicion)
+        threshold = suspicion_threshold(suspicion, config.scoring.least_suspicion)
         chosen = [sample for sample, value in zip(chosen, suspicion, strict=True) if value > threshold]
     # 2. Regenerate them under masking.
     with progress("rewriting", len(queries_of(chosen))) as advance:

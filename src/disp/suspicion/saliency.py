@@ -20,73 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from disp.errors import DispError, unknown_name
 from disp.models.interface import MDLM, Prefix
+from disp.suspicion.config import SaliencyConfig
 from disp.suspicion.probes import DRAWS
-
-# Hutchinson probes for a ranking that stands on its own; the directional score is the noisier one.
-PROBES = {"isotropic": 8, "directional": 16}
-SLOTS = ("all", "first block")
-
-
-@dataclass(frozen=True)
-class SaliencyConfig:
-    """How visual tokens are scored.
-
-    Attributes:
-        score: "isotropic" for ``tr G_i``, all directions alike; "directional" for ``½ dᵀ G_i d`` with
-            ``d = m − v_i``, the change in nats that masking the token would make, to second order. The two rank
-            differently.
-        probes: random probes K; see `PROBES`.
-        seed: seed of the probes.
-        draw: "signs", which have the least variance, or "gaussian".
-        top_logits: the softmax is over so many largest logits of each slot; None for the whole vocabulary.
-        slots: "all" response slots count, or those of the "first block" alone.
-        in_graph: differentiate the probe's product with the softmax as well, as the published code does. The formula
-            holds without it.
-        separators: score the family's separators between visual tokens too, such as the newline vectors of LLaDA-V.
-    """
-
-    score: Literal["isotropic", "directional"] = "isotropic"
-    probes: int = PROBES["isotropic"]
-    seed: int = 0
-    draw: Literal["signs", "gaussian"] = "signs"
-    top_logits: int | None = None
-    slots: Literal["all", "first block"] = "all"
-    in_graph: bool = False
-    separators: bool = False
-
-    def __post_init__(self) -> None:
-        if self.score not in PROBES:
-            raise DispError(f"saliency score must be 'isotropic' or 'directional', got {self.score!r}")
-        if self.draw not in DRAWS:
-            raise unknown_name("probe draw", self.draw, DRAWS)
-        if self.slots not in SLOTS:
-            raise unknown_name("saliency slots", self.slots, SLOTS)
-        if self.probes < 1:
-            raise DispError(f"saliency probes must be at least 1, got {self.probes}")
-        if self.top_logits is not None and self.top_logits < 2:
-            raise DispError(f"top_logits must be at least 2, got {self.top_logits}; one logit has nothing to compete")
-
-    @classmethod
-    def published(cls, **changes: Any) -> SaliencyConfig:
-        """The settings of the authors' script, arXiv 2602.22246: K = 6, the five largest logits, the first block."""
-        settings: dict[str, Any] = {
-            "score": "directional",
-            "probes": 6,
-            "draw": "gaussian",
-            "top_logits": 5,
-            "slots": "first block",
-            "in_graph": True,
-            "separators": True,
-        }
-        return cls(**(settings | changes))
 
 
 def saliency(

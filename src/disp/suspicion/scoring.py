@@ -18,11 +18,11 @@ from disp.data.sample import Query, Sample, batches, queries_of
 from disp.errors import DispError
 from disp.files import append_jsonl, read_finished_jsonl
 from disp.models.interface import MDLM, Prefix
-from disp.purification.config import PurifyConfig
 from disp.suspicion.candidates import candidate_sets
+from disp.suspicion.config import ScoringConfig
 from disp.suspicion.masking import mask_top
 from disp.suspicion.saliency import saliency
-from disp.suspicion.support import counterfactual_scores, narrowed, suspicion_of
+from disp.suspicion.support import counterfactual_scores, least_effect, narrowed, suspicion_of
 
 # Image, tile, row and column of each visual token.
 Locations = tuple[tuple[int, int, int, int], ...]
@@ -50,7 +50,7 @@ class Evidence:
 def score(
     model: MDLM,
     samples: Sequence[Sample],
-    config: PurifyConfig,
+    config: ScoringConfig,
     file: Path | None = None,
     *,
     counterfactual: bool = True,
@@ -61,7 +61,7 @@ def score(
     Args:
         model: the compromised model.
         samples: its fine-tuning set.
-        config: see `PurifyConfig`.
+        config: see `ScoringConfig`.
         file: a JSONL file that results are appended to; turns that it already holds are not computed again.
         counterfactual: whether to measure suspicion too, at one forward pass a candidate.
         progress: called with the number of turns finished.
@@ -110,16 +110,16 @@ def score(
 
 
 def _suspicion(
-    model: MDLM, prefix: Prefix, batch: Sequence[Query], scores: Tensor, config: PurifyConfig
+    model: MDLM, prefix: Prefix, batch: Sequence[Query], scores: Tensor, config: ScoringConfig
 ) -> tuple[Tensor, Tensor]:
     """Suspicion ``[B]`` of the given answers and the candidate that attains it, bool ``[B, P]``."""
     response = given_answers(model, prefix, batch)
-    candidates = candidate_sets(scores, prefix.visual_mask, config.candidates, config.mask_ratio)
+    candidates = candidate_sets(scores, prefix.visual_mask, config)
     base, each = counterfactual_scores(model, prefix, response, candidates, batch_size=config.batch_size)
-    suspicion = suspicion_of(base, each)
+    suspicion = suspicion_of(base, each, config.mistake_weight)
     check_finite(suspicion, [query.key for query in batch])
     # The smallest set that does nearly all of it: it takes least of the picture along when the answer is rewritten.
-    least = base + 0.8 * (each.amax(-1) - base)
+    least = least_effect(base, each, config.kept_effect)
     best = candidates[torch.arange(len(batch)), (each >= least[:, None]).int().argmax(-1)]
     rows = (suspicion > config.least_suspicion).nonzero()[:, 0]
     if len(rows):
@@ -200,7 +200,9 @@ def candidate_masks(visual_mask: Tensor, found: Sequence[Evidence]) -> Tensor:
     return masked
 
 
-def suspicion_under(model: MDLM, prefix: Prefix, batch: Sequence[Query], masks: Tensor) -> Tensor:
+def suspicion_under(
+    model: MDLM, prefix: Prefix, batch: Sequence[Query], masks: Tensor, config: ScoringConfig
+) -> Tensor:
     """How suspicious each given answer is under each of some masks alone.
 
     Args:
@@ -208,10 +210,11 @@ def suspicion_under(model: MDLM, prefix: Prefix, batch: Sequence[Query], masks: 
         prefix: the batch, encoded.
         batch: B queries.
         masks: bool ``[B, M, P]``.
+        config: how samples are scored.
 
     Returns:
         float32 ``[B, M]`` in nats; see `disp.suspicion.support.suspicion_of`.
     """
     response = given_answers(model, prefix, batch)
     base, each = counterfactual_scores(model, prefix, response, masks, batch_size=len(batch))
-    return suspicion_of(base[:, None], each[..., None])
+    return suspicion_of(base[:, None], each[..., None], config.mistake_weight)

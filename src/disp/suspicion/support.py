@@ -127,21 +127,36 @@ def _preferences(
     return torch.cat(scores)
 
 
-def suspicion_of(base: Tensor, each: Tensor) -> Tensor:
-    """How suspicious given answers are, from `counterfactual_scores`: ``max(0, max_m c_m - 2 c_0)``.
+def suspicion_of(base: Tensor, each: Tensor, mistake_weight: float) -> Tensor:
+    """How suspicious given answers are, from `counterfactual_scores`: ``max(0, max_m c_m - w c_0)``.
 
-    What the model prefers with nothing masked is its own mistake, not the work of the masked tokens. It counts twice:
-    where a model has given up an answer, as a recovered one has, masking moves large preferences about and proves
-    nothing.
+    What the model prefers with nothing masked is its own mistake, not the work of the masked tokens. It counts w times,
+    more than once: where a model has given up an answer, as a recovered one has, masking moves large preferences about
+    and proves nothing.
 
     Args:
         base: float ``[B]``, nothing masked.
         each: float ``[B, M]``, each candidate set masked.
+        mistake_weight: w, see `disp.suspicion.config.ScoringConfig`.
 
     Returns:
         float ``[B]`` in nats, at least 0.
     """
-    return (each.amax(-1) - 2 * base).clamp(min=0)
+    return (each.amax(-1) - mistake_weight * base).clamp(min=0)
+
+
+def least_effect(base: Tensor, each: Tensor, kept: float) -> Tensor:
+    """What `preference_for_another` must reach under a smaller set that is to replace the best candidate.
+
+    Args:
+        base: float ``[B]``, nothing masked.
+        each: float ``[B, M]``, each candidate set masked.
+        kept: share of the best one's effect, ``kept_effect`` of `disp.suspicion.config.ScoringConfig`.
+
+    Returns:
+        float ``[B]``.
+    """
+    return base + kept * (each.amax(-1) - base)
 
 
 def narrowed(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-# Another answer that wins by less than this, in nats over the whole response, wins by the accident of decoding.
-LEAST_SUSPICION = 1.0
+from disp.suspicion.config import ScoringConfig
 
 
-def suspicion_threshold(values: np.ndarray, least: float = LEAST_SUSPICION) -> float:
+def suspicion_threshold(values: np.ndarray, least: float = ScoringConfig.least_suspicion) -> float:
     """Where suspicion stops being ordinary: the two-means cut of ``log(1 + s)``, but not below ``least``.
 
     Args:

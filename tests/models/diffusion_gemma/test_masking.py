@@ -9,7 +9,8 @@ from references.diffusion_gemma import (
 )
 
 from disp.errors import DispError
-from disp.suspicion.saliency import SaliencyConfig, saliency
+from disp.suspicion.config import SaliencyConfig
+from disp.suspicion.saliency import saliency
 
 
 def test_masked_tokens_become_the_mean_of_their_image(gemma, questions):

@@ -22,7 +22,7 @@ from disp.decoding.samplers import decode_config
 from disp.models.diffusion_gemma.model import load_official
 from disp.purification.config import PurifyConfig
 from disp.purification.purify import purify
-from disp.suspicion.saliency import SaliencyConfig
+from disp.suspicion.config import SaliencyConfig, ScoringConfig
 from disp.training.config import TrainConfig
 from disp.training.train import train
 
@@ -172,9 +172,10 @@ def test_purification_answers_every_slot(build, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(rows))
     model = build()
     settings = decode_config(gen_length=CANVAS, **{**model.generation_defaults, "steps": 3})
-    config = PurifyConfig(mode="all", mask_ratio=0.3, decode=settings, saliency=SaliencyConfig(probes=2), batch_size=2)
+    scoring = ScoringConfig(candidates=3, saliency=SaliencyConfig(probes=2), batch_size=2)
+    config = PurifyConfig(mode="all", mask_ratio=0.3, scoring=scoring, decode=settings, batch_size=2)
     purified = purify(model, load_dataset(tmp_path), config, tmp_path / "all")
     assert len(purified.rewritten) == 3
-    config = PurifyConfig(mode="selective", candidates=3, decode=settings, saliency=SaliencyConfig(probes=2))
+    config = PurifyConfig(mode="selective", scoring=scoring, decode=settings)
     selective = purify(model, load_dataset(tmp_path), config, tmp_path / "selective")
     assert all(np.isfinite(evidence.suspicion) for evidence in selective.evidence.values())
