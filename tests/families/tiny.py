@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,10 @@ LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+# Changes a config.json as a test wants it.
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+# Writes a checkpoint: to where, words for its tokenizer, changes, the vision tower of the families with SigLIP's.
+Writer = Callable[[Path, Sequence[str], Change, dict[str, Any]], None]
 MULTIMODAL = {
     "mm_vision_tower": "somewhere/siglip-so400m-patch14-384",
     "mm_projector_type": "mlp2x_gelu",
@@ -65,10 +69,25 @@ MULTIMODAL = {
 }
 
 
-def write_checkpoint(family: str, folder: Path, texts: Sequence[str]) -> Path:
-    """Write a tiny checkpoint of one of `FAMILIES`; its tokenizer knows the words of ``texts``."""
+def write_checkpoint(
+    family: str, folder: Path, texts: Sequence[str], changes: Mapping[str, Any] | None = None, image_size: int = TILE
+) -> Path:
+    """Write a tiny checkpoint of one of `FAMILIES`.
+
+    Args:
+        family: its name.
+        folder: where to; it must not exist.
+        texts: its tokenizer knows their words.
+        changes: fields of config.json that are other than usual; None leaves a field out.
+        image_size: side of a tile, of the families with SigLIP's tower.
+    """
     folder.mkdir(parents=True)
-    FAMILIES[family](folder, texts)
+    changes = changes or {}
+
+    def changed(config: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in {**config, **changes}.items() if value is not None}
+
+    FAMILIES[family](folder, texts, changed, {**SIGLIP, "image_size": image_size})
     return folder
 
 
@@ -110,7 +129,7 @@ def _unused_norm() -> dict[str, torch.Tensor]:
     return {f"{name}.{part}": torch.randn(SIGLIP["hidden_size"]) for part in ("weight", "bias")}
 
 
-def _llada_v(folder: Path, texts: Sequence[str]) -> None:
+def _llada_v(folder: Path, texts: Sequence[str], change: Change, tower: dict[str, Any]) -> None:
     special = {name: token for name, (token, _) in llada_v_official.SPECIAL_TOKENS.items()}
     tokenizer = make_tokenizer(texts, list(special.values()))
     config = {
@@ -119,14 +138,15 @@ def _llada_v(folder: Path, texts: Sequence[str]) -> None:
         "image_grid_pinpoints": [[i * TILE, j * TILE] for i in range(1, 4) for j in range(1, 4)],
         "disp": {"gen_length": LENGTH},
     }  # fmt: skip
-    (folder / "vision_config.json").write_text(json.dumps(SIGLIP))
-    model = LladaVOfficial(LladaVOfficialConfig.from_official(config, SIGLIP, mask=0))
+    config = change(config)
+    (folder / "vision_config.json").write_text(json.dumps(tower))
+    model = LladaVOfficial(LladaVOfficialConfig.from_official(config, tower, mask=0))
     _randomise(model)
     _write(folder, config, model, tokenizer, **_unused_norm())
 
 
-def _lavida(variant: lavida.Variant) -> Callable[[Path, Sequence[str]], None]:
-    def write(folder: Path, texts: Sequence[str]) -> None:
+def _lavida(variant: lavida.Variant) -> Writer:
+    def write(folder: Path, texts: Sequence[str], change: Change, tower: dict[str, Any]) -> None:
         special = [token for token, _ in lavida.TOKENS[variant].values()]
         extra = ["<|im_start|>"] if variant == "dream" else ["<|start_header_id|>", "<|end_header_id|>"]
         tokenizer = make_tokenizer(texts, [*special, *extra])
@@ -139,15 +159,16 @@ def _lavida(variant: lavida.Variant) -> Callable[[Path, Sequence[str]], None]:
         }  # fmt: skip
         if variant == "llada":
             config["embedding_size"] = config["vocab_size"]
-        (folder / "vision_config.json").write_text(json.dumps(SIGLIP))
-        model = Lavida(LavidaConfig.from_official(config, SIGLIP, mask=0))
+        config = change(config)
+        (folder / "vision_config.json").write_text(json.dumps(tower))
+        model = Lavida(LavidaConfig.from_official(config, tower, mask=0))
         _randomise(model)
         _write(folder, config, model, tokenizer, **_unused_norm())
 
     return write
 
 
-def _mmada(folder: Path, texts: Sequence[str]) -> None:
+def _mmada(folder: Path, texts: Sequence[str], change: Change, tower: dict[str, Any]) -> None:
     special = [spellings[-1] for spellings, _ in mmada.SPECIAL_TOKENS.values()]
     headers = ["<|start_header_id|>", "<|end_header_id|>"]
     names = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
@@ -157,13 +178,14 @@ def _mmada(folder: Path, texts: Sequence[str]) -> None:
         "model_type": "mmada", **LLADA, "vocab_size": len(tokenizer), "embedding_size": len(tokenizer) + 10,
         "num_vq_tokens": 64, "codebook_size": 8, "disp": {"gen_length": LENGTH},
     }  # fmt: skip
+    config = change(config)
     model = MMada(MMadaConfig.from_official(config, vision, mask=0))
     _randomise(model)
     save_file(model.vq_state_dict(), folder / mmada.VQ_FILE)
     _write(folder, config, model, tokenizer)
 
 
-def _dimple(folder: Path, texts: Sequence[str]) -> None:
+def _dimple(folder: Path, texts: Sequence[str], change: Change, tower: dict[str, Any]) -> None:
     named = {
         "mask_token_id": "<|mask|>",
         "image_token_id": "<|image_pad|>",
@@ -176,20 +198,21 @@ def _dimple(folder: Path, texts: Sequence[str]) -> None:
     names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     tokenizer = make_tokenizer(texts, list(named.values()), **names)
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
-    tower = {
+    vision = {
         "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 20,
         "window_size": 56, "fullatt_block_indexes": [1],
     }  # fmt: skip
     config = {
         "model_type": "dimple", **LLAMA, **ids, "vocab_size": len(tokenizer) + 3, "rope_theta": 1e6,
-        "mrope_section": [1, 2, 1], "vision_config": tower, "disp": {"gen_length": LENGTH},
+        "mrope_section": [1, 2, 1], "vision_config": vision, "disp": {"gen_length": LENGTH},
     }  # fmt: skip
+    config = change(config)
     model = Dimple(DimpleConfig.from_official(config))
     _randomise(model)
     _write(folder, config, model, tokenizer)
 
 
-def _diffusion_gemma(folder: Path, texts: Sequence[str]) -> None:
+def _diffusion_gemma(folder: Path, texts: Sequence[str], change: Change, tower: dict[str, Any]) -> None:
     special = ["<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<|image>", "<image|>", "<|image|>"]
     tokenizer = make_tokenizer(texts, special, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>")
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in special}
@@ -212,6 +235,7 @@ def _diffusion_gemma(folder: Path, texts: Sequence[str]) -> None:
         **{name: ids[token] for name, token in places.items()},
     ).to_dict()
     config["disp"] = {"end_of_turn_token_id": ids["<turn|>"], "max_visual_tokens": 16, "denoising_steps": 8}
+    config = change(config)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [ids["<eos>"], ids["<turn|>"]]}))
     model = DiffusionGemma(DiffusionGemmaMDLMConfig.from_official(config))
     _randomise(model)
@@ -219,7 +243,7 @@ def _diffusion_gemma(folder: Path, texts: Sequence[str]) -> None:
     _write(folder, config, model, tokenizer)
 
 
-FAMILIES: dict[str, Callable[[Path, Sequence[str]], None]] = {
+FAMILIES: dict[str, Writer] = {
     "llada_v": _llada_v,
     "lavida_llada": _lavida("llada"),
     "lavida_dream": _lavida("dream"),

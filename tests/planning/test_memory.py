@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from families.tiny import write_checkpoint
 from parity_folder import PARITY
 from references.planning import LLADA_8B, close, peak
 from torch.utils.checkpoint import checkpoint
@@ -42,6 +43,15 @@ def test_peak_of_encoding_saliency_and_decoding(measured_models, asked, name):
     close(saliency_bytes(sizes, rows, 4), used + prefix.embeds.nbytes)
     used = peak(lambda: decode(model, prefix, decode_config(32, 4)))
     close(decoding_bytes(sizes, rows, 4), used + prefix.embeds.nbytes)
+
+
+def test_peak_of_an_image_tokenizer(tmp_path):
+    """MMaDA's, in whose first stage the most is held."""
+    folder = write_checkpoint("mmada", tmp_path / "model", ["A cat."], {"num_vq_tokens": 1024})
+    model = load_model(folder, device="cpu")
+    pixels = torch.zeros(1, 3, model.config.image_size, model.config.image_size, dtype=torch.uint8)
+    stem = sizes_of(read_config(folder), folder).tower.stem
+    close(stem * 4, peak(lambda: model.codes(pixels)))
 
 
 TRAININGS = [

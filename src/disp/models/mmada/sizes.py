@@ -15,9 +15,10 @@ from disp.models.mmada.tokenizers import VQ_FILE
 from disp.models.mmada.vq import published_sizes, stored_sizes
 from disp.models.sizes import Size, Sizes, TowerSizes, VisualCount, language_sizes, without_storage
 
-# What is held at once of the encoder's first stage, at full size: the stage's input, and of a residual block its input,
-# that normalised, and the activation. Checked by the profiler in tests/planning.
-COPIES = 4
+# What is held at once in the encoder's first stage, at full size: the stage's input, and of a residual block its input,
+# the first convolution's output, and the second one's input and output; read off `ResnetBlock.forward` and checked by
+# the profiler in tests/planning. A CPU's convolutions copy their output once more.
+COPIES = 5
 
 
 def read_sizes(config: Mapping[str, Any], folder: Path | None = None) -> Sizes:
