@@ -99,7 +99,7 @@ class Family:
             beside it. Otherwise they are in the library's own format, as ``save_pretrained`` writes it.
         recipes: published fine-tuning settings by name.
         presets: published decoding settings of a checkpoint with this config.json, by benchmark; arguments of
-            `disp.decoding.decode.DecodeConfig`.
+            `disp.decoding.samplers.decode_config`.
         folder: of a model that comes with `disp` and goes by the family's name.
         about: what the docs say; None for a family that they do not list.
     """
