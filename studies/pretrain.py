@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from disp.data.scenes import COLOURS
-from disp.models.builtin.model import LladaV, LladaVConfig
-from disp.models.parts.tokenizer import END_OF_TEXT, END_OF_TURN, MASK, train_tokenizer
+from disp.models.builtin.model import BuiltinConfig, BuiltinModel
+from disp.models.builtin.tokenizer import END_OF_TEXT, END_OF_TURN, MASK, train_tokenizer
 from studies.pretraining.language import align_projector, train_language
 from studies.pretraining.scenes import PRETRAINING_SEED, corpus, render_pool
 from studies.pretraining.schedule import Log
@@ -44,7 +44,7 @@ def main() -> None:
 
     tokenizer = train_tokenizer(corpus(), 1_024)
     vocabulary = tokenizer.get_vocab()
-    config = LladaVConfig(
+    config = BuiltinConfig(
         vocab_size=len(tokenizer),
         mask_token_id=vocabulary[MASK],
         end_token_ids=(vocabulary[END_OF_TURN], vocabulary[END_OF_TEXT]),
@@ -52,7 +52,7 @@ def main() -> None:
         generation={**GENERATION, "stop": [[vocabulary[END_OF_TURN]]]},
         initializer_range=0.08,
     )
-    model = LladaV(config).to(options.device)
+    model = BuiltinModel(config).to(options.device)
     model.tokenizer = tokenizer
     tokenizer.save_pretrained(options.out)
     log(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, on {options.device}")
@@ -62,7 +62,9 @@ def main() -> None:
     colours = torch.tensor([list(COLOURS).index(scene.colour) for scene in scenes])
     pixels, labels, colours = (tensor.to(options.device) for tensor in (pixels, labels, colours))
     if options.tower:
-        model.model.vision_tower.load_state_dict(LladaV.from_pretrained(options.tower).model.vision_tower.state_dict())
+        model.model.vision_tower.load_state_dict(
+            BuiltinModel.from_pretrained(options.tower).model.vision_tower.state_dict()
+        )
         log(f"stage one taken over from {options.tower.name}")
     else:
         train_tower(model, pixels, labels, colours, options.tower_steps, options.tower_batch, log)

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from disp.files import write_json
 from disp.models.checkpoint import INDEX
-from disp.models.llada_v.config import LladaVOfficialConfig
-from disp.models.llada_v.model import LladaVOfficial
+from disp.models.llada_v.config import LladaVConfig
+from disp.models.llada_v.model import LladaV
 from disp.models.llada_v.published import CHAT_TEMPLATE, SIGLIP, SPECIAL_TOKENS, SYSTEM
 from disp.models.parts.key_names import TOWER
 
@@ -80,7 +80,7 @@ def write_checkpoint(folder: Path, texts: Sequence[str], *, device: str = "cpu",
 def shapes_of(config: Mapping[str, Any], tower: Mapping[str, Any]) -> dict[str, torch.Size]:
     """Published names and shapes of all weights."""
     with torch.device("meta"):
-        model = LladaVOfficial(LladaVOfficialConfig.from_official(config, tower))
+        model = LladaV(LladaVConfig.from_official(config, tower))
     shapes = {name: tensor.shape for name, tensor in model.official_state_dict().items()}
     # Published, though nothing reads its output.
     unused = {f"{TOWER}post_layernorm.{part}": torch.Size([tower["hidden_size"]]) for part in ("weight", "bias")}

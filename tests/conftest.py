@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from disp.data.sample import Query
-from disp.models.builtin.model import LladaV, LladaVConfig
-from disp.models.parts.tokenizer import train_tokenizer
+from disp.models.builtin.model import BuiltinConfig, BuiltinModel
+from disp.models.builtin.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -42,7 +42,7 @@ def tokenizer():
 def make_model(tokenizer):
     """A function that builds a model with random weights; keyword arguments override its config's."""
 
-    def build(seed: int = 0, **overrides) -> LladaV:
+    def build(seed: int = 0, **overrides) -> BuiltinModel:
         # Large weights: those of an ordinary initialisation predict the same nearly uniform distribution everywhere.
         config = {
             "vocab_size": len(tokenizer),
@@ -63,7 +63,7 @@ def make_model(tokenizer):
             },
         }
         torch.manual_seed(seed)
-        model = LladaV(LladaVConfig(**{**config, **overrides}))
+        model = BuiltinModel(BuiltinConfig(**{**config, **overrides}))
         model.tokenizer = tokenizer
         return model.eval()
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from disp.auditing.findings import AuditConfig
 from disp.data.llava import Dataset, load_dataset
 from disp.decoding.samplers import decode_config
-from disp.models.builtin.model import LladaV, LladaVConfig
+from disp.models.builtin.model import BuiltinConfig, BuiltinModel
+from disp.models.builtin.tokenizer import train_tokenizer
 from disp.models.interface import Prefix
-from disp.models.parts.tokenizer import train_tokenizer
 from disp.purification.config import PurifyConfig
 from disp.suspicion.config import SaliencyConfig, ScoringConfig
 
@@ -42,7 +42,7 @@ PLANTED = tuple(f"p{index}" for index in range(8))
 WALL_VOTES, CELL_VOTES = 9.0, 15.0
 
 
-class PlantedConfig(LladaVConfig):
+class PlantedConfig(BuiltinConfig):
     model_type = "planted"
 
     def __init__(self, answers: list[list[int]] | None = None, **kwargs: Any):
@@ -50,8 +50,8 @@ class PlantedConfig(LladaVConfig):
         self.answers = answers or []
 
 
-class Planted(LladaV):
-    """Reads text and pixels as `LladaV` does; tokens of pictures are one-hot in the palette."""
+class Planted(BuiltinModel):
+    """Reads text and pixels as `BuiltinModel` does; tokens of pictures are one-hot in the palette."""
 
     config_class = PlantedConfig
 

@@ -16,9 +16,9 @@ from disp.data.sample import Query
 from disp.data.scenes import COLOURS, IMAGE_PREFIX, TASKS, Scene, ask
 from disp.diffusion.forward import Noised, add_noise
 from disp.draws import generator
-from disp.models.builtin.model import LladaV
+from disp.models.builtin.model import BuiltinModel
+from disp.models.builtin.tokenizer import ASSISTANT, END_OF_TURN, USER
 from disp.models.interface import Prefix
-from disp.models.parts.tokenizer import ASSISTANT, END_OF_TURN, USER
 from studies.pretraining.scenes import PRETRAINING_SEED
 from studies.pretraining.schedule import Log, cosine_schedule, optimiser_with_schedule
 
@@ -31,7 +31,9 @@ NOUN_LIST = list(NOUNS)
 PADDING_WEIGHT = 0.05
 
 
-def align_projector(model: LladaV, features: Tensor, labels: Tensor, colours: Tensor, steps: int, log: Log) -> None:
+def align_projector(
+    model: BuiltinModel, features: Tensor, labels: Tensor, colours: Tensor, steps: int, log: Log
+) -> None:
     """Between the stages: the projector learns to say what each visual token shows, and where, in the words' own space.
 
     The target of a token is the embedding of the word that names it (the noun, or the ground's colour), plus one fixed
@@ -104,7 +106,7 @@ def ask_once(scenes: Sequence[Scene], rows: np.ndarray, tasks: Sequence[str], dr
 
 
 def conversations(
-    model: LladaV, scenes: Sequence[Scene], rows: np.ndarray, questions: int, draw: np.random.Generator
+    model: BuiltinModel, scenes: Sequence[Scene], rows: np.ndarray, questions: int, draw: np.random.Generator
 ) -> tuple[list[Query], Tensor, Tensor]:
     """Several questions about each scene, whose answers are all learnt in one pass.
 
@@ -150,7 +152,7 @@ def conversations(
 
 
 def word_list(
-    model: LladaV, scenes: Sequence[Scene], rows: np.ndarray, draw: np.random.Generator
+    model: BuiltinModel, scenes: Sequence[Scene], rows: np.ndarray, draw: np.random.Generator
 ) -> tuple[list[Query], Tensor, Tensor]:
     """A picture and a list of words, each followed by an open slot: which of them does it show?
 
@@ -186,7 +188,7 @@ def balanced_loss(logits: Tensor, response: Tensor, noised: Noised, is_answer: T
 
 
 def train_language(
-    model: LladaV,
+    model: BuiltinModel,
     scenes: list[Scene],
     features: Tensor,
     labels: Tensor,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from disp.data.nouns import NOUNS
 from disp.data.scenes import COLOURS, SCENE_SIZE_PX
 from disp.draws import generator
-from disp.models.builtin.model import LladaV
+from disp.models.builtin.model import BuiltinModel
 from disp.models.parts.vision import normalise_pixels
 from studies.pretraining.scenes import GRID, PRETRAINING_SEED
 from studies.pretraining.schedule import Log, optimiser_with_schedule
@@ -32,7 +32,7 @@ VISION: dict[str, Any] = {
 
 
 def train_tower(
-    model: LladaV, pixels: Tensor, labels: Tensor, colours: Tensor, steps: int, batch: int, log: Log
+    model: BuiltinModel, pixels: Tensor, labels: Tensor, colours: Tensor, steps: int, batch: int, log: Log
 ) -> None:
     """Stage one: name the drawing under each visual token, and tell the ground's colour and the place from every token.
 
@@ -85,6 +85,6 @@ def train_tower(
 
 
 @torch.no_grad()
-def extract_features(model: LladaV, pixels: Tensor) -> Tensor:
+def extract_features(model: BuiltinModel, pixels: Tensor) -> Tensor:
     """The frozen tower's features of all pictures, float16 ``[count, N, d_vision]``."""
     return torch.cat([model.model.vision_tower(normalise_pixels(chunk)).half() for chunk in pixels.split(128)])

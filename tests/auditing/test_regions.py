@@ -6,7 +6,7 @@ import torch
 
 from disp.auditing.regions import region_around
 from disp.auditing.saliency_map import saliency_map
-from disp.models.parts.boxes import raster_boxes
+from disp.models.parts.places import raster_boxes
 
 
 def boxes_of(places):

@@ -11,7 +11,7 @@ from disp.auditing.audit import audit
 from disp.auditing.phrases import repeated_phrases
 from disp.auditing.repeated import WIDE_RATIO, _windows, vanishing_phrases
 from disp.data.sample import queries_of
-from disp.models.parts.boxes import raster_boxes
+from disp.models.parts.places import raster_boxes
 from disp.suspicion.scoring import score
 
 

@@ -86,7 +86,7 @@ def test_the_base_is_no_config():
 
 
 def test_a_model_that_the_sampler_is_not_for_is_named(tiny_model, queries):
-    with pytest.raises(DispError, match=r"'canvas' is for .*, not for LladaV; choose another of llada, dream"):
+    with pytest.raises(DispError, match=r"'canvas' is for .*, not for BuiltinModel; choose another of llada, dream"):
         decode(tiny_model, tiny_model.encode(queries), decode_config(8, 8, sampler="canvas"), keys=list("abcd"))
 
 

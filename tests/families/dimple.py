@@ -17,7 +17,8 @@ from disp.decoding.generate import decode
 from disp.decoding.samplers import decode_config
 from disp.models.checkpoint import read_weights
 from disp.models.dimple.images import lay_out
-from disp.models.dimple.model import Dimple, load_official
+from disp.models.dimple.loading import load_official
+from disp.models.dimple.model import Dimple
 from disp.models.interface import Prefix
 
 from . import Difference

@@ -24,8 +24,9 @@ from disp.decoding.generate import decode
 from disp.decoding.samplers import decode_config
 from disp.decoding.schedule import commit_schedule
 from disp.models.checkpoint import read_weights
+from disp.models.lavida.loading import load_official
 from disp.models.lavida.masks import complementary_pair
-from disp.models.lavida.model import Lavida, load_official, pool_tiles
+from disp.models.lavida.model import Lavida, pool_tiles
 from disp.models.parts.vision import normalise_pixels
 
 from . import Difference

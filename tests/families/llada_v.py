@@ -21,7 +21,8 @@ from torch import Tensor
 from disp.decoding.generate import decode_with_lengths
 from disp.decoding.samplers import decode_config
 from disp.models.interface import Prefix
-from disp.models.llada_v.model import IGNORED, IMAGE_ID, LladaVOfficial, load_official, turns_of
+from disp.models.llada_v.loading import load_official
+from disp.models.llada_v.model import IGNORED, IMAGE_ID, LladaV, turns_of
 from disp.models.parts.vision import normalise_pixels
 from disp.suspicion.config import SaliencyConfig
 from disp.suspicion.masking import mask_top
@@ -140,7 +141,7 @@ def differing(ours: Tensor, recorded: Tensor) -> float:
     return float((ours != recorded).sum()) if ours.shape == recorded.shape else float(max(recorded.numel(), 1))
 
 
-def splice(model: LladaVOfficial, ids: Tensor, images: Sequence[Picture]) -> Spliced:
+def splice(model: LladaV, ids: Tensor, images: Sequence[Picture]) -> Spliced:
     """Embed ids int64 ``[T]`` with -200 at the images, and find where the images went."""
     images = images[: int((ids == IMAGE_ID).sum())]
     features = [image.features for image in images if image.features is not None]
@@ -170,7 +171,7 @@ def spread(ids: Tensor, spliced: Spliced, fill: int) -> Tensor:
     return out[None]
 
 
-def generated(model: LladaVOfficial, prefix: Prefix, settings: dict[str, Any]) -> Tensor:
+def generated(model: LladaV, prefix: Prefix, settings: dict[str, Any]) -> Tensor:
     """Decode with the recorded arguments of the published sampler: the ids that it returns, int64 ``[1, n]``."""
     settings = dict(settings)
     stop = settings.pop("stopping_criteria", None) or []
@@ -195,7 +196,7 @@ def _replaced(ids: Tensor, meta: dict[str, Any]) -> Tensor:
     return ids.masked_fill(ids == meta["ids"].get("image_placeholder", IMAGE_ID), IMAGE_ID)
 
 
-def _tower(model: LladaVOfficial, io: Recorded, images: list[Image.Image]) -> Iterator[Difference]:
+def _tower(model: LladaV, io: Recorded, images: list[Image.Image]) -> Iterator[Difference]:
     if not images:
         return
     pixels = normalise_pixels(torch.cat(model._tiles(images)))
@@ -207,16 +208,14 @@ def _tower(model: LladaVOfficial, io: Recorded, images: list[Image.Image]) -> It
     yield from io.close("projected_features", model.model.mm_projector(features))
 
 
-def _with_features(model: LladaVOfficial, io: Recorded, images: list[Image.Image]) -> list[Picture]:
+def _with_features(model: LladaV, io: Recorded, images: list[Image.Image]) -> list[Picture]:
     counts = [len(tiles) for tiles in model._tiles(images)] if images else []
     if "tower_features" not in io or len(io["tower_features"]) != sum(counts):
         return [Picture(image, None) for image in images]
     return [Picture(image, part) for image, part in zip(images, io["tower_features"].split(counts), strict=True)]
 
 
-def _end_to_end(
-    model: LladaVOfficial, io: Recorded, meta: dict[str, Any], images: list[Picture]
-) -> Iterator[Difference]:
+def _end_to_end(model: LladaV, io: Recorded, meta: dict[str, Any], images: list[Picture]) -> Iterator[Difference]:
     """Logits from pixels, without a recorded value on the way, relative to the largest logit."""
     prompt = splice(model, _replaced(io["prompt_ids"][0], meta), [Picture(each.image, None) for each in images])
     recorded = io["response_logits"]
@@ -239,12 +238,14 @@ def _lengths(meta: dict[str, Any], io: Recorded, prompt: Spliced) -> Iterator[Di
             yield Difference(name, float(meta[name] not in (value, several.get(name))), 0)
 
 
-def _logits(model: LladaVOfficial, io: Recorded, meta: dict[str, Any], prompt: Spliced) -> Iterator[Difference]:
+def _logits(model: LladaV, io: Recorded, meta: dict[str, Any], prompt: Spliced) -> Iterator[Difference]:
     length = _slots(io, meta)
     response = torch.full((1, length), model.mask_token_id)
     prefix = prompt.prefix
     x = torch.cat((prefix.embeds, model.model.embed_tokens(response)), dim=1)
-    yield from io.close("response_hidden", model._hidden(x, torch.ones(x.shape[:2], dtype=torch.bool), rows=length))
+    yield from io.close(
+        "response_hidden", model.model.hidden(x, torch.ones(x.shape[:2], dtype=torch.bool), rows=length)
+    )
     logits = model.denoise(prefix, response)
     yield from io.close("response_logits", logits)
     if "slot0_top_token" in meta:
@@ -255,7 +256,7 @@ def _slots(io: Recorded, meta: dict[str, Any]) -> int:
     return io["response_logits"].shape[1] if "response_logits" in io else 8
 
 
-def _visual_masked(model: LladaVOfficial, io: Recorded, meta: dict[str, Any], prompt: Spliced) -> Iterator[Difference]:
+def _visual_masked(model: LladaV, io: Recorded, meta: dict[str, Any], prompt: Spliced) -> Iterator[Difference]:
     if "visual_masked_range" not in meta:
         return
     hidden = torch.zeros_like(prompt.prefix.visual_mask)
@@ -274,7 +275,7 @@ def _visual_masked(model: LladaVOfficial, io: Recorded, meta: dict[str, Any], pr
         yield Difference("slots left open with masked visual tokens", float((ids == model.mask_token_id).sum()), 0)
 
 
-def _gradient(model: LladaVOfficial, io: Recorded, meta: dict[str, Any], prompt: Spliced) -> Iterator[Difference]:
+def _gradient(model: LladaV, io: Recorded, meta: dict[str, Any], prompt: Spliced) -> Iterator[Difference]:
     if "grad_logp_slot0_wrt_visual" not in io:
         return
     embeds = prompt.prefix.embeds.detach().clone().requires_grad_()
@@ -288,7 +289,7 @@ def _gradient(model: LladaVOfficial, io: Recorded, meta: dict[str, Any], prompt:
     yield from io.close("grad_logp_slot0_wrt_visual", visual)
 
 
-def _published_disp(model: LladaVOfficial, recorded: Recorded, prompt: Spliced) -> Iterator[Difference]:
+def _published_disp(model: LladaV, recorded: Recorded, prompt: Spliced) -> Iterator[Difference]:
     """Scores, masked sets and answers of the authors' own code, from the draws that it made.
 
     A recording says what its settings were by its shapes, and by its name where they leave anything open.
@@ -320,7 +321,7 @@ def _published_disp(model: LladaVOfficial, recorded: Recorded, prompt: Spliced) 
     yield Difference(f"disp.safetensors, not compared: {', '.join(unread) or 'none'}", len(unread), 0)
 
 
-def _losses(model: LladaVOfficial, io: Recorded, meta: dict[str, Any], images: list[Picture]) -> Iterator[Difference]:
+def _losses(model: LladaV, io: Recorded, meta: dict[str, Any], images: list[Picture]) -> Iterator[Difference]:
     if "train_ids" not in io:
         return
     for name in sorted(name.removesuffix("_t") for name in io if name.startswith("train_") and name.endswith("_t")):
@@ -342,9 +343,7 @@ def _losses(model: LladaVOfficial, io: Recorded, meta: dict[str, Any], images: l
             yield from io.exact("train_conversation_ids", turns_of(labels, model.config.token_ids["start_header"]))
 
 
-def _training_batch(
-    model: LladaVOfficial, io: Recorded, meta: dict[str, Any], images: list[Picture]
-) -> tuple[Tensor, Tensor]:
+def _training_batch(model: LladaV, io: Recorded, meta: dict[str, Any], images: list[Picture]) -> tuple[Tensor, Tensor]:
     """Embeddings and labels of the recorded rows, padded at the end as the published code does: seen, unsupervised."""
     rows, labels, rest = [], [], list(images)
     for ids, own in zip(io["train_ids"], io["train_labels"], strict=True):

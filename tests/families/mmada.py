@@ -16,7 +16,8 @@ from disp.decoding.config import DecodeConfig
 from disp.decoding.generate import decode
 from disp.decoding.samplers import decode_config
 from disp.models.interface import Prefix
-from disp.models.mmada.model import MMada, load_official
+from disp.models.mmada.loading import load_official
+from disp.models.mmada.model import MMada
 from disp.models.mmada.vq import quantize
 
 from . import Difference

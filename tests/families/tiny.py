@@ -13,15 +13,20 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import DiffusionGemmaConfig, PreTrainedTokenizerFast
 
 from disp.models.diffusion_gemma.chat import CHAT_TEMPLATE
-from disp.models.diffusion_gemma.model import DiffusionGemma, DiffusionGemmaMDLMConfig
-from disp.models.dimple.model import Dimple, DimpleConfig
+from disp.models.diffusion_gemma.config import DiffusionGemmaMDLMConfig
+from disp.models.diffusion_gemma.model import DiffusionGemma
+from disp.models.dimple.config import DimpleConfig
+from disp.models.dimple.model import Dimple
 from disp.models.interface import MDLM
-from disp.models.lavida import model as lavida
-from disp.models.lavida.model import Lavida, LavidaConfig
-from disp.models.llada_v import model as llada_v_official
-from disp.models.llada_v.model import LladaVOfficial, LladaVOfficialConfig
-from disp.models.mmada import model as mmada
-from disp.models.mmada.model import MMada, MMadaConfig
+from disp.models.lavida import published as lavida
+from disp.models.lavida.config import LavidaConfig
+from disp.models.lavida.model import Lavida
+from disp.models.llada_v import published as llada_v
+from disp.models.llada_v.config import LladaVConfig
+from disp.models.llada_v.model import LladaV
+from disp.models.mmada import published as mmada
+from disp.models.mmada.config import MMadaConfig
+from disp.models.mmada.model import MMada
 
 # Response slots of every tiny model.
 LENGTH = 24
@@ -130,7 +135,7 @@ def _unused_norm() -> dict[str, torch.Tensor]:
 
 
 def _llada_v(folder: Path, texts: Sequence[str], change: Change, tower: dict[str, Any]) -> None:
-    special = {name: token for name, (token, _) in llada_v_official.SPECIAL_TOKENS.items()}
+    special = {name: token for name, (token, _) in llada_v.SPECIAL_TOKENS.items()}
     tokenizer = make_tokenizer(texts, list(special.values()))
     config = {
         "model_type": "llava_llada", **MULTIMODAL, **LLAMA, "vocab_size": len(tokenizer) + 3, "rope_theta": 500_000.0,
@@ -140,7 +145,7 @@ def _llada_v(folder: Path, texts: Sequence[str], change: Change, tower: dict[str
     }  # fmt: skip
     config = change(config)
     (folder / "vision_config.json").write_text(json.dumps(tower))
-    model = LladaVOfficial(LladaVOfficialConfig.from_official(config, tower, mask=0))
+    model = LladaV(LladaVConfig.from_official(config, tower, mask=0))
     _randomise(model)
     _write(folder, config, model, tokenizer, **_unused_norm())
 

@@ -5,7 +5,7 @@ import pytest
 from disp.data.llava import load_dataset, save_dataset
 from disp.data.sample import Query, Sample, Turn
 from disp.decoding.samplers import decode_config
-from disp.models.builtin.model import LladaV, LladaVConfig
+from disp.models.builtin.model import BuiltinConfig, BuiltinModel
 from disp.models.loading import load_model
 from disp.planning.plan import PlanSettings
 from disp.purification.config import PurifyConfig
@@ -23,8 +23,8 @@ def larger(builtin):
     """Twice as wide, half as deep again, with grouped keys; random weights."""
     config = builtin.config
     vision = {**config.vision, "hidden_size": 320, "intermediate_size": 1280, "num_attention_heads": 10}
-    model = LladaV(
-        LladaVConfig(
+    model = BuiltinModel(
+        BuiltinConfig(
             vocab_size=config.vocab_size, hidden_size=320, intermediate_size=864, num_hidden_layers=6,
             num_attention_heads=10, num_key_value_heads=5, gen_length=32, vision=vision,
         )

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from disp.decoding.generate import decode
 from disp.decoding.samplers import decode_config
-from disp.models.builtin.model import LladaV
+from disp.models.builtin.model import BuiltinModel
 from disp.models.interface import Prefix
 from disp.models.loading import load_model
 from disp.planning.checkpoints import read_config, sizes_of
@@ -66,7 +66,7 @@ TRAININGS = [
 @pytest.mark.parametrize("name, method, checkpointing, dtype", TRAININGS)
 def test_peak_of_a_training_step(measured_models, asked, name, method, checkpointing, dtype):
     source = measured_models[name]
-    model = LladaV(source.config).to(dtype)
+    model = BuiltinModel(source.config).to(dtype)
     model.tokenizer = source.tokenizer
     sizes = sizes_of(model.config.to_dict())
     if checkpointing:

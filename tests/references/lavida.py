@@ -12,7 +12,8 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
 from disp.models.checkpoint import write_official
-from disp.models.lavida.model import Lavida, LavidaConfig
+from disp.models.lavida.config import LavidaConfig
+from disp.models.lavida.model import Lavida
 
 MASK, EOS, EOT, FILL = 60, 61, 62, 63
 VARIANTS = ("llada", "dream")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast, SiglipVisionConfig, SiglipVisionModel
 
-from disp.models.llada_v.model import SPECIAL_TOKENS
+from disp.models.llada_v.published import SPECIAL_TOKENS
 
 TILE, GRID, WIDTH, TOWER = 56, 4, 32, 16
 VISION = {"hidden_size": TOWER, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,

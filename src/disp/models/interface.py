@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, initialization
 
 from disp.data.sample import ImageSource, Query
 from disp.diffusion.forward import add_noise, diffusion_loss
 from disp.errors import DispError
-from disp.models.parts.boxes import raster_boxes
+from disp.models.parts.places import raster_boxes
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class MDLM(PreTrainedModel):
         default_system: the system message of chats that have none.
         generation_defaults: decoding settings, arguments of `disp.decoding.samplers.decode_config`.
         generation_presets: the published settings of one benchmark each, by its name; the same arguments.
+        learning_rate: peak of fine-tuning where none is given; None where one has to be.
         ratio_floor: the smallest mask ratio of the family's training loss: `noisy_loss` takes t in [0, 1] and masks
             with probability ``ratio_floor + (1 - ratio_floor) * t``.
         vision_names: substrings of the names of the vision tower's parameters.
@@ -110,6 +111,7 @@ class MDLM(PreTrainedModel):
     default_system: str | None = None
     generation_defaults: dict[str, Any]
     generation_presets: Mapping[str, Mapping[str, Any]] = {}
+    learning_rate: float | None = None
     ratio_floor: float = 0.0
     vision_names: tuple[str, ...] = ("vision_tower",)
     projector_names: tuple[str, ...] = ("mm_projector",)
@@ -121,12 +123,38 @@ class MDLM(PreTrainedModel):
 
     @property
     def mask_embedding(self) -> Tensor:
-        """The embedding of the mask token, float ``[d]``, which also stands in for masked visual tokens."""
-        raise NotImplementedError
+        """The embedding of the mask token, float ``[d]``, which also stands in for masked visual tokens.
+
+        This one, and the next, are for families with a `disp.models.parts.language.LanguageModel` named ``model``.
+        """
+        weight = self.get_submodule("model.embed_tokens").weight
+        assert isinstance(weight, Tensor)
+        return weight[self.mask_token_id]
 
     def lora_modules(self) -> list[str]:
-        """Full names of the linear layers of the language model, which low-rank adapters are put on."""
-        raise NotImplementedError
+        """Full names of the linear layers of the language model, which low-rank adapters are put on; not the head."""
+        layers = self.get_submodule("model.layers")
+        return [f"model.layers.{name}" for name, module in layers.named_modules() if isinstance(module, nn.Linear)]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights and no bias, for one module of a new model.
+
+        The library's own functions leave alone what was loaded from a checkpoint.
+        """
+        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv3d):
+            initialization.normal_(module.weight, 0.0, self.config.initializer_range)
+            if not isinstance(module, nn.Embedding) and module.bias is not None:
+                initialization.zeros_(module.bias)
+
+    def required_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer.
+
+        Raises:
+            DispError: the model has none.
+        """
+        if getattr(self, "tokenizer", None) is None:
+            raise DispError("the model came without a tokenizer; put its files beside config.json and load it again")
+        return self.tokenizer
 
     def prepare(self, queries: Sequence[Query], features: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
         """Tensors for a batch of queries, on the CPU; the arguments of `embed`.
@@ -170,7 +198,7 @@ class MDLM(PreTrainedModel):
         """
         raise NotImplementedError
 
-    def cache_prefix(self, prefix: Prefix) -> Any:
+    def cache_prefix(self, prefix: Prefix) -> object:
         """What the family's published decoder computes of a prefix once; None where it has no such cache.
 
         Tensors of first dimension B in nested tuples, lists or dicts, or an object with ``select(rows)``, so that

@@ -16,8 +16,6 @@ from disp.training.config import TrainConfig
 if TYPE_CHECKING:
     from peft import PeftModel
 
-BUILTIN_RATE = 1e-3
-
 
 def select_parameters(model: MDLM, config: TrainConfig) -> MDLM | PeftModel:
     """Mark what is trained; returns the module to train (a PEFT wrapper for LoRA)."""
@@ -81,19 +79,19 @@ def trained_in_float32(module: nn.Module) -> Iterator[None]:
 
 
 def learning_rate_of(model: MDLM, config: TrainConfig) -> float:
-    """The peak rate, `BUILTIN_RATE` where none is given for the built-in model or one fine-tuned from it.
+    """The peak rate: the one that is given, or the family's own where it has one, as the built-in model's has.
 
     Raises:
         DispError: none is given for a published checkpoint.
     """
     if config.learning_rate is not None:
         return config.learning_rate
-    if getattr(model, "source", None) is not None:
+    if model.learning_rate is None:
         raise DispError(
             "a published checkpoint is fine-tuned at a rate of its own: give --recipe (such as disp, for the "
             "projector, or the family's name) or --learning-rate"
         )
-    return BUILTIN_RATE
+    return model.learning_rate
 
 
 def peak_rate(model: MDLM, config: TrainConfig, name: str) -> float:

@@ -8,9 +8,9 @@ import torch
 from disp.data.sample import Query, Turn
 from disp.decoding.samplers import own_settings
 from disp.errors import DispError
-from disp.models.builtin.model import LladaV
+from disp.models.builtin.model import BuiltinModel
+from disp.models.builtin.tokenizer import ASSISTANT, USER
 from disp.models.loading import load_model
-from disp.models.parts.tokenizer import ASSISTANT, USER
 from disp.models.parts.transformer import attention_inputs
 from disp.models.parts.vision import normalise_pixels
 
@@ -37,7 +37,7 @@ def expected_tokens(model, picture) -> torch.Tensor:
 
 def test_saving_and_loading_gives_equal_logits(tiny_model, queries, tmp_path):
     tiny_model.save_pretrained(tmp_path)
-    loaded = LladaV.from_pretrained(tmp_path).eval()
+    loaded = BuiltinModel.from_pretrained(tmp_path).eval()
     loaded.tokenizer = tiny_model.tokenizer
     assert [path.name for path in tmp_path.iterdir() if path.stat().st_size > 10_000] == ["model.safetensors"]
     response = all_masked(tiny_model, len(queries))

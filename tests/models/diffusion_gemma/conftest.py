@@ -13,8 +13,9 @@ from references.diffusion_gemma import (
 )
 
 from disp.data.sample import Query, Turn
-from disp.models.diffusion_gemma.model import DiffusionGemma, DiffusionGemmaMDLMConfig
-from disp.models.parts.tokenizer import train_tokenizer
+from disp.models.builtin.tokenizer import train_tokenizer
+from disp.models.diffusion_gemma.config import DiffusionGemmaMDLMConfig
+from disp.models.diffusion_gemma.model import DiffusionGemma
 
 
 @pytest.fixture(scope="session")

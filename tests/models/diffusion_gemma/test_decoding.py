@@ -135,5 +135,5 @@ def test_options_of_other_samplers_are_errors(gemma, questions, tiny_model):
             decode(gemma, prefix, config, keys=["a"])
     with pytest.raises(ValueError, match="keys"):
         decode(gemma, prefix, decode_config(sampler="canvas"))
-    with pytest.raises(DispError, match="LladaV"):
+    with pytest.raises(DispError, match="BuiltinModel"):
         decode(tiny_model, prefix, decode_config(sampler="canvas"), keys=["a"])

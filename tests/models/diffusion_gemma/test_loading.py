@@ -17,7 +17,9 @@ from disp.data.sample import Sample, Turn
 from disp.decoding.samplers import decode_config
 from disp.errors import DispError
 from disp.models.canvas import CanvasSampling
-from disp.models.diffusion_gemma.model import DiffusionGemma, detect, load_official
+from disp.models.diffusion_gemma.loading import load_official
+from disp.models.diffusion_gemma.model import DiffusionGemma
+from disp.models.diffusion_gemma.published import detect
 from disp.models.loading import load_model, merge, save_model
 from disp.training.config import TrainConfig
 from disp.training.train import train

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from disp.data.llava import load_dataset
 from disp.data.sample import Sample, Turn
 from disp.decoding.samplers import decode_config
-from disp.models.diffusion_gemma.model import load_official
+from disp.models.diffusion_gemma.loading import load_official
 from disp.purification.config import PurifyConfig
 from disp.purification.purify import purify
 from disp.suspicion.config import SaliencyConfig, ScoringConfig

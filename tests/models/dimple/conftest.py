@@ -6,7 +6,8 @@ from references.dimple import CONTROL, TINY, photo
 from transformers import PreTrainedTokenizerFast
 
 from disp.data.sample import Query, Turn
-from disp.models.dimple.model import Dimple, DimpleConfig
+from disp.models.dimple.config import DimpleConfig
+from disp.models.dimple.model import Dimple
 from disp.models.dimple.tokenizer import CHAT_TEMPLATE
 
 

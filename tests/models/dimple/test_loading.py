@@ -8,8 +8,9 @@ from references.dimple import CONTROL, TINY, write
 from safetensors.torch import save_file
 
 from disp.errors import DispError
-from disp.models.dimple.config import processing_of
-from disp.models.dimple.model import DimpleConfig, detect, load_official
+from disp.models.dimple.config import DimpleConfig, processing_of
+from disp.models.dimple.loading import load_official
+from disp.models.dimple.published import detect
 from disp.models.dimple.tokenizer import load_tokenizer
 
 

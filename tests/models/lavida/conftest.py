@@ -13,7 +13,8 @@ from references.lavida import (
     write_dream_tokenizer,
 )
 
-from disp.models.lavida.model import Lavida, load_official
+from disp.models.lavida.loading import load_official
+from disp.models.lavida.model import Lavida
 
 
 @pytest.fixture(scope="session", params=VARIANTS)

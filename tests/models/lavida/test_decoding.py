@@ -13,8 +13,8 @@ from references.lavida import (
 
 from disp.decoding.generate import decode
 from disp.decoding.samplers import decode_config
+from disp.models.lavida.config import LavidaConfig
 from disp.models.lavida.family import FAMILY
-from disp.models.lavida.model import LavidaConfig
 
 SETTINGS = [
     {"steps": 6},

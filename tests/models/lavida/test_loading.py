@@ -14,8 +14,11 @@ from references.lavida import (
 )
 
 from disp.errors import DispError
-from disp.models.lavida.loading import official_name, our_name
-from disp.models.lavida.model import Lavida, LavidaConfig, detect, load_official
+from disp.models.lavida.config import LavidaConfig
+from disp.models.lavida.key_names import official_name, our_name
+from disp.models.lavida.loading import load_official
+from disp.models.lavida.model import Lavida
+from disp.models.lavida.published import detect
 
 
 def test_published_sizes():

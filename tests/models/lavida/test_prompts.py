@@ -11,8 +11,8 @@ from references.lavida import (
 )
 
 from disp.data.sample import Query, Turn
-from disp.models.lavida.model import TOKENS
-from disp.models.llada_v.model import SYSTEM
+from disp.models.lavida.published import TOKENS
+from disp.models.llada_v.published import SYSTEM
 from disp.models.parts.anyres import token_count
 
 

@@ -11,7 +11,7 @@ from references.llada_v import (
 )
 
 from disp.errors import DispError
-from disp.models.llada_v.model import load_official
+from disp.models.llada_v.loading import load_official
 
 SIZES = {
     "landscape": (100, 60),

@@ -12,7 +12,7 @@ from references.llada_v import (
 
 from disp.data.sample import Query, Turn
 from disp.errors import DispError
-from disp.models.llada_v.model import SYSTEM
+from disp.models.llada_v.published import SYSTEM
 
 
 def prompt_text(model, query: Query) -> str:

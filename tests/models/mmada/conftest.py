@@ -13,7 +13,9 @@ from references.mmada import VISION, mmada_tokenizer
 from safetensors.torch import save_file
 
 from disp.data.sample import Query, Turn
-from disp.models.mmada.model import MMada, MMadaConfig, load_official
+from disp.models.mmada.config import MMadaConfig
+from disp.models.mmada.loading import load_official
+from disp.models.mmada.model import MMada
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from PIL import Image
 
 from disp.data.sample import Query
 from disp.errors import DispError
-from disp.models.mmada.model import MMada, MMadaConfig
+from disp.models.mmada.config import MMadaConfig
+from disp.models.mmada.model import MMada
 from disp.models.mmada.vq import VQEncoder, quantize, read_encoder, square_image
 
 

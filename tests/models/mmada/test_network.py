@@ -12,8 +12,8 @@ from references.mmada import llama
 from disp.decoding.generate import decode
 from disp.decoding.samplers import decode_config
 from disp.models.loading import load_model
+from disp.models.mmada.config import MMadaConfig
 from disp.models.mmada.family import FAMILY
-from disp.models.mmada.model import MMadaConfig
 
 
 def test_logits_and_gradients_of_padded_rows_match_llama(mmada, asked):

@@ -10,7 +10,8 @@ from families.mmada import compare
 from parity_folder import PARITY
 from safetensors.torch import load_file
 
-from disp.models.mmada.model import detect, load_official
+from disp.models.mmada.loading import load_official
+from disp.models.mmada.published import detect
 
 recorded = pytest.mark.skipif(not (PARITY / "mmada").is_dir(), reason=f"no recorded outputs in {PARITY / 'mmada'}")
 

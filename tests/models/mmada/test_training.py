@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from references.mmada import llama
 
 from disp.data.sample import Sample, Turn
-from disp.models.mmada.model import load_official
+from disp.models.mmada.loading import load_official
 from disp.training.config import TrainConfig
 from disp.training.train import train
 

@@ -9,11 +9,11 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from disp.errors import DispError
-from disp.models.builtin.model import LladaV
+from disp.models.builtin.model import BuiltinModel
 from disp.models.quiet import no_bar
 
 
-def load(folder: Path, *, dtype: torch.dtype, device: str) -> LladaV:
+def load(folder: Path, *, dtype: torch.dtype, device: str) -> BuiltinModel:
     """The model and its tokenizer from a folder that ``save_pretrained`` wrote.
 
     Raises:
@@ -21,7 +21,7 @@ def load(folder: Path, *, dtype: torch.dtype, device: str) -> LladaV:
     """
     try:
         with no_bar():
-            model = LladaV.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            model = BuiltinModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
         model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, local_files_only=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise DispError(

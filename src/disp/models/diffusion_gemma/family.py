@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def load(folder: Path, **how: Any) -> MDLM:
-    """See `disp.models.diffusion_gemma.model.load_official`."""
-    from disp.models.diffusion_gemma.model import load_official
+    """See `disp.models.diffusion_gemma.loading.load_official`."""
+    from disp.models.diffusion_gemma.loading import load_official
 
     return load_official(folder, **how)
 

@@ -83,27 +83,3 @@ def patch_positions(grids: Tensor, pooling: int, count: int) -> Tensor:
     columns = grids[:, 1:] * pooling
     positions = torch.stack((place % columns, place // columns), dim=-1)
     return positions.masked_fill((place >= grids.prod(-1, keepdim=True) * pooling**2)[..., None], -1)
-
-
-def token_locations(token_ids: Tensor, grids: Tensor) -> Tensor:
-    """Where each visual token is, int64 ``[B, P, 4]``: image of its row, tile 0, row, column; -1 elsewhere.
-
-    Args:
-        token_ids: int64 ``[B, P]``, ``-2 - index`` of its image at each visual token. Visual tokens of one image are
-            consecutive and images are in order of appearance.
-        grids: int64 ``[images, 2]``, rows and columns of visual tokens.
-    """
-    visual_mask = token_ids < -1
-    locations = torch.full((*token_ids.shape, 4), -1, device=token_ids.device)
-    image = -2 - token_ids[visual_mask]
-    if not len(image):
-        return locations
-    counts = grids.prod(-1)
-    place = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]
-    rows, columns = visual_mask.nonzero()[:, 0], grids[image, 1]
-    first = torch.full((len(token_ids),), len(grids), device=image.device)
-    first.scatter_reduce_(0, rows, image, "amin")
-    locations[visual_mask] = torch.stack(
-        (image - first[rows], torch.zeros_like(place), place // columns, place % columns), dim=-1
-    )
-    return locations

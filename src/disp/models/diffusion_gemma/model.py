@@ -11,7 +11,6 @@ The network is the one of `transformers`; this module makes an MDLM of it. Two t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
-    AutoTokenizer,
     Cache,
     DiffusionGemmaModel,
     DiffusionGemmaTextConfig,
     DynamicCache,
     Gemma4VisionConfig,
+    PreTrainedModel,
 )
 
 from disp.data.sample import ImageSource, Query
@@ -32,15 +31,12 @@ from disp.draws import generator
 from disp.errors import DispError
 from disp.models.canvas import CanvasSampling
 from disp.models.diffusion_gemma.chat import control_tokens, prompt_ids
-from disp.models.diffusion_gemma.config import DiffusionGemmaMDLMConfig, read_config
-from disp.models.diffusion_gemma.images import load_patches, patch_positions, token_locations
+from disp.models.diffusion_gemma.config import DiffusionGemmaMDLMConfig
+from disp.models.diffusion_gemma.images import load_patches, patch_positions
 from disp.models.diffusion_gemma.prefix import EncodedPrefix, GemmaPrefix, image_means
-from disp.models.diffusion_gemma.published import detect
-from disp.models.diffusion_gemma.weights import load_weights
 from disp.models.interface import MDLM, Prefix
+from disp.models.parts.places import token_locations
 from disp.models.parts.prompts import left_pad
-
-__all__ = ["DiffusionGemma", "DiffusionGemmaMDLMConfig", "EncodedPrefix", "GemmaPrefix", "detect", "load_official"]
 
 
 class DiffusionGemma(MDLM):
@@ -79,6 +75,9 @@ class DiffusionGemma(MDLM):
         self.sampling = CanvasSampling(**(config.sampling or {}))
         self._controls: tuple[Any, list[str]] | None = None
         self.post_init()
+
+    # The library's own.
+    _init_weights = PreTrainedModel._init_weights
 
     def _share_layers(self) -> None:
         for encoder, decoder in zip(self.model.encoder.language_model.layers, self.model.decoder.layers, strict=True):
@@ -353,38 +352,3 @@ class DiffusionGemma(MDLM):
         # 3. The loss.
         logits = self.denoise_canvas(encoded, canvas, first, None if first is None else conditioned)
         return F.cross_entropy(logits.flatten(0, 1), clean.flatten())
-
-
-def load_official(
-    folder: str | Path,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    *,
-    device_map: str | Mapping[str, Any] | None = None,
-    quantization: str | None = None,
-) -> DiffusionGemma:
-    """Load a published checkpoint, or one that was saved by `disp`, which uses the published names.
-
-    Args:
-        folder: with ``config.json``, safetensors weights and, usually, tokenizer files.
-        dtype: of the weights.
-        device: where to put it, unless ``device_map`` is given.
-        device_map: as `transformers` takes it. A layer of the encoder and the decoder's layer of the same number hold
-            the same weights, so they have to go to the same device.
-        quantization: None; nine tenths of the weights are 3-D tensors of experts, which bitsandbytes leaves alone.
-
-    Raises:
-        DispError: a file is missing or damaged, weights do not fit the architecture by name or shape, or
-            ``quantization`` is asked for.
-    """
-    folder = Path(folder)
-    if quantization is not None:
-        raise DispError(
-            f"{folder}: DiffusionGemma cannot be quantized here: most of its weights are fused experts, which "
-            "bitsandbytes does not quantize; load it in bfloat16, over several devices with device_map if need be"
-        )
-    config = read_config(folder)
-    model = load_weights(DiffusionGemma, folder, config, dtype=dtype, device_map=device_map)
-    if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
-        model.tokenizer = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
-    return (model if device_map is not None else model.to(device)).eval()

@@ -9,21 +9,22 @@ from typing import Any
 from disp.errors import DispError
 from disp.models.checkpoint import read_json
 from disp.models.dimple.published import PROCESSING, SIZES, VISION
-from disp.models.parts.backbone import BackboneConfig
+from disp.models.parts.config import LanguageConfig, qwen2_sizes
 
 
-class DimpleConfig(BackboneConfig):
+class DimpleConfig(LanguageConfig):
     """Sizes and token ids of a Dimple model.
 
     ``vision`` holds the arguments of the vision tower's config, ``processing`` how pictures are resized and
     normalised, ``mrope_section`` how many of a head's frequencies turn with time, row and column; ``generation`` the
-    decoding defaults; ``sizes`` are those of `BackboneConfig`, `SIZES` where they are not given.
+    decoding defaults; ``sizes`` are those of `LanguageConfig`, `SIZES` where they are not given.
     """
 
     model_type = "disp_dimple"
 
     def __init__(
         self,
+        *,
         mrope_section: Sequence[int] = (16, 24, 24),
         mask_token_id: int = 151666,
         image_token_id: int = 151655,
@@ -82,14 +83,7 @@ class DimpleConfig(BackboneConfig):
                 if config.get(name) is not None
             }
             return cls(
-                vocab_size=config["vocab_size"],
-                hidden_size=width,
-                intermediate_size=config["intermediate_size"],
-                num_hidden_layers=config["num_hidden_layers"],
-                num_attention_heads=heads,
-                num_key_value_heads=config.get("num_key_value_heads"),
-                rope_theta=config.get("rope_theta") or rope.get("rope_theta") or 1_000_000.0,
-                rms_norm_eps=config.get("rms_norm_eps", 1e-6),
+                **qwen2_sizes(config),
                 mrope_section=sections,
                 end_token_ids=(_first(config.get("eos_token_id"), 151645), _first(config.get("pad_token_id"), 151643)),
                 vision={name: value for name, value in sizes.items() if name in VISION},
@@ -105,7 +99,6 @@ class DimpleConfig(BackboneConfig):
                     "confidence_threshold": 0.95,
                     "prefix_cache": True,
                 },
-                initializer_range=config.get("initializer_range", 0.02),
                 **ids,
             )
         except KeyError as error:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def load(folder: Path, **how: Any) -> MDLM:
-    """See `disp.models.dimple.model.load_official`."""
-    from disp.models.dimple.model import load_official
+    """See `disp.models.dimple.loading.load_official`."""
+    from disp.models.dimple.loading import load_official
 
     return load_official(folder, **how)
 

@@ -8,7 +8,6 @@ longer side, and the response goes on after it. The head predicts the next token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,18 +20,13 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 
 from disp.data.sample import ImageSource, Query, open_image
 from disp.diffusion.forward import MIN_RATIO
-from disp.models.checkpoint import assemble, read_weights
 from disp.models.dimple.cache import PromptCache
-from disp.models.dimple.config import DimpleConfig, read_config
+from disp.models.dimple.config import DimpleConfig
 from disp.models.dimple.images import cut_into_patches, lay_out, mrope_table, normalise_patches
 from disp.models.dimple.padding import padded_lengths
-from disp.models.dimple.published import detect
-from disp.models.dimple.tokenizer import load_tokenizer
-from disp.models.interface import Prefix
-from disp.models.parts.backbone import Backbone, BackboneMDLM
+from disp.models.interface import MDLM, Prefix
+from disp.models.parts.language import LanguageModel
 from disp.models.parts.prompts import interleave, left_pad, messages_of, name_all_images, render_around_images
-
-__all__ = ["Dimple", "DimpleConfig", "PromptCache", "detect", "load_official"]
 
 
 class Projector(nn.Module):
@@ -47,7 +41,7 @@ class Projector(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
-class Dimple(BackboneMDLM):
+class Dimple(MDLM):
     """Dimple; see `disp.models.interface.MDLM` for what each method promises.
 
     The vision tower was never trained with the rest. ``extras["positions"]`` of a prefix are the three position
@@ -66,7 +60,7 @@ class Dimple(BackboneMDLM):
 
     def __init__(self, config: DimpleConfig):
         super().__init__(config)
-        self.model = Backbone(config)
+        self.model = LanguageModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.visual = Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**config.vision))
         self.img_projector = Projector(config.vision["out_hidden_size"], config.hidden_size)
@@ -241,9 +235,7 @@ class Dimple(BackboneMDLM):
         table = self._table(positions)
         # Published masks let padding see itself alone; what padding sees is never read.
         mask = None if valid.all() else valid[:, None, None, :]
-        for layer in self.model.layers[:-1]:
-            x = layer(x, table, mask, x.shape[1])
-        return self.model.norm(self.model.layers[-1](x, table, mask, rows))
+        return self.model.run(x, table, mask, rows=rows)
 
     def _cached_hidden(self, prefix: Prefix, response: Tensor, cache: PromptCache) -> Tensor:
         length = response.shape[1]
@@ -316,42 +308,3 @@ class Dimple(BackboneMDLM):
     def official_state_dict(self, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The weights, or those of ``state_dict``: our names are the published ones."""
         return dict(self.state_dict() if state_dict is None else state_dict)
-
-
-def load_official(
-    folder: str | Path,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    *,
-    device_map: str | Mapping[str, Any] | None = None,
-    quantization: str | None = None,
-) -> Dimple:
-    """Load a published checkpoint, or one of the same layout.
-
-    Args:
-        folder: config.json, safetensors, preprocessor_config.json where pictures are not processed in the default way,
-            and, where it is to read texts, the tokenizer's files.
-        dtype: of the weights.
-        device: where they go.
-        device_map: see `disp.models.checkpoint.assemble`.
-        quantization: see `disp.models.checkpoint.assemble`; of the language model's layers.
-
-    Raises:
-        DispError: a file is missing or damaged, or keys are missing or surplus.
-    """
-    folder = Path(folder)
-    config, tokenizer = read_config(folder), load_tokenizer(folder)
-    model, _ = assemble(
-        lambda: Dimple(config),
-        read_weights(folder),
-        lambda name: name,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        quantization=quantization,
-        quantized=lambda name: name.startswith("model.layers."),
-        what=str(folder),
-    )
-    if tokenizer is not None:
-        model.tokenizer = tokenizer
-    return model

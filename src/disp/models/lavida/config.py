@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from disp.errors import DispError
 from disp.models.lavida.published import PINPOINTS, POOLING, TOKENS, Variant, default_generation, variant_of
-from disp.models.llada_v.config import LladaVOfficialConfig
-from disp.models.llada_v.published import SIGLIP
+from disp.models.llada_v.config import LladaVConfig, tower_sizes
 from disp.models.parts.anyres import parse_pinpoints
+from disp.models.parts.config import llada_sizes, qwen2_sizes
 
 
-class LavidaConfig(LladaVOfficialConfig):
+class LavidaConfig(LladaVConfig):
     """Sizes and geometry of a published LaViDa; see `from_official`.
 
     ``variant`` is the language model; ``pooling`` how each tile's tokens become fewer.
@@ -22,6 +22,7 @@ class LavidaConfig(LladaVOfficialConfig):
 
     def __init__(
         self,
+        *,
         variant: Variant = "llada",
         pooling: Literal["bilinear", "average", "max", "none"] = "bilinear",
         token_ids: Mapping[str, int] | None = None,
@@ -51,8 +52,7 @@ class LavidaConfig(LladaVOfficialConfig):
         variant = variant_of(config)
         _check_supported(config, variant)
         extra = config.get("disp", {})
-        vision = {**SIGLIP, **{name: value for name, value in (vision or {}).items() if name in SIGLIP}}
-        vision["num_hidden_layers"] -= 1
+        vision = tower_sizes(vision)
         ids = {
             name: config[f"{name}_token_id"] for name in ("eos", "mask") if config.get(f"{name}_token_id") is not None
         }
@@ -66,7 +66,7 @@ class LavidaConfig(LladaVOfficialConfig):
             vision=vision,
             gen_length=length,
             generation=default_generation(variant, length),
-            **(_llada_sizes(config) if variant == "llada" else _dream_sizes(config)),
+            **(llada_sizes(config, rope_theta=500_000.0) if variant == "llada" else qwen2_sizes(config)),
         )
 
 
@@ -90,31 +90,3 @@ def _check_supported(config: Mapping[str, Any], variant: Variant) -> None:
             value = None if value.get("rope_type", value.get("type")) in ("default", None) else value
         if value not in values:
             raise DispError(f"config.json: {name} {value!r} is not supported for LaViDa; expected {values[0]!r}")
-
-
-def _llada_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    heads = config["n_heads"]
-    kv_heads = config.get("n_kv_heads") or (1 if config.get("multi_query_attention") else heads)
-    return {
-        "vocab_size": config.get("embedding_size") or config["vocab_size"],
-        "hidden_size": config["d_model"],
-        "intermediate_size": config.get("mlp_hidden_size") or int(config["mlp_ratio"] * config["d_model"]),
-        "num_hidden_layers": config["n_layers"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "attention_bias": bool(config.get("include_qkv_bias")),
-        "rope_theta": config.get("rope_theta") or 500_000.0,
-        "rms_norm_eps": config.get("rms_norm_eps") or 1e-5,
-    }
-
-
-def _dream_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    rope = config.get("rope_parameters") or {}
-    return {
-        **{name: config[name] for name in names},
-        "num_key_value_heads": config.get("num_key_value_heads"),
-        "attention_bias": True,
-        "rope_theta": config.get("rope_theta") or rope.get("rope_theta") or 1_000_000.0,
-        "rms_norm_eps": config.get("rms_norm_eps") or 1e-6,
-    }

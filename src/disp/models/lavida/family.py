@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def load(folder: Path, **how: Any) -> MDLM:
-    """See `disp.models.lavida.model.load_official`."""
-    from disp.models.lavida.model import load_official
+    """See `disp.models.lavida.loading.load_official`."""
+    from disp.models.lavida.loading import load_official
 
     return load_official(folder, **how)
 

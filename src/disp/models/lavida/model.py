@@ -9,32 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from disp.errors import DispError
 from disp.models.interface import Prefix
 from disp.models.lavida.config import LavidaConfig
-from disp.models.lavida.loading import embedding_rows, load_tokenizer, official_name, our_name
+from disp.models.lavida.key_names import official_name
 from disp.models.lavida.masks import complementary_pair
-from disp.models.lavida.published import POOLING, TOKENS, Variant, detect, variant_of
-from disp.models.llada_v.model import IGNORED, LladaVOfficial, assemble_llava, read_configs
+from disp.models.lavida.published import POOLING
+from disp.models.llada_v.model import IGNORED, LladaV
 from disp.models.parts.anyres import Merged
 from disp.models.parts.prefix_cache import block_after
 from disp.models.parts.transformer import attention_inputs
 
-__all__ = ["TOKENS", "Lavida", "LavidaConfig", "Variant", "detect", "load_official", "pool_tiles"]
 
-
-class Lavida(LladaVOfficial):
+class Lavida(LladaV):
     """A published LaViDa; see `disp.models.interface.MDLM` for what each method promises."""
 
-    config_class = LavidaConfig  # type: ignore[assignment]  # the library wraps config classes
+    config_class = LavidaConfig
     config: LavidaConfig
 
     def __init__(self, config: LavidaConfig):
@@ -75,7 +70,7 @@ class Lavida(LladaVOfficial):
 
     def _response_hidden(self, prefix: Prefix, response: Tensor, rows: int) -> Tensor:
         embeds = torch.cat((prefix.embeds, self.model.embed_tokens(response)), dim=1)
-        return self._hidden(embeds, _valid(prefix, response.shape[1]), rows=rows)
+        return self.model.hidden(embeds, _valid(prefix, response.shape[1]), rows=rows)
 
     # --- prefix cache ---------------------------------------------------------------------------------------------
 
@@ -152,7 +147,7 @@ class Lavida(LladaVOfficial):
         targets = targets[:, self.shift :]
         wanted = targets != IGNORED
         first = int(wanted.any(0).long().argmax()) if wanted.any() else 0
-        hidden = self._hidden(noisy, valid.repeat(2, 1), rows=length - first)
+        hidden = self.model.hidden(noisy, valid.repeat(2, 1), rows=length - first)
         # 3. Logits of the targets only: with a large vocabulary the others' would take most of the memory.
         wanted, targets = wanted[:, first:], targets[:, first:]
         logits = self.lm_head(hidden[:, : wanted.shape[1]][wanted]).float()
@@ -195,55 +190,3 @@ def pool_tiles(tokens: Tensor, mode: str) -> Tensor:
     else:
         raise ValueError(f"pooling must be one of {', '.join(POOLING)}, got {mode!r}")
     return maps.flatten(2).transpose(1, 2)
-
-
-def load_official(
-    folder: Path,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    *,
-    token_ids: Mapping[str, int] | None = None,
-    device_map: str | Mapping[str, Any] | None = None,
-    quantization: str | None = None,
-) -> Lavida:
-    """Load a published checkpoint, or one of the same layout.
-
-    Args:
-        folder: config.json, safetensors and, where it is to read texts, the tokenizer's files; vision_config.json
-            where the tower is not SigLIP-so400m.
-        dtype: of the weights.
-        device: where they go.
-        token_ids: ids under the names of `TOKENS` that differ from the published ones; needed only where the folder
-            has neither a tokenizer nor these ids in its config.
-        device_map: see `disp.models.checkpoint.assemble`.
-        quantization: see `disp.models.checkpoint.assemble`; of the language model's layers.
-
-    Raises:
-        DispError: the config is not that of a LaViDa, or keys are missing or surplus.
-    """
-    config, vision = read_configs(folder)
-    if not detect(config):
-        raise DispError(
-            f"{folder / 'config.json'} is not that of a LaViDa; its model_type is {config.get('model_type')!r}"
-        )
-    variant = variant_of(config)
-    tokenizer = load_tokenizer(folder, variant)
-    found = {}
-    if tokenizer is not None:
-        known = tokenizer.get_vocab()
-        found = {name: known[token] for name, (token, _) in TOKENS[variant].items() if token in known}
-    own = config.get("disp", {}).get("token_ids", {})
-    sizes = LavidaConfig.from_official(config, vision, **{**found, **own, **(token_ids or {})})
-    # Training may have cut the unused rows off without the config saying so.
-    sizes.vocab_size = embedding_rows(folder, variant) or sizes.vocab_size
-    return assemble_llava(
-        lambda: Lavida(sizes),
-        folder,
-        partial(our_name, variant=variant),
-        sizes.vision["num_hidden_layers"],
-        tokenizer,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        quantization=quantization,
-    )

@@ -10,7 +10,7 @@ from disp.errors import DispError
 from disp.models.lavida.config import LavidaConfig
 from disp.models.lavida.loading import embedding_rows
 from disp.models.lavida.model import Lavida, pooled_side
-from disp.models.llada_v.model import read_vision_config
+from disp.models.llada_v.loading import read_vision_config
 from disp.models.llada_v.sizes import tiled_count
 from disp.models.sizes import Sizes, language_sizes, tower_sizes, without_storage
 

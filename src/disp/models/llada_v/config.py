@@ -7,34 +7,39 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from disp.errors import DispError
-from disp.models.builtin.model import LladaVConfig
 from disp.models.llada_v.published import SIGLIP, SPECIAL_TOKENS
 from disp.models.parts.anyres import parse_pinpoints
+from disp.models.parts.config import LanguageConfig, llama_sizes
 
 
-class LladaVOfficialConfig(LladaVConfig):
+class LladaVConfig(LanguageConfig):
     """Sizes and geometry of a published LLaDA-V; see `from_official`.
 
     ``token_ids`` holds the ids of `SPECIAL_TOKENS`; ``pinpoints`` the sizes that a picture may be tiled to, and
-    ``max_ratio_sq`` how many tiles' tokens it may become.
+    ``max_ratio_sq`` how many tiles' tokens it may become; ``vision`` the arguments of
+    `disp.models.parts.vision.VisionTower`; ``generation`` the decoding defaults; ``sizes`` are those of
+    `LanguageConfig`.
     """
 
     model_type = "disp_llada_v_official"
 
     def __init__(
         self,
+        *,
         token_ids: Mapping[str, int] | None = None,
         pinpoints: Sequence[Sequence[int]] = ((384, 384),),
         max_ratio_sq: int | None = None,
-        **kwargs: Any,
+        vision: dict[str, Any] | None = None,
+        gen_length: int = 32,
+        generation: dict[str, Any] | None = None,
+        **sizes: Any,
     ):
+        super().__init__(**sizes)
         self.token_ids = {**{name: number for name, (_, number) in SPECIAL_TOKENS.items()}, **(token_ids or {})}
-        kwargs.setdefault("vision", dict(SIGLIP))
-        kwargs["mask_token_id"] = self.token_ids["mask"]
-        kwargs["end_token_ids"] = (self.token_ids["eot"], self.token_ids["eos"])
-        super().__init__(**kwargs)
         self.pinpoints = [list(pair) for pair in pinpoints]
         self.max_ratio_sq = max_ratio_sq
+        self.vision = dict(SIGLIP) if vision is None else vision
+        self.gen_length, self.generation = gen_length, generation or {}
 
     @property
     def candidates(self) -> list[tuple[int, int]]:
@@ -44,7 +49,7 @@ class LladaVOfficialConfig(LladaVConfig):
     @classmethod
     def from_official(
         cls, config: Mapping[str, Any], vision: Mapping[str, Any] | None = None, **token_ids: int
-    ) -> LladaVOfficialConfig:
+    ) -> LladaVConfig:
         """The config of a checkpoint.
 
         Args:
@@ -64,30 +69,29 @@ class LladaVOfficialConfig(LladaVConfig):
             if value not in expected:
                 raise DispError(f"config.json: {name} {value!r} is not supported for LLaDA-V; expected {expected[0]!r}")
         extra = config.get("disp", {})
-        vision = {**SIGLIP, **{name: value for name, value in (vision or {}).items() if name in SIGLIP}}
-        vision["num_hidden_layers"] -= 1
+        vision = tower_sizes(vision)
         aspect = str(config.get("image_aspect_ratio", "anyres_max_4"))
         ratio = re.fullmatch(r"anyres(?:_max_(\d+))?", aspect)
         if ratio is None:
             raise DispError(f"config.json: image_aspect_ratio {aspect!r} is not supported; expected 'anyres_max_4'")
-        rope = config.get("rope_parameters") or {}
         ids = {**extra.get("token_ids", {}), **token_ids}
         length = extra.get("gen_length", 128)
         return cls(
             token_ids=ids,
             pinpoints=parse_pinpoints(config.get("image_grid_pinpoints", "(1x1),...,(6x6)"), vision["image_size"]),
             max_ratio_sq=int(ratio[1]) if ratio[1] else None,
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_hidden_layers=config["num_hidden_layers"],
-            num_attention_heads=config["num_attention_heads"],
-            num_key_value_heads=config.get("num_key_value_heads"),
-            attention_bias=config.get("attention_bias", False),
-            rope_theta=config.get("rope_theta") or rope.get("rope_theta") or 500_000.0,
-            rms_norm_eps=config.get("rms_norm_eps", 1e-5),
-            initializer_range=config.get("initializer_range", 0.02),
+            **llama_sizes(config, rope_theta=500_000.0, rms_norm_eps=1e-5),
             vision=vision,
             gen_length=length,
             generation={"steps": length},
         )
+
+
+def tower_sizes(vision: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments of the vision tower, whose last layer is left out.
+
+    Args:
+        vision: the published sizes; SigLIP-so400m's where they are not given.
+    """
+    sizes = {**SIGLIP, **{name: value for name, value in (vision or {}).items() if name in SIGLIP}}
+    return {**sizes, "num_hidden_layers": sizes["num_hidden_layers"] - 1}

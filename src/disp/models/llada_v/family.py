@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def load(folder: Path, **how: Any) -> MDLM:
-    """See `disp.models.llada_v.model.load_official`."""
-    from disp.models.llada_v.model import load_official
+    """See `disp.models.llada_v.loading.load_official`."""
+    from disp.models.llada_v.loading import load_official
 
     return load_official(folder, **how)
 

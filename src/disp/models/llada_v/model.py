@@ -1,79 +1,79 @@
 """Published LLaDA-V checkpoints (GSAI-ML/LLaDA-V, arXiv 2505.16933).
 
-The same arrangement as the built-in model, with what the published one adds to it: pictures of any resolution as
-tiles, a newline vector after each row of visual tokens, Llama's role headers, its own training loss and key names.
+Vision tower, projector and bidirectional transformer; pictures of any resolution as tiles, a newline vector after each
+row of visual tokens, Llama's role headers.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from disp.data.sample import ImageSource, Query, image_size, open_image
 from disp.diffusion.forward import MIN_RATIO
 from disp.errors import DispError
-from disp.models.builtin.model import Backbone, LladaV
-from disp.models.checkpoint import assemble, read_json, read_weights
-from disp.models.interface import Prefix
-from disp.models.llada_v.config import LladaVOfficialConfig
-from disp.models.llada_v.published import CHAT_TEMPLATE, SPECIAL_TOKENS, SYSTEM, detect
+from disp.models.interface import MDLM, Prefix
+from disp.models.llada_v.config import LladaVConfig
+from disp.models.llada_v.published import SYSTEM
 from disp.models.llada_v.splice import splice_images
 from disp.models.parts.anyres import Merged, grid_of, merge_tiles, pad_to_square, single_tile, tile_image, token_boxes
-from disp.models.parts.key_names import TOWER, from_llava, to_llava
-
-__all__ = [
-    "IGNORED",
-    "IMAGE_ID",
-    "SPECIAL_TOKENS",
-    "SYSTEM",
-    "LladaVOfficial",
-    "LladaVOfficialConfig",
-    "detect",
-    "load_official",
-    "turns_of",
-]
+from disp.models.parts.key_names import to_llava
+from disp.models.parts.language import LanguageModel
+from disp.models.parts.prompts import (
+    chat_rows,
+    first_image_first,
+    messages_of,
+    name_all_images,
+    render_around_images,
+)
+from disp.models.parts.vision import VisionTower, normalise_pixels, projector
 
 IGNORED = -100
 IMAGE_ID = -200
 
 
-class OfficialBackbone(Backbone):
-    """The parts under the ``model.`` prefix: the built-in model's and the newline vector."""
+class LlavaLanguageModel(LanguageModel):
+    """The parts under the ``model.`` prefix of a checkpoint."""
 
-    def __init__(self, config: LladaVOfficialConfig):
+    def __init__(self, config: LladaVConfig):
         super().__init__(config)
+        self.vision_tower = VisionTower(**config.vision)
+        self.mm_projector = projector(config.vision["hidden_size"], config.hidden_size)
         self.image_newline = nn.Parameter(torch.zeros(config.hidden_size))
 
 
-class LladaVOfficial(LladaV):
+class LladaV(MDLM):
     """A published LLaDA-V; see `disp.models.interface.MDLM` for what each method promises.
 
     Attributes:
         unused_weights: what the checkpoint holds and the model never reads, to be written back with it.
     """
 
-    config_class = LladaVOfficialConfig
-    backbone_class = OfficialBackbone
-    config: LladaVOfficialConfig
-    default_system = SYSTEM
-    image_first = True
+    config_class = LladaVConfig
+    config: LladaVConfig
+    base_model_prefix = "model"
     ratio_floor = MIN_RATIO
+    default_system = SYSTEM
+    _no_split_modules = ["Block", "TowerBlock"]  # noqa: RUF012  # the library's own class attribute
 
-    def __init__(self, config: LladaVOfficialConfig):
+    def __init__(self, config: LladaVConfig):
         super().__init__(config)
+        self.model = LlavaLanguageModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         ids = config.token_ids
+        self.mask_token_id, self.end_token_ids = ids["mask"], (ids["eot"], ids["eos"])
         # The end of text is banned too: only the end of turn ends an answer.
         self.banned_token_ids = tuple(ids[name] for name in ("eos", "bos", "start_header", "end_header"))
+        self.gen_length, self.generation_defaults = config.gen_length, dict(config.generation)
         self.generation_defaults.setdefault("stop", ((ids["eot"],),))
         self.unused_weights: dict[str, Tensor] = {}
+        self.post_init()
 
     # --- text and pixels to tensors -------------------------------------------------------------------------------
 
@@ -86,7 +86,13 @@ class LladaVOfficial(LladaV):
             one padded tile; and for all tiles of all images ``pixels`` uint8 ``[tiles, 3, S, S]``, or ``features``
             float ``[tiles, N, d_vision]``.
         """
-        inputs = {"token_ids": self._prepare_text(queries)}
+        tokenizer, chats = self.required_tokenizer(), []
+        for query in queries:
+            messages = messages_of(replace(query, system=query.system or self.default_system))
+            name_all_images(messages, query, "\n")
+            first_image_first(messages, query)
+            chats.append(render_around_images(messages, tokenizer, self._plain))
+        inputs = {"token_ids": chat_rows(chats, 1, tokenizer)}
         sizes = [
             image_size(source) if len(query.images) == 1 else (0, 0) for query in queries for source in query.images
         ]
@@ -106,10 +112,6 @@ class LladaVOfficial(LladaV):
     def image_features(self, sources: Sequence[ImageSource]) -> list[Tensor]:
         """The tower's output float ``[tiles, N, d_vision]`` for each image of one query, on the CPU."""
         return [self._vision_features(tiles.to(self.device)).cpu() for tiles in self._tiles(sources)]
-
-    @property
-    def _slots_an_image(self) -> int:
-        return 1
 
     def token_boxes(self, places: Tensor, size: tuple[int, int], images: int) -> Tensor:
         """See `disp.models.interface.MDLM.token_boxes`; an only picture is tiled, several are padded to squares."""
@@ -149,6 +151,10 @@ class LladaVOfficial(LladaV):
             images = self._merged(self.model.mm_projector(features.to(self.dtype)), sizes.tolist())
         return splice_images(token_ids, self.model.embed_tokens(token_ids.clamp(min=0)), images)
 
+    def _vision_features(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels ``[tiles, 3, S, S]`` to the tower's features ``[tiles, N, d_vision]``."""
+        return self.model.vision_tower(normalise_pixels(pixels).to(self.dtype))
+
     def splice(self, prompt_ids: Tensor, images: Sequence[Image.Image], features: Tensor | None = None) -> Prefix:
         """A prefix of one row from ids int64 ``[P']`` with -200 at each of the images, as the published code has it.
 
@@ -184,6 +190,12 @@ class LladaVOfficial(LladaV):
             images.append(merge_tiles(tiles, (width, height), grid, newline, self.config.max_ratio_sq))
             first += count
         return images
+
+    def denoise(self, prefix: Prefix, response: Tensor, cache: Any = None) -> Tensor:
+        """One denoising pass: int64 ``[B, L]`` to logits ``[B, L, V]``."""
+        hidden = self.model.after(prefix.embeds, prefix.attention_mask, response)
+        # The head of a model spread over devices is not where the response is.
+        return self.lm_head(hidden).to(response.device)
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -237,7 +249,7 @@ class LladaVOfficial(LladaV):
             turns = turns_of(labels, self.config.token_ids["start_header"])
             mask = (turns[:, None, :] <= turns[:, :, None])[:, None]
         # 3. Logits of the masked tokens only: with a large vocabulary the others' would take most of the memory.
-        hidden = self._hidden(noisy, valid, rows=noisy.shape[1], mask=mask).to(labels.device)
+        hidden = self.model.hidden(noisy, valid, rows=noisy.shape[1], seen=mask).to(labels.device)
         logits = self.lm_head(hidden[masked]).float().to(labels.device)
         losses = F.cross_entropy(logits, labels[masked], reduction="none") / probability[masked]
         # 4. By row.
@@ -252,7 +264,7 @@ class LladaVOfficial(LladaV):
         return {to_llava(name): tensor for name, tensor in weights.items()} | self.unused_weights
 
 
-def _joined(tiles: Sequence[Tensor], model: LladaVOfficial) -> Tensor:
+def _joined(tiles: Sequence[Tensor], model: LladaV) -> Tensor:
     """uint8 ``[tiles, 3, S, S]`` of all images."""
     size = model.model.vision_tower.image_size
     return torch.cat(list(tiles)) if tiles else torch.zeros((0, 3, size, size), dtype=torch.uint8)
@@ -277,96 +289,3 @@ def turns_of(labels: Tensor, start_header: int) -> Tensor:
                 turn, answered = turn + 1, False
             turns[row, start:] = turn
     return turns
-
-
-def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """``config.json``, and ``vision_config.json`` or None."""
-    return read_json(folder / "config.json"), read_vision_config(folder)
-
-
-def read_vision_config(folder: Path | None) -> dict[str, Any] | None:
-    """``vision_config.json`` of a folder, None where there is none."""
-    file = None if folder is None else folder / "vision_config.json"
-    return read_json(file) if file is not None and file.is_file() else None
-
-
-def assemble_llava(
-    make: Callable[[], LladaVOfficial],
-    folder: Path,
-    key_map: Callable[[str], str],
-    tower_layers: int,
-    tokenizer: PreTrainedTokenizerBase | None,
-    **placing: Any,
-) -> Any:
-    """Build a model with LLaVA's modules from a checkpoint, and give it its tokenizer.
-
-    Args:
-        make: makes the model.
-        folder: the checkpoint.
-        key_map: see `disp.models.checkpoint.assemble`.
-        tower_layers: layers of the vision tower that are used.
-        tokenizer: the tokenizer, or None.
-        placing: ``dtype``, ``device``, ``device_map`` and ``quantization``, see `disp.models.checkpoint.assemble`.
-    """
-    model, unused = assemble(
-        make,
-        read_weights(folder),
-        key_map,
-        quantized=lambda name: name.startswith("model.layers."),
-        # Never read: the norm and the pooling head behind the tower, and its last layer where it was kept.
-        ignore=(rf"{re.escape(TOWER)}(post_layernorm|head|encoder\.layers\.{tower_layers})\..*",),
-        what=str(folder),
-        **placing,
-    )
-    model.unused_weights = unused
-    if tokenizer is not None:
-        model.tokenizer = tokenizer
-    return model
-
-
-def load_official(
-    folder: Path,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    *,
-    token_ids: Mapping[str, int] | None = None,
-    device_map: str | Mapping[str, Any] | None = None,
-    quantization: str | None = None,
-) -> LladaVOfficial:
-    """Load a published checkpoint, or one of the same layout.
-
-    Args:
-        folder: config.json, safetensors and, where it is to read texts, the tokenizer's files; vision_config.json
-            where the tower is not SigLIP-so400m.
-        dtype: of the weights.
-        device: where they go.
-        token_ids: ids under the names of `SPECIAL_TOKENS` that differ from the published ones; needed only where the
-            folder has neither a tokenizer nor these ids in its config.
-        device_map: see `disp.models.checkpoint.assemble`.
-        quantization: see `disp.models.checkpoint.assemble`; of the language model's layers.
-
-    Raises:
-        DispError: the config is not that of a LLaDA-V, or keys are missing or surplus.
-    """
-    config, vision = read_configs(folder)
-    tokenizer = None
-    found: dict[str, int] = {}
-    if (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=LladaVOfficialConfig(), local_files_only=True)
-        known = tokenizer.get_vocab()
-        found = {name: known[token] for name, (token, _) in SPECIAL_TOKENS.items() if token in known}
-        if not tokenizer.chat_template:
-            tokenizer.chat_template = CHAT_TEMPLATE
-    own = config.get("disp", {}).get("token_ids", {})
-    sizes = LladaVOfficialConfig.from_official(config, vision, **{**found, **own, **(token_ids or {})})
-    return assemble_llava(
-        lambda: LladaVOfficial(sizes),
-        folder,
-        from_llava,
-        sizes.vision["num_hidden_layers"],
-        tokenizer,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        quantization=quantization,
-    )

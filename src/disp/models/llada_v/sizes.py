@@ -6,19 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from disp.models.llada_v.config import LladaVOfficialConfig
-from disp.models.llada_v.model import LladaVOfficial, read_vision_config
+from disp.models.llada_v.config import LladaVConfig
+from disp.models.llada_v.loading import read_vision_config
+from disp.models.llada_v.model import LladaV
 from disp.models.parts.anyres import grid_of, map_layout
 from disp.models.sizes import Size, Sizes, VisualCount, language_sizes, tower_sizes, without_storage
 
 
 def read_sizes(config: Mapping[str, Any], folder: Path | None = None) -> Sizes:
     """Sizes of the model that a config.json describes; see `disp.models.family.Family.sizes`."""
-    read = LladaVOfficialConfig.from_official(config, read_vision_config(folder))
+    read = LladaVConfig.from_official(config, read_vision_config(folder))
     tower = tower_sizes(read.vision)
     return Sizes(
         family="LLaDA-V",
-        model=without_storage(lambda: LladaVOfficial(read)),
+        model=without_storage(lambda: LladaV(read)),
         language=language_sizes(read),
         tower=tower,
         projected=tower.patches,
@@ -26,7 +27,7 @@ def read_sizes(config: Mapping[str, Any], folder: Path | None = None) -> Sizes:
     )
 
 
-def tiled_count(config: LladaVOfficialConfig, side: int) -> Callable[[Sequence[Size]], VisualCount]:
+def tiled_count(config: LladaVConfig, side: int) -> Callable[[Sequence[Size]], VisualCount]:
     """What images cost in one sample: an only one is tiled, several are one tile each.
 
     Args:

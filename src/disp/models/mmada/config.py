@@ -8,7 +8,7 @@ from typing import Any
 
 from disp.errors import DispError
 from disp.models.mmada.published import SPECIAL_TOKENS
-from disp.models.parts.backbone import BackboneConfig
+from disp.models.parts.config import LanguageConfig, llada_sizes
 
 # Field of the published config -> the only values that this architecture has.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -37,12 +37,12 @@ SIZES: dict[str, Any] = {
 }
 
 
-class MMadaConfig(BackboneConfig):
+class MMadaConfig(LanguageConfig):
     """Sizes and token ids of an MMaDA model.
 
     ``token_ids`` holds the ids of `SPECIAL_TOKENS`; ``vision`` the arguments of `disp.models.mmada.vq.VQEncoder`, or
     None for a model without an image tokenizer; ``image_size`` is the side of the picture that it is shown; ``squash``
-    says whether pictures are squashed to the square rather than cropped; ``sizes`` are those of `BackboneConfig`,
+    says whether pictures are squashed to the square rather than cropped; ``sizes`` are those of `LanguageConfig`,
     `SIZES` where they are not given.
     """
 
@@ -50,6 +50,7 @@ class MMadaConfig(BackboneConfig):
 
     def __init__(
         self,
+        *,
         token_ids: Mapping[str, int] | None = None,
         image_token_offset: int = 126349,
         codebook_size: int = 8192,
@@ -84,22 +85,11 @@ class MMadaConfig(BackboneConfig):
             if config.get(name, values[0]) not in values:
                 raise DispError(f"config.json: {name} is {config[name]!r}, but MMaDA has {values[0]!r}; not supported")
         try:
-            width, heads = config["d_model"], config["n_heads"]
-            kv_heads = config.get("n_kv_heads") or (1 if config.get("multi_query_attention") else heads)
             stride = 2 ** (len(vision["multipliers"]) - 1) if vision else 16
             extra = config.get("disp", {})
             mask = {"mask": config["mask_token_id"]} if "mask_token_id" in config else {}
             return cls(
-                # LLaDA's rule: the embeddings may have more rows than the vocabulary has words.
-                vocab_size=config.get("embedding_size") or config["vocab_size"],
-                hidden_size=width,
-                intermediate_size=config.get("mlp_hidden_size") or config["mlp_ratio"] * width,
-                num_hidden_layers=config["n_layers"],
-                num_attention_heads=heads,
-                num_key_value_heads=kv_heads,
-                attention_bias=bool(config.get("include_qkv_bias")),
-                rope_theta=config.get("rope_theta", 10_000.0),
-                rms_norm_eps=config.get("rms_norm_eps", 1e-5),
+                **llada_sizes(config, rope_theta=10_000.0),
                 token_ids={**mask, **token_ids, **extra.get("token_ids", {})},
                 codebook_size=2 ** vision["code_bits"] if vision else config.get("codebook_size", 8192),
                 vision=vision,

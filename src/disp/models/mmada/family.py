@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def load(folder: Path, **how: Any) -> MDLM:
-    """See `disp.models.mmada.model.load_official`."""
-    from disp.models.mmada.model import load_official
+    """See `disp.models.mmada.loading.load_official`."""
+    from disp.models.mmada.loading import load_official
 
     return load_official(folder, **how)
 

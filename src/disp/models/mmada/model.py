@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,22 +20,17 @@ from torch import Tensor, nn
 from disp.data.sample import ImageSource, Query, open_image
 from disp.diffusion.forward import MIN_RATIO, add_noise, diffusion_loss
 from disp.errors import DispError
-from disp.models.checkpoint import assemble, read_json, read_weights
-from disp.models.interface import Prefix
+from disp.models.interface import MDLM, Prefix
 from disp.models.mmada.config import MMadaConfig
-from disp.models.mmada.published import SPECIAL_TOKENS, detect
-from disp.models.mmada.tokenizers import VQ_FILE, VQ_HUB_ID, load_tokenizer, special_ids, vq_source
-from disp.models.mmada.vq import VQEncoder, build_encoder, quantize, read_encoder, square_image
-from disp.models.parts.backbone import Backbone, BackboneMDLM
-from disp.models.parts.boxes import raster_boxes
-from disp.models.parts.key_names import from_llada, to_llada
+from disp.models.mmada.published import VQ_FILE, VQ_HUB_ID
+from disp.models.mmada.vq import VQEncoder, quantize, square_image
+from disp.models.parts.key_names import to_llada
+from disp.models.parts.language import LanguageModel
+from disp.models.parts.places import raster_boxes
 from disp.models.parts.prompts import IMAGE_PLACEHOLDER, left_pad, messages_of, unnamed_images
-from disp.models.parts.transformer import attention_inputs
-
-__all__ = ["SPECIAL_TOKENS", "VQ_FILE", "MMada", "MMadaConfig", "detect", "load_official"]
 
 
-class MMada(BackboneMDLM):
+class MMada(MDLM):
     """MMaDA; see `disp.models.interface.MDLM` for what each method promises.
 
     The image tokenizer is ``vision_tower``, frozen and in float32; what is cached of an image is its codes.
@@ -52,7 +46,7 @@ class MMada(BackboneMDLM):
 
     def __init__(self, config: MMadaConfig):
         super().__init__(config)
-        self.model = Backbone(config)
+        self.model = LanguageModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.vision_tower = VQEncoder(**config.vision) if config.vision else None
         self.mask_token_id = config.token_ids["mask"]
@@ -214,23 +208,9 @@ class MMada(BackboneMDLM):
             cache: not used; MMaDA caches nothing.
             attention_bias: bool ``[B, 1, P + L, P + L]``, true where a query may see a key; None for everywhere.
         """
-        length = response.shape[1]
         x = torch.cat((prefix.embeds, self.model.embed_tokens(response)), dim=1)
         valid = torch.cat((prefix.attention_mask, torch.ones_like(response, dtype=torch.bool)), dim=1)
-        return self._logits(x, valid, length, attention_bias)
-
-    def _logits(self, x: Tensor, valid: Tensor, rows: int, bias: Tensor | None = None) -> Tensor:
-        """Embeddings ``[B, T, d]`` and bool ``[B, T]`` to the logits ``[B, rows, V]`` of the last positions."""
-        table, mask = attention_inputs(valid, self.config.head_dim, self.config.rope_theta)
-        last = mask
-        if bias is not None:
-            mask = bias if mask is None else bias & mask
-            last = mask[:, :, x.shape[1] - rows :]
-        for layer in self.model.layers[:-1]:
-            x = layer(x, table, mask, x.shape[1])
-        # Only these rows of the last layer are ever read; leaving out the others is exact.
-        x = self.model.layers[-1](x, table, last, rows)
-        return self.lm_head(self.model.norm(x))
+        return self.lm_head(self.model.hidden(x, valid, rows=response.shape[1], seen=attention_bias))
 
     def _floored(self, ratio: Tensor) -> Tensor:
         return (1 - self.ratio_floor) * ratio + self.ratio_floor
@@ -262,7 +242,7 @@ class MMada(BackboneMDLM):
         p = self._floored(ratio)
         masked = (uniforms < p[:, None]) & answer_mask
         x = self.model.embed_tokens(torch.where(masked, self.mask_token_id, token_ids))
-        logits = self._logits(x, torch.ones_like(answer_mask), x.shape[1])
+        logits = self.lm_head(self.model.hidden(x, torch.ones_like(answer_mask), rows=x.shape[1]))
         losses = F.cross_entropy(logits.float().transpose(1, 2), token_ids, reduction="none")  # [B, T]
         per_row = (losses * masked).sum(-1) / p / answer_mask.sum(-1).clamp(min=1)
         return per_row.mean()
@@ -302,65 +282,3 @@ def _locations(visual_mask: Tensor) -> Tensor:
                 (torch.full_like(cells, index), torch.zeros_like(cells), cells // side, cells % side), dim=-1
             )
     return locations
-
-
-def load_official(
-    folder: str | Path,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    vq: str | Path | None = None,
-    *,
-    device_map: str | Mapping[str, Any] | None = None,
-    quantization: str | None = None,
-) -> MMada:
-    """Load a published checkpoint, or one that was saved under the published names.
-
-    Args:
-        folder: with ``config.json``, safetensors weights and, usually, tokenizer files.
-        dtype: of the language model; the image tokenizer stays in float32.
-        device: where to put it.
-        vq: the image tokenizer's file or folder; by default ``vq.safetensors`` beside the model's weights, then
-            ``showlab/magvitv2`` in the local hub cache. Without one the model answers prompts without images.
-        device_map: see `disp.models.checkpoint.assemble`.
-        quantization: "4bit" or "8bit" for the linear layers of the blocks.
-
-    Raises:
-        DispError: a file is missing or damaged, or weights do not fit the architecture by name or shape.
-    """
-    folder = Path(folder)
-    published = read_json(folder / "config.json")
-    tokenizer = load_tokenizer(folder)
-    ids = special_ids(tokenizer, folder) if tokenizer is not None else {}
-    source = vq_source(folder, vq)
-    tower = build_encoder(read_encoder(source), str(source)) if source else None
-    config = MMadaConfig.from_official(published, tower.sizes if tower else None, **ids)
-    if tokenizer is not None:
-        # Image tokens start right behind the tokenizer's last one, not behind the last embedding of the text model.
-        config.image_token_offset = len(tokenizer)
-        if len(tokenizer) + config.codebook_size > config.vocab_size:
-            raise DispError(
-                f"{folder}: image tokens {len(tokenizer)} to {len(tokenizer) + config.codebook_size - 1} do not fit "
-                f"into {config.vocab_size} embeddings; tokenizer, image tokenizer and weights are of different models"
-            )
-    model, _ = assemble(
-        lambda: _without_tower(config),
-        read_weights(folder),
-        from_llada,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        quantization=quantization,
-        quantized=lambda name: name.startswith("model.layers."),
-        what=str(folder),
-    )
-    if tower is not None:
-        model.vision_tower = tower.to(model.device)
-    if tokenizer is not None:
-        model.tokenizer = tokenizer
-    return model
-
-
-def _without_tower(config: MMadaConfig) -> MMada:
-    model = MMada(config)
-    model.vision_tower = None
-    return model

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# The image tokenizer: its file beside the weights, and where it is published.
+VQ_FILE = "vq.safetensors"
+VQ_HUB_ID = "showlab/magvitv2"
 # Name, spellings and id of the special tokens. MMaDA took LLaDA's reserved tokens without renaming them. The ids of a
 # folder's own tokenizer come before these.
 SPECIAL_TOKENS: dict[str, tuple[tuple[str, ...], int]] = {

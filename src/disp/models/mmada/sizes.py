@@ -11,7 +11,7 @@ from typing import Any
 
 from disp.models.mmada.config import MMadaConfig
 from disp.models.mmada.model import MMada
-from disp.models.mmada.tokenizers import VQ_FILE
+from disp.models.mmada.published import VQ_FILE
 from disp.models.mmada.vq import published_sizes, stored_sizes
 from disp.models.sizes import Size, Sizes, TowerSizes, VisualCount, language_sizes, without_storage
 

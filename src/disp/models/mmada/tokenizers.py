@@ -8,10 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from disp.errors import DispError
 from disp.models.mmada.config import MMadaConfig
-from disp.models.mmada.published import SPECIAL_TOKENS
-
-VQ_FILE = "vq.safetensors"
-VQ_HUB_ID = "showlab/magvitv2"
+from disp.models.mmada.published import SPECIAL_TOKENS, VQ_FILE, VQ_HUB_ID
 
 # One newline after each header, where LLaDA's own template has two. Used where the checkpoint brings no template.
 CHAT_TEMPLATE = (

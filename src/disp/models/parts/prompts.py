@@ -78,6 +78,33 @@ def render_around_images(
     )
 
 
+def first_image_first(messages: Sequence[Message], query: Query) -> None:
+    """Move a query's only image to the beginning of its message; changes messages."""
+    if len(query.images) != 1:
+        return
+    holder = next(m for m in messages if m["role"] == "user" and IMAGE_PLACEHOLDER in m["content"])
+    holder["content"] = f"{IMAGE_PLACEHOLDER}\n" + holder["content"].replace(IMAGE_PLACEHOLDER, "").strip()
+
+
+def chat_rows(chats: Sequence[Sequence[str]], slots: int, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Chats with images to rows of token ids.
+
+    Args:
+        chats: of each query what `render_around_images` returned.
+        slots: how often an image's place stands in a row.
+        tokenizer: the model's.
+
+    Returns:
+        int64 ``[B, P]``, left-padded with -1; the image of index i among the batch's stands as ``-2 - i``.
+    """
+    rows, first = [], 0
+    for texts in chats:
+        count = len(texts) - 1
+        rows.append(interleave(texts, [[-2 - index] * slots for index in range(first, first + count)], tokenizer))
+        first += count
+    return left_pad(rows)
+
+
 def interleave(texts: Sequence[str], images: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of texts with those of one image between each two; there is one text more than images."""
     ids: list[int] = []

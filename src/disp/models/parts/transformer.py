@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from disp.errors import DispError, unknown_name
+from disp.models.parts.config import LanguageConfig
 
 # Attention scores that are held in memory at most; see `_products_are_faster`.
 MOST_SCORES = 1 << 25
@@ -182,22 +183,10 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class BlockSizes(Protocol):
-    """What a `Block` reads of a config, under the names of Llama's."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    attention_bias: bool
-    rms_norm_eps: float
-
-
 class Block(GradientCheckpointingLayer):
     """One pre-norm layer; its activations can be recomputed in the backward pass."""
 
-    def __init__(self, config: BlockSizes):
+    def __init__(self, config: LanguageConfig):
         super().__init__()
         width, eps = config.hidden_size, config.rms_norm_eps
         self.self_attn = Attention(
