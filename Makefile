@@ -1,6 +1,8 @@
 # `make demo` and `make test` set up .venv by themselves; the second time that takes no time.
 PYTHON ?= python3
 BIN := .venv/bin
+# More options for pytest, such as PYTEST=--cov.
+PYTEST ?=
 # Large pages for PyTorch's large tensors, where the system gives them when asked: 5% less time a training step.
 export THP_MEM_ALLOC_ENABLE := 1
 
@@ -19,7 +21,7 @@ demo-all: install  ## the same for all three attack targets
 	$(BIN)/disp demo --target all
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 lint: install  ## check style and types
 	$(BIN)/ruff check .
