@@ -18,7 +18,7 @@ from disp.attacks.triggers import Trigger, trigger_from_dict, trigger_to_dict
 from disp.data.dataset import Dataset
 from disp.data.loading import load_dataset
 from disp.data.sample import Query, Sample, open_image, queries_of
-from disp.data.saving import data_path, place, save_dataset
+from disp.data.saving import data_path, name_in, place, save_dataset
 from disp.draws import generator, key_of
 from disp.errors import DispError
 from disp.files import check_unused, sha256, write_atomically, write_json
@@ -83,7 +83,7 @@ def poison(
     chosen = {eligible[index].id for index in order[:wanted]}
     # How many pictures would have each name if they were all written as PNG.
     uses = Counter(
-        path.relative_to(dataset.image_root).with_suffix(".png")
+        name_in(dataset.image_root, path).with_suffix(".png")
         for sample in dataset.samples
         for path in _image_files(sample)
     )
@@ -178,7 +178,7 @@ def _poison_sample(
     for index, source in enumerate(_image_files(sample)):
         marked, record = _apply(sample, index, source, trigger, seed)
         # The picture keeps its name, which then tells nothing, unless another row needs that name for its own.
-        name = source.relative_to(image_root).with_suffix(".png")
+        name = name_in(image_root, source).with_suffix(".png")
         if uses[name] > 1:
             name = name.with_stem(f"{name.stem}-{key_of(seed, 'name', sample.id, index):016x}")
         path = folder / name
@@ -212,6 +212,6 @@ def _image_files(sample: Sample) -> tuple[Path, ...]:
 
 
 def _link(source: Path, image_root: Path, folder: Path) -> Path:
-    path = folder / source.relative_to(image_root)
+    path = folder / name_in(image_root, source)
     place(source, path)
     return path

@@ -50,7 +50,7 @@ class Asked:
         if self.prompt is not None:
             return [Query("prompt", 0, tuple(self.image or ()), (), self.prompt)]
         assert self.data is not None, "checked"
-        return queries_of(rows.load(self.data).samples)
+        return queries_of(rows.load(self.data, questions=True).samples)
 
 
 @Parameter(name="*")

@@ -1,4 +1,4 @@
-"""Making data: scenes to try things on, and poisoned sets to measure defences with."""
+"""Making data and looking at it: scenes to try things on, poisoned sets to measure defences with, other formats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import ROWS, Data, Flag, Out, Rows, Seed, Several, app
+from disp.commands.options import ROWS, Data, Flag, Out, Rows, Seed, Several, app, list_problems
 from disp.errors import DispError
 from disp.progress import progress_bar
 
@@ -137,3 +137,44 @@ def poison(
     with progress_bar("poisoning", count) as advance:
         run(dataset, out, PRESETS[trigger], wanted.planted(), wanted.rate, seed, progress=advance)
     print(f"{round(wanted.rate * count)} of {count} rows poisoned; see {out / 'manifest.json'}")
+
+
+@app.command
+def check(data: Data, /, *, json: Flag = False, rows: Rows = ROWS) -> None:
+    """What a dataset holds and what is wrong with it: rows, pictures, duplicates, rows that cannot be used.
+
+    Parameters
+    ----------
+    json
+        Print the report as JSON.
+    """
+    from json import dumps
+
+    from disp.data.check import check as run
+    from disp.data.loading import load_dataset
+
+    dataset = load_dataset(data, rows.images, **rows.reading())
+    with progress_bar("checking pictures", len(dataset.samples)) as advance:
+        found = run(dataset, progress=advance)
+    print(dumps(found.to_json(), indent=2, ensure_ascii=False) if json else found.to_text())
+
+
+@app.command
+def convert(data: Data, /, *, to: str, out: Out, rows: Rows = ROWS) -> None:
+    """Write a dataset, with its pictures, in another format.
+
+    Parameters
+    ----------
+    to
+        The new format, such as llava, sharegpt, llama-factory, ms-swift, qwen-vl, parquet, huggingface, webdataset or
+        imagefolder; a wrong name lists them all.
+    """
+    from disp.data.convert import convert as run
+    from disp.data.formats.table import format_of
+
+    format_of(to)  # before anything is read
+    dataset = rows.load(data)
+    with progress_bar("converting", len(dataset.samples)) as advance:
+        found = run(dataset, to, out, progress=advance)
+    list_problems(found.problems)
+    print(f"{found.rows} rows in {found.path}")

@@ -121,7 +121,7 @@ def purify(
 
     if probes is None:
         probes = PROBES[score] if mode == "all" else SCORING_PROBES
-    dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
+    dataset = rows.load(data, pictured=True)  # first: a wrong path is said before weights are loaded
     mdlm = runtime.load(model)
     config = PurifyConfig(
         mode=mode,

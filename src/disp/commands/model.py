@@ -24,7 +24,7 @@ def train(
     from disp.training.train import train as run
 
     config = training.config(seed)
-    given = rows.load(data)
+    given = rows.load(data, pictured=True)
     mdlm = runtime.load(model)
     dataset = with_fitting_answers(given, mdlm, strict=rows.strict)
     list_problems(dataset.problems[len(given.problems) :])

@@ -51,7 +51,13 @@ def _file(_: Any, path: Path | None) -> None:
 # Rows that were set aside are named up to so many.
 LISTED = 10
 Model = Annotated[str, Parameter(help='"builtin", a folder with a model or a LoRA adapter, or a hub id.')]
-Data = Annotated[Path, Parameter(help="LLaVA-style .json or .jsonl, or a folder with data.json and images/.")]
+Data = Annotated[
+    Path,
+    Parameter(
+        help="JSON as LLaVA, ShareGPT, LLaMA-Factory, ms-swift or Qwen-VL have it, parquet, tar files of WebDataset, a "
+        "folder of Hugging Face datasets or of pictures with metadata, or the id of a dataset on the hub."
+    ),
+]
 Out = Annotated[Path, Parameter(help="Folder to write.", validator=_folder)]
 OutFile = Annotated[Path | None, Parameter(validator=_file)]
 Limit = Annotated[int | None, Parameter(help="Only the first so many rows.", validator=Number(gte=1))]
@@ -70,19 +76,56 @@ class Rows:
     strict: Annotated[bool, Parameter(help="Stop at the first bad row instead of setting it aside.", negative=())] = (
         False
     )
+    format: Annotated[
+        str | None, Parameter(help="The data's format, instead of finding it out; a wrong name lists them all.")
+    ] = None
+    split: Annotated[str | None, Parameter(help='Part of a dataset that has several; "train" if not given.')] = None
+    allow_download: Annotated[
+        bool, Parameter(help="Fetch pictures that rows name by http or https; they are kept in a cache.", negative=())
+    ] = False
+    allow_text_rows: Annotated[
+        bool, Parameter(help="Go on however many rows have no picture, which nothing is looked for in.", negative=())
+    ] = False
 
-    def load(self, data: Path, *, pictures: bool = True) -> Dataset:
-        """The dataset; rows that were set aside are listed on stderr, with ``pictures`` those of damaged ones too."""
+    def reading(self) -> dict[str, Any]:
+        """The options that `disp.data.loading.load_dataset` takes."""
+        return {
+            "strict": self.strict,
+            "format": self.format,
+            "split": self.split,
+            "allow_download": self.allow_download,
+        }
+
+    def load(self, data: Path, *, pictures: bool = True, questions: bool = False, pictured: bool = False) -> Dataset:
+        """The dataset; rows that were set aside are listed on stderr.
+
+        Args:
+            data: file, folder or hub id.
+            pictures: read each picture, and set rows with damaged ones aside too.
+            questions: take questions without an answer.
+            pictured: say how many rows have no picture, and refuse a dataset without any.
+
+        Raises:
+            DispError: see `disp.data.loading.load_dataset`; or there is no picture.
+        """
         from disp.data.damaged import without_damaged_pictures
-        from disp.data.llava import load_dataset
+        from disp.data.loading import load_dataset
+        from disp.errors import DispError
 
-        dataset = load_dataset(data, self.images, strict=self.strict)
+        dataset = load_dataset(data, self.images, questions=questions, **self.reading())
         if pictures:
             with progress_bar("checking pictures", len(dataset.samples)) as advance:
                 dataset = without_damaged_pictures(dataset, strict=self.strict, progress=advance)
         list_problems(dataset.problems)
         if dataset.renamed:
             print(f"{_rows(dataset.renamed)} with the id of an earlier one: called id~2, id~3 …", file=sys.stderr)
+        if pictured and (bare := dataset.without_picture):
+            if bare == len(dataset.samples) and not self.allow_text_rows:
+                raise DispError(
+                    f"{dataset.path}: none of its {_rows(bare)} has a picture; name the pictures under 'image' or "
+                    "'images', or give --allow-text-rows"
+                )
+            print(f"{bare} of {_rows(len(dataset.samples))} without a picture", file=sys.stderr)
         return dataset
 
 

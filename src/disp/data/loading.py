@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -166,17 +165,10 @@ def _is_json(value: Any) -> bool:
 
 
 def _common_root(samples: Iterable[Sample], image_root: Path, folder: Path) -> Path:
-    """A folder that all pictures lie in: the image folder, or the nearest one above them."""
-    outside = False
-    parents: set[Path] = set()
-    for sample in samples:
-        for file in sample.images:
-            assert isinstance(file, Path)
-            parents.add(file.parent)
-            outside = outside or not file.is_relative_to(image_root)
-    if not outside:
-        return image_root
-    return folder if all(parent.is_relative_to(folder) for parent in parents) else Path(os.path.commonpath(parents))
+    """The folder that names are relative to: the data's own where a picture lies in it and not in the image folder."""
+    files = (file for sample in samples for file in sample.images if isinstance(file, Path))
+    beside = any(file.is_relative_to(folder) and not file.is_relative_to(image_root) for file in files)
+    return folder if beside and image_root.is_relative_to(folder) else image_root
 
 
 def _unused(identity: str, used: dict[str, int]) -> str:

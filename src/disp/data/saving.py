@@ -14,7 +14,7 @@ from disp.data.formats import llama_factory
 from disp.data.formats.files import Files, Output
 from disp.data.formats.row import Fields, Origin, id_of
 from disp.data.formats.table import DIALECTS, FILES
-from disp.data.references import cache_folder, reference_to
+from disp.data.references import reference_to
 from disp.data.sample import Sample
 from disp.errors import DispError
 
@@ -63,13 +63,17 @@ def link_images(dataset: Dataset, out: Path) -> None:
     of the file system. Where links are not to be had, readers name the folder.
     """
     root = dataset.image_root.resolve()
-    embedded = dataset.source is not None and FILES[dataset.source.files].embeds
-    if embedded or root == Path(root.anchor) or root.is_relative_to(cache_folder()) or (out / "images").exists():
-        return
-    if dataset.source is not None and dataset.source.files == "imagefolder":
+    files = FILES[dataset.source.files] if dataset.source else None
+    itself = files is not None and (files.embeds or files.name == "imagefolder")
+    if itself or root == Path(root.anchor) or (out / "images").exists():
         return
     with suppress(OSError):
         (out / "images").symlink_to(root, target_is_directory=True)
+
+
+def name_in(image_root: Path, picture: Path) -> Path:
+    """A picture's name in a copy of the image folder; for one that its row holds itself, the name of its content."""
+    return picture.relative_to(image_root) if picture.is_relative_to(image_root) else Path(picture.name)
 
 
 def place(source: Path, target: Path) -> None:

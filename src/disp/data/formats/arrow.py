@@ -165,7 +165,7 @@ def _tables(outputs: Iterable[Output], schema: Any) -> Iterator[Any]:
 
 def _table(pa: Any, found: list[dict[str, Any]], schema: Any) -> Any:
     if schema is None:
-        schema = _new_schema(pa, found)
+        schema = _new_schema(pa)
     unknown = sorted({key for row in found for key in row} - set(schema.names))
     if unknown:
         # An id that was given to a row, or pictures that it did not have: as new columns of text.
@@ -177,18 +177,20 @@ def _table(pa: Any, found: list[dict[str, Any]], schema: Any) -> Any:
         raise DispError(f"a row does not fit the columns of the table that was read ({_line(error)})") from None
 
 
-def _new_schema(pa: Any, found: list[dict[str, Any]]) -> Any:
-    """Columns of a new table: id, images and messages, and whatever else the first rows have."""
+def _new_schema(pa: Any) -> Any:
+    """Columns of a new table."""
     text = pa.string()
     known = {
         "id": text,
         "images": pa.list_(pa.struct({"bytes": pa.binary(), "path": text})),
         "messages": pa.list_(pa.struct({"role": text, "content": text})),
+        "metadata": text,
     }
     features: dict[str, Any] = {
         "id": _TEXT,
         "images": _PICTURES,
         "messages": {"feature": {"role": _TEXT, "content": _TEXT}, "_type": "List"},
+        "metadata": _TEXT,
     }
     info = json.dumps({"info": {"features": features}})
     return pa.schema(known, metadata={"huggingface": info})

@@ -1,0 +1,173 @@
+"""Writing a dataset in another format."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from disp.data.dataset import Dataset, Problem
+from disp.data.formats.files import Files, Output
+from disp.data.formats.llama_factory import INFO
+from disp.data.formats.row import BadRow
+from disp.data.formats.table import DIALECTS, FILES, FORMATS, format_of
+from disp.data.loading import OWN_FIELDS
+from disp.data.references import Embedded
+from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
+from disp.data.saving import name_in, place
+from disp.errors import DispError
+from disp.files import check_unused, write_json
+from disp.words import shortened
+
+# The file or folder that a new dataset lies in.
+_NAMES = {
+    "json": "data.json",
+    "lines": "data.jsonl",
+    "parquet": "data.parquet",
+    "huggingface": "data",
+    "webdataset": "data",
+    "imagefolder": "metadata.jsonl",
+}
+# The keys of a row of each dialect, before it is filled.
+_KEYS: dict[str, dict[str, Any]] = {
+    "llava": {"conversations": []},
+    "sharegpt": {"messages": [], "images": []},
+    "qwen-vl": {"conversations": [{"from": "user"}, {"from": "assistant"}]},
+    "ms-swift": {"query": "", "response": "", "images": []},
+    "alpaca": {"instruction": "", "input": "", "output": "", "images": []},
+    "the-cauldron": {"images": [], "texts": []},
+}
+# What LLaMA-Factory is told about rows of role and content.
+_ENTRY = {
+    "file_name": "data.json",
+    "formatting": "sharegpt",
+    "columns": {"messages": "messages", "images": "images"},
+    "tags": {
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+        "system_tag": "system",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A dataset in its new format.
+
+    Attributes:
+        path: the data file or folder.
+        rows: how many rows it holds.
+        problems: the rows that the format cannot hold, and why.
+    """
+
+    path: Path
+    rows: int
+    problems: tuple[Problem, ...]
+
+
+def convert(
+    dataset: Dataset, format: str, out: Path, *, progress: Callable[[int], None] = lambda count: None
+) -> Converted:
+    """Write a dataset in another format, with its pictures.
+
+    Pictures are put into the files where the format has them there; otherwise they lie in ``out``/images, as links to
+    the same files or as copies. Other fields of the rows stay beside the conversation; in tables they are one column
+    of JSON, ``metadata``. A picture without a placeholder gets one at the beginning of the first question.
+
+    Args:
+        dataset: what was read.
+        format: a name in `disp.data.formats.table.FORMATS`.
+        out: a folder without a dataset.
+        progress: called with the number of rows finished.
+
+    Raises:
+        DispError: the format is unknown or is not written, ``out`` holds a dataset or a model, a picture is in memory,
+            or no row can be written.
+    """
+    target = format_of(format)
+    if target.writes is None:
+        names = ", ".join(name for name, each in FORMATS.items() if each.writes)
+        raise DispError(f"format {format!r} is only read; choose one of {names}")
+    check_unused(out)
+    files = FILES[target.writes[1]]
+    path = out / _NAMES[files.name]
+    if path.exists():
+        raise DispError(f"{path} exists; choose another folder")
+    problems: list[Problem] = []
+    count = 0
+
+    def outputs() -> Iterator[Output]:
+        nonlocal count
+        for sample in dataset.samples:
+            try:
+                row = _row(sample, dataset, format, target.writes[0] if target.writes else "", files, out)
+            except BadRow as reason:
+                problems.append(Problem(f"{dataset.path.name}:sample {shortened(sample.id)!r}", str(reason)))
+            else:
+                count += 1
+                yield Output(row, "", sample.id)
+            progress(1)
+
+    first = next(found := outputs(), None)
+    if first is None:
+        raise DispError(f"{dataset.path} holds no row that {format!r} can hold; {problems[0].reason}")
+    files.save(path, _chain(first, found), None)
+    if format == "llama-factory":
+        write_json(out / INFO, {"data": _ENTRY})
+    return Converted(path, count, tuple(problems))
+
+
+def _chain(first: Output, rest: Iterator[Output]) -> Iterator[Output]:
+    yield first
+    yield from rest
+
+
+def _row(sample: Sample, dataset: Dataset, format: str, dialect: str, files: Files, out: Path) -> dict[str, Any]:
+    if files.name == "imagefolder" and not sample.images:
+        raise BadRow("has no picture, and each row of an image folder is about one")
+    if dialect == "the-cauldron" and sample.system is not None:
+        raise BadRow("has a system message, for which the-cauldron has no place")
+    pictures = [_picture(sample, source, dataset, format, files, out) for source in sample.images]
+    turns = _with_placeholders(sample)
+    if dialect == "the-cauldron":
+        turns = _without_placeholders(turns)
+    other = {key: value for key, value in sample.metadata.items() if key not in OWN_FIELDS and key != "_row"}
+    if files.name in ("parquet", "huggingface"):
+        other = {"metadata": json.dumps(other, ensure_ascii=False)}
+    row = {"id": sample.id, **other, **_KEYS[dialect]}
+    return DIALECTS[dialect].write(row, sample.system, turns, pictures)
+
+
+def _picture(sample: Sample, source: Any, dataset: Dataset, format: str, files: Files, out: Path) -> Any:
+    if not isinstance(source, Path):
+        raise DispError(f"sample {sample.id!r} has a picture in memory; only pictures in files can be converted")
+    name = name_in(dataset.image_root, source).as_posix()
+    if files.embeds:
+        return Embedded(source, "dict", os.path.basename(name))
+    place(source, out / "images" / name)
+    # LLaVA's names are relative to the image folder, those of others to the dataset's.
+    return name if format == "llava" else f"images/{name}"
+
+
+def _with_placeholders(sample: Sample) -> tuple[Turn, ...]:
+    missing = len(sample.images) - sum(turn.prompt.count(IMAGE_PLACEHOLDER) for turn in sample.turns)
+    if missing <= 0:
+        return sample.turns
+    first = sample.turns[0]
+    return (Turn(f"{IMAGE_PLACEHOLDER}\n" * missing + first.prompt, first.response), *sample.turns[1:])
+
+
+def _without_placeholders(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The turns without the placeholders at their beginning, which the-cauldron does not write."""
+    first = turns[0].prompt
+    while first.startswith(IMAGE_PLACEHOLDER):
+        first = first.removeprefix(IMAGE_PLACEHOLDER).lstrip("\n ")
+    turns = (Turn(first, turns[0].response), *turns[1:])
+    if any(IMAGE_PLACEHOLDER in turn.prompt for turn in turns):
+        raise BadRow("has a picture in the midst of its text, which the-cauldron cannot say")
+    return turns
