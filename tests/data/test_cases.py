@@ -191,7 +191,7 @@ def test_absolute_names_stay_so_and_nothing_links_to_the_root(tmp_path):
     folder = write(tmp_path / "in", [])
     row = {"id": "0", "image": f"{folder}/images/0.png", "conversations": ask()}
     write(tmp_path / "set", [row], images="other")
-    with pytest.raises(DispError, match="leaves the image folder .* give --images"):
+    with pytest.raises(DispError, match=r"leaves the image folder .* give --images"):
         load_dataset(tmp_path / "set")
     dataset = load_dataset(tmp_path / "set", Path("/"))
     rows, _ = again(dataset, tmp_path / "out")

@@ -123,7 +123,7 @@ def check(dataset: Dataset, *, progress: Callable[[int], None] = lambda count: N
     return Report(
         data=str(dataset.path),
         stored=FILES[dataset.source.files].holds if dataset.source else "not from files",
-        formats=dict(dataset.formats),
+        formats=dataset.formats,
         rows=len(samples),
         turns=sum(len(sample.turns) for sample in samples),
         without_picture=dataset.without_picture,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from disp.data.formats.row import Origin
 from disp.data.sample import Sample, pictures_sha256
 from disp.errors import DispError
 from disp.files import sha256
@@ -48,7 +50,6 @@ class Dataset:
         image_root: folder that image names are relative to.
         problems: the rows that were set aside.
         renamed: how many rows have an id that an earlier row has; see `disp.data.loading.load_dataset`.
-        formats: how many rows were read in which format; see `disp.data.formats.table.FORMATS`.
         source: how the rows are stored; None for a dataset that was not read from files.
     """
 
@@ -57,8 +58,13 @@ class Dataset:
     image_root: Path
     problems: tuple[Problem, ...] = ()
     renamed: int = 0
-    formats: Mapping[str, int] = field(default_factory=dict)
     source: Source | None = None
+
+    @property
+    def formats(self) -> dict[str, int]:
+        """How many samples were read from rows of which format; see `disp.data.formats.table.FORMATS`."""
+        origins = (sample.metadata.get("_row") for sample in self.samples)
+        return dict(Counter(origin.dialect.name for origin in origins if isinstance(origin, Origin)))
 
     @property
     def without_picture(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -72,11 +71,10 @@ def load_dataset(
     samples: list[Sample] = []
     problems: list[Problem] = []
     used: dict[str, int] = {}
-    formats: Counter[str] = Counter()
     renamed = 0
     for row in FILES[source.files].rows(path, source):
         try:
-            sample, dialect = _to_sample(row, source, forced, finder, questions)
+            sample = _to_sample(row, source, forced, finder, questions)
         except (BadRow, NotFound) as error:
             reason = shortened(str(error), LONGEST_REASON)
             if strict:
@@ -88,7 +86,6 @@ def load_dataset(
             sample = replace(sample, id=_unused(sample.id, used))
         used[sample.id] = 1
         samples.append(sample)
-        formats[dialect] += 1
     if not samples:
         first = f"; the first: {problems[0].place}: {problems[0].reason}" if problems else ""
         raise DispError(f"{path} holds no usable row ({len(problems)} set aside{first})")
@@ -99,13 +96,11 @@ def load_dataset(
         image_root=root,
         problems=tuple(problems),
         renamed=renamed,
-        formats=dict(formats),
         source=source,
     )
 
 
-def _to_sample(row: Row, source: Source, forced: str | None, finder: Finder, questions: bool) -> tuple[Sample, str]:
-    """The sample, and the name of the dialect that its row is in."""
+def _to_sample(row: Row, source: Source, forced: str | None, finder: Finder, questions: bool) -> Sample:
     fields = _fields(row, source)
     identity = id_of(fields, row.number)
     dialect: Dialect = DIALECTS[forced] if forced else source.declared or dialect_of(fields)
@@ -126,7 +121,7 @@ def _to_sample(row: Row, source: Source, forced: str | None, finder: Finder, que
         row=fields, number=row.number, file=row.file, dialect=dialect, references=tuple(references), pictures=files
     )
     metadata = {key: value for key, value in fields.items() if key not in OWN_FIELDS and _is_json(value)}
-    return Sample(identity, files, content.turns, content.system, {**metadata, "_row": origin}), dialect.name
+    return Sample(identity, files, content.turns, content.system, {**metadata, "_row": origin})
 
 
 def _fields(row: Row, source: Source) -> Fields:

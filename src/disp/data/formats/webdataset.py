@@ -19,6 +19,7 @@ from disp.data.formats.row import PICTURE_FIELDS, Row
 from disp.data.references import Embedded
 from disp.errors import DispError
 from disp.files import write_atomically
+from disp.words import shortened
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jfif", "heic", "avif", "svg")
 # Members of text, the first of which is a sample's caption.
@@ -134,7 +135,7 @@ def _samples(shard: Path) -> Iterator[tuple[str, Members]]:
     """Key and members of each sample; neighbours with the same key are one."""
     key, members = None, Members()
     try:
-        with tarfile.open(shard) as tar:
+        with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
                 stem, point, field = name.partition(".")
@@ -155,7 +156,9 @@ def _samples(shard: Path) -> Iterator[tuple[str, Members]]:
             if members:
                 yield str(key), members
     except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError) as error:
-        raise DispError(f"{shard} cannot be read as a tar file ({error}); copy or download it again") from None
+        raise DispError(
+            f"{shard} cannot be read as a tar file ({shortened(str(error))}); copy or download it again"
+        ) from None
 
 
 def _row(key: str, members: Members) -> Any:
