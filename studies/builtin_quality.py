@@ -11,8 +11,9 @@ from typing import Any
 from disp.data.scene_dataset import write_scenes
 from disp.evaluation.evaluate import evaluate
 from disp.files import write_json
+from disp.models.hub import BUILTIN
 from disp.models.interface import MDLM
-from disp.models.loading import BUILTIN, load_model
+from disp.models.loading import load_model
 
 TEST_SEED, HELD_OUT_SEED = 2_000_003, 3_000_017
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from disp.models.hub import BUILTIN
 from disp.models.interface import MDLM
-from disp.models.loading import BUILTIN, load_model
+from disp.models.loading import load_model
 
 
 def load_float32(name: str | Path = BUILTIN) -> MDLM:

@@ -10,7 +10,7 @@ from typing import Any
 
 _HOMES = {
     "load_model": "disp.models.loading",
-    "save_model": "disp.models.loading",
+    "save_model": "disp.models.saving",
     "load_dataset": "disp.data.llava",
     "save_dataset": "disp.data.llava",
     "write_scenes": "disp.data.scene_dataset",

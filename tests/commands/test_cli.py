@@ -11,7 +11,8 @@ from disp import cli
 from disp.attacks.poison import load_attack
 from disp.data.llava import load_dataset
 from disp.errors import DispError
-from disp.models.loading import load_model, save_model
+from disp.models.loading import load_model
+from disp.models.saving import save_model
 
 
 def disp(*arguments):

@@ -25,7 +25,8 @@ from disp.decoding.generate import decode
 from disp.decoding.samplers import decode_config, own_settings
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.models.interface import MDLM, Prefix
-from disp.models.loading import load_model, save_model
+from disp.models.loading import load_model
+from disp.models.saving import save_model
 from disp.purification.config import PurifyConfig
 from disp.purification.guard import GuardConfig, guard
 from disp.purification.purify import purify

@@ -12,7 +12,8 @@ from disp.data.sample import Sample, Turn
 from disp.errors import DispError
 from disp.models.fingerprint import fingerprint
 from disp.models.fitting import with_fitting_answers
-from disp.models.loading import load_model, save_model
+from disp.models.loading import load_model
+from disp.models.saving import save_model
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from disp.data.sample import Sample, Turn, queries_of
 from disp.errors import DispError
 from disp.models.interface import MDLM
-from disp.models.loading import load_model, save_model
+from disp.models.loading import load_model
 from disp.models.mmada.model import MMada
+from disp.models.saving import save_model
 from disp.training.config import TrainConfig
 from disp.training.examples import Collator, Examples
 from disp.training.parameters import select_parameters, trained_in_float32

@@ -16,7 +16,8 @@ from transformers import TrainerState
 from disp.data.llava import save_dataset
 from disp.data.sample import Sample, Turn, queries_of
 from disp.errors import DispError
-from disp.models.loading import load_model, save_model
+from disp.models.loading import load_model
+from disp.models.saving import save_model
 from disp.training import examples
 from disp.training.config import TrainConfig
 from disp.training.train import check_training, train

@@ -48,7 +48,7 @@ def merge(
     base
         The model that a LoRA adapter belongs to, if it no longer lies where it was.
     """
-    from disp.models.loading import merge as run
+    from disp.models.merging import merge as run
 
     run(model, out, base)
     print(f"model in {out}")

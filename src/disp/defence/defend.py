@@ -23,8 +23,9 @@ from disp.errors import DispError
 from disp.evaluation.rewriting import RewritingLoss, rewriting_loss
 from disp.files import claim, write_atomically, write_json
 from disp.models.fitting import with_fitting_answers
+from disp.models.hub import resolve
 from disp.models.interface import MDLM
-from disp.models.loading import load_model, resolve
+from disp.models.loading import load_model
 from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
 from disp.purification.pattern import Pattern

@@ -6,8 +6,10 @@ V vocabulary, d width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,6 +89,8 @@ class MDLM(PreTrainedModel):
 
     Attributes:
         tokenizer: the model's tokenizer.
+        source: the folder that a published checkpoint came from; None where there is no published layout to keep.
+        adapter: the folder of the adapter that was added to the weights, if one was.
         mask_token_id: id of the mask token.
         end_token_ids: the end of a turn, then the padding that follows it.
         answers_end_turns: whether the end of turn stands between an answer and its padding.
@@ -103,6 +107,8 @@ class MDLM(PreTrainedModel):
     """
 
     tokenizer: PreTrainedTokenizerBase
+    source: Path | None = None
+    adapter: str | None = None
     mask_token_id: int
     end_token_ids: tuple[int, ...]
     answers_end_turns: bool = True
@@ -145,6 +151,17 @@ class MDLM(PreTrainedModel):
             initialization.normal_(module.weight, 0.0, self.config.initializer_range)
             if not isinstance(module, nn.Embedding) and module.bias is not None:
                 initialization.zeros_(module.bias)
+
+    def use_gen_length(self, gen_length: int) -> None:
+        """Another response length, with as many denoising steps a token as before and the largest blocks that fit."""
+        defaults = self.generation_defaults
+        if "steps" in defaults:
+            block = math.gcd(defaults.get("block_length") or gen_length, gen_length)
+            blocks = gen_length // block
+            defaults["steps"] = blocks * max(1, round(defaults["steps"] * gen_length / self.gen_length / blocks))
+            if defaults.get("block_length"):
+                defaults["block_length"] = block
+        self.gen_length = gen_length
 
     def required_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer.

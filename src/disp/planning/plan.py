@@ -16,7 +16,7 @@ from disp.data.sample import Query, image_size, queries_of
 from disp.decoding.config import DecodeConfig
 from disp.decoding.samplers import own_settings
 from disp.errors import DispError
-from disp.models.loading import resolve
+from disp.models.hub import resolve
 from disp.models.parts.prompts import IMAGE_PLACEHOLDER, messages_of
 from disp.models.sizes import Sizes, VisualCount
 from disp.planning.checkpoints import adapter_base, read_config, sizes_of, stored_parameters

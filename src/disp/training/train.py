@@ -29,10 +29,12 @@ from transformers import (
 from disp.data.sample import Query, Sample, pictures_sha256, queries_of
 from disp.errors import DispError
 from disp.files import claim, write_atomically
+from disp.models.adapters import save_adapter
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
-from disp.models.loading import load_model, save_adapter, save_model
+from disp.models.loading import load_model
 from disp.models.quiet import no_bar
+from disp.models.saving import save_model
 from disp.training.config import TrainConfig
 from disp.training.examples import Collator, Examples, Features, cached_features
 from disp.training.parameters import (
@@ -193,7 +195,7 @@ def check_training(model: MDLM, config: TrainConfig) -> None:
             "quantized weights can be neither trained nor saved; use method 'lora' with merge off (--method lora "
             "--keep-adapter), or load the model without quantization"
         )
-    if config.saves_adapter_alone and (adapter := getattr(model, "adapter", None)):
+    if config.saves_adapter_alone and (adapter := model.adapter):
         raise DispError(
             f"{adapter} is itself an adapter, without which the new one would be saved; write it as a whole model with "
             "`disp merge` and start from that"

@@ -20,7 +20,9 @@ from disp.models.canvas import CanvasSampling
 from disp.models.diffusion_gemma.loading import load_official
 from disp.models.diffusion_gemma.model import DiffusionGemma
 from disp.models.diffusion_gemma.published import detect
-from disp.models.loading import load_model, merge, save_model
+from disp.models.loading import load_model
+from disp.models.merging import merge
+from disp.models.saving import save_model
 from disp.training.config import TrainConfig
 from disp.training.train import train
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from disp.data.sample import Sample, Turn
 from disp.models.dimple.padding import padded_lengths
-from disp.models.loading import load_model, merge
+from disp.models.loading import load_model
+from disp.models.merging import merge
 from disp.training.config import TrainConfig
 from disp.training.train import train
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from disp.errors import DispError
 from disp.models.llada_v.model import turns_of
-from disp.models.loading import load_model, merge
+from disp.models.loading import load_model
+from disp.models.merging import merge
 from disp.training.config import TrainConfig
 from disp.training.train import train
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from disp.data.sample import Sample, Turn
 from disp.errors import DispError
-from disp.models.loading import load_model, merge
+from disp.models.loading import load_model
+from disp.models.merging import merge
 from disp.models.mmada.loading import load_official
 from disp.training.config import TrainConfig
 from disp.training.train import train

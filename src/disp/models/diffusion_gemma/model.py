@@ -79,6 +79,10 @@ class DiffusionGemma(MDLM):
     # The library's own.
     _init_weights = PreTrainedModel._init_weights
 
+    def use_gen_length(self, gen_length: int) -> None:
+        """Another response length; a canvas is denoised in so many steps, however long the response is."""
+        self.gen_length = gen_length
+
     def _share_layers(self) -> None:
         for encoder, decoder in zip(self.model.encoder.language_model.layers, self.model.decoder.layers, strict=True):
             encoder.mlp = decoder.mlp
