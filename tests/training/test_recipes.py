@@ -28,7 +28,8 @@ def test_published_rates():
     """Learning rates and batch sizes of the published training scripts."""
     rates = {name: (recipe(name).method, recipe(name).learning_rate) for name in recipes()}
     assert rates == {
-        "disp": ("projector", 1e-3),
+        "disp": ("projector", 1e-4),
+        "disp-implant": ("projector", 1e-4),
         "llada-v-projector": ("projector", 1e-3),
         "llada-v": ("full", 1e-5),
         "lavida-projector": ("projector", 1e-3),
@@ -40,6 +41,24 @@ def test_published_rates():
     assert recipe("dimple").max_grad_norm == 0.01
     assert recipe("mmada").weight_decay == 0.01
     assert recipe("lavida").trainer["lr_scheduler_kwargs"] == {"min_lr_rate": 0.1}
+
+
+def test_the_authors_recipes_count_in_epochs():
+    """32 rows a step, 3% warm-up; 1,000 rows for 20 epochs to implant, for 4 to recover."""
+    for name, epochs, steps in (("disp", 4, 125), ("disp-implant", 20, 625)):
+        for devices in (1, 8):
+            config = recipe(name, devices=devices)
+            assert config.epochs == epochs
+            in_steps = config.for_turns(1000, devices)
+            assert (in_steps.steps, in_steps.epochs) == (steps, None)
+            assert in_steps.warmup_steps == round(0.03 * steps)
+        assert recipe(name, steps=40).epochs is None and recipe(name, steps=40).steps == 40
+    assert recipe("disp", epochs=1.5).for_turns(320).steps == 15
+    assert TrainConfig(steps=7).for_turns(1000) == TrainConfig(steps=7)
+    with pytest.raises(DispError, match="epochs must be positive"):
+        TrainConfig(epochs=0)
+    with pytest.raises(DispError, match="warmup_share must be in"):
+        TrainConfig(warmup_share=1.5)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +133,10 @@ def test_the_command_line(trained, monkeypatch):
     config = trained("--recipe", "llada-v", "--method", "projector", "--learning-rate", "1e-4", "--batch-size", "8")
     assert config == recipe("llada-v", method="projector", learning_rate=1e-4, batch_size=8)
     assert not trained("--recipe", "llada-v", "--no-gradient-checkpointing").gradient_checkpointing
+    assert trained("--epochs", "3").steps == 1  # two turns, 32 a step
+    assert trained("--epochs", "3", "--batch-size", "1").steps == 6
+    with pytest.raises(DispError, match="either --steps or --epochs"):
+        trained("--epochs", "3", "--steps", "5")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert trained("--recipe", "llada-v").trainer["gradient_accumulation_steps"] == 16
     with pytest.raises(DispError, match="Did you mean 'llada-v'"):

@@ -20,7 +20,9 @@ def train(
     runtime: Runtime = RUNTIME,
 ) -> None:
     """Fine-tune a model on a dataset. A killed run goes on from its newest checkpoint."""
+    from disp.data.sample import queries_of
     from disp.models.fitting import with_fitting_answers
+    from disp.training.train import devices_of_run
     from disp.training.train import train as run
 
     config = training.config(seed)
@@ -28,6 +30,7 @@ def train(
     mdlm = runtime.load(model)
     dataset = with_fitting_answers(given, mdlm, strict=rows.strict)
     list_problems(dataset.problems[len(given.problems) :])
+    config = config.for_turns(len(queries_of(dataset.samples)), devices_of_run())
     with progress_bar("training", config.steps) as advance:
         run(mdlm, dataset.samples, config, out, progress=advance)
     print(f"adapter in {out / 'adapter'}" if config.saves_adapter_alone else f"model in {out}")

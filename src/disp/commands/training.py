@@ -25,6 +25,7 @@ class Training:
     Attributes:
         recipe: Published settings, such as llada-v or disp; other options win over them. A wrong name lists them all.
         steps: Optimiser steps, 100 by default.
+        epochs: Passes over the data, instead of --steps.
         batch_size: Assistant turns a pass, 32 by default.
         accumulate: Passes a step: 1, or as many as the recipe's batch size takes.
         learning_rate: Peak of the cosine schedule; 1e-3 for the built-in model, to be given for others if no recipe is.
@@ -40,6 +41,7 @@ class Training:
 
     recipe: str | None = None
     steps: int | None = None
+    epochs: float | None = None
     batch_size: int | None = None
     accumulate: Count = None
     learning_rate: float | None = None
@@ -60,6 +62,7 @@ class Training:
             self.recipe,
             keep_adapter=self.keep_adapter,
             steps=self.steps,
+            epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             projector_learning_rate=self.projector_learning_rate,
@@ -83,6 +86,7 @@ class Recovery:
         recipe: Published settings of the training, such as llada-v or disp; other options win over them. A wrong name
             lists them all.
         steps: Optimiser steps, 100 by default.
+        epochs: Passes over the data, instead of --steps.
         train_batch_size: Assistant turns a pass of the training, 32 by default.
         learning_rate: Peak of the cosine schedule; 1e-3 for the built-in model, to be given for others if no recipe is.
         projector_learning_rate: The projector's own peak.
@@ -94,6 +98,7 @@ class Recovery:
 
     recipe: str | None = None
     steps: int | None = None
+    epochs: float | None = None
     train_batch_size: int | None = None
     learning_rate: float | None = None
     projector_learning_rate: float | None = None
@@ -107,6 +112,7 @@ class Recovery:
             self.recipe,
             keep_adapter=self.keep_adapter,
             steps=self.steps,
+            epochs=self.epochs,
             batch_size=self.train_batch_size,
             learning_rate=self.learning_rate,
             projector_learning_rate=self.projector_learning_rate,
@@ -126,6 +132,7 @@ class PlannedTraining:
             lists them all.
         method: What is trained: "full" by default.
         steps: Optimiser steps, 100 by default.
+        epochs: Passes over the data, instead of --steps.
         train_batch_size: Assistant turns a pass of the training, 32 by default.
         gradient_checkpointing: Recompute activations in the backward pass.
     """
@@ -133,6 +140,7 @@ class PlannedTraining:
     recipe: str | None = None
     method: Method | None = None
     steps: int | None = None
+    epochs: float | None = None
     train_batch_size: int | None = None
     gradient_checkpointing: bool | None = None
 
@@ -141,6 +149,7 @@ class PlannedTraining:
         return _settings(
             self.recipe,
             steps=self.steps,
+            epochs=self.epochs,
             batch_size=self.train_batch_size,
             method=self.method,
             gradient_checkpointing=self.gradient_checkpointing,
@@ -156,11 +165,14 @@ def _settings(recipe: str | None, *, keep_adapter: bool = False, **given: Any) -
     ``given`` are fields of `TrainConfig`, None where an option was left out; ``keep_adapter`` is that of the commands.
 
     Raises:
-        DispError: there is no such recipe, a value is out of range, or there is no adapter to be kept.
+        DispError: there is no such recipe, a value is out of range, steps and epochs are given, or there is no
+            adapter to be kept.
     """
     from disp.training.config import TrainConfig
     from disp.training.recipes import recipe as settings_of
 
+    if given.get("steps") is not None and given.get("epochs") is not None:
+        raise DispError("give either --steps or --epochs; the other follows from the data")
     given["merge"] = not keep_adapter
     if recipe is None:
         config = TrainConfig(**{name: value for name, value in given.items() if value is not None})

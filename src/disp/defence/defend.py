@@ -31,7 +31,7 @@ from disp.purification.config import PurifyConfig
 from disp.purification.pattern import Pattern
 from disp.purification.purify import Purified, purify
 from disp.training.config import TrainConfig
-from disp.training.train import check_training, train
+from disp.training.train import check_training, devices_of_run, train
 
 # Unflagged samples that found patterns are laid over for the fine-tuning, at most.
 UNDER_PATTERNS = 1000
@@ -151,8 +151,9 @@ def defend(
         recovery = {"start": str(start or model), "training": asdict(config.training)}
         claim(folder / "recovery.json", recovery, "a recovered model")
         if not (folder / "train.json").exists():
-            with progress("training", config.training.steps) as advance:
-                train(load(start or model), fitting.samples, config.training, folder, progress=advance)
+            training = config.training.for_turns(len(queries_of(fitting.samples)), devices_of_run())
+            with progress("training", training.steps) as advance:
+                train(load(start or model), fitting.samples, training, folder, progress=advance)
         # 3. Look again, at the data that could plant the backdoor, with the model that should have lost it.
         recovered = folder / "adapter" if config.training.saves_adapter_alone else folder
         current, data = load(recovered), load_dataset(cleaned.dataset.path, dataset.image_root)

@@ -214,7 +214,7 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
         "score": scoring_passes(asked, purify.scoring),
         "audit": audit_passes(asked, AuditConfig(scoring=purify.scoring, decode=own, batch_size=purify.batch_size)),
         "purify": scoring + rewriting,
-        "train": training_passes(train, sizes.loss_rows),
+        "train": training_passes(train.for_turns(len(asked)), sizes.loss_rows),
         "evaluate": evaluation_passes(asked, settings.decode or own, settings.evaluation_batch_size, settings.attacked),
     }
     images = sum(len(sample.images) for sample in dataset.samples)

@@ -14,14 +14,12 @@ from disp.models.families import all_families
 from disp.models.family import LLAVA_TRAINING, Recipe
 from disp.training.config import TrainConfig
 
+# The scripts of DiSP's authors (arXiv 2602.22246): the projector alone, eight devices with four batches of one row.
+_DISP = {**LLAVA_TRAINING, "method": "projector", "learning_rate": 1e-4, "rows_a_step": 32}
 # The recipes of no family.
 _COMMON = {
-    # The published DiSP (arXiv 2602.22246) trains and merges LLaDA-V's projector. Rate and batch size are LLaDA-V's.
-    "disp": Recipe(
-        {**LLAVA_TRAINING, "method": "projector", "learning_rate": 1e-3, "rows_a_step": 64},
-        "projector",
-        "what the published DiSP trains; rate and batch are LLaDA-V's",
-    ),
+    "disp": Recipe({**_DISP, "epochs": 4}, "projector", "recovery as DiSP's authors do it"),
+    "disp-implant": Recipe({**_DISP, "epochs": 20}, "projector", "how DiSP's authors plant their backdoors"),
 }
 
 
@@ -48,11 +46,15 @@ def recipe(name: str, *, devices: int = 1, **given: Any) -> TrainConfig:
         raise unknown_name("recipe", name, known)
     published = known[name].settings
     given = {field: value for field, value in given.items() if value is not None}
-    settings = {"steps": TrainConfig.steps, **published, **given}
-    share, rows = settings.pop("warmup_share"), settings.pop("rows_a_step", None)
-    if "warmup_steps" not in given:
-        settings["warmup_steps"] = round(share * settings["steps"])
+    settings = {**published, **given}
+    if "steps" in given:
+        settings.pop("epochs", None)
+    rows = settings.pop("rows_a_step", None)
+    if "warmup_steps" in given:
+        settings.pop("warmup_share")
     trainer: Mapping[str, Any] = {**published.get("trainer", {}), **given.get("trainer", {})}
     if rows is not None and settings["batch_size"] > 0:
         trainer = {"gradient_accumulation_steps": max(1, round(rows / (settings["batch_size"] * devices))), **trainer}
-    return TrainConfig(**{**settings, "trainer": trainer})
+    config = TrainConfig(**{**settings, "trainer": trainer})
+    # Without epochs the steps are known already.
+    return config.for_turns(0) if config.epochs is None else config

@@ -85,6 +85,7 @@ def train(
     if not queries:
         raise DispError("the fine-tuning set is empty; check the data file and the rows that were set aside")
     check_training(model, config)
+    config = config.for_turns(len(queries), devices_of_run())
     claim(
         out / "run.json",
         {"weights": fingerprint(model), "config": asdict(config), **_identity(queries)},
@@ -170,6 +171,11 @@ def train(
     if first:
         write_atomically(out / "train.json", lambda temporary: trainer.state.save_to_json(str(temporary)))
     return model.eval()
+
+
+def devices_of_run() -> int:
+    """How many devices share a step: as many as processes were started by ``torchrun`` or ``accelerate launch``."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_training(model: MDLM, config: TrainConfig) -> None:
