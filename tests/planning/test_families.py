@@ -11,13 +11,15 @@ import pytest
 from families.tiny import FAMILIES, write_checkpoint
 from PIL import Image
 
-from disp.data.sample import Query
+from disp.data.llava import Dataset
+from disp.data.sample import Query, Sample, Turn, queries_of
 from disp.decoding.samplers import own_settings
 from disp.models.interface import MDLM
+from disp.models.llada_v.published import SYSTEM
 from disp.models.loading import load_model
 from disp.planning.checkpoints import read_config, sizes_of
 from disp.planning.memory import trained_parameters
-from disp.planning.plan import default_decode
+from disp.planning.plan import default_decode, make_plan
 from disp.training.config import TrainConfig
 from disp.training.parameters import select_parameters
 
@@ -124,3 +126,20 @@ def test_trained_parameters(family, method, train_vision, tmp_path):
         return
     module = select_parameters(model, TrainConfig(method=method, lora_rank=4, train_vision=train_vision))
     assert planned == sum(value.numel() for value in module.parameters() if value.requires_grad)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefix_with_the_chat_of_the_model(family, tmp_path):
+    """A few tokens off at most: line breaks around pictures, and a picture that the prompt does not name."""
+    folder = write_checkpoint(family, tmp_path / "model", [*TEXTS, SYSTEM])
+    model = load_model(folder, device="cpu")
+    (folder / "chat_template.jinja").write_text(model.tokenizer.chat_template or "")
+    Image.new("RGB", (100, 80)).save(tmp_path / "a.png")
+    for prompt, count in (("<image>\nDescribe the picture.", 1), ("Describe the picture.", 2), ("What is left?", 0)):
+        sample = Sample("a", (tmp_path / "a.png",) * count, (Turn(prompt, "A red apple."),))
+        plan = make_plan(folder, Dataset((sample,), tmp_path / "data.json", tmp_path))
+        assert plan.measured_text
+        assert plan.prefix == pytest.approx(model.encode(queries_of([sample])).embeds.shape[1], abs=8)
+    separate = model.vq_state_dict() if family == "mmada" else {}
+    weights = [*model.official_state_dict().values(), *separate.values()]
+    assert plan.parameters == sum(value.numel() for value in weights)

@@ -5,21 +5,20 @@ Nothing but configs, headers of weight files, the tokenizer, the data file and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from disp.auditing.findings import AuditConfig
 from disp.data.llava import Dataset
-from disp.data.sample import Query, image_size, queries_of
+from disp.data.sample import queries_of
 from disp.decoding.config import DecodeConfig
 from disp.decoding.samplers import own_settings
 from disp.errors import DispError
 from disp.models.hub import resolve
-from disp.models.parts.prompts import IMAGE_PLACEHOLDER, messages_of
-from disp.models.sizes import Sizes, VisualCount
 from disp.planning.checkpoints import adapter_base, read_config, sizes_of, stored_parameters
+from disp.planning.lengths import longest_prefix, tokens_a_picture, visual_counts
 from disp.planning.memory import (
     Memory,
     Rows,
@@ -43,9 +42,6 @@ from disp.purification.config import PurifyConfig
 from disp.training.config import TrainConfig
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Pictures whose sizes are looked up, and prompts that are tokenized; spread evenly over the data.
-LOOKED_AT = 512
-CHARACTERS_A_TOKEN = 3
 
 
 @dataclass(frozen=True)
@@ -174,9 +170,9 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
     parameters = sum(stored.values()) + sizes.weights.separate if stored else sizes.weights.total
     # 2. The data: what is asked, and how long it is.
     queries = queries_of(dataset.samples)
-    counts = _visual_counts(dataset, sizes)
+    counts = visual_counts(dataset, sizes)
     asked = [Asked(query.turn, counts[query.sample_id].visual) for query in queries]
-    prefix, measured = _longest_prefix(queries, counts, folder, sizes)
+    prefix, measured = longest_prefix(queries, counts, folder, sizes)
     # 3. Memory.
     itemsize = ITEMSIZE[settings.dtype]
     weights = weight_bytes(sizes, parameters, itemsize, settings.bits)
@@ -229,7 +225,7 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
         samples=len(dataset.samples),
         queries=len(queries),
         images=images,
-        visual_tokens=_tokens_a_picture(dataset, counts),
+        visual_tokens=tokens_a_picture(dataset, counts),
         prefix=prefix,
         measured_text=measured,
         memory=memory,
@@ -264,69 +260,6 @@ def _folder(model: str | Path) -> Path:
     folder = resolve(model)
     base = adapter_base(folder)
     return folder if base is None or (folder / "config.json").is_file() else _folder(base)
-
-
-def _visual_counts(dataset: Dataset, sizes: Sizes) -> dict[str, VisualCount]:
-    """Visual tokens of each sample; of those not looked at, the most of any sample with as many images."""
-    samples = dataset.samples
-    step = max(1, len(samples) // LOOKED_AT)
-    found: dict[str, VisualCount] = {}
-    most: dict[int, VisualCount] = {0: VisualCount(0, 0, 0)}
-    for sample in samples[::step]:
-        count = sizes.visual_count([image_size(source) for source in sample.images])
-        found[sample.id] = count
-        most[len(sample.images)] = max(count, most.get(len(sample.images), count), key=lambda each: each.visual)
-    for sample in samples:
-        if sample.id not in found:
-            if len(sample.images) not in most:
-                most[len(sample.images)] = sizes.visual_count([image_size(source) for source in sample.images])
-            found[sample.id] = most[len(sample.images)]
-    return found
-
-
-def _tokens_a_picture(dataset: Dataset, counts: Mapping[str, VisualCount]) -> tuple[int, int]:
-    each = [counts[sample.id].visual // len(sample.images) for sample in dataset.samples if sample.images]
-    return (min(each), max(each)) if each else (0, 0)
-
-
-def _longest_prefix(
-    queries: Sequence[Query], counts: Mapping[str, VisualCount], folder: Path | None, sizes: Sizes
-) -> tuple[int, bool]:
-    """Positions of the longest prefix among the queries looked at, and whether their text was tokenized."""
-    tokenizer = _tokenizer(folder)
-    longest = 0
-    for query in queries[:: max(1, len(queries) // LOOKED_AT)]:
-        count = counts[query.sample_id]
-        longest = max(longest, count.visual + count.others + _text_tokens(query, tokenizer, sizes.model.default_system))
-    return longest, tokenizer is not None and bool(tokenizer.chat_template)
-
-
-def _tokenizer(folder: Path | None) -> Any:
-    if folder is None or not (folder / "tokenizer_config.json").is_file():
-        return None
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    try:
-        # The class by name: AutoTokenizer would want to know the model type first.
-        fast = (folder / "tokenizer.json").is_file()
-        return (PreTrainedTokenizerFast if fast else AutoTokenizer).from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError):  # a plan without it is still a plan
-        return None
-
-
-def _text_tokens(query: Query, tokenizer: Any, default_system: str | None) -> int:
-    """Tokens of the chat around the images."""
-    messages = messages_of(replace(query, system=query.system or default_system))
-    if tokenizer is not None and tokenizer.chat_template:
-        text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        return sum(
-            len(tokenizer(chunk, add_special_tokens=False)["input_ids"])
-            for chunk in text.split(IMAGE_PLACEHOLDER)
-            if chunk
-        )
-    text = "\n".join(message["content"] for message in messages).replace(IMAGE_PLACEHOLDER, "")
-    # A role, a start and an end around each message.
-    return len(text) // CHARACTERS_A_TOKEN + 6 * (len(messages) + 1)
 
 
 def _count(number: int) -> str:

@@ -40,7 +40,7 @@ FAMILY = Family(
             Published(
                 ("google/diffusiongemma-26B-A4B-it",),
                 "Apache-2.0 (`transformers`)",
-                "25.7 B, 4 B a token",
+                "25.8 B, 4 B a token",
                 "up to 280 (266)",
             ),
         ),
