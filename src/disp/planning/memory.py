@@ -18,22 +18,23 @@ MOMENTS = 2
 # row, which is next to nothing.
 BLOCK_OF_4_BITS = 64
 
-# How many tensors of one shape are held at once; read off the modules, and checked by the profiler in tests/planning.
-# As wide as the residual stream, in a layer without gradients: the stream, its sum with attention, what was normalised,
-# and of the vision tower queries, keys and values instead of the last two.
+# How many tensors of one shape are in memory at once. Read off the modules, and checked by the profiler in
+# tests/planning/test_memory.py.
+# As wide as the residual stream, in one layer without gradients: the stream, and what the layer makes of it.
 STREAMS = 5
-# As wide as all heads: queries, keys and values before and after they are rotated.
+# As wide as all heads together: queries, keys and values, before and after their rotation.
 ROTATED = 2
-# As wide as the gated layer: the gate with its activation, the other factor, and their product. The gradients of as
-# many are in work in the backward pass.
+# As wide as the gated layer: the gate's activation, the other factor, and the product of both; in the backward pass
+# their gradients.
 GATED = 3
-# As wide as the tower's feed-forward layer: before and after the activation.
+# As wide as the vision tower's feed-forward layer: before and after its activation.
 FED_FORWARD = 2
-# As wide as the language model, of one feature that the projector reads: its hidden layer, the activation, its output.
+# As wide as the language model, for each feature that the projector reads: its hidden layer, before and after the
+# activation, and its output.
 PROJECTED = 3
-# Of the prefix: the words' embeddings, and these with the visual tokens among them.
+# As large as the prefix: the embeddings of its words, and the same with the visual tokens put in.
 EMBEDDED = 2
-# As large as the logits: probabilities, and of one probe its signs, the factor's product and a copy in work.
+# As large as the logits: probabilities, and of one probe its signs, its product and a copy in work.
 PROBED = 4
 
 
