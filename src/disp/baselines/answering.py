@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from disp.baselines.config import BaselineConfig, Defended
@@ -11,7 +10,7 @@ from disp.baselines.interface import Answering
 from disp.baselines.saving import saved
 from disp.baselines.table import DEFENCES
 from disp.data.dataset import Dataset
-from disp.data.sample import Query, Turn, batches, queries_of
+from disp.data.sample import Query, batches, queries_of, unanswered
 from disp.decoding.generate import answers_of
 from disp.errors import DispError
 from disp.files import append_jsonl, read_finished_jsonl, write_jsonl
@@ -65,13 +64,7 @@ def answered(
     with progress("answering", len(queries_of(chosen))) as advance:
         advance(len(answers))
         for turn in range(max((len(sample.turns) for sample in chosen), default=0)):
-            queries = []
-            for sample in chosen:
-                if turn < len(sample.turns) and f"{sample.id}#{turn}" not in answers:
-                    earlier = sample.turns[:turn]
-                    history = [Turn(old.prompt, answers[f"{sample.id}#{index}"]) for index, old in enumerate(earlier)]
-                    queries.append(replace(queries_of([sample])[turn], history=tuple(history)))
-            for batch in batches(queries, config.batch_size):
+            for batch in batches(unanswered(chosen, turn, answers), config.batch_size):
                 texts = answer_under(model, batch, config)
                 rows = [{"key": query.key, "response": text} for query, text in zip(batch, texts, strict=True)]
                 append_jsonl(file, rows)
@@ -79,7 +72,7 @@ def answered(
                 advance(len(batch))
     again = {sample.id for sample in chosen}
     rewritten = [
-        sample.with_responses([answers[query.key] for query in queries_of([sample])]) if sample.id in again else sample
+        sample.with_responses([answers[key] for key in sample.keys]) if sample.id in again else sample
         for sample in dataset.samples
     ]
     result = saved(dataset, rewritten, out)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +58,35 @@ class Sample:
     system: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of its queries, in order."""
+        return tuple(query_key(self.id, turn) for turn in range(len(self.turns)))
+
+    @cached_property
+    def queries(self) -> tuple[Query, ...]:
+        """One query for each assistant turn, in order.
+
+        Where placeholders stand for all of the images, a turn has those that were shown up to it.
+        """
+        named = [turn.prompt.count(IMAGE_PLACEHOLDER) for turn in self.turns]
+        found = []
+        for index, turn in enumerate(self.turns):
+            seen = sum(named[: index + 1]) if sum(named) == len(self.images) else len(self.images)
+            images, history = self.images[:seen], self.turns[:index]
+            found.append(
+                Query(
+                    sample_id=self.id,
+                    turn=index,
+                    images=images,
+                    history=history,
+                    prompt=turn.prompt,
+                    response=turn.response,
+                    system=self.system,
+                )
+            )
+        return tuple(found)
+
     def with_responses(self, responses: Sequence[str]) -> Sample:
         """The same sample with other assistant answers, one a turn."""
         if len(responses) != len(self.turns):
@@ -91,32 +120,34 @@ class Query:
     @property
     def key(self) -> str:
         """Unique within a dataset; random draws are keyed by it."""
-        return f"{self.sample_id}#{self.turn}"
+        return query_key(self.sample_id, self.turn)
+
+
+def query_key(sample_id: str, turn: int) -> str:
+    """The key of a sample's query; `disp.data.index.Index` looks it up, nobody takes it apart: ids may hold "#" too."""
+    return f"{sample_id}#{turn}"
 
 
 def queries_of(samples: Iterable[Sample]) -> list[Query]:
-    """One query for each assistant turn of each sample, in order.
+    """The queries of each sample, one for each assistant turn, in order."""
+    return [query for sample in samples for query in sample.queries]
 
-    Where placeholders stand for all of a sample's images, a turn has those that were shown up to it.
+
+def unanswered(samples: Iterable[Sample], turn: int, answers: Mapping[str, str]) -> list[Query]:
+    """The queries of one turn that have no new answer yet, with the new answers to the turns before as their history.
+
+    Args:
+        samples: samples that are answered anew; those with fewer turns are left out.
+        turn: index of the turn.
+        answers: new answers by key, to all earlier turns.
     """
-    queries = []
+    found = []
     for sample in samples:
-        named = [turn.prompt.count(IMAGE_PLACEHOLDER) for turn in sample.turns]
-        for index, turn in enumerate(sample.turns):
-            seen = sum(named[: index + 1]) if sum(named) == len(sample.images) else len(sample.images)
-            images, history = sample.images[:seen], sample.turns[:index]
-            queries.append(
-                Query(
-                    sample_id=sample.id,
-                    turn=index,
-                    images=images,
-                    history=history,
-                    prompt=turn.prompt,
-                    response=turn.response,
-                    system=sample.system,
-                )
-            )
-    return queries
+        if turn < len(sample.turns) and sample.keys[turn] not in answers:
+            earlier = zip(sample.turns[:turn], sample.keys[:turn], strict=True)
+            history = tuple(Turn(old.prompt, answers[key]) for old, key in earlier)
+            found.append(replace(sample.queries[turn], history=history))
+    return found
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -188,27 +219,34 @@ def picture_digest(source: ImageSource) -> str:
 
 @lru_cache(maxsize=1 << 18)
 def _file_digest(file: Path, size: int, modified: int) -> str:
-    """The SHA-256 of a file of this size and time of change; an audit asks for it several times."""
+    """The SHA-256 of a file of this size and time of change; the steps of a defence ask for it one after the other."""
     return sha256(file)
 
 
 def picture_digests(sources: Sequence[ImageSource]) -> list[str]:
-    """`picture_digest` of each; every file is read once, several at a time."""
-    files = list({source for source in sources if isinstance(source, Path)})
+    """`picture_digest` of each."""
+    return list(digests_of({"": sources})[""])
+
+
+def digests_of(images: Mapping[str, Sequence[ImageSource]]) -> dict[str, tuple[str, ...]]:
+    """`picture_digest` of each picture of some samples, by id; every file is read once, several at a time."""
+    files = list({source for sources in images.values() for source in sources if isinstance(source, Path)})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         known = dict(zip(files, pool.map(picture_digest, files), strict=True))
-    return [known[source] if isinstance(source, Path) else picture_digest(source) for source in sources]
+    return {
+        key: tuple(known[source] if isinstance(source, Path) else picture_digest(source) for source in sources)
+        for key, sources in images.items()
+    }
 
 
-def pictures_sha256(images: Mapping[str, Sequence[ImageSource]]) -> str:
-    """One digest of the pictures of some samples, by id, wherever their files lie.
+def pictures_sha256(digests: Mapping[str, Sequence[str]]) -> str:
+    """One digest of the pictures of some samples, from `digests_of` them, wherever their files lie.
 
     Files are read whole: a trigger may change neither the size of one nor its first and last bytes.
     """
-    digests = iter(picture_digests([source for sources in images.values() for source in sources]))
     shown = hashlib.sha256()
-    for key, sources in images.items():
-        shown.update(json.dumps([key, [next(digests) for _ in sources]]).encode())
+    for key, pictures in digests.items():
+        shown.update(json.dumps([key, list(pictures)]).encode())
     return shown.hexdigest()
 
 

@@ -17,6 +17,7 @@ from disp.attacks.targets import Misclassification, target_to_dict
 from disp.attacks.triggers import PRESETS, Blend, Sinusoid, trigger_to_dict
 from disp.auditing.audit import audit
 from disp.auditing.findings import Audit, AuditConfig
+from disp.data.index import Index
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import Sample, open_image, queries_of
 from disp.data.scene_dataset import write_scenes
@@ -389,9 +390,10 @@ def _draw(
     }
     row = _telling_row(stages["backdoored"], stages["disp_selective"])
     before, after = stages["backdoored"][row], stages["disp_selective"][row]
-    sample = next(sample for sample in test.samples if before["key"].startswith(f"{sample.id}#"))
+    shown = Index(test.samples).by_key[before["key"]]
+    sample = next(sample for sample in test.samples if sample.id == shown.sample_id)
     (triggered,) = trigger_samples([sample], attack.trigger, settings.seed)
-    query = next(query for query in queries_of([triggered]) if query.key == before["key"])
+    query = triggered.queries[shown.turn]
     prefix = backdoored.encode([query])
     scores = saliency(backdoored, prefix, [query.key], settings.scoring.saliency)
     masked = mask_top(scores, prefix.visual_mask, settings.mask_ratio)

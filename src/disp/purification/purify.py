@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from disp.data.dataset import Dataset, identity
-from disp.data.sample import Query, Sample, Turn, batches, queries_of
+from disp.data.sample import Query, Sample, batches, queries_of, unanswered
 from disp.data.saving import data_path, link_images, save_dataset
 from disp.decoding.generate import answers_of
 from disp.decoding.samplers import own_settings
@@ -117,7 +117,7 @@ def purify(
             )
     # 1. Which samples are rewritten.
     threshold = None
-    chosen = [sample for sample in samples if any(evidence[query.key].saliency for query in queries_of([sample]))]
+    chosen = [sample for sample in samples if any(evidence[key].saliency for key in sample.keys)]
     if rewrite is not None:
         asked_for = frozenset(rewrite)
         chosen = [sample for sample in chosen if sample.id in asked_for]
@@ -128,14 +128,12 @@ def purify(
     # 2. Regenerate them under masking.
     with progress("rewriting", len(queries_of(chosen))) as advance:
         answers, masks = _rewrite(model, chosen, evidence, patterns, config, out, advance)
-    purified = [
-        sample.with_responses([answers[f"{sample.id}#{turn}"] for turn in range(len(sample.turns))])
-        if f"{sample.id}#0" in answers
-        else sample
-        for sample in samples
-    ]
     rewritten = tuple(sample.id for sample in chosen)
     again = set(rewritten)
+    purified = [
+        sample.with_responses([answers[key] for key in sample.keys]) if sample.id in again else sample
+        for sample in samples
+    ]
     left_out = tuple(sample.id for sample in purified if leave_out and sample.id in again and leave_out(sample))
     gone = set(left_out)
     kept = [sample for sample in purified if sample.id not in gone]
@@ -171,21 +169,15 @@ def _rewrite(
 ) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
     """New answers and masked visual tokens by query key. Later turns see the new answers of the earlier ones."""
     file = out / "responses.jsonl"
-    answers, masks = {}, {}
+    answers: dict[str, str] = {}
+    masks: dict[str, tuple[int, ...]] = {}
     for row in read_finished_jsonl(file):
         answers[row["key"]], masks[row["key"]] = row["response"], tuple(row["masked"])
     progress(len(answers))
     # The turn that betrays the trigger most tells where it is, for all turns of the sample.
     told_by = {sample.id: suspicious_query(sample, evidence) for sample in samples}
     for turn in range(max((len(sample.turns) for sample in samples), default=0)):
-        queries = []
-        for sample in samples:
-            if turn < len(sample.turns) and f"{sample.id}#{turn}" not in answers:
-                history = tuple(
-                    Turn(old.prompt, answers[f"{sample.id}#{index}"]) for index, old in enumerate(sample.turns[:turn])
-                )
-                queries.append(replace(queries_of([sample])[turn], history=history))
-        for batch in batches(queries, config.batch_size):
+        for batch in batches(unanswered(samples, turn, answers), config.batch_size):
             prefix = model.encode(without_patterns(batch, patterns))
             masked = _masks(model, batch, prefix, told_by, evidence, config)
             masked[[index for index, query in enumerate(batch) if query.sample_id in patterns]] = False
@@ -232,7 +224,7 @@ def _evidence_rows(
 ) -> Iterator[dict[str, Any]]:
     for before, after in zip(samples, purified, strict=True):
         turns = []
-        for query, turn in zip(queries_of([before]), after.turns, strict=True):
+        for query, turn in zip(before.queries, after.turns, strict=True):
             found = evidence[query.key]
             turns.append(
                 {

@@ -146,14 +146,13 @@ def most_suspicious(sample: Sample, evidence: Mapping[str, Evidence]) -> Evidenc
 
     Of equals the first that has visual tokens, if one has.
     """
-    found = (evidence[query.key] for query in queries_of([sample]))
-    return max(found, key=lambda each: (each.suspicion or 0.0, len(each.saliency) > 0))
+    return max((evidence[key] for key in sample.keys), key=lambda each: (each.suspicion or 0.0, len(each.saliency) > 0))
 
 
 def suspicious_query(sample: Sample, evidence: Mapping[str, Evidence]) -> Query:
     """The query whose answer is the sample's most suspicious one."""
     found = most_suspicious(sample, evidence)
-    return next(query for query in queries_of([sample]) if query.key == found.key)
+    return next(query for query in sample.queries if query.key == found.key)
 
 
 def sample_suspicion(sample: Sample, evidence: Mapping[str, Evidence]) -> float:

@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from disp.data.sample import Query, Sample, pictures_sha256, queries_of
+from disp.data.sample import Query, Sample, digests_of, pictures_sha256, queries_of
 from disp.errors import DispError
 from disp.files import claim, write_atomically
 from disp.models.adapters import save_adapter
@@ -218,7 +218,7 @@ def _identity(queries: Sequence[Query]) -> dict[str, str]:
     for query in queries:
         said.update(json.dumps([query.key, query.system, query.prompt, query.response]).encode())
     images = {query.sample_id: query.images for query in queries}  # of its last turn, which has them all
-    return {"queries_sha256": said.hexdigest(), "pictures_sha256": pictures_sha256(images)}
+    return {"queries_sha256": said.hexdigest(), "pictures_sha256": pictures_sha256(digests_of(images))}
 
 
 def _with_saved_weights(model: MDLM, config: TrainConfig, out: Path) -> MDLM:
