@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import Parameter
-
-from disp.commands.options import (
-    AUDITING,
-    ROWS,
-    RUNTIME,
-    Auditing,
-    Data,
-    Limit,
-    Model,
-    Out,
-    Rows,
-    Runtime,
-    Seed,
-    app,
-    list_problems,
-)
+from disp.commands.options import ROWS, RUNTIME, Data, Flag, Limit, Model, Out, Rows, Runtime, Seed, app, list_problems
+from disp.commands.scoring import AUDITING, ESTIMATING, REWRITING, Auditing, Estimating, Rewriting
 from disp.commands.training import RECOVERY, Recovery
 from disp.progress import progress_bar
-from disp.suspicion.config import ScoringConfig
 
 
 @app.command
@@ -36,44 +19,20 @@ def saliency(
     /,
     *,
     out: Out,
-    score: Literal["isotropic", "directional"] = "isotropic",
-    probes: int | None = None,
+    estimating: Estimating = ESTIMATING,
     limit: Limit = None,
     batch_size: int = 32,
     seed: Seed = 0,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
 ) -> None:
-    """How much each visual token matters to each answer, as saliency.jsonl.
+    """How much each visual token matters to each answer, as saliency.jsonl."""
+    from disp.suspicion.run import write_saliency
 
-    Parameters
-    ----------
-    score
-        All directions alike, or the direction in which masking moves a token.
-    probes
-        Hutchinson probes: 8 for isotropic and 16 for directional if not given.
-    """
-    from disp.data.llava import identity
-    from disp.data.sample import queries_of
-    from disp.files import claim
-    from disp.models.fingerprint import fingerprint
-    from disp.suspicion.config import PROBES, SaliencyConfig
-    from disp.suspicion.scoring import score as run
-
-    estimator = SaliencyConfig(score=score, probes=PROBES[score] if probes is None else probes, seed=seed)
+    config = estimating.config(seed, batch_size)
     dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
     mdlm = runtime.load(model)
-    samples = dataset.samples[:limit]
-    config = ScoringConfig(saliency=estimator, batch_size=batch_size)
-    claim(
-        out / "run.json",
-        {"weights": fingerprint(mdlm), "saliency": asdict(estimator), **identity(dataset)},
-        "saliency",
-    )
-    file = out / "saliency.jsonl"
-    with progress_bar("saliency", len(queries_of(samples))) as advance:
-        run(mdlm, samples, config, file, counterfactual=False, progress=advance)
-    print(f"saliency in {file}")
+    print(f"saliency in {write_saliency(mdlm, dataset, config, out, limit=limit, progress=progress_bar)}")
 
 
 @app.command
@@ -83,60 +42,17 @@ def purify(
     /,
     *,
     out: Out,
-    mode: Literal["selective", "all", "random"] = "selective",
-    mask_ratio: float = ScoringConfig.mask_ratio,
-    candidates: int = ScoringConfig.candidates,
-    score: Literal["isotropic", "directional"] = "isotropic",
-    probes: int | None = None,
-    steps: int | None = None,
-    threshold: float | None = None,
-    batch_size: int = 32,
+    rewriting: Rewriting = REWRITING,
     seed: Seed = 0,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
 ) -> None:
-    """Let the model rewrite its training answers with salient visual tokens masked.
-
-    Parameters
-    ----------
-    mode
-        Rewrite the answers that lose their support under masking, all of them, or all with random masks.
-    mask_ratio
-        Share of the visual tokens that "all" and "random" mask.
-    candidates
-        Salient tokens that "selective" masks one at a time.
-    score
-        The saliency score.
-    probes
-        Hutchinson probes: 4 if not given; where the ranking alone decides ("all") 8 for isotropic, 16 for directional.
-    steps
-        Denoising steps of the new answers; the model's own if not given.
-    threshold
-        Confidence at which a token is committed early; the model's own if not given.
-    """
-    from disp.decoding.samplers import own_settings
-    from disp.purification.config import PurifyConfig
+    """Let the model rewrite its training answers with salient visual tokens masked."""
     from disp.purification.purify import purify as run
-    from disp.suspicion.config import PROBES, SCORING_PROBES, SaliencyConfig
 
-    if probes is None:
-        probes = PROBES[score] if mode == "all" else SCORING_PROBES
     dataset = rows.load(data, pictured=True)  # first: a wrong path is said before weights are loaded
     mdlm = runtime.load(model)
-    config = PurifyConfig(
-        mode=mode,
-        mask_ratio=mask_ratio,
-        scoring=ScoringConfig(
-            mask_ratio=mask_ratio,
-            candidates=candidates,
-            saliency=SaliencyConfig(score=score, probes=probes, seed=seed),
-            batch_size=batch_size,
-        ),
-        decode=own_settings(mdlm, steps=steps, threshold=threshold),
-        batch_size=batch_size,
-        seed=seed,
-    )
-    result = run(mdlm, dataset, config, out, progress=progress_bar)
+    result = run(mdlm, dataset, rewriting.config(mdlm, seed), out, progress=progress_bar)
     print(f"{len(result.rewritten)} of {len(dataset.samples)} rows rewritten; purified set in {result.dataset.path}")
 
 
@@ -149,7 +65,7 @@ def audit(
     out: Out,
     truth: Path | None = None,
     fail_on: Literal["suspicious", "poisoned", "never"] = "suspicious",
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Flag = False,
     seed: Seed = 0,
     auditing: Auditing = AUDITING,
     rows: Rows = ROWS,

@@ -14,10 +14,8 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from disp.progress import progress_bar
-from disp.suspicion.config import SCORING_PROBES, SaliencyConfig, ScoringConfig
 
 if TYPE_CHECKING:
-    from disp.auditing.findings import AuditConfig
     from disp.data.dataset import Dataset, Problem
     from disp.models.interface import MDLM
 
@@ -179,47 +177,4 @@ class Runtime:
         )
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Auditing:
-    """How a dataset is audited."""
-
-    mask_ratio: Annotated[
-        float, Parameter(help="Largest part of the visual tokens that is masked at once, as a share of them all.")
-    ] = ScoringConfig.mask_ratio
-    candidates: Annotated[int, Parameter(help="Salient tokens that are masked one at a time.")] = (
-        ScoringConfig.candidates
-    )
-    probes: Annotated[int, Parameter(help="Hutchinson probes of the saliency score.")] = SCORING_PROBES
-    false_alarm_rate: Annotated[
-        float, Parameter(help='Chance of a wrong "poisoned" verdict that the tests are run at.')
-    ] = 0.01
-    learnt_only: Annotated[
-        bool,
-        Parameter(
-            negative=(),
-            help="What pictures have in common counts only where the model has learnt it: for a recovered model.",
-        ),
-    ] = False
-    batch_size: Annotated[int, Parameter(help="Assistant turns a pass of the audit.")] = 32
-
-    def config(self, seed: int) -> AuditConfig:
-        """The `disp.auditing.findings.AuditConfig` that was asked for."""
-        from disp.auditing.findings import AuditConfig
-
-        scoring = ScoringConfig(
-            mask_ratio=self.mask_ratio,
-            candidates=self.candidates,
-            saliency=SaliencyConfig(probes=self.probes, seed=seed),
-            batch_size=self.batch_size,
-        )
-        return AuditConfig(
-            scoring=scoring,
-            batch_size=self.batch_size,
-            seed=seed,
-            false_alarm_rate=self.false_alarm_rate,
-            learnt_only=self.learnt_only,
-        )
-
-
-ROWS, RUNTIME, AUDITING = Rows(), Runtime(), Auditing()
+ROWS, RUNTIME = Rows(), Runtime()

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import ROWS, Data, Model, Out, Rows, Seed, app
+from disp.commands.options import ROWS, Data, Flag, Model, Out, Rows, Seed, app
+from disp.commands.scoring import PLANNED_REWRITING, PlannedRewriting
 from disp.commands.training import PLANNED_TRAINING, PlannedTraining
 from disp.progress import progress_bar
-from disp.suspicion.config import SCORING_PROBES, SaliencyConfig, ScoringConfig
 
 BITS: dict[str | None, Literal[4, 8] | None] = {None: None, "4bit": 4, "8bit": 8}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Weights:
+    """What a plan has to know of the model's weights.
+
+    Attributes:
+        dtype: Of weights and activations.
+        quantization: Of the language model's weights, as with the other commands.
+        gen_length: Response slots; the model's own if not given.
+    """
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    quantization: Literal["4bit", "8bit"] | None = None
+    gen_length: int | None = None
+
+
+WEIGHTS = Weights()
 
 
 @app.command
@@ -21,63 +41,29 @@ def plan(
     data: Data,
     /,
     *,
-    mode: Literal["selective", "all", "random"] = "selective",
-    mask_ratio: float = ScoringConfig.mask_ratio,
-    candidates: int = ScoringConfig.candidates,
-    probes: int = SCORING_PROBES,
-    batch_size: int = 32,
+    rewriting: PlannedRewriting = PLANNED_REWRITING,
     training: PlannedTraining = PLANNED_TRAINING,
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
-    quantization: Literal["4bit", "8bit"] | None = None,
-    gen_length: int | None = None,
-    attack: Annotated[bool, Parameter(negative=())] = False,
+    weights: Weights = WEIGHTS,
+    attack: Flag = False,
     rows: Rows = ROWS,
 ) -> None:
     """Memory and passes that audit, purification, training and evaluation will take; loads no weights.
 
     Parameters
     ----------
-    mode
-        Which answers are rewritten.
-    mask_ratio
-        Share of the visual tokens that are masked.
-    candidates
-        Salient tokens that are masked one at a time.
-    probes
-        Hutchinson probes.
-    batch_size
-        Assistant turns a pass.
-    dtype
-        Of weights and activations.
-    quantization
-        Of the language model's weights, as with the other commands.
-    gen_length
-        Response slots; the model's own if not given.
     attack
         Whether the evaluation measures an attack too.
     """
     from disp.planning.plan import PlanSettings, make_plan
-    from disp.purification.config import PurifyConfig
 
-    purify = PurifyConfig(
-        mode=mode,
-        mask_ratio=mask_ratio,
-        scoring=ScoringConfig(
-            mask_ratio=mask_ratio,
-            candidates=candidates,
-            saliency=SaliencyConfig(probes=probes),
-            batch_size=batch_size,
-        ),
-        batch_size=batch_size,
-    )
     settings = PlanSettings(
-        dtype=dtype,
-        bits=BITS[quantization],
-        purify=purify,
+        dtype=weights.dtype,
+        bits=BITS[weights.quantization],
+        purify=rewriting.config(),
         train=training.config(),
-        evaluation_batch_size=batch_size,
+        evaluation_batch_size=rewriting.batch_size,
         attacked=attack,
-        gen_length=gen_length,
+        gen_length=weights.gen_length,
     )
     print(make_plan(model, rows.load(data, pictures=False), settings).to_text())
 

@@ -1,0 +1,165 @@
+"""Options of what rests on saliency: scoring, rewriting, audits, and plans of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from cyclopts import Parameter
+
+from disp.commands.options import Flag
+from disp.suspicion.config import PROBES, SCORING_PROBES, SaliencyConfig, ScoringConfig
+
+if TYPE_CHECKING:
+    from disp.auditing.findings import AuditConfig
+    from disp.models.interface import MDLM
+    from disp.purification.config import PurifyConfig
+
+Score = Literal["isotropic", "directional"]
+Mode = Literal["selective", "all", "random"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Estimating:
+    """How saliency is estimated.
+
+    Attributes:
+        score: All directions alike, or the direction in which masking moves a token.
+        probes: Hutchinson probes: 8 for isotropic and 16 for directional if not given.
+    """
+
+    score: Score = "isotropic"
+    probes: int | None = None
+
+    def config(self, seed: int, batch_size: int) -> ScoringConfig:
+        """The settings that were asked for."""
+        probes = PROBES[self.score] if self.probes is None else self.probes
+        return ScoringConfig(saliency=SaliencyConfig(score=self.score, probes=probes, seed=seed), batch_size=batch_size)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Rewriting:
+    """How answers are rewritten.
+
+    Attributes:
+        mode: Rewrite the answers that lose their support under masking, all of them, or all with random masks.
+        mask_ratio: Share of the visual tokens that "all" and "random" mask.
+        candidates: Salient tokens that "selective" masks one at a time.
+        score: The saliency score.
+        probes: Hutchinson probes: 4 if not given; where the ranking alone decides ("all") 8 for isotropic, 16 for
+            directional.
+        steps: Denoising steps of the new answers; the model's own if not given.
+        threshold: Confidence at which a token is committed early; the model's own if not given.
+        batch_size: Assistant turns a pass.
+    """
+
+    mode: Mode = "selective"
+    mask_ratio: float = ScoringConfig.mask_ratio
+    candidates: int = ScoringConfig.candidates
+    score: Score = "isotropic"
+    probes: int | None = None
+    steps: int | None = None
+    threshold: float | None = None
+    batch_size: int = 32
+
+    def config(self, model: MDLM, seed: int) -> PurifyConfig:
+        """The settings that were asked for; ``model`` says how it decodes where nothing was."""
+        from disp.decoding.samplers import own_settings
+        from disp.purification.config import PurifyConfig
+
+        usual = PROBES[self.score] if self.mode == "all" else SCORING_PROBES
+        probes = usual if self.probes is None else self.probes
+        return PurifyConfig(
+            mode=self.mode,
+            mask_ratio=self.mask_ratio,
+            scoring=ScoringConfig(
+                mask_ratio=self.mask_ratio,
+                candidates=self.candidates,
+                saliency=SaliencyConfig(score=self.score, probes=probes, seed=seed),
+                batch_size=self.batch_size,
+            ),
+            decode=own_settings(model, steps=self.steps, threshold=self.threshold),
+            batch_size=self.batch_size,
+            seed=seed,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PlannedRewriting:
+    """What a plan has to know of audit and purification.
+
+    Attributes:
+        mode: Which answers are rewritten.
+        mask_ratio: Share of the visual tokens that are masked.
+        candidates: Salient tokens that are masked one at a time.
+        probes: Hutchinson probes.
+        batch_size: Assistant turns a pass.
+    """
+
+    mode: Mode = "selective"
+    mask_ratio: float = ScoringConfig.mask_ratio
+    candidates: int = ScoringConfig.candidates
+    probes: int = SCORING_PROBES
+    batch_size: int = 32
+
+    def config(self) -> PurifyConfig:
+        """The settings that were asked for."""
+        from disp.purification.config import PurifyConfig
+
+        return PurifyConfig(
+            mode=self.mode,
+            mask_ratio=self.mask_ratio,
+            scoring=ScoringConfig(
+                mask_ratio=self.mask_ratio,
+                candidates=self.candidates,
+                saliency=SaliencyConfig(probes=self.probes),
+                batch_size=self.batch_size,
+            ),
+            batch_size=self.batch_size,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Auditing:
+    """How a dataset is audited.
+
+    Attributes:
+        mask_ratio: Largest part of the visual tokens that is masked at once, as a share of them all.
+        candidates: Salient tokens that are masked one at a time.
+        probes: Hutchinson probes of the saliency score.
+        false_alarm_rate: Chance of a wrong "poisoned" verdict that the tests are run at.
+        learnt_only: What pictures have in common counts only where the model has learnt it: for a recovered model.
+        batch_size: Assistant turns a pass of the audit.
+    """
+
+    mask_ratio: float = ScoringConfig.mask_ratio
+    candidates: int = ScoringConfig.candidates
+    probes: int = SCORING_PROBES
+    false_alarm_rate: float = 0.01
+    learnt_only: Flag = False
+    batch_size: int = 32
+
+    def config(self, seed: int) -> AuditConfig:
+        """The settings that were asked for."""
+        from disp.auditing.findings import AuditConfig
+
+        scoring = ScoringConfig(
+            mask_ratio=self.mask_ratio,
+            candidates=self.candidates,
+            saliency=SaliencyConfig(probes=self.probes, seed=seed),
+            batch_size=self.batch_size,
+        )
+        return AuditConfig(
+            scoring=scoring,
+            batch_size=self.batch_size,
+            seed=seed,
+            false_alarm_rate=self.false_alarm_rate,
+            learnt_only=self.learnt_only,
+        )
+
+
+ESTIMATING, REWRITING, PLANNED_REWRITING, AUDITING = Estimating(), Rewriting(), PlannedRewriting(), Auditing()

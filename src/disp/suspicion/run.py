@@ -1,0 +1,49 @@
+"""Saliency as a run of its own, which goes on where it was stopped."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from disp.data.llava import Dataset, identity
+from disp.data.sample import queries_of
+from disp.files import claim
+from disp.models.fingerprint import fingerprint
+from disp.models.interface import MDLM
+from disp.progress import ProgressBar, no_progress
+from disp.suspicion.config import ScoringConfig
+from disp.suspicion.scoring import score
+
+
+def write_saliency(
+    model: MDLM,
+    dataset: Dataset,
+    config: ScoringConfig,
+    out: Path,
+    *,
+    limit: int | None = None,
+    progress: ProgressBar = no_progress,
+) -> Path:
+    """How much each visual token matters to each answer, without the suspicion.
+
+    Args:
+        model: the MDLM.
+        dataset: the answers that are given.
+        config: its saliency estimator and batch size.
+        out: folder of the run.
+        limit: look at the first so many rows alone.
+        progress: opened with a description and a total; see `disp.progress`.
+
+    Returns:
+        ``saliency.jsonl`` in ``out``, one line a turn.
+
+    Raises:
+        DispError: ``out`` holds another run.
+    """
+    samples = dataset.samples[:limit]
+    run = {"weights": fingerprint(model), "saliency": asdict(config.saliency), **identity(dataset)}
+    claim(out / "run.json", run, "saliency")
+    file = out / "saliency.jsonl"
+    with progress("saliency", len(queries_of(samples))) as advance:
+        score(model, samples, config, file, counterfactual=False, progress=advance)
+    return file
