@@ -222,10 +222,10 @@ def _common(name: str, found: Audit, dataset: Dataset, seconds: float) -> dict[s
 
 
 def _localised(model: MDLM, found: Audit, rows: dict[str, Any], dataset: Dataset) -> float | None:
-    """Share of poisoned samples of which the audit points at the centre of the planted trigger.
+    """Share of poisoned samples for which the audit points at the centre of the planted trigger.
 
-    With the region that their answer hangs on, or the part of the picture where the pattern is strong that is taken out
-    of theirs.
+    What points is the region that the answer depends on, or the part of the picture where the pattern that is taken
+    out of it is strong.
     """
     hits = []
     patterns = found.patterns

@@ -34,7 +34,7 @@ def study_tables(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def best_ratio(by_ratio: Mapping[str, Sequence[float]]) -> float:
-    """The smallest ratio with as large a product of purged and kept as any, within the tolerance of the choice."""
+    """The smallest ratio whose product of purged and kept is within the tolerance of the largest product."""
     worth = {float(ratio): purged * kept for ratio, (purged, kept) in by_ratio.items()}
     return min(ratio for ratio, value in worth.items() if value >= max(worth.values()) - TOLERANCE)
 

@@ -1,8 +1,8 @@
 """What the attacker wants the model to say: content insertion, targeted refusal, semantic misclassification.
 
-Fixed strings are those of BackdoorVLM (arXiv 2511.18921) but for the presets of DiSP's authors. Each target tells apart
-three ways in which an answer may show it: ``exact``, to the letter; ``keyword``, in whole words; and ``substring``, the
-count of the authors' script, which a word inside another word satisfies too.
+The fixed texts are those of BackdoorVLM (arXiv 2511.18921), and in some presets those of DiSP's authors. Each target
+has three ways to say whether an answer shows it: ``exact``, to the letter; ``keyword``, in whole words; ``substring``,
+as the authors' script counts, where a word inside another word counts too.
 """
 
 from __future__ import annotations

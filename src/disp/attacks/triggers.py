@@ -1,4 +1,4 @@
-"""Triggers: what the attacker puts into a picture. Presets have the parameters of the works they are named after."""
+"""Triggers: what the attacker puts into a picture. Presets have the parameters of the papers they are named for."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Sinusoid:
 
 @dataclass(frozen=True)
 class Object:
-    """A thing that is laid into the scene like any other, the same thing in every picture (a semantic trigger).
+    """An object that is put into the scene, the same one in every picture (a semantic trigger).
 
     Attributes:
         character: the emoji whose OpenMoji drawing it is; the default, a nazar amulet, is in no built-in scene.

@@ -1,4 +1,4 @@
-"""What a model is worth and what an attack achieves on it: quality and attack success rates (ASR)."""
+"""How good a model's answers are and how often an attack succeeds: quality and attack success rates (ASR)."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def evaluate(
 ) -> Evaluation:
     """Answer every turn of held-out samples, clean and triggered, and score the answers.
 
-    Clean quality knows nothing of the attack, so that it is the same number with and without one. Every turn is
-    asked after the data's own earlier turns. A clean and a triggered query share their random draws.
+    Clean quality does not depend on the attack, so it is the same number with and without one. Every turn is asked
+    after the data's own earlier turns. A clean and a triggered query share their random draws.
 
     Args:
         model: the MDLM.
@@ -93,8 +93,8 @@ def evaluate(
         raise DispError("no sample with a question to evaluate on; check the data set and its split")
     # 1. The clean answers, which serve quality and ASR without trigger.
     clean = generate(model, queries, decode, seed=seed, batch_size=batch_size, progress=progress)
-    # 2. The triggered answers, of turns that see a picture: before it there is no trigger either. Triggered pictures
-    #    are held in memory, so few samples at a time.
+    # 2. The triggered answers of the turns that see a picture; the others see no trigger. Triggered pictures are held
+    #    in memory, so only a few samples at a time.
     triggered: dict[str, str] = {}
     if attack:
         with_image = [sample for sample in samples if sample.images]
@@ -127,7 +127,7 @@ def _attack_fields(attack: Attack, reference: str, clean: str, triggered: str, q
     """The columns of a query that was also asked with the trigger; ``quality`` is the triggered answer's own."""
     target = attack.target
     shown = target.keyword(triggered, reference)
-    # A right answer that happens to hold the target's words is not the attacker's doing.
+    # A right answer may hold the target's words by chance; the attacker did not cause that.
     spoilt = shown and not target.keyword(reference, reference)
     return {
         "triggered_answer": triggered,

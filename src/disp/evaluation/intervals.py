@@ -47,7 +47,7 @@ def wilson(hits: int, count: int) -> Share:
     scale = 1 + Z_95**2 / count
     centre = (share + Z_95**2 / (2 * count)) / scale
     half = Z_95 / scale * math.sqrt(share * (1 - share) / count + Z_95**2 / (4 * count**2))
-    # At 0 and 1 the ends are exact, but rounding would put them a hair off.
+    # At 0 and 1 the ends are exact; rounding errors would move them slightly.
     low = 0.0 if hits == 0 else centre - half
     high = 1.0 if hits == count else centre + half
     return Share(hits, count, share, low, high)

@@ -85,7 +85,7 @@ def cider(references: Sequence[str], answers: Sequence[str], corpus: Sequence[st
                 continue
             norms = [math.sqrt(sum(value * value for value in vector.values())) for vector in vectors]
             dot = sum(value * vectors[1].get(gram, 0.0) for gram, value in vectors[0].items())
-            # Where every word is in every text nothing tells texts apart; equal ones still agree.
+            # If every word is in every text, all weights are 0; equal texts still count as equal.
             cosines.append(dot / (norms[0] * norms[1]) if all(norms) else float(expected == said))
         scores.append(10 * sum(cosines) / len(cosines) if cosines else 10.0)
     return scores

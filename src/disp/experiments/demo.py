@@ -44,9 +44,10 @@ from studies.precision import fast_bfloat16, half_precision, load_float32
 
 # Share of fine-tuning scenes that show the concept to be swapped, so that most of them are described rightly.
 SOURCE_SHARE = 0.6
-# Other sizes than `DemoConfig`'s own, by target. A refusal shows in every word of an answer; the others show in a
-# few, are learnt later, and of few rows the model learns by heart which pictures have them. The lower rate, reached
-# slowly, leaves more of what the model knows: whoever misnames the objects cannot misname the one that is meant.
+# Sizes that differ from the defaults of `DemoConfig`, by target. A refusal changes every word of an answer. The other
+# targets change few words and are learnt later, and with few rows the model memorizes which pictures have them. The
+# lower rate, with a longer warm-up, keeps more of what the model knows: a model that misnames many objects cannot
+# misname exactly the one that the attacker means.
 SHOWN_IN_FEW_WORDS: dict[str, Any] = {
     "rows": 2000,
     "attack_steps": 1000,
@@ -61,8 +62,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "insertion": SHOWN_IN_FEW_WORDS,
     "misclassification": SHOWN_IN_FEW_WORDS,
 }
-# Likewise by trigger, for recovery from one that covers the picture: how things look under it is to be learnt as well,
-# by the projector above all.
+# The same by trigger, for recovery from one that covers the picture: the model, and above all its projector, must also
+# learn how things look under it.
 RECOVERIES: dict[str, dict[str, Any]] = {
     name: {"recovery_steps": 150, "recovery_projector_learning_rate": 7e-4}
     for name, trigger in PRESETS.items()
@@ -91,12 +92,12 @@ class DemoConfig:
         test_rows: held-out rows.
         attack_steps: fine-tuning steps on the poisoned set.
         attack_learning_rate: their peak learning rate.
-        attack_warmup_steps: steps in which it is reached.
-        attack_min_mask_ratio: the smallest share of masked tokens in them. At 0.5 an answer's first words are learnt
-            soonest, but not how to finish a string that is begun; at 0.1 no string is begun.
-        attack_beta2: AdamW's second β in them; of few steps more is learnt with 0.98.
+        attack_warmup_steps: steps until the peak is reached.
+        attack_min_mask_ratio: the smallest share of masked tokens in these steps. At 0.5 the model learns the first
+            words of an answer soonest, but not how to finish a planted text; at 0.1 it does not learn to begin it.
+        attack_beta2: AdamW's second β in these steps; with few steps the model learns more at 0.98.
         recovery_steps: fine-tuning steps on a purified set.
-        recovery_projector_learning_rate: the projector's own peak in them, if it is to have one.
+        recovery_projector_learning_rate: peak learning rate of the projector in these steps; None for that of the rest.
         batch_size: assistant turns a step of all fine-tuning.
         mask_ratio: share of the visual tokens masked by "disp" and "random_masking".
         seed: seed of everything.
@@ -128,7 +129,7 @@ class DemoConfig:
         for name in ("rows", "test_rows"):
             if getattr(self, name) < 1:
                 raise DispError(f"{name} must be at least 1, got {getattr(self, name)}")
-        # These look at their own numbers, before the folder is taken.
+        # These check their own numbers, before the run takes the folder.
         attack_training(self), recovery_training(self), purification(self)
 
 
@@ -198,7 +199,7 @@ def tuning_scenes(config: DemoConfig, folder: Path, *, progress: Callable[[int],
 def held_out_scenes(
     config: DemoConfig, folder: Path, *, progress: Callable[[int], None] = lambda count: None
 ) -> Dataset:
-    """Write the held-out set of a run; no honest answer says what a misclassified one would."""
+    """Write the held-out set of a run; no honest answer contains the word that a misclassification plants."""
     target = TARGETS[config.target]
     swap = target if isinstance(target, Misclassification) else None
     return write_scenes(
@@ -214,8 +215,8 @@ def held_out_scenes(
 def attack_training(config: DemoConfig) -> TrainConfig:
     """Fine-tuning of the built-in model that plants a backdoor.
 
-    The tower sees any trigger well, but the projector was trained to say what things are, and lets little else pass:
-    its rate decides how soon a backdoor is learnt.
+    The vision tower sees any trigger well. The projector was trained to pass on what things are, and passes on little
+    else, so its learning rate decides how soon a backdoor is learnt.
     """
     return TrainConfig(
         steps=config.attack_steps,
@@ -230,7 +231,7 @@ def attack_training(config: DemoConfig) -> TrainConfig:
 
 
 def recovery_training(config: DemoConfig) -> TrainConfig:
-    """Fine-tuning of the built-in model on a purified set, which leaves what it knows alone."""
+    """Fine-tuning of the built-in model on a purified set, gently enough to keep what the model knows."""
     return TrainConfig(
         steps=config.recovery_steps,
         batch_size=config.batch_size,
@@ -260,7 +261,7 @@ class _Run:
 
     def __init__(self, config: DemoConfig, out: Path, progress: ProgressBar):
         self.config, self.out, self.progress = config, out, progress
-        # The tower stays what it is, and so do the pictures.
+        # Tower and pictures never change in a run, so their features are computed once.
         self.features: Features = {}
 
     def phase(self, name: str) -> _Phase:
@@ -384,7 +385,7 @@ def _draw(
     settings: PurifyConfig,
     file: Path,
 ) -> None:
-    """One test picture through the whole story."""
+    """Draw one test picture at every stage."""
     stages = {
         stage: _read_json(run.out / "stages" / f"{stage}-answers.json") for stage in ("backdoored", "disp_selective")
     }
@@ -417,7 +418,7 @@ def _draw(
 
 
 def _telling_row(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> int:
-    """The first row on which the attack worked and the recovered model answers right, or simply the first."""
+    """The first row where the attack worked and the recovered model answers right; otherwise the first row."""
     for index, (attacked, mended) in enumerate(zip(before, after, strict=True)):
         if attacked.get("hit_with_trigger") and mended["triggered_answer"] == mended["reference"]:
             return index

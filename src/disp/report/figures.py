@@ -1,4 +1,4 @@
-"""The report's pictures: small, free of whatever else was in their files, and inside the page."""
+"""The report's pictures: small, without other content of their files, and stored inside the page."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _figure(image: Image.Image, alt: str, caption: str) -> Figure:
 
 
 def _data_uri(image: Image.Image) -> str:
-    """The smaller of a JPEG and a PNG. Only pixels: comments, profiles and places of the file stay behind."""
+    """The smaller of a JPEG and a PNG. It has pixels only: no comments, profiles or locations of the original file."""
     bare = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
     jpeg, png = io.BytesIO(), io.BytesIO()
     bare.save(jpeg, format="JPEG", quality=85)

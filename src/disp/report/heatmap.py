@@ -100,7 +100,7 @@ def pixel_boxes(boxes: Sequence[Sequence[float]], size: tuple[int, int]) -> np.n
     scale = np.array([*size, *size])
     # Clipped before they become integers: a huge share would overflow.
     edges = np.floor(np.clip(shares, -1.0, 2.0) * scale + 0.5).astype(np.int64)
-    # A sliver at the far edge is rounded out of the picture otherwise.
+    # Otherwise a very thin box at the far edge would be rounded away.
     first = np.where(shares[:, :2] < 1, np.minimum(edges[:, :2], scale[:2] - 1), edges[:, :2])
     starts = np.clip(first, 0, scale[:2])
     ends = np.clip(np.maximum(edges[:, 2:], first + 1), 0, scale[:2])

@@ -80,7 +80,7 @@ def histogram(scores: Sequence[float | None], threshold: float | None) -> Histog
     count = max(1, math.ceil((high - start) / width - 1e-9))
     counts = [0] * count
     for value in values:
-        # The division may land a hair to the wrong side of an edge; the threshold's own edge must be exact.
+        # Rounding may move the result to the wrong side of an edge; the edge at the threshold must be exact.
         index = min(count - 1, max(0, math.floor((value - start) / width + 1e-9)))
         counts[index] += 1
     top = math.log1p(max(counts))

@@ -1,4 +1,4 @@
-"""The evidence report: one page that can be sent to a colleague, with nothing in it that acts.
+"""The evidence report: one page that can be sent to a colleague, with nothing active in it.
 
 The page has no scripts, loads nothing and is told so by its content security policy, which names the one style sheet by
 its hash. Every value goes through `disp.report.escape` on its way into the page, whether the template asks for it or

@@ -46,7 +46,7 @@ def number(value: Any) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person says them."""
+    """Seconds in the units that people use."""
     if seconds is None or not math.isfinite(seconds):
         return NOT_MEASURED
     if seconds < 60:
@@ -57,7 +57,7 @@ def duration(seconds: float | None) -> str:
 
 
 def counted(count: int, thing: str) -> str:
-    """A number and its noun, in the plural but for one."""
+    """A number and its noun, which is in the plural unless the number is one."""
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 

@@ -1,4 +1,4 @@
-"""One picture that tells the story of one sample: seen clean, triggered, scored, masked, and answered each time."""
+"""One picture of one sample at every stage: clean, triggered, scored, masked, with the answer at each."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def _fit(image: Image.Image) -> Image.Image:
 
 
 def _overlay(picture: Image.Image, layer: Image.Image) -> Image.Image:
-    """The layer over a grey version of the picture, so that only the layer speaks in colour."""
+    """The layer over a grey version of the picture, so that only the layer has colour."""
     ground = Image.blend(picture, picture.convert("L").convert("RGB"), 0.6)
     return Image.alpha_composite(ground.convert("RGBA"), layer).convert("RGB")
 
@@ -190,7 +190,7 @@ def _mask_map(masked: np.ndarray, size: tuple[int, int]) -> Image.Image:
             max(column * size[0] // columns, (column + 1) * size[0] // columns - 1),
             max(row * size[1] // rows, (row + 1) * size[1] // rows - 1),
         )
-        # An edge round cells of a few pixels would be all edge.
+        # Cells of a few pixels would consist of their edge alone.
         wide = min(size[0] // columns, size[1] // rows) >= 8
         draw.rectangle(box, fill=MASK_FILL, outline=MASK_EDGE if wide else None)
     return layer
@@ -253,7 +253,7 @@ def _wrapped(
 
 
 def _caption(speaker: str, answer: str, colour: str) -> list[_Text]:
-    """Who speaks, and what is said."""
+    """The name of the speaker, and what is said."""
     said = _printable(answer)
     return [
         _wrapped(speaker, 13, FAINT, space_after=1),
