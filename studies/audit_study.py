@@ -45,6 +45,7 @@ from disp.experiments.demo import (
     held_out_scenes,
     tuning_scenes,
 )
+from disp.experiments.precision import load_float32
 from disp.files import append_jsonl, read_finished_jsonl, write_text
 from disp.models.interface import MDLM
 from disp.purification.pattern import Pattern
@@ -54,7 +55,6 @@ from disp.suspicion.scoring import Evidence, given_answers, salient_masks
 from disp.suspicion.support import likelihood_gap
 from disp.training.config import TrainConfig
 from disp.training.train import train
-from studies.precision import load_float32
 from studies.study_table import study_tables
 
 LOCALISED = ("patch", "patch-random", "object")

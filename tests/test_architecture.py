@@ -25,18 +25,20 @@ def modules() -> dict[str, Path]:
 
 def imports() -> dict[str, set[str]]:
     """Of each module, the modules of ours that it imports anywhere."""
-    names = modules()
-    graph: dict[str, set[str]] = {}
-    for name, file in names.items():
-        used = set()
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                used |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                assert not node.level, f"{file}: line {node.lineno}: write the whole name of what is imported"
-                used |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-        graph[name] = (used & names.keys()) - {name, "disp"}
-    return graph
+    files = modules()
+    return {name: (imported(file) & files.keys()) - {name, "disp"} for name, file in files.items()}
+
+
+def imported(file: Path) -> set[str]:
+    """Names of all modules that a file imports, and of what it imports from them."""
+    used: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: line {node.lineno}: write the whole name of what is imported"
+            used |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return used
 
 
 def room(module: str) -> str:
@@ -81,6 +83,13 @@ def test_no_module_uses_a_room_above_its_own():
         f"{name} -> {used}" for name, all_used in imports().items() for used in all_used if level(used) < level(name)
     }
     assert not upwards, f"arrows upwards: {sorted(upwards)}"
+
+
+def test_the_package_needs_nothing_of_the_repository_around_it():
+    around = ("studies", "tests", "scripts", "benchmarks")
+    used = {f"{name} -> {each}" for name, file in modules().items() for each in imported(file)}
+    outside = {arrow for arrow in used if arrow.split(" -> ")[1].split(".")[0] in around}
+    assert not outside, f"not in the wheel: {sorted(outside)}"
 
 
 def test_there_is_no_circle():

@@ -26,6 +26,7 @@ from disp.defence.defend import purify_flagged, recovery_samples
 from disp.errors import DispError, unknown_name
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.table import stage_table
+from disp.experiments.precision import fast_bfloat16, half_precision, load_float32
 from disp.files import claim, write_json, write_text
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
@@ -40,7 +41,6 @@ from disp.suspicion.scoring import Evidence, score
 from disp.training.config import TrainConfig
 from disp.training.examples import Features
 from disp.training.train import train
-from studies.precision import fast_bfloat16, half_precision, load_float32
 
 # Share of fine-tuning scenes that show the concept to be swapped, so that most of them are described rightly.
 SOURCE_SHARE = 0.6
