@@ -6,9 +6,11 @@ from collections import Counter
 import pytest
 import torch
 from parity_folder import PARITY
-from references.planning import LAVIDA, LLADA_8B
+from references.planning import DIMPLE, GEMMA, LAVIDA, LAVIDA_DREAM, LLADA_8B, MMADA
+from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from disp.errors import DispError
+from disp.models.families import family
 from disp.planning.checkpoints import read_config, sizes_of, stored_parameters
 
 
@@ -30,30 +32,19 @@ def test_parameters_of_the_published_language_model():
     assert 2 * (sizes_of(LLADA_8B).weights.language - 4096) == 16_031_162_368
 
 
-@pytest.mark.parametrize("family", ["llada_v", "lavida_llada", "lavida_dream", "dimple"])
-def test_parameters_of_published_layouts(family):
-    if not (PARITY / family).is_dir():
+@pytest.mark.parametrize("checkpoint", ["llada_v", "lavida_llada", "lavida_dream", "dimple"])
+def test_parameters_of_published_layouts(checkpoint):
+    if not (PARITY / checkpoint).is_dir():
         pytest.skip(f"no parity data in {PARITY}; set DISP_PARITY_DIR")
-    stored = stored_parameters(PARITY / family)
+    stored = stored_parameters(PARITY / checkpoint)
     # The checkpoints keep the tower's final norm, though nothing reads its output.
     read = sum(count for name, count in stored.items() if "post_layernorm" not in name)
-    assert sizes_of(read_config(PARITY / family), PARITY / family).weights.total == read
+    assert sizes_of(read_config(PARITY / checkpoint), PARITY / checkpoint).weights.total == read
 
 
 def test_parameters_of_a_mixture_of_experts():
     """DiffusionGemma's, with the library's own model as the truth."""
-    from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
-
-    text = {
-        "num_hidden_layers": 30, "hidden_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 8,
-        "head_dim": 256, "num_global_key_value_heads": 2, "intermediate_size": 2112, "moe_intermediate_size": 704,
-        "num_experts": 128, "top_k_experts": 8, "vocab_size": 262144,
-    }  # fmt: skip
-    vision = {
-        "model_type": "gemma4_vision", "num_hidden_layers": 27, "hidden_size": 1152, "intermediate_size": 4304,
-        "num_attention_heads": 16,
-    }  # fmt: skip
-    config = DiffusionGemmaConfig(text_config=text, vision_config=vision)
+    config = DiffusionGemmaConfig(**GEMMA)
     with torch.device("meta"):
         model = DiffusionGemmaForBlockDiffusion(config)
     sizes = sizes_of(config.to_dict())
@@ -62,12 +53,12 @@ def test_parameters_of_a_mixture_of_experts():
         assert sizes.visual_count([size]).visual == tokens
 
 
-@pytest.mark.parametrize("family", ["llada_v", "lavida_llada", "lavida_dream"])
-def test_visual_tokens_of_published_examples(family):
-    if not (PARITY / family).is_dir():
+@pytest.mark.parametrize("checkpoint", ["llada_v", "lavida_llada", "lavida_dream"])
+def test_visual_tokens_of_published_examples(checkpoint):
+    if not (PARITY / checkpoint).is_dir():
         pytest.skip(f"no parity data in {PARITY}; set DISP_PARITY_DIR")
-    meta = json.loads((PARITY / family / "meta.json").read_text())
-    count = sizes_of(read_config(PARITY / family), PARITY / family).visual_count([tuple(meta["image_size_wh"])])
+    meta = json.loads((PARITY / checkpoint / "meta.json").read_text())
+    count = sizes_of(read_config(PARITY / checkpoint), PARITY / checkpoint).visual_count([tuple(meta["image_size_wh"])])
     assert count.visual + count.others == meta["num_visual_tokens"]
 
 
@@ -82,6 +73,28 @@ def test_visual_tokens_of_published_examples(family):
 def test_visual_tokens_of_tiled_pictures(config, size, tokens):
     count = sizes_of(config).visual_count([size])
     assert count.visual + count.others == tokens
+
+
+@pytest.mark.parametrize(
+    "name, index, config",
+    [
+        ("llada_v", 0, LLADA_8B), ("lavida", 0, LAVIDA), ("lavida", 1, LAVIDA_DREAM), ("mmada", 0, MMADA),
+        ("dimple", 0, DIMPLE), ("diffusion_gemma", 0, GEMMA),
+    ],
+)  # fmt: skip
+def test_what_the_docs_say_of_published_models_is_what_is_planned(name, index, config):
+    """Parameters, and the visual tokens of a picture of 640×480, which stand in brackets."""
+    if name == "diffusion_gemma":
+        config = DiffusionGemmaConfig(**config).to_dict()
+    about = family(name).about.published[index]
+    sizes = sizes_of(config)
+    digits = len(about.parameters.split()[0].partition(".")[2])
+    assert about.parameters.startswith(f"{sizes.weights.total / 1e9:.{digits}f} B")
+    tokens = sizes.visual_count([(640, 480)]).visual
+    if "(" in about.visual_tokens:
+        assert about.visual_tokens.endswith(f"({tokens})")
+    elif name == "mmada":
+        assert about.visual_tokens.startswith(str(tokens))
 
 
 def test_several_pictures_are_one_tile_each():

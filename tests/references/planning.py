@@ -18,6 +18,23 @@ LAVIDA = {
 MMADA = {"model_type": "mmada", **{name: LAVIDA[name] for name in ("d_model", "n_layers", "n_heads")}} | {
     "mlp_hidden_size": 12288, "vocab_size": 126464, "embedding_size": 134656,
 }  # fmt: skip
+DREAM = {
+    "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+    "num_key_value_heads": 4, "vocab_size": 152064,
+}  # fmt: skip
+LAVIDA_DREAM = {**DREAM, "model_type": "llava_dream", "mm_vision_tower": "siglip"}
+DIMPLE = {**DREAM, "model_type": "dimple"}
+GEMMA = {
+    "text_config": {
+        "num_hidden_layers": 30, "hidden_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 256, "num_global_key_value_heads": 2, "intermediate_size": 2112, "moe_intermediate_size": 704,
+        "num_experts": 128, "top_k_experts": 8, "vocab_size": 262144,
+    },
+    "vision_config": {
+        "model_type": "gemma4_vision", "num_hidden_layers": 27, "hidden_size": 1152, "intermediate_size": 4304,
+        "num_attention_heads": 16,
+    },
+}  # fmt: skip
 
 
 def peak(run) -> int:
