@@ -1,17 +1,15 @@
-"""What a run will take, and tasks for public benchmarks."""
+"""What a run will need and take."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import ROWS, Data, Flag, Model, Out, Rows, Seed, app
+from disp.commands.options import ROWS, Data, Flag, Model, Rows, app
 from disp.commands.scoring import PLANNED_REWRITING, PlannedRewriting
 from disp.commands.training import PLANNED_TRAINING, PlannedTraining
-from disp.progress import progress_bar
 
 BITS: dict[str | None, Literal[4, 8] | None] = {None: None, "4bit": 4, "8bit": 8}
 
@@ -66,21 +64,3 @@ def plan(
         gen_length=weights.gen_length,
     )
     print(make_plan(model, rows.load(data, pictures=False), settings).to_text())
-
-
-@app.command
-def tasks(data: Data, /, *, out: Out, attack: Path | None = None, seed: Seed = 0, rows: Rows = ROWS) -> None:
-    """Write a held-out dataset as tasks for lmms-eval; see docs/benchmarks.md.
-
-    Parameters
-    ----------
-    attack
-        The manifest.json that `disp poison` wrote, for the two tasks that measure the ASR.
-    """
-    from disp.attacks.poison import load_attack
-    from disp.benchmarks.export import write_tasks
-
-    dataset = rows.load(data)
-    with progress_bar("writing", len(dataset.samples)) as advance:
-        names = write_tasks(dataset, out, attack=load_attack(attack) if attack else None, seed=seed, progress=advance)
-    print(f"--include_path {out} --tasks {','.join(names)}")
