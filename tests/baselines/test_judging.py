@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from disp.baselines import bye, clustering, likelihood, random_drop, spectral
+from disp.baselines import bye, clustering, likelihood, purmm, random_drop, spectral
 from disp.baselines.table import DEFENCES
 from disp.errors import DispError
 
@@ -85,6 +85,16 @@ def test_random_rows_are_a_share_of_all():
     assert random_drop.judge(values, random_drop.RandomDropConfig(0.2), 0).dropped.sum() == 10
 
 
+def test_the_highest_of_three_groups():
+    values = np.array([1.0, 9, 1.1, 5, 8.8, 5.2, 0.9])
+    assert purmm.highest_group(values, 3).tolist() == [False, True, False, False, True, False, False]
+    assert purmm.highest_group(values, 2).tolist() == [False, True, False, True, True, True, False]
+    # One value among many that are alike, as a trigger is.
+    assert purmm.highest_group(np.array([0.1] * 30 + [0.9]), 3).nonzero()[0].tolist() == [30]
+    assert not purmm.highest_group(np.full(5, 0.2), 3).any()
+    assert not purmm.highest_group(0.2 + np.arange(5) * 1e-9, 3).any()
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
@@ -101,6 +111,7 @@ def test_random_rows_are_a_share_of_all():
         ("least-salient", {"ratio": -0.1}),
         ("least-salient", {"probes": 0}),
         ("gtm", {"ratio": 2.0}),
+        ("purmm", {"groups": 1}),
         ("jpeg", {"quality": 0}),
         ("blur", {"radius": 0.0}),
         ("shrink", {"scale": 1.2}),

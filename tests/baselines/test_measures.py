@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 from disp.baselines import bye, likelihood
-from disp.baselines.attention import response_attention
+from disp.baselines.attention import attention_of
 from disp.baselines.gtm import token_scores
 from disp.baselines.hidden import response_features
 from disp.errors import DispError
@@ -60,7 +60,7 @@ def test_hidden_states_are_llamas(model, queries):
 def test_attention_weights_are_llamas(model, queries):
     """In a batch with padding on the left."""
     prefix = model.encode(queries)
-    ours = response_attention(model, prefix, lambda weights, row: weights)
+    ours = attention_of(model, prefix, lambda weights, row: weights)
     assert ours.shape[:2] == (len(queries), model.config.num_hidden_layers)
     for row, query in enumerate(queries):
         alone, _, weights = of_one_row(model, query)
@@ -69,6 +69,20 @@ def test_attention_weights_are_llamas(model, queries):
         for layer, each in enumerate(weights):
             expected = each[:, -model.gen_length :]
             torch.testing.assert_close(ours[row, layer, ..., padding:], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_prompt_looks_too_where_it_is_asked_to(model, queries):
+    prefix = model.encode(queries)
+    behind = [3, 0, 5, 1]
+    found = [attention_of(model, prefix, lambda weights, row: torch.tensor(float(weights.shape[1])), behind)]
+    assert (found[0] == torch.tensor(behind)[:, None] + model.gen_length).all()
+    means = attention_of(model, prefix, lambda weights, row: weights.mean((0, 1)), behind)
+    for row, query in enumerate(queries):
+        alone, _, weights = of_one_row(model, query)
+        padding = prefix.embeds.shape[1] - alone.embeds.shape[1]
+        for layer, each in enumerate(weights):
+            expected = each[:, -model.gen_length - behind[row] :].mean((0, 1))
+            torch.testing.assert_close(means[row, layer, padding:], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_entropy_with_loops(model, queries):
@@ -134,10 +148,10 @@ def test_a_model_without_what_is_needed_is_an_error(queries):
     with pytest.raises(DispError, match="Planted does not pass its hidden states through lm_head"):
         response_features(model, prefix)
     with pytest.raises(DispError, match="Planted runs 0 of its 1 attention layers"):
-        response_attention(model, prefix, lambda weights, row: weights)
+        attention_of(model, prefix, lambda weights, row: weights)
     del model.model.layers
     with pytest.raises(DispError, match="Planted does not show its attention weights"):
-        response_attention(model, prefix, lambda weights, row: weights)
+        attention_of(model, prefix, lambda weights, row: weights)
     model.lm_head = None
     with pytest.raises(DispError, match="Planted has no output head called lm_head"):
         token_scores(model, prefix)

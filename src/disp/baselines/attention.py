@@ -1,8 +1,8 @@
-"""What the response slots attend to at the first denoising step, without keeping full attention maps."""
+"""What a model attends to at the first denoising step, without keeping full attention maps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from disp.models.parts.transformer import Attention, rotate
 
 
 @torch.no_grad()
-def response_attention(model: MDLM, prefix: Prefix, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:
+def attention_of(
+    model: MDLM, prefix: Prefix, reduce: Callable[[Tensor, int], Tensor], prompt: Sequence[int] | None = None
+) -> Tensor:
     """A reduction of each layer's attention weights, while every response slot is masked.
 
     The weights of one row of the batch in one layer are in memory at a time.
@@ -22,8 +24,9 @@ def response_attention(model: MDLM, prefix: Prefix, reduce: Callable[[Tensor, in
     Args:
         model: the MDLM.
         prefix: B rows.
-        reduce: the weights of the L response slots, float32 ``[H, L, P + L]``, and the row's index, to a tensor of the
-            same shape for all rows and layers.
+        reduce: the weights of the Q positions that look, float32 ``[H, Q, P + L]``, and the row's index, to a tensor of
+            the same shape for all rows and layers. The last L of the Q positions are the response slots.
+        prompt: of each row how many of the prompt's last positions look besides the response slots; none if None.
 
     Returns:
         float32 ``[B, layers, ...]`` on the CPU.
@@ -38,12 +41,15 @@ def response_attention(model: MDLM, prefix: Prefix, reduce: Callable[[Tensor, in
             "family that is built on disp.models.parts.transformer"
         )
     length = model.gen_length
+    looking = [length + more for more in prompt or [0] * len(prefix)]
     found: list[Tensor] = []
 
     def look(layer: Attention, arguments: tuple[Any, ...]) -> None:
         x, table, mask, _ = arguments
         found.append(
-            torch.stack([reduce(_weights(layer, x, table, mask, row, length), row).cpu() for row in range(len(x))])
+            torch.stack(
+                [reduce(_weights(layer, x, table, mask, row, many), row).cpu() for row, many in enumerate(looking)]
+            )
         )
 
     handles = [layer.register_forward_pre_hook(look) for layer in layers]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disp.baselines.attention import response_attention
+from disp.baselines.attention import attention_of
 from disp.baselines.grouping import two_normals
 from disp.baselines.interface import Assumptions, Filter, Judgement
 from disp.data.sample import Query
@@ -47,7 +47,7 @@ def measure(model: MDLM, prefix: Prefix, batch: Sequence[Query], config: ByeConf
         most = torch.log(torch.tensor(float(max(len(seen), 2))))
         return -(seen * torch.log(seen + EPSILON)).sum() / most.to(seen.device)
 
-    return response_attention(model, prefix, entropy)
+    return attention_of(model, prefix, entropy)
 
 
 def judge(values: np.ndarray, config: ByeConfig, seed: int) -> Judgement:

@@ -10,6 +10,7 @@ from disp.baselines.least_salient import LEAST_SALIENT
 from disp.baselines.likelihood import LIKELIHOOD
 from disp.baselines.mask_all import MASK_ALL
 from disp.baselines.pixels import BLUR, JPEG, SHRINK
+from disp.baselines.purmm import PURMM
 from disp.baselines.random_drop import RANDOM_DROP
 from disp.baselines.random_mask import RANDOM_MASK
 from disp.baselines.spectral import SPECTRAL
@@ -23,6 +24,7 @@ DEFENCES: dict[str, Filter | Answering] = {
         LIKELIHOOD,
         RANDOM_DROP,
         GTM,
+        PURMM,
         JPEG,
         BLUR,
         SHRINK,
