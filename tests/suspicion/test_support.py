@@ -2,10 +2,9 @@
 
 import math
 
-import numpy as np
 import torch
 
-from disp.suspicion.candidates import candidate_ranks, candidate_sets
+from disp.suspicion.candidates import candidate_sets
 from disp.suspicion.config import ScoringConfig
 from disp.suspicion.support import (
     counterfactual_scores,
@@ -16,10 +15,6 @@ from disp.suspicion.support import (
 )
 
 ONE_MASK = torch.ones(1, 4, dtype=torch.bool)
-
-
-def tried(count, ratio):
-    return ScoringConfig(candidates=count, mask_ratio=ratio)
 
 
 def _log_probabilities(model, prefix, ids):
@@ -85,7 +80,7 @@ def test_counterfactual_scores_do_not_depend_on_batches_and_equal_one_by_one(tin
     prefix = tiny_model.encode(queries[:2])
     response = torch.tensor([[10, 11, 12, 13]] * 2)
     scores = torch.arange(prefix.visual_mask.numel()).view(prefix.visual_mask.shape).float()
-    candidates = candidate_sets(scores, prefix.visual_mask, tried(3, 0.5))
+    candidates = candidate_sets(scores, prefix.visual_mask, ScoringConfig(candidates=3, mask_ratio=0.5))
     base, found = counterfactual_scores(tiny_model, prefix, response, candidates, batch_size=2)
     whole = counterfactual_scores(tiny_model, prefix, response, candidates, batch_size=50)[1]
     torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
@@ -97,47 +92,3 @@ def test_counterfactual_scores_do_not_depend_on_batches_and_equal_one_by_one(tin
             )
             alone = preference_for_another(tiny_model, one, response[row : row + 1])
             torch.testing.assert_close(found[row, index], alone[0], rtol=1e-4, atol=1e-5)
-
-
-def test_candidates_are_singles_then_slices_of_the_ranking():
-    visual = torch.tensor([[False, True, True, True, True, True, True, True, True, False]])
-    scores = torch.tensor([[9.0, 1, 8, 3, 7, 2, 6, 4, 5, 9]])
-    sets = candidate_sets(scores, visual, tried(3, 0.5))[0]
-    assert [chosen.nonzero()[:, 0].tolist() for chosen in sets] == [[2], [4], [6], [2, 4], [6, 8], [3, 7]]
-
-
-def test_slices_reach_to_a_third_of_the_tokens_and_begin_half_as_large():
-    visual = torch.ones(1, 60, dtype=torch.bool)
-    scores = torch.arange(60.0, 0, -1)[None]
-    sets = candidate_sets(scores, visual, tried(1, 0.07))[0]
-    chosen = [each.nonzero()[:, 0].tolist() for each in sets]
-    halves = [[0, 1], [2, 3], [4, 5]]
-    assert chosen == [[0], *halves, *([start + at for at in range(4)] for start in (6, 10, 14, 18))]
-
-
-def test_no_candidate_is_tried_twice_where_tokens_are_few():
-    for visual in range(1, 40):
-        ranks = candidate_ranks(visual, tried(4, 0.06))
-        assert len(set(ranks)) == len(ranks)
-        assert all(each and each.stop <= visual for each in ranks)
-
-
-def test_a_row_without_visual_tokens_has_empty_candidates():
-    visual = torch.tensor([[True] * 4, [False] * 4])
-    sets = candidate_sets(torch.rand(2, 4), visual, tried(2, 0.5))
-    assert sets[0].any(-1).all()
-    assert not sets[1].any()
-
-
-def test_candidates_of_a_row_are_its_own_whoever_is_beside_it():
-    """The row with more visual tokens has larger sets and more of them; the other's are as they are alone."""
-    visual = torch.zeros(2, 200, dtype=torch.bool)
-    visual[0, 20:56] = True
-    visual[1] = True
-    scores = torch.from_numpy(np.random.default_rng(0).random((2, 200)))
-    together = candidate_sets(scores, visual, tried(3, 0.12))
-    for row in range(2):
-        alone = candidate_sets(scores[row : row + 1], visual[row : row + 1], tried(3, 0.12))[0]
-        assert torch.equal(together[row, : len(alone)], alone)
-        assert not together[row, len(alone) :].any()
-        assert alone.sum(-1).max() <= 0.12 * visual[row].sum()

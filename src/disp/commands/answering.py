@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from disp.commands.options import Flag, OutFile, Rows, Several
 from disp.errors import DispError
+from disp.suspicion.config import MASK_RATIO
 
 if TYPE_CHECKING:
     from disp.data.sample import Query
@@ -80,11 +81,13 @@ class Guarding:
 
     Attributes:
         guard: Answer with the most salient visual tokens masked, and flag inputs whose answer changes with that.
-        mask_ratio: Guard: share of the visual tokens that is masked, 0.06 by default.
+        mask_ratio: Guard: share of the visual tokens that is masked.
     """
 
     guard: Flag = False
-    mask_ratio: float | None = None
+    mask_ratio: Annotated[
+        float | None, Parameter(help=f"Guard: share of the visual tokens that is masked; {MASK_RATIO:g} if not given.")
+    ] = None
 
     def check(self, asked: Asked) -> None:
         """Raise `DispError` where options do not go together."""

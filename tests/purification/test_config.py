@@ -1,0 +1,19 @@
+"""What settings of a purification are refused."""
+
+import pytest
+
+from disp.errors import DispError
+from disp.purification.config import PurifyConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "some"}, "mode must be 'all', 'selective' or 'random', got 'some'"),
+        ({"mask_ratio": 1.5}, r"mask_ratio must be in \[0, 1\], got 1.5"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, message):
+    with pytest.raises(DispError, match=message):
+        PurifyConfig(**settings)
