@@ -62,7 +62,7 @@ def data(tmp_path_factory, picture):
 def settings():
     scoring = ScoringConfig(batch_size=4, mask_ratio=0.5, candidates=3, saliency=SaliencyConfig(probes=3))
     purify = PurifyConfig(
-        mode="all", batch_size=4, mask_ratio=0.5, scoring=scoring, decode=decode_config(gen_length=4, steps=3)
+        mode="all", batch_size=4, mask_ratio=0.5, scoring=scoring, decode=decode_config(gen_length=4, steps=4)
     )
     return PlanSettings(
         dtype="float32", purify=purify, train=TrainConfig(steps=3, batch_size=2), attacked=True,

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from planted import GRID, audit_config, honest_rows, planted_model, planted_rows, write_rows
+from planted import GRID, LENGTH, audit_config, honest_rows, planted_model, planted_rows, write_rows
 from references.planning import check, counting
 
 from disp.attacks.poison import Attack
@@ -56,7 +56,7 @@ def test_passes_of_selective_purification_and_audit(tiny_model, tiny_folder, dat
 
 
 def test_passes_of_an_audit_that_finds_a_phrase(tmp_path):
-    model, config = planted_model(), audit_config()
+    model, config = planted_model(), audit_config(decode=decode_config(LENGTH, LENGTH))
     rows = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows()])
     asked = [Asked(query.turn, GRID**2 * len(query.images)) for query in queries_of(rows.samples)]
     with counting(model) as counts:
@@ -86,10 +86,11 @@ def test_passes_of_evaluation(tiny_model, tiny_folder, data, settings):
     [
         {"gen_length": 4, "steps": 8}, {"gen_length": 4, "steps": 4, "block_length": 2},
         {"gen_length": 4, "steps": 2, "cfg_scale": 1.0}, {"gen_length": 4, "steps": 4, "threshold": 0.1},
+        {"gen_length": 4, "steps": 4, "sampler": "dream"}, {"gen_length": 4, "steps": 4, "sampler": "dim"},
     ],
 )  # fmt: skip
 def test_passes_of_decoding(tiny_model, queries, given):
     config = decode_config(**given)
     with counting(tiny_model) as counts:
-        decode(tiny_model, tiny_model.encode(queries), config)
+        decode(tiny_model, tiny_model.encode(queries), config, keys=[query.key for query in queries])
     check(decoding_passes(len(queries), len(queries), config), counts)
