@@ -220,6 +220,8 @@ def _numbered(file: Path, batches: Iterable[Any], first: int) -> Iterator[Row]:
     while True:
         with _named(file):
             batch = next(iterator, None)
+            if batch is not None:
+                batch.validate(full=True)  # pyarrow trusts a file's offsets: damaged ones crash the process
             rows = None if batch is None else batch.to_pylist()
         if rows is None:
             return
