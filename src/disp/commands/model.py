@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from disp.commands.options import ROWS, RUNTIME, Data, Model, Out, Rows, Runtime, Seed, app, list_problems
 from disp.commands.training import TRAINING, Training
 from disp.progress import progress_bar
@@ -43,15 +45,19 @@ def merge(
     *,
     out: Out,
     base: str | None = None,
+    projector: Path | None = None,
 ) -> None:
     """Write a fine-tuned model as one checkpoint with its family's published key names.
 
     Parameters
     ----------
     base
-        The model that a LoRA adapter belongs to, if it no longer lies where it was.
+        The model that an adapter belongs to, if it no longer lies where it was.
+    projector
+        File with a fine-tuned projector to put in: mm_projector.safetensors, or the mm_projector.bin or
+        non_lora_trainables.bin of LLaVA's and LLaDA-V's scripts, of which nothing but tensors is read.
     """
     from disp.models.merging import merge as run
 
-    run(model, out, base)
+    run(model, out, base, projector)
     print(f"model in {out}")

@@ -156,6 +156,9 @@ class Runtime:
     )
     quantization: Annotated[Literal["4bit", "8bit"] | None, Parameter(help="Load through bitsandbytes.")] = None
     gen_length: Annotated[int | None, Parameter(help="Response slots; the model's own if not given.")] = None
+    projector: Annotated[
+        Path | None, Parameter(help="File with a fine-tuned projector: mm_projector.safetensors or .bin.")
+    ] = None
 
     def load(self, model: str | Path) -> MDLM:
         """The model."""
@@ -174,6 +177,7 @@ class Runtime:
             attn_implementation=self.attention,
             quantization=self.quantization,
             gen_length=self.gen_length,
+            projector=self.projector,
         )
 
 

@@ -36,7 +36,7 @@ class Training:
         train_vision: Train the vision tower too.
         save_every: Steps between checkpoints; none by default.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
-        keep_adapter: LoRA: save the adapters alone and leave merging to `disp merge`.
+        keep_adapter: LoRA, projector: save the adapter alone and leave merging to `disp merge`.
     """
 
     recipe: str | None = None
@@ -92,7 +92,7 @@ class Recovery:
         projector_learning_rate: The projector's own peak.
         min_mask_ratio: Lower end of the mask ratio t in training, 1e-3 by default.
         method: Train everything but the vision tower, which is the default, LoRA adapters, or the projector alone.
-        keep_adapter: LoRA: save the adapters alone and leave merging to `disp merge`, as a quantized model
+        keep_adapter: LoRA, projector: save the adapter alone and leave merging to `disp merge`, as a quantized model
             (--quantization) needs.
     """
 
@@ -178,6 +178,6 @@ def _settings(recipe: str | None, *, keep_adapter: bool = False, **given: Any) -
         config = TrainConfig(**{name: value for name, value in given.items() if value is not None})
     else:
         config = settings_of(recipe, devices=int(os.environ.get("WORLD_SIZE", "1")), **given)
-    if keep_adapter and config.method != "lora":
-        raise DispError("--keep-adapter needs --method lora; no other method has adapters")
+    if keep_adapter and config.method == "full":
+        raise DispError("--keep-adapter needs --method lora or projector; a full fine-tuning has no adapter")
     return config

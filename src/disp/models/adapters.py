@@ -1,28 +1,33 @@
-"""LoRA adapters: in PEFT's format, with the number of response slots beside it."""
+"""Adapters: low-rank ones in PEFT's format and projectors, with the number of response slots beside them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from disp.errors import DispError
 from disp.files import write_json
 from disp.models.checkpoint import read_json
 from disp.models.interface import MDLM
+from disp.models.projector import PROJECTOR, put_projector, read_projector, save_projector
 from disp.models.saving import readable
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Beside an adapter's own files: what it was trained with that PEFT's format has no place for.
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Beside an adapter's own files: what it was trained with that these have no place for.
 _SETTINGS = "disp.json"
+# What LLaVA's and LLaDA-V's scripts write beside low-rank adapters: the projector that was trained with them.
+_BESIDE = "non_lora_trainables.bin"
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter."""
-    return (folder / "adapter_config.json").is_file()
+    """Whether a folder holds an adapter and no whole model."""
+    return (folder / CONFIG).is_file() or ((folder / PROJECTOR).is_file() and (folder / _SETTINGS).is_file())
 
 
 def base_of(folder: Path) -> str:
@@ -31,24 +36,79 @@ def base_of(folder: Path) -> str:
     Raises:
         DispError: it names none, or its config cannot be read.
     """
-    base = read_json(folder / "adapter_config.json", "adapter").get("base_model_name_or_path")
+    file, key = (CONFIG, "base_model_name_or_path") if (folder / CONFIG).is_file() else (_SETTINGS, "base")
+    base = read_json(folder / file, "adapter").get(key)
     if not base:
-        raise DispError(f"adapter {folder}: adapter_config.json does not name its base model")
+        raise DispError(f"adapter {folder}: {file} does not name its base model; give it with `disp merge --base`")
     return str(base)
 
 
-def put_on(model: MDLM, folder: Path) -> MDLM:
-    """The model with the low-rank weights of an adapter added to its own."""
-    from peft import PeftModel
+def check_adapter(folder: Path, projector: Path | None = None) -> None:
+    """Make sure that an adapter can be read whole, before its base is loaded.
 
-    merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    assert isinstance(merged, MDLM)
+    Args:
+        folder: the adapter.
+        projector: the projector's file, if the user names one.
+
+    Raises:
+        DispError: its weights are missing, damaged or a pickle, or a projector that was trained with it would be left
+            out.
+    """
+    if not (folder / CONFIG).is_file():
+        return
+    if not (folder / WEIGHTS).is_file():
+        if (folder / "adapter_model.bin").is_file():
+            raise DispError(
+                f"adapter {folder} has adapter_model.bin alone, a pickle, which disp does not read; load it with PEFT "
+                f"on a machine that trusts it and save it with safe_serialization=True, which writes {WEIGHTS}"
+            )
+        raise DispError(f"adapter {folder}: {WEIGHTS} is missing; copy it beside {CONFIG}")
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise DispError(
+            f"{folder / WEIGHTS} is no readable safetensors file ({error}); download it again (git lfs pull)"
+        ) from None
+    if (folder / _BESIDE).is_file() and projector is None:
+        raise DispError(
+            f"adapter {folder}: the projector that was trained with it is in {_BESIDE}, a pickle; give that file with "
+            "--projector, which reads nothing but tensors from it"
+        )
+
+
+def put_on(model: MDLM, folder: Path) -> MDLM:
+    """The model with an adapter's low-rank weights added to its own, or with its projector in place of its own.
+
+    Raises:
+        DispError: the adapter does not fit the model.
+    """
+    if (folder / CONFIG).is_file():
+        merged = _with_low_rank(model, folder)
+    else:
+        put_projector(model, read_projector(folder / PROJECTOR), str(folder / PROJECTOR))
+        merged = model
     merged.adapter = str(folder)  # an adapter of this one would name the base alone
     if (folder / _SETTINGS).is_file():
-        gen_length = read_json(folder / _SETTINGS)["gen_length"]
+        gen_length = read_json(folder / _SETTINGS, "adapter").get("gen_length", merged.gen_length)
         if gen_length != merged.gen_length:
             merged.use_gen_length(gen_length)
     return merged.eval()
+
+
+def _with_low_rank(model: MDLM, folder: Path) -> MDLM:
+    from peft import PeftModel
+
+    try:
+        merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DispError(
+            f"adapter {folder} does not fit the base {model.name_or_path} ({reason}); give the model that it was "
+            "trained on with `disp merge --base`"
+        ) from None
+    assert isinstance(merged, MDLM)
+    return merged
 
 
 def save_adapter(
@@ -66,3 +126,10 @@ def save_adapter(
     adapted.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
     readable(folder)
     write_json(folder / _SETTINGS, {"gen_length": gen_length})
+
+
+def save_projector_adapter(model: MDLM, folder: Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
+    """Write the projector alone, with the name of the model that it belongs to, so that `load_model` finds both."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_projector(model, folder / PROJECTOR, state_dict)
+    write_json(folder / _SETTINGS, {"base": model.name_or_path, "gen_length": model.gen_length})

@@ -1,4 +1,4 @@
-"""Loading models: the built-in one, a published checkpoint, or a LoRA adapter on top of either."""
+"""Loading models: the built-in one, a published checkpoint, or an adapter on top of either."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from disp.errors import DispError
-from disp.models.adapters import base_of, is_adapter, put_on
+from disp.models.adapters import base_of, check_adapter, is_adapter, put_on
 from disp.models.checkpoint import read_json, stored_dtype, weight_files
 from disp.models.families import detect
 from disp.models.family import Family
 from disp.models.hub import BUILTIN, lasting_name, resolve
 from disp.models.interface import MDLM
 from disp.models.parts.transformer import use_attention
+from disp.models.projector import put_projector, read_projector
 
 
 def load_model(
@@ -27,25 +28,28 @@ def load_model(
     attn_implementation: str | None = None,
     quantization: str | None = None,
     gen_length: int | None = None,
+    projector: Path | None = None,
 ) -> MDLM:
     """Load a model for inference.
 
     Args:
         name: "builtin"; a folder with a published checkpoint, or one written by `save_model`; a folder with a PEFT
-            adapter of such a model; or a published checkpoint's id on the Hugging Face hub, which is downloaded once
-            (safetensors, JSON and tokenizer files only). A folder needs no network.
+            adapter or a projector of such a model; or a published checkpoint's id on the Hugging Face hub, which is
+            downloaded once (safetensors, JSON and tokenizer files only). A folder needs no network.
         device: where to put it; the first GPU if there is one, otherwise the CPU.
         dtype: of the weights, "auto" for the checkpoint's own; float32 on a CPU and bfloat16 on a GPU by default.
         device_map: spread a published model over devices, as accelerate takes it: "auto", or modules to devices.
         attn_implementation: see `disp.models.parts.transformer.use_attention`.
         quantization: "4bit" or "8bit" weights of a published model's language model, through bitsandbytes.
         gen_length: response slots, for training and as the default of decoding, if not the model's own.
+        projector: a file with a fine-tuned projector, which takes the place of the model's own; see
+            `disp.models.projector.read_projector`.
 
     Raises:
         DispError: a file is missing or does not fit, the model is of no known family, or it cannot be loaded as asked.
     """
     device = _device(device)
-    model = load_for(name, None, device, dtype, device_map=device_map, quantization=quantization)
+    model = load_for(name, None, device, dtype, device_map=device_map, quantization=quantization, projector=projector)
     if attn_implementation is not None:
         use_attention(model, attn_implementation)
     if gen_length is not None:
@@ -56,28 +60,39 @@ def load_model(
 
 
 def load_for(
-    name: str | Path, base: str | Path | None, device: str, dtype: torch.dtype | str | None, **options: Any
+    name: str | Path,
+    base: str | Path | None,
+    device: str,
+    dtype: torch.dtype | str | None,
+    *,
+    projector: Path | None = None,
+    **options: Any,
 ) -> MDLM:
-    """A whole model, or one with its adapters put on.
+    """A whole model, or one with its adapters and a projector put on.
 
     Args:
         name: see `load_model`.
         base: what the adapter ``name`` belongs to, if not what it says itself.
         device: where to put it.
         dtype: see `load_model`.
+        projector: see `load_model`.
         options: further options of the family's loader; those that are None are left out.
 
     Raises:
         DispError: see `load_model`.
     """
     adapters, folder = [], resolve(name)
+    weights = None if projector is None else read_projector(projector)
     while is_adapter(folder):
+        check_adapter(folder, projector)
         adapters.append(folder)
         name, base = base or base_of(folder), None
         folder = resolve(name)
     model = _load_whole(folder, str(name), device, dtype, options)
     for adapter in reversed(adapters):
         model = put_on(model, adapter)
+    if weights is not None:
+        put_projector(model, weights, str(projector))
     return model
 
 

@@ -11,13 +11,14 @@ from disp.models.loading import load_for
 from disp.models.saving import save_model
 
 
-def merge(model_folder: str | Path, out: Path, base: str | Path | None = None) -> None:
+def merge(model_folder: str | Path, out: Path, base: str | Path | None = None, projector: Path | None = None) -> None:
     """Write a fine-tuned model as one checkpoint with its family's published key names.
 
     Args:
-        model_folder: an adapter, whose low-rank weights are added to its base, or a whole model.
+        model_folder: an adapter, whose weights are put on its base, or a whole model.
         out: folder for the checkpoint.
         base: the model that an adapter belongs to, if it no longer lies where it was.
+        projector: a file with a fine-tuned projector, which takes the place of the model's own.
 
     Raises:
         DispError: the model cannot be loaded, or ``out`` is the folder it is read from or holds anything.
@@ -29,4 +30,4 @@ def merge(model_folder: str | Path, out: Path, base: str | Path | None = None) -
         raise DispError(f"{out} is not empty; write to another folder")
     if base is not None and not is_adapter(folder):
         raise DispError(f"{folder} is no adapter (no adapter_config.json), so it takes no base")
-    save_model(load_for(model_folder, base, "cpu", "auto"), out)
+    save_model(load_for(model_folder, base, "cpu", "auto", projector=projector), out)

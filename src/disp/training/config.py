@@ -26,8 +26,9 @@ class TrainConfig:
             low-rank adapters on every linear layer of the language model and the projector itself.
         train_vision: train the vision tower too.
         gradient_checkpointing: recompute each layer's activations in the backward pass: less memory, more time.
-        merge: with ``method="lora"``, merge the adapters into the weights at the end and save the whole model; without
-            it only the adapters are saved, which is the choice for a quantized or sharded model.
+        merge: save the whole model at the end, with the adapters of ``method="lora"`` merged into the weights; without
+            it only the adapters or, with ``method="projector"``, the projector are saved, which is the choice for a
+            quantized or sharded model.
         warmup_steps: steps of warm-up; with ``warmup_share`` they follow from the steps.
         weight_decay: AdamW's.
         min_mask_ratio: lower end of the mask ratio t; the loss weighs tokens by 1/t, so a small one means noisy
@@ -84,7 +85,7 @@ class TrainConfig:
     @property
     def saves_adapter_alone(self) -> bool:
         """Whether what is saved is an adapter, in the folder ``adapter``, and no whole model."""
-        return self.method == "lora" and not self.merge
+        return self.method != "full" and not self.merge
 
     def for_turns(self, turns: int, devices: int = 1) -> TrainConfig:
         """The same settings in steps alone, for a set of so many assistant turns on so many devices.

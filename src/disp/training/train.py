@@ -29,7 +29,7 @@ from transformers import (
 from disp.data.sample import Query, Sample, digests_of, pictures_sha256, queries_of
 from disp.errors import DispError
 from disp.files import claim, write_atomically
-from disp.models.adapters import save_adapter
+from disp.models.adapters import put_on, save_adapter, save_projector_adapter
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
@@ -73,8 +73,8 @@ def train(
 
     Returns:
         The fine-tuned model, in evaluation mode; with ``method="lora"`` the adapters are saved in PEFT format in
-        ``out / "adapter"`` and, with ``config.merge``, merged into it. A model sharded by FSDP is returned sharded:
-        load it anew from ``out``.
+        ``out / "adapter"`` and, with ``config.merge``, merged into it; without it a projector is saved there alone. A
+        model sharded by FSDP is returned sharded: load it anew from ``out``.
 
     Raises:
         DispError: there is nothing to train on, a response does not fit into the model's ``gen_length``, a picture
@@ -163,6 +163,8 @@ def train(
         if first:
             save_adapter(trained, model.gen_length, out / "adapter", state_dict=state)
         model = cast(MDLM, trained.merge_and_unload() if config.merge else trained.get_base_model())
+    elif config.saves_adapter_alone and first:
+        save_projector_adapter(model, out / "adapter", state_dict=state)
     model.tokenizer = tokenizer
     if not config.saves_adapter_alone:
         model.requires_grad_(True)
@@ -223,7 +225,9 @@ def _identity(queries: Sequence[Query]) -> dict[str, str]:
 
 def _with_saved_weights(model: MDLM, config: TrainConfig, out: Path) -> MDLM:
     """What `train` returned when it finished the run in ``out``."""
-    if config.saves_adapter_alone:
+    if config.saves_adapter_alone and config.method == "projector":
+        put_on(model, out / "adapter")
+    elif config.saves_adapter_alone:
         from peft import PeftModel
 
         PeftModel.from_pretrained(model, str(out / "adapter"))  # puts the adapters into the model itself
