@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from disp.errors import DispError
 from disp.models.builtin.model import BuiltinModel
+from disp.models.parts.tokenizers import read_tokenizer
 from disp.models.quiet import no_bar
 
 
@@ -22,7 +23,7 @@ def load(folder: Path, *, dtype: torch.dtype, device: str) -> BuiltinModel:
     try:
         with no_bar():
             model = BuiltinModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, local_files_only=True)
+        model.tokenizer = read_tokenizer(AutoTokenizer, folder, config=model.config)
     except (OSError, ValueError, SafetensorError) as error:
         raise DispError(
             f"model {str(folder)!r}: the weights or the tokenizer cannot be read ({error}); copy the folder anew"

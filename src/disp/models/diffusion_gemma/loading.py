@@ -13,6 +13,7 @@ from disp.errors import DispError
 from disp.models.diffusion_gemma.config import read_config
 from disp.models.diffusion_gemma.model import DiffusionGemma
 from disp.models.diffusion_gemma.weights import load_weights
+from disp.models.parts.tokenizers import read_tokenizer
 
 
 def load_official(
@@ -46,5 +47,5 @@ def load_official(
     config = read_config(folder)
     model = load_weights(DiffusionGemma, folder, config, dtype=dtype, device_map=device_map)
     if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
-        model.tokenizer = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
+        model.tokenizer = read_tokenizer(AutoTokenizer, folder, config=config)
     return (model if device_map is not None else model.to(device)).eval()

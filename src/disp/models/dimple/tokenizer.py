@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from disp.models.checkpoint import read_json
 from disp.models.dimple.config import DimpleConfig
+from disp.models.parts.tokenizers import read_tokenizer
 
 # Used where the checkpoint brings no template.
 CHAT_TEMPLATE = (
@@ -29,9 +30,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     if (folder / "tokenizer_config.json").is_file():
         kind = read_json(folder / "tokenizer_config.json").get("tokenizer_class") or ""
     if kind in ("", "DimpleTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast"):
-        tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = read_tokenizer(Qwen2Tokenizer, folder)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=DimpleConfig(), local_files_only=True)
+        tokenizer = read_tokenizer(AutoTokenizer, folder, config=DimpleConfig())
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

@@ -20,6 +20,7 @@ from disp.models.lavida.model import Lavida
 from disp.models.lavida.published import TOKENS, Variant, detect, variant_of
 from disp.models.llada_v.loading import assemble_llava, read_configs
 from disp.models.llada_v.published import CHAT_TEMPLATE
+from disp.models.parts.tokenizers import read_tokenizer
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -34,9 +35,9 @@ def load_tokenizer(folder: Path, variant: Variant) -> PreTrainedTokenizerBase | 
         return None
     if variant == "dream":
         # Dream's tokenizer is Qwen2's, but its config names code of its own.
-        tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = read_tokenizer(Qwen2Tokenizer, folder)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=LavidaConfig(), local_files_only=True)
+        tokenizer = read_tokenizer(AutoTokenizer, folder, config=LavidaConfig())
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHATML if variant == "dream" else CHAT_TEMPLATE
     return tokenizer

@@ -15,6 +15,7 @@ from disp.models.llada_v.config import LladaVConfig
 from disp.models.llada_v.model import LladaV
 from disp.models.llada_v.published import CHAT_TEMPLATE, SPECIAL_TOKENS
 from disp.models.parts.key_names import TOWER, from_llava
+from disp.models.parts.tokenizers import read_tokenizer
 
 Model = TypeVar("Model", bound=LladaV)
 
@@ -92,7 +93,7 @@ def load_official(
     tokenizer = None
     found: dict[str, int] = {}
     if (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=LladaVConfig(), local_files_only=True)
+        tokenizer = read_tokenizer(AutoTokenizer, folder, config=LladaVConfig())
         known = tokenizer.get_vocab()
         found = {name: known[token] for name, (token, _) in SPECIAL_TOKENS.items() if token in known}
         if not tokenizer.chat_template:

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from disp.errors import DispError
 from disp.models.mmada.config import MMadaConfig
 from disp.models.mmada.published import SPECIAL_TOKENS, VQ_FILE, VQ_HUB_ID
+from disp.models.parts.tokenizers import read_tokenizer
 
 # One newline after each header, where LLaDA's own template has two. Used where the checkpoint brings no template.
 CHAT_TEMPLATE = (
@@ -23,7 +24,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The text tokenizer of a checkpoint, or None where it has none."""
     if not ((folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()):
         return None
-    tokenizer = AutoTokenizer.from_pretrained(folder, config=MMadaConfig(), local_files_only=True)
+    tokenizer = read_tokenizer(AutoTokenizer, folder, config=MMadaConfig())
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
