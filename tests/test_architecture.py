@@ -4,10 +4,11 @@ Every import counts: those of type checkers and those inside functions too.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import disp
-from scripts.draw_architecture import ORDER, SMALL
+from scripts.draw_architecture import ORDER, PICTURE, SMALL, svg
 
 # Above all rooms.
 TOP = frozenset(("__init__", "__main__"))
@@ -99,3 +100,14 @@ def test_there_is_no_circle():
 def test_circles_are_found():
     assert circle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
     assert not circle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+
+
+def test_the_page_speaks_of_every_room_in_the_order():
+    page = (PICTURE.parent / "architecture.md").read_text(encoding="utf-8")
+    named = [name for names in re.findall(r"^\*\*([a-z, ]+)\.\*\*", page, re.MULTILINE) for name in names.split(", ")]
+    rooms = {room(name) for name in modules()}
+    assert named == [*(name for name in ORDER if name in rooms), *SMALL]
+
+
+def test_the_picture_shows_the_imports_of_today():
+    assert PICTURE.read_text(encoding="utf-8") == svg(SOURCE), "run python scripts/draw_architecture.py"
