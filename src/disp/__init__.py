@@ -11,8 +11,10 @@ from typing import Any
 _HOMES = {
     "load_model": "disp.models.loading",
     "save_model": "disp.models.saving",
-    "load_dataset": "disp.data.llava",
-    "save_dataset": "disp.data.llava",
+    "load_dataset": "disp.data.loading",
+    "save_dataset": "disp.data.saving",
+    "convert": "disp.data.convert",
+    "check": "disp.data.check",
     "write_scenes": "disp.data.scene_dataset",
     "poison": "disp.attacks.poison",
     "train": "disp.training.train",

@@ -144,6 +144,8 @@ def test_pictures_on_the_network_are_fetched_once_and_only_where_asked_for(serve
     assert [sample.images[0].read_bytes() for sample in dataset.samples] == [png(1), png(1)]
     assert [problem.place[-5:] for problem in dataset.problems] == ["row 3", "row 4"]
     before = len(asked)
+    # What was fetched before is there without the network too.
+    assert len(load_dataset(tmp_path).samples) == 2
     load_dataset(tmp_path, allow_download=True)
     assert [path for path in asked[before:] if path in ("/a.png", "/b.png")] == []
     monkeypatch.setattr(download, "MAX_BYTES", 10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 import socket
 import urllib.request
 from http.client import HTTPException
@@ -42,17 +43,20 @@ def check_address(url: str) -> None:
             raise ValueError("it lies in a private network")
 
 
+def cached(url: str, folder: Path) -> Path:
+    """Where a picture lies once it has been fetched."""
+    name = hashlib.sha256(url.encode(errors="surrogatepass")).hexdigest()
+    kind = re.search(r"\.(\w{1,5})(?:[?#]|$)", url, re.ASCII)
+    return folder / name[:2] / (f"{name}.{kind[1].lower()}" if kind else name)
+
+
 def download(url: str, folder: Path) -> Path:
     """The file that holds what lies at a URL; it is fetched once.
 
     Raises:
         DispError: it cannot be fetched, or has more than `MAX_BYTES` bytes.
     """
-    suffix = Path(urlsplit(url).path).suffix.lower()
-    name = hashlib.sha256(url.encode(errors="surrogatepass")).hexdigest()
-    file = (
-        folder / name[:2] / f"{name}{suffix if suffix.isascii() and suffix[1:].isalnum() and len(suffix) < 6 else ''}"
-    )
+    file = cached(url, folder)
     if file.exists():
         return file
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from disp.data.download import download
+from disp.data.download import cached, download
 from disp.data.sample import ImageSource
 from disp.errors import DispError
 from disp.files import write_atomically
@@ -118,7 +118,7 @@ class Finder:
                 raise NotFound(f"image {shortened(picture)!r} is no data URI in base64; give a file name")
             return _embedded(_bytes_of(text), "uri", head + comma)
         if picture[:7].lower() in ("http://", "https:/"):
-            if not self.allow_download:
+            if not self.allow_download and not cached(picture, cache_folder() / "downloads").exists():
                 raise NotFound(
                     f"image {shortened(picture)!r} lies on the network; download the pictures first and name the "
                     "files, or give --allow-download"

@@ -17,6 +17,7 @@ from disp.data.formats.table import DIALECTS, FILES
 from disp.data.references import reference_to
 from disp.data.sample import Sample
 from disp.errors import DispError
+from disp.words import shortened
 
 
 def save_dataset(samples: Sequence[Sample], path: Path, image_root: Path, *, like: Dataset | None = None) -> None:
@@ -122,7 +123,7 @@ def _to_output(sample: Sample, number: int, image_root: Path, files: Files) -> O
                 origin.pictures[index] if known else None,
                 origin.references[index] if known else None,
                 image_root,
-                f"sample {sample.id!r}",
+                f"sample {shortened(sample.id)!r}",
             )
         )
     changed = references != list(origin.references)

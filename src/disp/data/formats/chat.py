@@ -161,7 +161,8 @@ def _split(row: Fields, chat: Chat) -> tuple[str | None, list[Any]]:
     """The system message and the others."""
     messages = row.get(chat.messages)
     if not isinstance(messages, list) or not messages:
-        raise BadRow("no conversations")
+        found = f": {chat.messages} holds {type(messages).__name__}" if messages else ""
+        raise BadRow(f"no conversations{found}")
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get(chat.what), str | list):
             raise BadRow(f"every message of {chat.messages} needs {chat.who!r} and text in {chat.what!r}")
