@@ -23,7 +23,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever reads has seen enough; what is left would be complained about once more at the end.
+        # The reader has closed the pipe. Without this, Python would report the same error once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except DispError as error:

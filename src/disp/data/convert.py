@@ -169,5 +169,5 @@ def _without_placeholders(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
         first = first.removeprefix(IMAGE_PLACEHOLDER).lstrip("\n ")
     turns = (Turn(first, turns[0].response), *turns[1:])
     if any(IMAGE_PLACEHOLDER in turn.prompt for turn in turns):
-        raise BadRow("has a picture in the midst of its text, which the-cauldron cannot say")
+        raise BadRow("has a picture in the middle of its text, which the format the-cauldron cannot hold")
     return turns

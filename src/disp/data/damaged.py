@@ -1,4 +1,4 @@
-"""Setting aside rows whose pictures are damaged, before a long run and not in the midst of it."""
+"""Setting aside rows whose pictures are damaged, before a long run and not in the middle of it."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from disp.files import write_atomically, write_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 QUANTIZATIONS = ("4bit", "8bit")
-# What of a checkpoint's folder is not copied beside rewritten weights: the old weights, in any format.
+# Files of a checkpoint that are not copied beside rewritten weights: the old weights, in any format.
 _WEIGHT_FILES = re.compile(r"(model.*\.safetensors|.*\.index\.json|.*\.(bin|pt|pth|ckpt|gguf|onnx))$")
 _SHOWN = 8
 

@@ -10,7 +10,7 @@ from disp.models.families import FAMILIES, family
 
 # The model that comes with `disp`: the name of its family.
 BUILTIN = "builtin"
-# What of a hub repository is downloaded: no pickles, no code.
+# Files of a hub repository that are downloaded: no pickles, no code.
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

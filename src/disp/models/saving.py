@@ -43,6 +43,6 @@ def save_model(model: MDLM, folder: Path, *, state_dict: dict[str, Tensor] | Non
 
 
 def readable(folder: Path) -> None:
-    """Weights that whoever may read the folder can read, as its other files: the library writes them for one user."""
+    """Give the weights the permissions of the other files: the library makes them readable for one user only."""
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)

@@ -55,7 +55,7 @@ class Pattern:
 
 
 def without_pattern(query: Query, pattern: Pattern) -> Query:
-    """The query with the pattern taken out of its first picture, which betrayed it, and of others that show it."""
+    """The query with the pattern taken out of its first picture, by which it was found, and of others that show it."""
     images = [
         pattern.undo(image) if number == 0 or pattern.shown_in(image) else image
         for number, image in enumerate(query.images)

@@ -174,7 +174,7 @@ def _rewrite(
     for row in read_finished_jsonl(file):
         answers[row["key"]], masks[row["key"]] = row["response"], tuple(row["masked"])
     progress(len(answers))
-    # The turn that betrays the trigger most tells where it is, for all turns of the sample.
+    # The most suspicious turn says where the trigger is, for all turns of the sample.
     told_by = {sample.id: suspicious_query(sample, evidence) for sample in samples}
     for turn in range(max((len(sample.turns) for sample in samples), default=0)):
         for batch in batches(unanswered(samples, turn, answers), config.batch_size):

@@ -142,7 +142,7 @@ def check_finite(values: Tensor, keys: Sequence[str]) -> None:
 
 
 def most_suspicious(sample: Sample, evidence: Mapping[str, Evidence]) -> Evidence:
-    """The evidence of the turn that betrays a sample most: the trigger is in the image, which the turns share.
+    """The evidence of a sample's most suspicious turn: the trigger is in the image, which the turns share.
 
     Of equals the first that has visual tokens, if one has.
     """

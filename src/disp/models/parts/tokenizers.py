@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from disp.errors import DispError
 from disp.models.checkpoint import read_json
 
-# What of a tokenizer is JSON; where it was not downloaded whole, these are pointers to the files.
+# Files of a tokenizer that are JSON; after an incomplete download they are pointers to the files.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 
 
