@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from disp.commands.options import ROWS, RUNTIME, Data, Flag, Limit, Model, Out, Rows, Runtime, Seed, app, list_problems
-from disp.commands.scoring import AUDITING, ESTIMATING, REWRITING, Auditing, Estimating, Rewriting
+from disp.commands.scoring import AUDITING, ESTIMATING, REWRITING, Auditing, Estimating, Preset, Rewriting
 from disp.commands.training import RECOVERY, Recovery
 from disp.progress import progress_bar
 
@@ -121,6 +122,7 @@ def defend(
     out: Out,
     start: str | None = None,
     rounds: int = 1,
+    preset: Preset | None = None,
     recovery: Recovery = RECOVERY,
     truth: Path | None = None,
     seed: Seed = 0,
@@ -141,6 +143,8 @@ def defend(
         The model to fine-tune on the purified set, such as the checkpoint before fine-tuning; the given one if none.
     rounds
         How often to do it all at most, while evidence is left.
+    preset
+        Rewrite every row and recover as the scripts of DiSP's authors do ("published"), not what the audit flags.
     truth
         The manifest.json of a planted attack, to measure the audit itself; it decides nothing.
     """
@@ -148,9 +152,11 @@ def defend(
     from disp.defence.defend import defend as run
     from disp.report.html import write_report
 
+    if preset is not None and recovery.recipe is None:
+        recovery = replace(recovery, recipe="disp")
     training = recovery.config(seed)
     dataset = rows.load(data, pictures=False)  # they are looked at in the run
-    config = DefenceConfig(audit=auditing.config(seed), training=training, rounds=rounds)
+    config = DefenceConfig(audit=auditing.config(seed), training=training, rounds=rounds, preset=preset)
     found = run(
         model,
         dataset,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from cyclopts import Parameter
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Score = Literal["isotropic", "directional"]
 Mode = Literal["selective", "all", "random"]
+Preset = Literal["published"]
 
 
 @Parameter(name="*")
@@ -53,6 +54,8 @@ class Rewriting:
         steps: Denoising steps of the new answers; the model's own if not given.
         threshold: Confidence at which a token is committed early; the model's own if not given.
         batch_size: Assistant turns a pass.
+        preset: All of these as the scripts of DiSP's authors have them ("published"); --mask-ratio, --probes and
+            --batch-size win over it, the others do not go with it.
     """
 
     mode: Mode = "selective"
@@ -63,11 +66,15 @@ class Rewriting:
     steps: int | None = None
     threshold: float | None = None
     batch_size: int = 32
+    preset: Preset | None = None
 
     def config(self, model: MDLM, seed: int) -> PurifyConfig:
         """The settings that were asked for; ``model`` says how it decodes where nothing was."""
         from disp.decoding.samplers import own_settings
         from disp.purification.config import PurifyConfig
+
+        if self.preset is not None:
+            return self._published(model, seed)
 
         usual = PROBES[self.score] if self.mode == "all" else SCORING_PROBES
         probes = usual if self.probes is None else self.probes
@@ -84,6 +91,21 @@ class Rewriting:
             batch_size=self.batch_size,
             seed=seed,
         )
+
+    def _published(self, model: MDLM, seed: int) -> PurifyConfig:
+        from disp.errors import DispError
+        from disp.purification.config import PurifyConfig
+
+        for name in ("mode", "candidates", "score", "steps", "threshold"):
+            if getattr(self, name) != getattr(Rewriting, name):
+                raise DispError(f"--{name} does not go with --preset published, which sets it; leave one of them out")
+        found = PurifyConfig.published(model, seed=seed, batch_size=self.batch_size)
+        estimator = found.scoring.saliency
+        if self.probes is not None:
+            estimator = replace(estimator, probes=self.probes)
+        ratio = found.mask_ratio if self.mask_ratio == Rewriting.mask_ratio else self.mask_ratio
+        scoring = replace(found.scoring, saliency=estimator, batch_size=self.batch_size)
+        return replace(found, mask_ratio=ratio, scoring=scoring)
 
 
 @Parameter(name="*")

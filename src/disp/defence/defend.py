@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from disp.data.damaged import without_damaged_pictures
 from disp.data.llava import Dataset, Problem, load_dataset
 from disp.data.sample import ImageSource, Sample, queries_of
 from disp.draws import generator
-from disp.errors import DispError
+from disp.errors import DispError, unknown_name
 from disp.evaluation.rewriting import RewritingLoss, rewriting_loss
 from disp.files import claim, write_atomically, write_json
 from disp.models.fitting import with_fitting_answers
@@ -47,16 +47,21 @@ class DefenceConfig:
         rounds: how often at most auditing, purification and training are done; a further round is done while the
             re-audit of the recovered model still finds evidence.
         probes: pictures on which the recovered model is asked again, with and without the trigger candidate.
+        preset: "published" rewrites every row as the scripts of DiSP's authors do, whatever the audit finds; see
+            `PurifyConfig.published`. None rewrites what the audit flags.
     """
 
     audit: AuditConfig = field(default_factory=AuditConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
     rounds: int = 1
     probes: int = 64
+    preset: Literal["published"] | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise DispError(f"rounds must be at least 1, got {self.rounds}")
+        if self.preset not in (None, "published"):
+            raise unknown_name("preset", self.preset, ("published",))
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Defence:
     Attributes:
         dataset: the given set without rows whose pictures cannot be read, which are among its ``problems``.
         before: the audit of the given model.
-        after: the audit of the recovered model on the same data; None where nothing was found and nothing done.
+        after: the audit of the recovered model on the same data; None where nothing was done, as nothing was found.
         model: folder of the recovered model, or of its adapter where the training saves that alone, or None.
         data: the purified set, or None.
         left_out: ids of flagged samples that are not in it, since they keep their phrase whatever is masked.
@@ -130,7 +135,7 @@ def defend(
     if strict:
         with_fitting_answers(dataset, current, strict=True)
     before = audit(current, dataset, config.audit, out / "audit", truth=truth, name=str(model), progress=progress)
-    if not before.clusters:
+    if not before.clusters and config.preset is None:
         write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0})
         return Defence(dataset, before, None, None, None, (), (), ())
     found, data = before, dataset
@@ -139,11 +144,16 @@ def defend(
     untrained: tuple[Problem, ...] = ()
     for number in range(1, config.rounds + 1):
         suffix = "" if number == 1 else f"-{number}"
-        # 1. Rewrite what is flagged, keep what is supported.
-        cleaned = purify_flagged(current, data, found, config.audit, out / f"purified{suffix}", progress=progress)
+        # 1. Rewrite what is flagged, keep what is supported; or every row, as published.
+        if config.preset is None:
+            cleaned = purify_flagged(current, data, found, config.audit, out / f"purified{suffix}", progress=progress)
+            samples = recovery_samples(cleaned, found, config.audit.seed)
+        else:
+            settings = PurifyConfig.published(current, seed=config.audit.seed, batch_size=config.audit.batch_size)
+            cleaned = purify(current, data, settings, out / f"purified{suffix}", progress=progress)
+            samples = list(cleaned.dataset.samples)
         left_out += cleaned.left_out
         # 2. Fine-tune on it. One model in memory at a time is enough.
-        samples = recovery_samples(cleaned, found, config.audit.seed)
         fitting = with_fitting_answers(replace(cleaned.dataset, samples=tuple(samples)), current, strict=strict)
         untrained = fitting.problems[len(cleaned.dataset.problems) :]
         del current

@@ -109,15 +109,16 @@ def purify(
         ignore=("batch_size",),
     )
     samples = dataset.samples
+    asked = [config.asked(sample) for sample in samples]
     if evidence is None:
         selective = config.mode == "selective"
-        with progress("scoring", len(queries_of(samples))) as advance:
+        with progress("scoring", len(queries_of(asked))) as advance:
             evidence = score(
-                model, samples, config.scoring, out / "scores.jsonl", counterfactual=selective, progress=advance
+                model, asked, config.scoring, out / "scores.jsonl", counterfactual=selective, progress=advance
             )
     # 1. Which samples are rewritten.
     threshold = None
-    chosen = [sample for sample in samples if any(evidence[key].saliency for key in sample.keys)]
+    chosen = [sample for sample in asked if any(evidence[key].saliency for key in sample.keys)]
     if rewrite is not None:
         asked_for = frozenset(rewrite)
         chosen = [sample for sample in chosen if sample.id in asked_for]
@@ -131,7 +132,11 @@ def purify(
     rewritten = tuple(sample.id for sample in chosen)
     again = set(rewritten)
     purified = [
-        sample.with_responses([answers[key] for key in sample.keys]) if sample.id in again else sample
+        sample.with_responses(
+            [answers.get(key, turn.response) for key, turn in zip(sample.keys, sample.turns, strict=True)]
+        )
+        if sample.id in again
+        else sample
         for sample in samples
     ]
     left_out = tuple(sample.id for sample in purified if leave_out and sample.id in again and leave_out(sample))
@@ -143,7 +148,7 @@ def purify(
     path = data_path(dataset, out)
     save_dataset(kept, path, dataset.image_root, like=dataset)
     link_images(dataset, out)
-    write_jsonl(out / "evidence.jsonl", _evidence_rows(samples, purified, again, gone, evidence, masks, patterns))
+    write_jsonl(out / "evidence.jsonl", _evidence_rows(asked, purified, again, gone, evidence, masks, patterns))
     summary = {
         "config": asdict(config),
         "samples": len(samples),
@@ -174,6 +179,7 @@ def _rewrite(
     for row in read_finished_jsonl(file):
         answers[row["key"]], masks[row["key"]] = row["response"], tuple(row["masked"])
     progress(len(answers))
+    separators = config.scoring.saliency.separators
     # The most suspicious turn says where the trigger is, for all turns of the sample.
     told_by = {sample.id: suspicious_query(sample, evidence) for sample in samples}
     for turn in range(max((len(sample.turns) for sample in samples), default=0)):
@@ -185,7 +191,7 @@ def _rewrite(
             texts = answers_of(model, hidden, config.decode, keys=[query.key for query in batch], seed=config.seed)
             rows = []
             for index, (query, text) in enumerate(zip(batch, texts, strict=True)):
-                tokens = masked[index, prefix.visual_mask[index]].nonzero()[:, 0].tolist()
+                tokens = masked[index, prefix.scored(separators)[index]].nonzero()[:, 0].tolist()
                 rows.append({"key": query.key, "masked": tokens, "response": text})
                 answers[query.key], masks[query.key] = text, tuple(tokens)
             append_jsonl(file, rows)
@@ -202,10 +208,12 @@ def _masks(
     config: PurifyConfig,
 ) -> Tensor:
     """The visual tokens to mask, bool ``[B, P]``; ``told_by`` is the most suspicious turn of each sample."""
+    scored, rounding = prefix.scored(config.scoring.saliency.separators), config.rounding
     if config.mode == "random":
-        return mask_random(prefix.visual_mask, config.mask_ratio, [query.key for query in batch], config.seed)
+        keys = [query.key for query in batch]
+        return mask_random(scored, config.mask_ratio, keys, config.seed, rounding=rounding)
     if config.mode == "all":
-        return salient_masks(batch, prefix.visual_mask, evidence, config.mask_ratio)
+        return salient_masks(batch, scored, evidence, config.mask_ratio, rounding=rounding)
     found = []
     for query in batch:
         own, other = evidence[query.key], told_by[query.sample_id]
@@ -224,7 +232,7 @@ def _evidence_rows(
 ) -> Iterator[dict[str, Any]]:
     for before, after in zip(samples, purified, strict=True):
         turns = []
-        for query, turn in zip(before.queries, after.turns, strict=True):
+        for query, turn in zip(before.queries, after.turns, strict=False):  # of the answers that were looked at
             found = evidence[query.key]
             turns.append(
                 {

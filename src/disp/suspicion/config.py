@@ -96,6 +96,8 @@ class ScoringConfig:
         saliency: the saliency estimator. Candidates reach far down the ranking, which need not be as exact as where
             the ranking alone decides.
         batch_size: assistant turns a pass.
+        gen_length: response slots that saliency looks at; the model's own if None.
+        block_length: slots of the first of its blocks, where only these count; all if None.
     """
 
     mask_ratio: float = MASK_RATIO
@@ -113,6 +115,8 @@ class ScoringConfig:
     least_suspicion: float = 1.0
     saliency: SaliencyConfig = field(default_factory=lambda: SaliencyConfig(probes=SCORING_PROBES))
     batch_size: int = 32
+    gen_length: int | None = None
+    block_length: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("mask_ratio", "sliced_share", "kept_effect"):

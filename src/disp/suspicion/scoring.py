@@ -20,7 +20,7 @@ from disp.files import append_jsonl, read_finished_jsonl
 from disp.models.interface import MDLM, Prefix
 from disp.suspicion.candidates import candidate_sets
 from disp.suspicion.config import ScoringConfig
-from disp.suspicion.masking import mask_top
+from disp.suspicion.masking import Rounding, mask_top
 from disp.suspicion.saliency import saliency
 from disp.suspicion.support import counterfactual_scores, least_effect, narrowed, suspicion_of
 
@@ -34,8 +34,9 @@ class Evidence:
 
     Attributes:
         key: the query's key.
-        saliency: one score a visual token, in the order of the tokens.
-        locations: image, tile, row and column of each visual token.
+        saliency: one score a visual token, in the order of the tokens; where separators are scored, one of each of
+            them too.
+        locations: image, tile, row and column of each visual token, -1 of separators.
         suspicion: in nats, see `disp.suspicion.support.suspicion_of`; None where it was not measured.
         best_candidate: the visual tokens of that candidate.
     """
@@ -89,12 +90,12 @@ def score(
     for batch in batches(queries, config.batch_size):
         prefix = model.encode(batch)
         keys = [query.key for query in batch]
-        scores = saliency(model, prefix, keys, config.saliency)
+        scores = saliency(model, prefix, keys, config.saliency, config.gen_length, block_length=config.block_length)
         check_finite(scores, keys)
         suspicion, chosen = _suspicion(model, prefix, batch, scores, config) if counterfactual else (None, None)
         rows = []
         for index, key in enumerate(keys):
-            visual = prefix.visual_mask[index]
+            visual = prefix.scored(config.saliency.separators)[index]
             each = add(
                 key,
                 [float(f"{value:.5g}") for value in scores[index, visual].tolist()],
@@ -184,10 +185,23 @@ def saliency_of(batch: Sequence[Query], visual_mask: Tensor, evidence: Mapping[s
 
 
 def salient_masks(
-    batch: Sequence[Query], visual_mask: Tensor, evidence: Mapping[str, Evidence], ratio: float
+    batch: Sequence[Query],
+    visual_mask: Tensor,
+    evidence: Mapping[str, Evidence],
+    ratio: float,
+    *,
+    rounding: Rounding = "up",
 ) -> Tensor:
-    """The most salient tokens, this share of each row's, bool ``[B, P]``; ``visual_mask`` bool ``[B, P]``."""
-    return mask_top(saliency_of(batch, visual_mask, evidence), visual_mask, ratio)
+    """The most salient tokens, this share of each row's, bool ``[B, P]``.
+
+    Args:
+        batch: B queries.
+        visual_mask: bool ``[B, P]``, what was scored.
+        evidence: by key.
+        ratio: share of them.
+        rounding: see `disp.suspicion.masking.mask_top`.
+    """
+    return mask_top(saliency_of(batch, visual_mask, evidence), visual_mask, ratio, rounding=rounding)
 
 
 def candidate_masks(visual_mask: Tensor, found: Sequence[Evidence]) -> Tensor:
