@@ -18,7 +18,7 @@ from disp.models.loading import family_of
 
 
 def comparison(folder: Path) -> ModuleType:
-    """The module of `families` for a folder.
+    """The module that compares a folder of this family, ``recorded.py`` in its folder of tests/models.
 
     Raises:
         DispError: the folder is of no known family, or a file is missing.
@@ -27,7 +27,7 @@ def comparison(folder: Path) -> ModuleType:
     for file in ("meta.json", "io.safetensors"):
         if not (folder / file).is_file():
             raise DispError(f"{folder}: no {file}; a folder of recorded outputs is wanted")
-    return importlib.import_module(f"families.{name}")
+    return importlib.import_module(f"models.{name}.recorded")
 
 
 def report(folder: Path) -> bool:
@@ -40,7 +40,7 @@ def report(folder: Path) -> bool:
         print(
             f"{mark} {difference.largest:<12.3g} (allowed {difference.tolerance:g})  {difference.quantity}", flush=True
         )
-    family, verdict = module.__name__.removeprefix("families."), "all" if good else "NOT all"
+    family, verdict = module.__name__.split(".")[1], "all" if good else "NOT all"
     print(f"{folder.name}: {family}, {count} quantities, {verdict} within tolerance")
     return good and count > 0
 

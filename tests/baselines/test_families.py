@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families.tiny import FAMILIES, write_checkpoint
+from models.tiny import FAMILIES, write_checkpoint
 
 from disp.baselines.attention import attention_of
 from disp.baselines.gtm import token_scores

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from families.tiny import FAMILIES, write_checkpoint
+from models.tiny import ALL, extended, write_checkpoint
 from pretend_device import GPU, PretendedGPU, Pretending, on_cpu, pretend
 
 from disp.attacks.poison import load_attack, poison
@@ -66,18 +67,20 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(
-    scope="module", params=["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("builtin", *FAMILIES))]
+    scope="module", params=["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("builtin", *ALL))]
 )
-def source(request, data, make_model, tmp_path_factory) -> str | Path:
-    """The built-in model, a smaller one of its kind, and tiny checkpoints of the published families."""
-    if request.param == "builtin":
-        return "builtin"
-    if request.param == "tiny":
-        folder = tmp_path_factory.mktemp("tiny")
-        save_model(make_model(gen_length=64, generation={"steps": 8}), folder)
-        return folder
+def source(request, data, make_model, tmp_path_factory) -> Iterator[str | Path]:
+    """The built-in model, a smaller one of its kind, and tiny checkpoints of the other families."""
+    folder = tmp_path_factory.mktemp(request.param) / request.param
     texts = [text for sample in data.samples for turn in sample.turns for text in (turn.prompt, turn.response)]
-    return write_checkpoint(request.param, tmp_path_factory.mktemp(request.param) / request.param, texts)
+    with extended():
+        if request.param == "builtin":
+            yield "builtin"
+        elif request.param == "tiny":
+            save_model(make_model(gen_length=64, generation={"steps": 8}), folder)
+            yield folder
+        else:
+            yield write_checkpoint(request.param, folder, texts)
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,13 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from families.tiny import ADDED, FAMILIES, LENGTH, write_checkpoint
+from models.tiny import ADDED, ALL, LENGTH, extended, write_checkpoint
 from parity_folder import PARITY
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -80,10 +81,11 @@ def words(scenes) -> list[str]:
     return [TARGET, *(text for turn in turns for text in (turn.prompt, turn.response))]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def source(request, tmp_path_factory, words) -> Path:
+@pytest.fixture(scope="module", params=ALL)
+def source(request, tmp_path_factory, words) -> Iterator[Path]:
     """A tiny checkpoint as the family publishes its own."""
-    return write_checkpoint(request.param, tmp_path_factory.mktemp(request.param) / request.param, words)
+    with extended():
+        yield write_checkpoint(request.param, tmp_path_factory.mktemp(request.param) / request.param, words)
 
 
 @pytest.fixture(scope="module")

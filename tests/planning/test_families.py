@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from families.tiny import FAMILIES, write_checkpoint
+from models.tiny import ALL, extended, write_checkpoint
 from PIL import Image
 
 from disp.data.llava import Dataset
@@ -27,7 +28,7 @@ TEXTS = ["Describe the picture.", "A red apple is to the left of a cat."]
 PINPOINTS = {"image_grid_pinpoints": None}
 # Family, fields of config.json that are changed or left out (None), further files. "side" is the side of a tile.
 CHECKPOINTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    **{family: (family, {}, {}) for family in FAMILIES},
+    **{family: (family, {}, {}) for family in ALL},
     "tiles up to 6 by 6": ("llada_v", PINPOINTS, {}),
     "tiles without a word on their aspect": ("llada_v", {"image_aspect_ratio": None}, {}),
     "tiles without a limit": ("llada_v", {"image_aspect_ratio": "anyres"}, {}),
@@ -65,14 +66,15 @@ SIZES = ((60, 60), (100, 80), (400, 300), (300, 20), (1000, 4), (3, 700))
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
-def folder(request, tmp_path_factory) -> Path:
+def folder(request, tmp_path_factory) -> Iterator[Path]:
     family, changes, files = CHECKPOINTS[request.param]
     changes = dict(changes)
     side = {"image_size": changes.pop("side")} if "side" in changes else {}
     folder = write_checkpoint(family, tmp_path_factory.mktemp("checkpoint") / "model", TEXTS, changes, **side)
     for name, value in files.items():
         (folder / name).write_text(json.dumps(value))
-    return folder
+    with extended():
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +116,14 @@ def test_settings(model, sizes, folder):
     assert sizes.model.default_system == model.default_system
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("train_vision", [False, True])
 @pytest.mark.parametrize("method", ["full", "lora", "projector"])
 def test_trained_parameters(family, method, train_vision, tmp_path):
     folder = write_checkpoint(family, tmp_path / "model", TEXTS)
-    model = load_model(folder, device="cpu")
-    planned = trained_parameters(sizes_of(read_config(folder), folder), method, 4, train_vision)
+    with extended():
+        model = load_model(folder, device="cpu")
+        planned = trained_parameters(sizes_of(read_config(folder), folder), method, 4, train_vision)
     if family == "mmada" and method == "projector":
         assert planned == (sum(value.numel() for value in model.vision_tower.parameters()) if train_vision else 0)
         return
@@ -128,16 +131,18 @@ def test_trained_parameters(family, method, train_vision, tmp_path):
     assert planned == sum(value.numel() for value in module.parameters() if value.requires_grad)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_prefix_with_the_chat_of_the_model(family, tmp_path):
     """A few tokens off at most: line breaks around pictures, and a picture that the prompt does not name."""
     folder = write_checkpoint(family, tmp_path / "model", [*TEXTS, SYSTEM])
-    model = load_model(folder, device="cpu")
+    with extended():
+        model = load_model(folder, device="cpu")
     (folder / "chat_template.jinja").write_text(model.tokenizer.chat_template or "")
     Image.new("RGB", (100, 80)).save(tmp_path / "a.png")
     for prompt, count in (("<image>\nDescribe the picture.", 1), ("Describe the picture.", 2), ("What is left?", 0)):
         sample = Sample("a", (tmp_path / "a.png",) * count, (Turn(prompt, "A red apple."),))
-        plan = make_plan(folder, Dataset((sample,), tmp_path / "data.json", tmp_path))
+        with extended():
+            plan = make_plan(folder, Dataset((sample,), tmp_path / "data.json", tmp_path))
         assert plan.measured_text
         assert plan.prefix == pytest.approx(model.encode(queries_of([sample])).embeds.shape[1], abs=8)
     separate = model.vq_state_dict() if family == "mmada" else {}

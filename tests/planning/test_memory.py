@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from families.tiny import write_checkpoint
+from models.tiny import write_checkpoint
 from parity_folder import PARITY
 from references.planning import LLADA_8B, close, peak
 from torch.utils.checkpoint import checkpoint

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from families.tiny import write_checkpoint
+from models.tiny import write_checkpoint
 from references.planning import LLADA_8B, MMADA
 
 from disp.data.sample import queries_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families.tiny import FAMILIES, write_checkpoint
+from models.tiny import FAMILIES, write_checkpoint
 from safetensors.torch import load_file
 
 from disp.data.sample import Sample, Turn, queries_of

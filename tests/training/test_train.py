@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families.tiny import write_checkpoint
+from models.tiny import write_checkpoint
 from safetensors.torch import load_file
 from transformers import TrainerState
 

@@ -290,9 +290,9 @@ class MDLM(PreTrainedModel):
 
     def _text_ids(self, text: str) -> list[int]:
         """Token ids of a text from data."""
-        return self.tokenizer(self._plain(text), add_special_tokens=False)["input_ids"]
+        return self.tokenizer(self.plain(text), add_special_tokens=False)["input_ids"]
 
-    def _plain(self, text: str) -> str:
+    def plain(self, text: str) -> str:
         """Text from data, which must not smuggle in control tokens: a space breaks the strings that spell them."""
         text = text.replace("\0", "")  # families mark the places of images with it
         for token in self._control_tokens():

@@ -9,7 +9,7 @@ from torch import Tensor
 from disp.files import write_json
 from disp.models.checkpoint import read_json, write_official
 from disp.models.interface import MDLM
-from disp.models.quiet import no_bar
+from disp.models.library import no_bar
 
 
 def save_model(model: MDLM, folder: Path, *, state_dict: dict[str, Tensor] | None = None) -> None:

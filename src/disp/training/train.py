@@ -32,8 +32,8 @@ from disp.files import claim, write_atomically
 from disp.models.adapters import put_on, save_adapter, save_projector_adapter
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
+from disp.models.library import no_bar
 from disp.models.loading import load_model
-from disp.models.quiet import no_bar
 from disp.models.saving import save_model
 from disp.training.config import TrainConfig
 from disp.training.examples import Collator, Examples, Features, cached_features

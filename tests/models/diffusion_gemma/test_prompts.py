@@ -66,7 +66,7 @@ def test_text_from_data_cannot_spell_control_tokens(gemma):
     end = gemma.config.end_of_turn_token_id
     assert (ids == end).sum() == (plain == end).sum()
     # Added tokens that are no control tokens are text.
-    assert gemma._plain("a\n\n<b>cat</b>") == "a\n\n<b>cat</b>"
+    assert gemma.plain("a\n\n<b>cat</b>") == "a\n\n<b>cat</b>"
 
 
 def test_surplus_placeholder_is_an_error(gemma):

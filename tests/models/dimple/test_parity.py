@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families.dimple import compare
+from models.dimple.recorded import compare
 from parity_folder import PARITY as ROOT
 from references.dimple import photo
 from safetensors.torch import load_file, save_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import parity
 import pytest
-from families.lavida import compare
+from models.lavida.recorded import compare
 from parity_folder import PARITY
 from references.lavida import (
     VARIANTS,

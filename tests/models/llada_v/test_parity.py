@@ -6,7 +6,7 @@ import math
 
 import parity
 import pytest
-from families import Difference
+from models.difference import Difference
 from parity_folder import PARITY as ROOT
 
 PARITY = ROOT / "llada_v"
@@ -30,6 +30,8 @@ def test_the_command_fails_on_a_difference_and_on_an_unknown_folder(checkpoint, 
     assert "unknown model type" in capsys.readouterr().err
     assert parity.main([]) == 2
     for value, status in ((0.5, 0), (1.5, 1), (math.nan, 1)):
-        module = type("module", (), {"__name__": "families.x", "compare": lambda _, v=value: [Difference("q", v, 1)]})
+        module = type(
+            "module", (), {"__name__": "models.x.recorded", "compare": lambda _, v=value: [Difference("q", v, 1)]}
+        )
         monkeypatch.setattr(parity, "comparison", lambda folder, module=module: module)
         assert parity.main(["somewhere"]) == status

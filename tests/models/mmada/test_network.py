@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families.mmada import differing, published_sampler, slot0_gradient
+from models.mmada.recorded import differing, published_sampler, slot0_gradient
 from references.mmada import llama
 
 from disp.decoding.generate import decode

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from families.mmada import compare
+from models.mmada.recorded import compare
 from parity_folder import PARITY
 from safetensors.torch import load_file
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from families.tiny import FAMILIES, write_checkpoint
+from models.tiny import ALL, extended, write_checkpoint
 from PIL import Image
 
 from disp.data.sample import Query
@@ -20,9 +20,10 @@ SPOTS = ((0.5, 0.5), (0.1, 0.5), (0.9, 0.5), (0.5, 0.1), (0.5, 0.9), (0.3, 0.7),
 OUTPUTS = ("out_proj.weight", "out_proj.bias", "attn.proj.weight", "attn.proj.bias", "o_proj.linear.weight")
 
 
-@pytest.fixture(scope="module", params=[name for name in FAMILIES if name != "mmada"])
+@pytest.fixture(scope="module", params=[name for name in ALL if name != "mmada"])
 def model(request, tmp_path_factory):
-    found = load_model(write_checkpoint(request.param, tmp_path_factory.mktemp("boxes") / "model", ["What?"]))
+    with extended():
+        found = load_model(write_checkpoint(request.param, tmp_path_factory.mktemp("boxes") / "model", ["What?"]))
     with torch.no_grad():
         for name, parameter in found.named_parameters():
             # A tower without attention: each token sees its own part of the picture.

@@ -18,10 +18,11 @@ def detect(config: Config) -> bool:
 
 
 def load(folder: Path, **how: Any) -> MDLM:
-    """See `disp.models.builtin.loading.load`."""
-    from disp.models.builtin import loading
+    """See `disp.models.library.load_pretrained`."""
+    from disp.models.builtin.model import BuiltinModel
+    from disp.models.library import load_pretrained
 
-    return loading.load(folder, **how)
+    return load_pretrained(BuiltinModel, folder, **how)
 
 
 def sizes(config: Config, folder: Path | None = None) -> Sizes:

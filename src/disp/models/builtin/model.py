@@ -15,7 +15,7 @@ from disp.models.interface import MDLM, Prefix
 from disp.models.parts.config import LanguageConfig
 from disp.models.parts.language import LanguageModel
 from disp.models.parts.places import token_locations
-from disp.models.parts.prompts import chat_rows, messages_of, name_all_images, render_around_images
+from disp.models.parts.prompts import prompt_rows
 from disp.models.parts.vision import VisionTower, normalise_pixels, projector
 
 
@@ -89,12 +89,7 @@ class BuiltinModel(MDLM):
             its image among the batch's images; and ``pixels`` uint8 ``[images, 3, S, S]``, or ``features`` float
             ``[images, N, d_vision]``.
         """
-        tokenizer, chats = self.required_tokenizer(), []
-        for query in queries:
-            messages = messages_of(query)
-            name_all_images(messages, query, "\n")
-            chats.append(render_around_images(messages, tokenizer, self._plain))
-        token_ids = chat_rows(chats, self.model.vision_tower.grid**2, tokenizer)
+        token_ids = prompt_rows(self, queries, self.model.vision_tower.grid**2)
         if features:
             return {"token_ids": token_ids, "features": torch.stack(list(features))}
         return {"token_ids": token_ids, "pixels": self._prepare_images([s for q in queries for s in q.images])}

@@ -168,7 +168,7 @@ class DiffusionGemma(MDLM):
         first = 0
         for query in queries:
             own = images[first : first + len(query.images)]
-            rows.append(prompt_ids(query, own, self.config, self.tokenizer, self._plain))
+            rows.append(prompt_ids(query, own, self.config, self.required_tokenizer(), self.plain))
             first += len(query.images)
         return {"token_ids": left_pad(rows), **inputs}
 

@@ -152,7 +152,7 @@ class Dimple(MDLM):
         """The prompt of one query whose images have ``counts`` visual tokens."""
         messages, config = messages_of(query), self.config
         name_all_images(messages, query)
-        texts = render_around_images(messages, self.tokenizer, self._plain)
+        texts = render_around_images(messages, self.required_tokenizer(), self.plain)
         ends = config.vision_start_token_id, config.vision_end_token_id
         images = [[ends[0], *[config.image_token_id] * count, ends[1]] for count in counts]
         return interleave(texts, images, self.tokenizer)

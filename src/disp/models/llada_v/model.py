@@ -7,7 +7,6 @@ row of visual tokens, Llama's role headers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,13 +24,7 @@ from disp.models.llada_v.splice import splice_images
 from disp.models.parts.anyres import Merged, grid_of, merge_tiles, pad_to_square, single_tile, tile_image, token_boxes
 from disp.models.parts.key_names import to_llava
 from disp.models.parts.language import LanguageModel
-from disp.models.parts.prompts import (
-    chat_rows,
-    first_image_first,
-    messages_of,
-    name_all_images,
-    render_around_images,
-)
+from disp.models.parts.prompts import prompt_rows
 from disp.models.parts.vision import VisionTower, normalise_pixels, projector
 
 IGNORED = -100
@@ -86,13 +79,7 @@ class LladaV(MDLM):
             one padded tile; and for all tiles of all images ``pixels`` uint8 ``[tiles, 3, S, S]``, or ``features``
             float ``[tiles, N, d_vision]``.
         """
-        tokenizer, chats = self.required_tokenizer(), []
-        for query in queries:
-            messages = messages_of(replace(query, system=query.system or self.default_system))
-            name_all_images(messages, query, "\n")
-            first_image_first(messages, query)
-            chats.append(render_around_images(messages, tokenizer, self._plain))
-        inputs = {"token_ids": chat_rows(chats, 1, tokenizer)}
+        inputs = {"token_ids": prompt_rows(self, queries, 1, image_first=True)}
         sizes = [
             image_size(source) if len(query.images) == 1 else (0, 0) for query in queries for source in query.images
         ]

@@ -148,8 +148,8 @@ class MMada(MDLM):
                 seen += 1
                 inside = count > 1 and bool(text.strip() or (part.strip() and not part.startswith("\n")))
                 text += f"image {seen}{part}" if inside else part.removeprefix("\n")
-            message["content"] = self._plain(text)
-        chat = str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+            message["content"] = self.plain(text)
+        chat = str(self.required_tokenizer().apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         text_ids: list[int] = self.tokenizer(chat, add_special_tokens=False)["input_ids"]
         special = self.config.token_ids
         if text_ids[:1] != [special["bos"]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from disp.data.sample import IMAGE_PLACEHOLDER, Query
 from disp.errors import DispError
+from disp.models.interface import MDLM
 
 # Stands for the placeholders that mean an image, while the chat template is applied: an answer may hold the same text.
 _IMAGE_SLOT = "\0image\0"
@@ -78,33 +80,6 @@ def render_around_images(
     )
 
 
-def first_image_first(messages: Sequence[Message], query: Query) -> None:
-    """Move a query's only image to the beginning of its message; changes messages."""
-    if len(query.images) != 1:
-        return
-    holder = next(m for m in messages if m["role"] == "user" and IMAGE_PLACEHOLDER in m["content"])
-    holder["content"] = f"{IMAGE_PLACEHOLDER}\n" + holder["content"].replace(IMAGE_PLACEHOLDER, "").strip()
-
-
-def chat_rows(chats: Sequence[Sequence[str]], slots: int, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Chats with images to rows of token ids.
-
-    Args:
-        chats: of each query what `render_around_images` returned.
-        slots: how often an image's place stands in a row.
-        tokenizer: the model's.
-
-    Returns:
-        int64 ``[B, P]``, left-padded with -1; the image of index i among the batch's stands as ``-2 - i``.
-    """
-    rows, first = [], 0
-    for texts in chats:
-        count = len(texts) - 1
-        rows.append(interleave(texts, [[-2 - index] * slots for index in range(first, first + count)], tokenizer))
-        first += count
-    return left_pad(rows)
-
-
 def interleave(texts: Sequence[str], images: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of texts with those of one image between each two; there is one text more than images."""
     ids: list[int] = []
@@ -122,3 +97,33 @@ def left_pad(rows: Sequence[Sequence[int]]) -> Tensor:
     for index, row in enumerate(rows):
         ids[index, longest - len(row) :] = torch.tensor(row, dtype=torch.int64)
     return ids
+
+
+def prompt_rows(model: MDLM, queries: Sequence[Query], slots: int, *, image_first: bool = False) -> Tensor:
+    """Queries to rows of token ids, in the chat of the model's tokenizer.
+
+    Args:
+        model: has the tokenizer and the system message of queries that have none.
+        queries: a batch.
+        slots: how often an image's place stands in a row.
+        image_first: move a query's only image to the beginning of its message.
+
+    Returns:
+        int64 ``[B, P]``, left-padded with -1; the image of index i among the batch's stands as ``-2 - i``.
+
+    Raises:
+        DispError: the model has no tokenizer, or a prompt more placeholders than there are images.
+    """
+    tokenizer = model.required_tokenizer()
+    rows, first = [], 0
+    for query in queries:
+        messages = messages_of(replace(query, system=query.system or model.default_system))
+        name_all_images(messages, query, "\n")
+        if image_first and len(query.images) == 1:
+            holder = next(each for each in messages if each["role"] == "user" and IMAGE_PLACEHOLDER in each["content"])
+            holder["content"] = f"{IMAGE_PLACEHOLDER}\n" + holder["content"].replace(IMAGE_PLACEHOLDER, "").strip()
+        texts = render_around_images(messages, tokenizer, model.plain)
+        places = range(first, first + len(query.images))
+        rows.append(interleave(texts, [[-2 - place] * slots for place in places], tokenizer))
+        first += len(query.images)
+    return left_pad(rows)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models.difference import Difference
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,8 +28,6 @@ from disp.models.parts.vision import normalise_pixels
 from disp.suspicion.config import SaliencyConfig
 from disp.suspicion.masking import mask_top
 from disp.suspicion.saliency import saliency
-
-from . import Difference
 
 CLOSE = 1e-4
 LOSS = 1e-5

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models.difference import Difference
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,8 +20,6 @@ from disp.models.interface import Prefix
 from disp.models.mmada.loading import load_official
 from disp.models.mmada.model import MMada
 from disp.models.mmada.vq import quantize
-
-from . import Difference
 
 CLOSE = 1e-4
 LOSS = 1e-5

@@ -1,7 +1,7 @@
 """LaViDa, on LLaDA and on Dream: what its published code computed, and what ours computes.
 
-Each stage gets the recorded output of the vision tower, for the reason that `families.llada_v` gives; the logits are
-compared once more from pixels.
+Each stage gets the recorded output of the vision tower, for the reason that `models.llada_v.recorded` gives; the
+logits are compared once more from pixels.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models.difference import Difference
+from models.llada_v.recorded import CLOSE, LOSS, Picture, Recorded, Spliced, largest, splice, spread
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -28,9 +30,6 @@ from disp.models.lavida.loading import load_official
 from disp.models.lavida.masks import complementary_pair
 from disp.models.lavida.model import Lavida, pool_tiles
 from disp.models.parts.vision import normalise_pixels
-
-from . import Difference
-from .llada_v import CLOSE, LOSS, Picture, Recorded, Spliced, largest, splice, spread
 
 IGNORED, IMAGE_ID = -100, -200
 # The published spelling of our name.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models.difference import Difference
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,8 +21,6 @@ from disp.models.dimple.images import lay_out
 from disp.models.dimple.loading import load_official
 from disp.models.dimple.model import Dimple
 from disp.models.interface import Prefix
-
-from . import Difference
 
 CLOSE, LOSS = 1e-4, 1e-5
 # Recorded argument of the published sampler -> ours. What is not passed comes from transformers 4's model defaults.
