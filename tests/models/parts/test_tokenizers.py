@@ -1,7 +1,7 @@
 """A tokenizer that was not downloaded whole is named, whatever the family."""
 
 import pytest
-from families.tiny import FAMILIES, write_checkpoint
+from models.tiny import FAMILIES, write_checkpoint
 
 from disp.errors import DispError
 from disp.models.loading import load_model

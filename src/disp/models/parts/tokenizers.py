@@ -17,8 +17,9 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "
 class Kind(Protocol):
     """A tokenizer class of the library, or its ``AutoTokenizer``."""
 
-    def from_pretrained(self, folder: Path, **given: Any) -> PreTrainedTokenizerBase:
+    def from_pretrained(self, *folder: Any, **given: Any) -> Any:
         """The tokenizer in a folder."""
+        ...
 
 
 def read_tokenizer(kind: Kind, folder: Path, **given: Any) -> PreTrainedTokenizerBase:
@@ -39,7 +40,9 @@ def read_tokenizer(kind: Kind, folder: Path, **given: Any) -> PreTrainedTokenize
             except DispError:
                 raise DispError(f"{folder / name} is no JSON; download it again (git lfs pull)") from None
     try:
-        return kind.from_pretrained(folder, local_files_only=True, **given)
+        tokenizer = kind.from_pretrained(folder, local_files_only=True, **given)
     except Exception as error:  # the library's reader raises nothing more particular
         reason = " ".join(str(error).split())[:200]
         raise DispError(f"tokenizer in {folder} cannot be read ({reason}); download its files again") from None
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
