@@ -1,5 +1,6 @@
 """Every page's links lead somewhere, and every command that it shows is one that the program knows."""
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -47,6 +48,24 @@ def options_of(verb: str) -> set[str]:
     return names
 
 
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or an attribute of one."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError as error:
+            if error.name and not error.name.startswith("disp"):
+                return True  # a library that is not installed, such as lmms-eval
+            continue
+        for part in parts[count:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
 def check_study(words: list[str]) -> None:
     """That a ``python -m`` command names a module of this repository, and options that its source knows."""
     module, *rest = words[2:]
@@ -92,6 +111,19 @@ def test_commands_are_known(page, tmp_path, monkeypatch):
             known = options_of(words[1])
             unknown = [word for word in words[2:] if word.startswith("--") and word.partition("=")[0] not in known]
             assert not unknown, f"{page.name}: disp {words[1]} has no {unknown}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for language, block in FENCE.findall(text):
+        for node in ast.walk(ast.parse(block)) if language == "python" else ():
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "disp":
+                for name in node.names:
+                    assert exists(f"{node.module}.{name.name}"), f"{page.name}: {node.module} has no {name.name}"
+    # Modules and what is in them, as code in the prose: `disp.decoding.samplers.SAMPLERS`.
+    for name in re.findall(r"`(disp(?:\.\w+)+)`", FENCE.sub("", text)):
+        assert exists(name), f"{page.name}: {name}"
 
 
 def test_every_page_is_in_the_index():
