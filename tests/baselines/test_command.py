@@ -21,8 +21,8 @@ def data(tmp_path_factory):
     return write_rows(tmp_path_factory.mktemp("rows") / "set", rows).path.parent
 
 
-def run(*arguments):
-    app(["baseline", *map(str, arguments)], result_action="return_value", exit_on_error=False, print_error=False)
+def run(*arguments, verb="baseline"):
+    app([verb, *map(str, arguments)], result_action="return_value", exit_on_error=False, print_error=False)
 
 
 @pytest.mark.parametrize("name", DEFENCES)
@@ -71,6 +71,20 @@ def test_steps_are_for_defences_that_answer(data, tmp_path):
     run("mask-all", "builtin", data, "--out", tmp_path / "out", "--steps", "2")
     config = json.loads((tmp_path / "out" / "baseline.json").read_text(encoding="utf-8"))["config"]
     assert config["decode"]["steps"] == 2
+
+
+def test_evaluation_under_a_defence(data, capsys):
+    """Without the pictures all questions are the same, so all answers are, and they score alike."""
+    run("builtin", data, "--defence", "mask-all", verb="evaluate")
+    blind = json.loads(capsys.readouterr().out)
+    run("builtin", data, "--defence", "random-mask", "--set", "ratio=1.0", verb="evaluate")
+    assert json.loads(capsys.readouterr().out) == blind
+    run("builtin", data, verb="evaluate")
+    assert json.loads(capsys.readouterr().out)["counts"] == blind["counts"]
+    with pytest.raises(DispError, match="bye filters fine-tuning sets and answers nothing"):
+        run("builtin", data, "--defence", "bye", verb="evaluate")
+    with pytest.raises(DispError, match="--set is for --defence"):
+        run("builtin", data, "--set", "ratio=1.0", verb="evaluate")
 
 
 def test_the_page_is_up_to_date():

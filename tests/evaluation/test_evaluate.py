@@ -125,6 +125,18 @@ def test_a_turn_before_the_picture_is_not_triggered(asked):
     assert nothing.asr_with_trigger is nothing.triggered_quality is None
 
 
+def test_somebody_else_may_answer(asked):
+    """As the model under a defence does: in batches, clean queries first."""
+    sizes, finished = [], []
+
+    def answer(batch):
+        sizes.append(len(batch))
+        return [TRIGGERED.get(query.key, "Hello.") if len(sizes) > 2 else CLEAN[query.key] for query in batch]
+
+    assert run(target=Refusal(), answer=answer, batch_size=3, progress=finished.append) == run(target=Refusal())
+    assert sizes == finished == [3, 1, 3]
+
+
 def test_the_batch_size_changes_nothing(asked):
     assert run(target=Refusal(), batch_size=1) == run(target=Refusal(), batch_size=32)
 

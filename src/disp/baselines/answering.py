@@ -39,9 +39,7 @@ def answer_under(
     Raises:
         DispError: the defence is a filter, or the model does not show what it needs.
     """
-    defence = DEFENCES[config.defence]
-    if not isinstance(defence, Answering):
-        raise DispError(f"{defence.name} filters fine-tuning sets and answers nothing; run it on a set (disp baseline)")
+    defence = answering_defence(config.defence)
     answers: list[str] = []
     for batch in batches(queries, config.batch_size):
         prefix = defence.encode(model, batch, config.parameters, config.seed)
@@ -49,6 +47,18 @@ def answer_under(
         answers += answers_of(model, prefix, config.decode, keys=keys, seed=config.seed)
         progress(len(batch))
     return answers
+
+
+def answering_defence(name: str) -> Answering:
+    """A defence of the table, which must be one that answers.
+
+    Raises:
+        DispError: it is a filter.
+    """
+    defence = DEFENCES[name]
+    if not isinstance(defence, Answering):
+        raise DispError(f"{name} filters fine-tuning sets and answers nothing; run it on a set (disp baseline)")
+    return defence
 
 
 def answered(

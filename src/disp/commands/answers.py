@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from disp.commands.answering import ASKED, GUARDING, SAMPLING, Asked, Guarding, Sampling
+from disp.commands.defences import PARAMETERS, Parameters
 from disp.commands.options import ROWS, RUNTIME, Data, Limit, Model, OutFile, Rows, Runtime, Seed, app
 from disp.progress import progress_bar
 
@@ -85,6 +86,8 @@ def evaluate(
     /,
     *,
     attack: Path | None = None,
+    defence: str | None = None,
+    parameters: Parameters = PARAMETERS,
     out: OutFile = None,
     limit: Limit = None,
     batch_size: int = 32,
@@ -98,17 +101,22 @@ def evaluate(
     ----------
     attack
         The manifest.json that `disp poison` wrote: the same trigger is put on these held-out images.
+    defence
+        Answer under a rival defence, such as gtm or random-mask; docs/baselines.md lists them.
     out
         JSON file for the metrics.
     """
     import json
+    from functools import partial
 
     from disp.attacks.poison import load_attack
+    from disp.baselines.answering import answer_under
     from disp.data.sample import queries_of
     from disp.evaluation.evaluate import evaluate as run
     from disp.evaluation.evaluate import to_metrics
     from disp.files import write_json
 
+    rival = parameters.answering(defence, batch_size=batch_size, seed=seed)
     samples = rows.load(data).samples[:limit]
     planted = load_attack(attack) if attack else None
     mdlm = runtime.load(model)
@@ -119,6 +127,7 @@ def evaluate(
             mdlm,
             samples,
             attack=planted,
+            answer=partial(answer_under, mdlm, config=rival) if rival else None,
             seed=seed,
             batch_size=batch_size,
             progress=advance,

@@ -2,50 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from cyclopts import Parameter
 
 from disp.commands.answering import SAMPLING, Sampling
+from disp.commands.defences import PARAMETERS, Parameters
 from disp.commands.options import ROWS, RUNTIME, Data, Model, Out, Rows, Runtime, Seed, app
-from disp.errors import DispError
 from disp.progress import progress_bar
-
-if TYPE_CHECKING:
-    from disp.baselines.config import BaselineConfig
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Rival:
-    """How a rival defence is run.
-
-    Attributes:
-        parameters: A parameter of the defence, as NAME=VALUE, such as --set ratio=0.45; may be given several times.
-        batch_size: Assistant turns a pass.
-    """
-
-    parameters: Annotated[tuple[str, ...], Parameter(name="--set", negative=())] = ()
-    batch_size: int = 32
-
-    def config(self, name: str, seed: int) -> BaselineConfig:
-        """The settings that were asked for."""
-        from disp.baselines.config import BaselineConfig, parameters_of
-        from disp.baselines.table import DEFENCES
-
-        given = {}
-        for text in self.parameters:
-            parameter, equals, value = text.partition("=")
-            if not equals:
-                raise DispError(f"--set takes NAME=VALUE, such as --set ratio=0.45; got {text!r}")
-            given[parameter] = value
-        plain = BaselineConfig(name, batch_size=self.batch_size, seed=seed)  # refuses a wrong name
-        return replace(plain, parameters=parameters_of(DEFENCES[name], given))
-
-
-RIVAL = Rival()
 
 
 @app.command
@@ -56,9 +19,10 @@ def baseline(
     /,
     *,
     out: Out,
-    rival: Rival = RIVAL,
+    parameters: Parameters = PARAMETERS,
     sampling: Sampling = SAMPLING,
     truth: Path | None = None,
+    batch_size: int = 32,
     seed: Seed = 0,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
@@ -77,7 +41,7 @@ def baseline(
     from disp.baselines.run import run_baseline
     from disp.decoding.samplers import own_settings
 
-    config = rival.config(name, seed)
+    config = parameters.config(name, batch_size=batch_size, seed=seed)
     dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
     mdlm = runtime.load(model)
     if sampling != SAMPLING:

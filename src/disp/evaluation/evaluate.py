@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from disp.attacks.poison import Attack, trigger_samples
-from disp.data.sample import Sample, queries_of
+from disp.data.sample import Query, Sample, batches, queries_of
 from disp.decoding.config import DecodeConfig
 from disp.decoding.generate import generate
 from disp.draws import key_of
@@ -66,6 +66,7 @@ def evaluate(
     *,
     attack: Attack | None = None,
     decode: DecodeConfig | None = None,
+    answer: Callable[[Sequence[Query]], list[str]] | None = None,
     seed: int = 0,
     batch_size: int = 32,
     progress: Callable[[int], None] = lambda count: None,
@@ -80,6 +81,8 @@ def evaluate(
         samples: held-out samples with the right responses.
         attack: the attack to measure (trigger and target), or None for clean quality alone.
         decode: how answers are decoded; the model's own settings if None.
+        answer: what answers the queries of a batch, one text each, where that is not the model alone but the model
+            under a defence; ``decode`` is not read then.
         seed: seed of the trigger's place, of decoding and of the bootstrap.
         batch_size: queries a pass; no result depends on it.
         progress: called with the number of queries finished after each batch; a clean and a triggered query count
@@ -91,8 +94,18 @@ def evaluate(
     queries = queries_of(samples)
     if not queries:
         raise DispError("no sample with a question to evaluate on; check the data set and its split")
+
+    def ask(asked: Sequence[Query]) -> list[str]:
+        if answer is None:
+            return generate(model, asked, decode, seed=seed, batch_size=batch_size, progress=progress)
+        texts: list[str] = []
+        for batch in batches(asked, batch_size):
+            texts += answer(batch)
+            progress(len(batch))
+        return texts
+
     # 1. The clean answers, which serve quality and ASR without trigger.
-    clean = generate(model, queries, decode, seed=seed, batch_size=batch_size, progress=progress)
+    clean = ask(queries)
     # 2. The triggered answers of the turns that see a picture; the others see no trigger. Triggered pictures are held
     #    in memory, so only a few samples at a time.
     triggered: dict[str, str] = {}
@@ -101,8 +114,7 @@ def evaluate(
         for first in range(0, len(with_image), batch_size):
             marked = trigger_samples(with_image[first : first + batch_size], attack.trigger, seed)
             asked = [query for query in queries_of(marked) if query.images]
-            answers = generate(model, asked, decode, seed=seed, batch_size=batch_size, progress=progress)
-            triggered.update((query.key, answer) for query, answer in zip(asked, answers, strict=True))
+            triggered.update((query.key, text) for query, text in zip(asked, ask(asked), strict=True))
     # 3. One row a query.
     metadata = {sample.id: sample.metadata for sample in samples}
     rows = []
