@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "architecture.svg"
 # From top to bottom: each may import those after it, and none before it.
 ORDER = (
-    "cli", "commands", "experiments", "report", "planning", "defence", "baselines", "auditing", "purification",
-    "suspicion", "scale", "benchmarks", "evaluation", "training", "decoding", "models", "diffusion", "attacks", "data",
+    "cli", "commands", "experiments", "report", "planning", "benchmarks", "defence", "baselines", "auditing",
+    "purification", "suspicion", "scale", "evaluation", "training", "decoding", "models", "diffusion", "attacks",
+    "data",
 )  # fmt: skip
 SMALL = ("files", "progress", "draws", "errors", "words")
 # Where each is in the picture (row, and the middle of its box across), and what is in it.

@@ -10,6 +10,8 @@ from disp.data.sample import Query
 from disp.decoding.generate import generate
 from disp.decoding.samplers import decode_config
 from disp.errors import DispError
+from disp.purification.guard import GuardConfig, guard
+from disp.suspicion.config import SaliencyConfig
 
 DOCS = [{"question": "Describe the picture.", "number": 1}, {"question": "Is there a boat?", "number": 2}]
 
@@ -48,6 +50,25 @@ def test_answers_are_those_of_generate_in_the_order_of_the_requests(plugin, tiny
     assert len(set(expected)) == 2
     assert plugin.generate_until([request_for(1), request_for(0)]) == expected[::-1]
     assert plugin.settings == {"some_task": config}
+
+
+@pytest.mark.parametrize("estimator", ["published", "disp"])
+def test_answers_under_masking(lmms_model, tiny_model, request_for, picture, estimator):
+    published = estimator == "published"
+    saliency = SaliencyConfig.published() if published else SaliencyConfig()
+    rounding = "down" if published else "up"
+    decode = decode_config(gen_length=4, steps=4)
+    for given, ratio in (({"mask_infer": True}, 0.3), ({"mask_ratio": 0.9}, 0.9)):
+        plugin = lmms_model.DispMDLM(tiny_model, batch_size="2", mask_saliency=estimator, **given)
+        plugin.task_dict = {"some_task": {"test": DOCS}}
+        settings = GuardConfig(mask_ratio=ratio, saliency=saliency, rounding=rounding, decode=decode)
+        wanted = [each.answer for each in guard(tiny_model, queries(picture), settings)]
+        assert plugin.generate_until([request_for(0), request_for(1)]) == wanted
+    assert lmms_model.DispMDLM(tiny_model).masking is None
+    with pytest.raises(DispError, match="unknown mask_saliency 'paper'"):
+        lmms_model.DispMDLM(tiny_model, mask_saliency="paper")
+    with pytest.raises(DispError, match="mask_ratio must be in"):
+        lmms_model.DispMDLM(tiny_model, mask_ratio=1.5)
 
 
 def test_requests_with_different_settings_are_not_mixed(plugin, tiny_model, request_for, picture):

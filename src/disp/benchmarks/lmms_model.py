@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
 import torch
@@ -19,9 +19,13 @@ from disp.benchmarks.settings import decode_settings
 from disp.data.sample import Query
 from disp.decoding.config import DecodeConfig
 from disp.decoding.generate import generate
-from disp.errors import DispError
+from disp.errors import DispError, unknown_name
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
+from disp.purification.config import PUBLISHED_RATIO
+from disp.purification.guard import GuardConfig, masked_answers
+from disp.suspicion.config import SaliencyConfig
+from disp.suspicion.masking import Rounding
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +36,7 @@ class DispMDLM(lmms):
     Attributes:
         model: the MDLM.
         settings: the decoding settings that each task was answered with, by its name.
+        masking: how visual tokens are masked before an answer; None where nothing is.
     """
 
     is_simple = False
@@ -51,6 +56,9 @@ class DispMDLM(lmms):
         prompt_suffix: str = "",
         system_prompt: str | None = None,
         max_gen_length: int = 512,
+        mask_infer: bool = False,
+        mask_ratio: float | None = None,
+        mask_saliency: str = "published",
     ):
         """Load the model.
 
@@ -67,14 +75,20 @@ class DispMDLM(lmms):
             prompt_suffix: appended to every question, such as LLaDA-V's `` /no_think``.
             system_prompt: the system message, if not the model's own.
             max_gen_length: most response slots that a task's ``max_new_tokens`` may ask for.
+            mask_infer: answer with the most salient visual tokens masked, as the switch of this name does in the
+                published code of DiSP.
+            mask_ratio: their share, 0.3 if not given; with it ``mask_infer`` need not be given.
+            mask_saliency: "published" (see `disp.suspicion.config.SaliencyConfig.published`) or "disp", the estimator
+                that `disp` uses by default.
 
         Raises:
-            DispError: the model cannot be loaded, or the batch size is no number.
+            DispError: the model cannot be loaded, the batch size is no number, or the masking is of no known kind.
         """
         super().__init__()
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise DispError(f"batch_size must be a number from 1, got {batch_size!r}")
         self.batch_size, self.seed = int(batch_size), seed
+        self.masking = _masking(mask_infer, mask_ratio, mask_saliency, seed)
         self.prompt_suffix, self.system_prompt, self.max_gen_length = prompt_suffix, system_prompt, max_gen_length
         self.settings: dict[str, DecodeConfig] = {}
         if isinstance(pretrained, MDLM):
@@ -109,7 +123,11 @@ class DispMDLM(lmms):
         answers = [""] * len(requests)
         for config, members in groups.items():
             queries = [query for _, query in members]
-            texts = generate(self.model, queries, config, seed=self.seed, batch_size=self.batch_size)
+            if self.masking is None:
+                texts = generate(self.model, queries, config, seed=self.seed, batch_size=self.batch_size)
+            else:
+                masking = replace(self.masking, decode=config, batch_size=self.batch_size)
+                texts = masked_answers(self.model, queries, masking)
             for (index, _), text in zip(members, texts, strict=True):
                 answers[index] = text
         for request, answer in zip(requests, answers, strict=True):
@@ -145,6 +163,20 @@ class DispMDLM(lmms):
             changed = {name: value for name, value in asdict(config).items() if value != usual.get(name)}
             logger.warning("%s is answered with %s", task, changed)  # so that it stands in the log of every run
         return config
+
+
+def _masking(wanted: bool, ratio: float | None, estimator: str, seed: int) -> GuardConfig | None:
+    """How visual tokens are masked, from the model's arguments; None where they are not."""
+    if estimator not in ("published", "disp"):
+        raise unknown_name("mask_saliency", estimator, ("published", "disp"))
+    if not wanted and ratio is None:
+        return None
+    published = estimator == "published"
+    saliency = SaliencyConfig.published(seed=seed) if published else SaliencyConfig(seed=seed)
+    rounding: Rounding = "down" if published else "up"
+    return GuardConfig(
+        mask_ratio=PUBLISHED_RATIO if ratio is None else ratio, saliency=saliency, seed=seed, rounding=rounding
+    )
 
 
 def _device(device: str | None) -> str | None:

@@ -13,9 +13,9 @@ from disp.decoding.config import DecodeConfig
 from disp.decoding.generate import answers_of
 from disp.errors import DispError
 from disp.evaluation.quality import normalised_words
-from disp.models.interface import MDLM
+from disp.models.interface import MDLM, Prefix
 from disp.suspicion.config import MASK_RATIO, SaliencyConfig
-from disp.suspicion.masking import mask_top
+from disp.suspicion.masking import Rounding, mask_top
 from disp.suspicion.saliency import saliency
 from disp.suspicion.scoring import check_finite
 
@@ -32,6 +32,7 @@ class GuardConfig:
         decode: how answers are decoded; the model's own settings if None.
         batch_size: queries a pass.
         seed: seed of decoding.
+        rounding: see `disp.suspicion.masking.mask_top`.
     """
 
     mask_ratio: float = MASK_RATIO
@@ -40,6 +41,7 @@ class GuardConfig:
     decode: DecodeConfig | None = None
     batch_size: int = 32
     seed: int = 0
+    rounding: Rounding = "up"
 
     def __post_init__(self) -> None:
         for name in ("mask_ratio", "least_agreement"):
@@ -84,16 +86,11 @@ def guard(
     Raises:
         DispError: the model's numbers overflow.
     """
-    length = config.decode.gen_length if config.decode else model.gen_length
     results = []
     for batch in batches(queries, config.batch_size):
-        prefix = model.encode(batch)
         keys = [query.key for query in batch]
-        scores = saliency(model, prefix, keys, config.saliency, length)
-        check_finite(scores, keys)
-        masked = mask_top(scores, prefix.visual_mask, config.mask_ratio)
-        with torch.no_grad():
-            hidden = prefix.with_masked(masked, model.mask_embedding)
+        prefix = model.encode(batch)
+        hidden = _hidden(model, prefix, keys, config)
         plain, guarded = (
             answers_of(model, each, config.decode, keys=keys, seed=config.seed) for each in (prefix, hidden)
         )
@@ -102,6 +99,35 @@ def guard(
             results.append(Guarded(answer, unmasked, agreement, agreement < config.least_agreement))
         progress(len(batch))
     return results
+
+
+def masked_answers(
+    model: MDLM,
+    queries: Sequence[Query],
+    config: GuardConfig,
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[str]:
+    """The answers of `guard` alone: nothing is answered without masking, and nothing is flagged."""
+    answers = []
+    for batch in batches(queries, config.batch_size):
+        keys = [query.key for query in batch]
+        hidden = _hidden(model, model.encode(batch), keys, config)
+        answers += answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
+        progress(len(batch))
+    return answers
+
+
+def _hidden(model: MDLM, prefix: Prefix, keys: Sequence[str], config: GuardConfig) -> Prefix:
+    """The prefix with its most salient tokens masked."""
+    length = config.decode.gen_length if config.decode else model.gen_length
+    block = getattr(config.decode, "block_length", None)
+    scores = saliency(model, prefix, keys, config.saliency, length, block_length=block)
+    check_finite(scores, keys)
+    scored = prefix.scored(config.saliency.separators)
+    masked = mask_top(scores, scored, config.mask_ratio, rounding=config.rounding)
+    with torch.no_grad():
+        return prefix.with_masked(masked, model.mask_embedding)
 
 
 def word_agreement(first: str, second: str) -> float:
