@@ -161,8 +161,8 @@ def _is_json(value: Any) -> bool:
 
 def _common_root(samples: Iterable[Sample], image_root: Path, folder: Path) -> Path:
     """The folder that names are relative to: the data's own where a picture lies in it and not in the image folder."""
-    files = (file for sample in samples for file in sample.images if isinstance(file, Path))
-    beside = any(file.is_relative_to(folder) and not file.is_relative_to(image_root) for file in files)
+    folders = {file.parent for sample in samples for file in sample.images if isinstance(file, Path)}
+    beside = any(each.is_relative_to(folder) and not each.is_relative_to(image_root) for each in folders)
     return folder if beside and image_root.is_relative_to(folder) else image_root
 
 

@@ -9,6 +9,7 @@ import os
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -157,17 +158,16 @@ class Finder:
                 path = root / os.path.normpath(name)
                 if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:
                     continue
-                if root == self.image_root.parent != self.beside and not path.is_relative_to(self.image_root):
-                    continue
                 # Links must not leave the innermost folder that the name lies in.
-                inner = self.image_root if path.is_relative_to(self.image_root) else root
-                leaves = False
-                if (path := _in_any_form(path, root)).is_file():
-                    if not path.resolve().is_relative_to(inner.resolve()):
+                inner = self.image_root if root == self.image_root or path.is_relative_to(self.image_root) else root
+                if inner != self.image_root and self.beside is None:
+                    continue
+                path = _in_any_form(path, root)
+                leaves = not path.resolve().is_relative_to(_resolved(inner))
+                if path.is_file():
+                    if leaves:
                         raise NotFound(f"image {shown} leaves the image folder {inner}")
                     return path
-                if not path.resolve().is_relative_to(inner.resolve()):
-                    leaves = True
         except OSError as error:  # too long, links in a circle
             raise NotFound(f"image {shown} cannot be found ({error.strerror or type(error).__name__})") from None
         except (ValueError, RuntimeError) as error:  # a null character, links in a circle
@@ -221,9 +221,14 @@ def _is_plain(name: str, file: Path, image_root: Path) -> bool:
     return not file.is_relative_to(image_root) or image_root / os.path.normpath(name) == file
 
 
+@lru_cache(maxsize=64)
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
+
+
 def _in_any_form(path: Path, root: Path) -> Path:
     """The path, or the same in another Unicode form if that exists: archives made on a Mac decompose accents."""
-    if path.exists() or str(path).isascii():
+    if str(path).isascii() or path.exists():
         return path
     found = root
     for part in path.relative_to(root).parts:

@@ -43,9 +43,9 @@ def json_layout(path: Path, is_row: Callable[[Any], bool]) -> str:
             if first := line.strip():
                 break
         rest = any(line.strip() for line in _guarded(file, path)) if first[:1] == b"{" and not lines else False
-    value = _value(first)
     if lines:
         return "json" if first[:1] == b"[" and isinstance(_whole(path), list) else "lines"
+    value = _value(first) if first[:1] == b"{" else None
     return "lines" if isinstance(value, dict) and (rest or is_row(value)) else "json"
 
 
