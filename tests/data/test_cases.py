@@ -173,6 +173,17 @@ def test_questions_without_answers_are_read_where_they_are_asked_for(tmp_path):
     assert all(sample.images for sample in dataset.samples)
 
 
+def test_disp_generate_answers_a_question_file(tmp_path, monkeypatch):
+    rows = [{"question_id": 7, "image": "0.png", "text": "Is there a lock?", "category": "default"}]
+    given = ["generate", "builtin", "--data", write(tmp_path, rows, "data.jsonl"), "--out", tmp_path / "a.jsonl"]
+    monkeypatch.setattr(sys, "argv", ["disp", *map(str, given), "--steps", "2"])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert not exit.value.code
+    (answer,) = (json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines())
+    assert (answer["id"], answer["prompt"]) == ("7", "Is there a lock?") and isinstance(answer["answer"], str)
+
+
 @pytest.mark.parametrize("in_rows", ["NFC", "NFD"])
 def test_a_name_in_another_unicode_form_is_found(tmp_path, in_rows):
     on_disk = "NFD" if in_rows == "NFC" else "NFC"

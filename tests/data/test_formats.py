@@ -13,6 +13,9 @@ from disp.data.dataset import identity
 from disp.data.loading import load_dataset
 from disp.data.sample import queries_of
 from disp.data.saving import data_path, link_images, save_dataset
+from disp.decoding.samplers import decode_config
+from disp.purification.config import PurifyConfig
+from disp.purification.purify import purify
 
 TABLES = ("parquet", "parquet-folder", "parquet-cauldron", "huggingface")
 
@@ -86,6 +89,18 @@ def test_new_answers_are_all_that_changes(name, given, tmp_path):
             [turn.prompt for turn in sample.turns] for sample in dataset.samples
         ]
         assert all(turn.response.startswith("new ") for sample in again.samples for turn in sample.turns)
+
+
+def test_a_model_purifies_it_and_trains_on_what_comes_out(name, given, tmp_path, tiny_model):
+    dataset = load_dataset(given)
+    config = PurifyConfig(mode="random", decode=decode_config(gen_length=4, steps=1), batch_size=4)
+    result = purify(tiny_model, dataset, config, tmp_path / "out")
+    assert len(result.rewritten) == len(dataset.samples)
+    again = load_dataset(tmp_path / "out", strict=True)
+    assert again.formats == dataset.formats and contents(again) == contents(dataset)
+    assert [sample.turns for sample in again.samples] == [sample.turns for sample in result.dataset.samples]
+    tiny_model.encode(queries_of(again.samples))
+    WRITTEN[name][1](result.dataset.path)
 
 
 def test_rows_that_are_left_out_are_gone(name, given, tmp_path):
