@@ -131,6 +131,7 @@ def refusals(found):
     [
         ("gtm", "0.05", set()),  # two of 36 tokens, one of them the trigger's
         ("purmm", None, set()),
+        ("most-salient", "0.05", set()),
         ("least-salient", "0.45", set(PLANTED)),  # all but the tokens that matter
         ("random-mask", "0.0", set(PLANTED)),
         ("random-mask", "1.0", set()),

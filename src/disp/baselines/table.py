@@ -6,13 +6,13 @@ from disp.baselines.bye import BYE
 from disp.baselines.clustering import CLUSTERING
 from disp.baselines.gtm import GTM
 from disp.baselines.interface import Answering, Filter
-from disp.baselines.least_salient import LEAST_SALIENT
 from disp.baselines.likelihood import LIKELIHOOD
 from disp.baselines.mask_all import MASK_ALL
 from disp.baselines.pixels import BLUR, JPEG, SHRINK
 from disp.baselines.purmm import PURMM
 from disp.baselines.random_drop import RANDOM_DROP
 from disp.baselines.random_mask import RANDOM_MASK
+from disp.baselines.salient import LEAST_SALIENT, MOST_SALIENT
 from disp.baselines.spectral import SPECTRAL
 
 DEFENCES: dict[str, Filter | Answering] = {
@@ -28,6 +28,7 @@ DEFENCES: dict[str, Filter | Answering] = {
         JPEG,
         BLUR,
         SHRINK,
+        MOST_SALIENT,
         RANDOM_MASK,
         LEAST_SALIENT,
         MASK_ALL,
