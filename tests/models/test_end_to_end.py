@@ -284,7 +284,7 @@ def test_commands_of_the_pages_exist(page):
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("disp ")]
-    assert commands
+    assert commands or page.stem == "builtin"  # which needs no command of its own
     for command in commands:
         _, bound, _ = app.parse_args(command, print_error=False, exit_on_error=False)
         if name := bound.arguments.get("recipe"):

@@ -17,6 +17,7 @@ from disp.errors import DispError
 from disp.models.families import FAMILIES, all_families, detect, family
 from disp.models.family import Family
 from disp.training.recipes import recipe, recipes
+from scripts.model_tables import PAGE, written
 
 PACKAGE = Path(disp.models.__file__).parent
 
@@ -39,6 +40,11 @@ def test_recipes_and_hub_ids_are_given_once():
     names = [name for each in all_families() for name in each.recipes]
     ids = [hub_id for each in all_families() if each.about for row in each.about.published for hub_id in row.hub_ids]
     assert len(names) == len(set(names)) and len(ids) == len(set(ids)) and set(names) < recipes().keys()
+
+
+def test_the_tables_of_the_docs_are_up_to_date():
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == written(page), "run python scripts/model_tables.py"
 
 
 def test_recognising_and_recipes_load_no_torch():

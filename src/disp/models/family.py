@@ -26,8 +26,7 @@ class Recipe:
     """Fine-tuning settings.
 
     Attributes:
-        settings: fields of `disp.training.config.TrainConfig`, and two that the length of a run and its number of
-            devices turn into such: ``warmup_share`` of the steps, and ``rows_a_step``, the batch over all devices.
+        settings: fields of `disp.training.config.TrainConfig`, and ``rows_a_step``, the batch over all devices.
         trains: what is trained, in words.
         note: what else there is to know, in words.
     """

@@ -51,7 +51,7 @@ def recipe(name: str, *, devices: int = 1, **given: Any) -> TrainConfig:
         settings.pop("epochs", None)
     rows = settings.pop("rows_a_step", None)
     if "warmup_steps" in given:
-        settings.pop("warmup_share")
+        settings.pop("warmup_share", None)
     trainer: Mapping[str, Any] = {**published.get("trainer", {}), **given.get("trainer", {})}
     if rows is not None and settings["batch_size"] > 0:
         trainer = {"gradient_accumulation_steps": max(1, round(rows / (settings["batch_size"] * devices))), **trainer}
