@@ -68,7 +68,7 @@ class PurifyConfig:
             seed: seed of probes and decoding.
             changes: fields that are to be otherwise.
         """
-        slots = {"gen_length": PUBLISHED_SLOTS, "steps": PUBLISHED_SLOTS, "sampler": "llada"}
+        slots: dict[str, Any] = {"gen_length": PUBLISHED_SLOTS, "steps": PUBLISHED_SLOTS, "sampler": "llada"}
         decode = decode_config(**slots) if model is None else own_settings(model, block_length=PUBLISHED_SLOTS, **slots)
         saliency = SaliencyConfig.published(seed=seed)
         settings: dict[str, Any] = {
