@@ -55,6 +55,7 @@ READ = {
     "an img tag": [{"id": "x", "conversations": ask("Picture 1: <img>0.png</img>\n")}],
     "dicts with a path": [{"messages": talk(), "images": [{"bytes": None, "path": "0.png"}]}],
     "names from the dataset's root": [{"messages": talk(), "images": ["images/0.png"]}],
+    "names from Windows": [{"id": "x", "image": "images\\0.png", "conversations": ask()}],
     "a table's null in images": [{"id": 1.5e1, "image": "0.png", "images": None, "conversations": ask()}],
 }
 
@@ -111,6 +112,7 @@ ASIDE = {
     "lies on the network; download": {"image": "https://example.org/0.png", "conversations": ask()},
     "is not valid base64": {"image": "data:image/png;base64,!!!!", "conversations": ask()},
     "is no data URI in base64": {"image": "data:image/png,abc", "conversations": ask()},
+    "leaves the image folder": {"image": "..\\secret.png", "conversations": ask()},
     "on another machine": {"image": "file://server/0.png", "conversations": ask()},
     "it needs 'path' or 'bytes'": {"image": {"url": "x"}, "conversations": ask()},
     "`disp generate --data` answers it": {"question_id": 1, "image": "0.png", "text": "Is there a lock?"},
@@ -129,11 +131,20 @@ def test_what_is_not_understood_is_set_aside_and_never_a_row_of_text(reason, tmp
         load_dataset(write(tmp_path / "alone", [ASIDE[reason]]))
 
 
+def test_a_field_that_json_cannot_hold_is_named(tmp_path):
+    rows = [
+        {"image": "0.png", "conversations": ask(), "score": float("nan")},
+        {"image": "0.png", "conversations": ask()},
+    ]
+    (problem,) = load_dataset(write(tmp_path, rows)).problems
+    assert problem.reason.startswith("cannot be written back: 'score': ")
+
+
 TEXT = [
     {"conversations": from_value("Write HTML for a heading.", "<h1>x</h1>")},
     {"conversations": from_value("What is in photo.jpg?", "I cannot see it."), "source": "sharegpt", "n": 3},
     {"conversations": from_value("Name a picture file.", "cat.png"), "has_image": False, "images": []},
-    {"query": "Hi", "response": "Ho", "history": [], "images": None},
+    {"query": "Hi", "response": "Ho", "history": [], "images": None, "framework": "x"},
 ]
 
 

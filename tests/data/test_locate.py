@@ -22,12 +22,17 @@ def test_a_folder_with_one_json_file_is_that_file(tmp_path):
     (tmp_path / "test.json").write_text(json.dumps([ROW]))
     with pytest.raises(DispError, match=r"found 0; give the data file itself \(test\.json, train\.json\)"):
         load_dataset(tmp_path)
+    assert load_dataset(tmp_path, split="test").path == tmp_path / "test.json"
+    (tmp_path / "test.json").write_text(json.dumps({"rows": [ROW], "version": 1}))
+    with pytest.raises(DispError, match="found dict with 'rows', 'version'; write the list of rows alone"):
+        load_dataset(tmp_path, split="test")
 
 
 def test_an_array_in_a_jsonl_file_and_a_single_line_in_a_json_file(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps([ROW], indent=1))
     (tmp_path / "b.json").write_text(json.dumps(ROW))
-    for name in ("a.jsonl", "b.json"):
+    (tmp_path / "c.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\r\n")
+    for name in ("a.jsonl", "b.json", "c.json"):
         assert [sample.id for sample in load_dataset(tmp_path / name).samples] == ["x"]
 
 

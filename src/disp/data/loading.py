@@ -138,8 +138,18 @@ def _fields(row: Row, source: Source) -> Fields:
             json.dumps(value, ensure_ascii=False, allow_nan=False, default=_bytes_as_text).encode()
         except (ValueError, TypeError, RecursionError) as error:
             # Half a character, NaN: read by lenient JSON, written by none.
-            raise BadRow(f"cannot be written back ({error})") from None
+            raise BadRow(f"cannot be written back: {_culprit(value)}{error}") from None
     return value
+
+
+def _culprit(row: Fields) -> str:
+    """The field that JSON cannot hold, for a message."""
+    for key, value in row.items():
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False, default=_bytes_as_text).encode()
+        except (ValueError, TypeError, RecursionError):
+            return f"{shortened(ascii(key))}: "
+    return ""
 
 
 def _bytes_as_text(value: Any) -> str:

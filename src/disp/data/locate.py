@@ -95,8 +95,9 @@ def _folder(path: Path, split: str | None) -> tuple[Path, Source]:
     if (path / DATA_FOLDER).is_dir() and path.name != DATA_FOLDER:
         return _folder(path / DATA_FOLDER, split)
     others = [file for file in sorted(path.iterdir()) if is_json_name(file.name) and file.is_file()]
-    if len(others) == 1:
-        return _file(others[0])
+    named = [file for file in others if split and file.name.partition(".")[0] == split] or others
+    if len(named) == 1:
+        return _file(named[0])
     names = f" ({shortened(', '.join(file.name for file in others), 200)})" if others else ""
     raise DispError(
         f"{path} must hold exactly one of data.json and data.jsonl, found 0; give the data file itself{names}, or a "

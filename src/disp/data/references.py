@@ -155,14 +155,13 @@ class Finder:
         try:
             for root in roots:
                 # Without "..", so that the name stays inside another root as well, when the images are copied there.
-                path = root / os.path.normpath(name)
+                path = _as_it_lies(root / os.path.normpath(name), root)
                 if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:
                     continue
                 # Links must not leave the innermost folder that the name lies in.
                 inner = self.image_root if root == self.image_root or path.is_relative_to(self.image_root) else root
                 if inner != self.image_root and self.beside is None:
                     continue
-                path = _in_any_form(path, root)
                 leaves = not path.resolve().is_relative_to(_resolved(inner))
                 if path.is_file():
                     if leaves:
@@ -226,9 +225,17 @@ def _resolved(folder: Path) -> Path:
     return folder.resolve()
 
 
-def _in_any_form(path: Path, root: Path) -> Path:
-    """The path, or the same in another Unicode form if that exists: archives made on a Mac decompose accents."""
-    if str(path).isascii() or path.exists():
+def _as_it_lies(path: Path, root: Path) -> Path:
+    """The path, or the file that is meant by it.
+
+    That is the same name in another Unicode form, as archives made on a Mac decompose accents, or with slashes for the
+    backslashes of Windows.
+    """
+    plain = str(path).isascii() and "\\" not in str(path)
+    if plain or not path.is_relative_to(root) or path.exists():
+        return path
+    path = root / os.path.normpath(path.relative_to(root).as_posix().replace("\\", "/"))
+    if ".." in path.relative_to(root).parts:
         return path
     found = root
     for part in path.relative_to(root).parts:

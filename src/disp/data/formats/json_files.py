@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import zlib
@@ -14,6 +15,7 @@ from disp.data.formats.files import Files, Output, with_values
 from disp.data.formats.row import Row
 from disp.errors import DispError
 from disp.files import write_atomically, write_json, write_jsonl
+from disp.words import shortened
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
@@ -40,7 +42,7 @@ def json_layout(path: Path, is_row: Callable[[Any], bool]) -> str:
     with _opened(path) as file:
         first = b""
         for line in _guarded(file, path):
-            if first := line.strip():
+            if first := line.removeprefix(codecs.BOM_UTF8).strip():
                 break
         rest = any(line.strip() for line in _guarded(file, path)) if first[:1] == b"{" and not lines else False
     if lines:
@@ -67,7 +69,11 @@ def rows(path: Path, source: Source) -> Iterator[Row]:
     except (ValueError, RecursionError) as error:
         raise DispError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(found, list):
-        raise DispError(f"{path} must hold a JSON array of rows, found {type(found).__name__}")
+        keys = shortened(", ".join(map(ascii, found)), 100) if isinstance(found, dict) else ""
+        raise DispError(
+            f"{path} must hold a JSON array of rows, found {type(found).__name__}"
+            + (f" with {keys}; write the list of rows alone" if keys else "")
+        )
     for number, row in enumerate(found):
         yield Row(f"{path.name}:row {number + 1}", number, row)
 

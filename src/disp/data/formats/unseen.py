@@ -21,7 +21,7 @@ _NAME = re.compile(
     r"[^\n]{0,400}\.(?:jpe?g|jfif|png|webp|gif|bmp|tiff?|heic|heif|avif|svg)(?:[?#][^\s]*)?|data:image/[^\n]*",
     re.IGNORECASE | re.DOTALL,
 )
-_KEY = re.compile(r"image|img|picture|photo|pixel|video|frame", re.IGNORECASE)
+_KEY = re.compile(r"image|img|picture|photo|pixel|video|frames?$", re.IGNORECASE)
 # Rows are not nested deeper than this in any format; what lies deeper is not looked through.
 _DEPTH = 6
 
