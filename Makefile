@@ -6,7 +6,7 @@ PYTEST ?=
 # Large pages for PyTorch's large tensors, where the system gives them when asked: 5% less time a training step.
 export THP_MEM_ALLOC_ENABLE := 1
 
-.PHONY: help install demo demo-all test lint pretrain clean
+.PHONY: help install demo demo-all test lint sbom vulnerabilities pretrain clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,6 +27,20 @@ lint: install  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Tools that only these two need, in a place of their own.
+TOOLS := .venv/tools
+
+sbom: install  ## write dist/sbom.cdx.json, a CycloneDX list of all that make installs
+	@$(BIN)/python -m venv $(TOOLS)
+	@$(TOOLS)/bin/pip install --quiet cyclonedx-bom
+	@mkdir -p dist
+	$(TOOLS)/bin/cyclonedx-py environment --of JSON -o dist/sbom.cdx.json $(BIN)/python
+
+vulnerabilities: install  ## look the pinned versions up among known vulnerabilities (needs the network)
+	@$(BIN)/python -m venv $(TOOLS)
+	@$(TOOLS)/bin/pip install --quiet pip-audit
+	$(TOOLS)/bin/pip-audit --no-deps --disable-pip -r requirements.lock
 
 pretrain: install  ## train the built-in model from scratch (80 minutes on one core) and put it in its place
 	$(BIN)/python -m studies.pretrain --out runs/pretrain

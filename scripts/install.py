@@ -42,10 +42,11 @@ def main() -> None:
     if not PYTHON.exists():
         print("creating .venv", flush=True)
         venv.create(VENV, with_pip=True)
-    torch = next(line for line in LOCK.read_text().splitlines() if line.startswith("torch=="))
+    torch = next(line.split()[0] for line in LOCK.read_text().splitlines() if line.startswith("torch=="))
     install_torch(torch)
     print("installing the other dependencies", flush=True)
-    pip("install", "-r", str(LOCK))
+    # Where torch is a CPU build it is there already: its own index has files of other hashes.
+    pip("install", "--require-hashes", "-r", str(LOCK))
     pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     pip("check")
     STAMP.write_text(state)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import socket
 
 import numpy as np
 import pytest
@@ -31,6 +33,40 @@ SENTENCES = [
     "There are two dogs and a tree in the picture.",
     "Is there a boat? Yes, above the tree.",
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Nothing that a test does may reach for another machine; this one's own addresses are let through."""
+    tried = []
+
+    def local(host: object) -> bool:
+        if host in (None, "", "localhost", b"localhost", socket.gethostname()):
+            return True
+        try:
+            return ipaddress.ip_address(host.decode() if isinstance(host, bytes) else str(host)).is_loopback
+        except ValueError:
+            return False
+
+    def guarded(real, where):
+        def call(*arguments, **given):
+            host = where(arguments)
+            if not local(host):
+                tried.append(host)
+                raise OSError(f"a test may not reach {host!r}")
+            return real(*arguments, **given)
+
+        return call
+
+    def address(arguments):
+        # Sockets of other kinds than IP's are addressed by a path.
+        return arguments[1][0] if isinstance(arguments[1], tuple) else None
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name), address))
+    monkeypatch.setattr(socket, "getaddrinfo", guarded(socket.getaddrinfo, lambda arguments: arguments[0]))
+    yield tried
+    assert not tried, f"reached for {tried}"
 
 
 @pytest.fixture(scope="session")
