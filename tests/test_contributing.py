@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.tiny import write_checkpoint
 from PIL import Image
 
 from disp.attacks import targets, triggers
@@ -14,23 +15,24 @@ from disp.attacks.poison import load_attack
 from disp.baselines.table import DEFENCES
 from disp.cli import app
 from disp.data.llava import load_dataset
-from disp.data.sample import open_image
+from disp.data.sample import Query, open_image
 from disp.data.scene_dataset import write_scenes
-from disp.decoding.generate import decode
+from disp.decoding.generate import decode, generate
 from disp.decoding.samplers import SAMPLERS, decode_config
 from disp.draws import generator
 from disp.errors import DispError
+from disp.models.families import FAMILIES
+from disp.models.loading import load_model
 
 GUIDE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 MOST_LINES = 40
-TABLES = (triggers.KINDS, triggers.PRESETS, targets.TARGETS, targets.PRESETS, DEFENCES, SAMPLERS)
+TABLES = (triggers.KINDS, triggers.PRESETS, targets.TARGETS, targets.PRESETS, DEFENCES, SAMPLERS, FAMILIES)
 
 
-def example(heading: str) -> str:
-    """The Python of a section, which is one block."""
+def blocks_of(heading: str) -> list[str]:
+    """The blocks of Python of a section."""
     _, _, section = GUIDE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
-    (block,) = re.findall(r"```python\n(.*?)```", section.partition("\n## ")[0], flags=re.DOTALL)
-    return block
+    return re.findall(r"```python\n(.*?)```", section.partition("\n## ")[0], flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -40,7 +42,10 @@ def run_example():
 
     def run(heading: str) -> dict[str, object]:
         names: dict[str, object] = {"__name__": "example"}
-        exec(compile(example(heading), f"{GUIDE.name}: {heading}", "exec"), names)
+        blocks = blocks_of(heading)
+        assert blocks, f"no example of {heading}"
+        for block in blocks:
+            exec(compile(block, f"{GUIDE.name}: {heading}", "exec"), names)
         return names
 
     yield run
@@ -62,6 +67,18 @@ def test_examples_are_short():
     assert len(blocks) >= 2
     for block in blocks:
         assert len(block.splitlines()) <= MOST_LINES, block[:80]
+
+
+def test_family(run_example, tmp_path, picture):
+    family, _ = blocks_of("A family")
+    assert family == (Path(__file__).parent / "models" / "toy" / "family.py").read_text(encoding="utf-8")
+    run_example("A family")
+    folder = write_checkpoint("toy", tmp_path / "toy", ["Describe the picture.", "A red apple."])
+    model = load_model(folder, device="cpu")
+    assert type(model).__name__ == "Toy"
+    query = Query("a", 0, (picture(1),), (), "<image>\nDescribe the picture.")
+    assert model.encode([query]).visual_mask.sum() == model.config.side**2
+    assert len(generate(model, [query])) == 1
 
 
 def test_trigger(run_example, honest, tmp_path):
