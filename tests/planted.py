@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from disp.auditing.findings import AuditConfig
-from disp.data.llava import Dataset, load_dataset
+from disp.data.dataset import Dataset
+from disp.data.loading import load_dataset
 from disp.decoding.samplers import decode_config
 from disp.models.builtin.model import BuiltinConfig, BuiltinModel
 from disp.models.builtin.tokenizer import train_tokenizer

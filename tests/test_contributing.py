@@ -14,7 +14,7 @@ from disp.attacks import targets, triggers
 from disp.attacks.poison import load_attack
 from disp.baselines.table import DEFENCES
 from disp.cli import app
-from disp.data.llava import load_dataset
+from disp.data.loading import load_dataset
 from disp.data.sample import Query, open_image
 from disp.data.scene_dataset import write_scenes
 from disp.decoding.generate import decode, generate

@@ -10,7 +10,7 @@ from disp.attacks import triggers
 from disp.attacks.poison import Attack, load_attack, poison, trigger_samples
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
 from disp.attacks.triggers import PRESETS
-from disp.data.llava import load_dataset
+from disp.data.loading import load_dataset
 from disp.data.sample import open_image
 from disp.errors import DispError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from disp.benchmarks.export import write_tasks
-from disp.data.llava import Dataset
+from disp.data.dataset import Dataset
 from disp.errors import DispError
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from disp import cli
 from disp.attacks.poison import load_attack
-from disp.data.llava import load_dataset
+from disp.data.loading import load_dataset
 from disp.errors import DispError
 from disp.models.loading import load_model
 from disp.models.saving import save_model

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disp.data.llava import load_dataset, save_dataset
+from disp.data.loading import load_dataset
 from disp.data.sample import Sample, Turn
+from disp.data.saving import save_dataset
 from disp.errors import DispError
 
 

@@ -24,7 +24,7 @@ from planted import (
 
 from disp import cli
 from disp.auditing.findings import Audit
-from disp.data.llava import load_dataset
+from disp.data.loading import load_dataset
 from disp.defence import defend as module
 from disp.defence.defend import DefenceConfig, defend, recovery_samples, residual_phrases
 from disp.errors import DispError

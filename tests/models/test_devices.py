@@ -18,7 +18,7 @@ from disp.attacks.triggers import PRESETS
 from disp.auditing.audit import audit
 from disp.auditing.findings import AuditConfig
 from disp.auditing.ratio import choose_mask_ratio
-from disp.data.llava import load_dataset
+from disp.data.loading import load_dataset
 from disp.data.sample import queries_of
 from disp.data.scene_dataset import write_scenes
 from disp.decoding.config import DecodeConfig

@@ -18,7 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from disp.cli import app
-from disp.data.llava import Dataset, load_dataset
+from disp.data.dataset import Dataset
+from disp.data.loading import load_dataset
 from disp.data.sample import queries_of
 from disp.data.scene_dataset import write_scenes
 from disp.decoding.samplers import own_settings

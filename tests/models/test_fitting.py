@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from disp.data.damaged import without_damaged_pictures
-from disp.data.llava import Dataset, Problem
+from disp.data.dataset import Dataset, Problem
 from disp.data.sample import Sample, Turn
 from disp.errors import DispError
 from disp.models.fingerprint import fingerprint

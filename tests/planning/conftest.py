@@ -2,8 +2,9 @@
 
 import pytest
 
-from disp.data.llava import load_dataset, save_dataset
+from disp.data.loading import load_dataset
 from disp.data.sample import Query, Sample, Turn
+from disp.data.saving import save_dataset
 from disp.decoding.samplers import decode_config
 from disp.models.builtin.model import BuiltinConfig, BuiltinModel
 from disp.models.loading import load_model

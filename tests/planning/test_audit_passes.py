@@ -21,7 +21,7 @@ from references.planning import check, counting
 
 from disp.auditing.audit import audit
 from disp.auditing.ratio import RATIOS, choose_mask_ratio
-from disp.data.llava import Dataset
+from disp.data.dataset import Dataset
 from disp.data.sample import queries_of
 from disp.decoding.samplers import decode_config
 from disp.planning.passes import Asked, audit_passes, ratio_passes

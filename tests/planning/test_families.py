@@ -12,7 +12,7 @@ import pytest
 from models.tiny import ALL, extended, write_checkpoint
 from PIL import Image
 
-from disp.data.llava import Dataset
+from disp.data.dataset import Dataset
 from disp.data.sample import Query, Sample, Turn, queries_of
 from disp.decoding.samplers import own_settings
 from disp.models.interface import MDLM

@@ -7,7 +7,7 @@ import torch
 from families.tiny import write_checkpoint
 
 from disp.cli import app
-from disp.data.llava import load_dataset
+from disp.data.loading import load_dataset
 from disp.data.sample import Query
 from disp.decoding.generate import answers_of
 from disp.decoding.samplers import decode_config

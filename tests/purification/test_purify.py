@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from disp.data.llava import load_dataset
+from disp.data.loading import load_dataset
 from disp.data.sample import Query
 from disp.decoding.samplers import decode_config
 from disp.errors import DispError

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from disp.data.llava import load_dataset
+from disp.data.loading import load_dataset
 from disp.data.sample import queries_of
 from disp.decoding.samplers import decode_config
 from disp.errors import DispError

@@ -13,8 +13,8 @@ from models.tiny import write_checkpoint
 from safetensors.torch import load_file
 from transformers import TrainerState
 
-from disp.data.llava import save_dataset
 from disp.data.sample import Sample, Turn, queries_of
+from disp.data.saving import save_dataset
 from disp.errors import DispError
 from disp.models.loading import load_model
 from disp.models.saving import save_model

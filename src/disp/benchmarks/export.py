@@ -10,7 +10,7 @@ from typing import Any
 
 from disp.attacks.poison import Attack, is_changed, trigger_samples
 from disp.benchmarks.documents import documents_of
-from disp.data.llava import Dataset
+from disp.data.dataset import Dataset
 from disp.data.sample import queries_of
 from disp.errors import DispError
 from disp.files import write_atomically, write_text

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from disp.data.llava import Dataset, set_aside
+from disp.data.dataset import Dataset, set_aside
 from disp.data.sample import Sample, batches, check_image
 from disp.errors import DispError
 

@@ -7,7 +7,8 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 
-from disp.data.llava import Dataset, load_dataset
+from disp.data.dataset import Dataset
+from disp.data.loading import load_dataset
 from disp.data.nouns import NOUNS
 from disp.data.scenes import IMAGE_PREFIX, TASKS, ask, attribution, draw_scene, draw_task, is_held_out, render
 from disp.draws import generator

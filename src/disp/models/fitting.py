@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from disp.data.llava import Dataset, set_aside
+from disp.data.dataset import Dataset, set_aside
 from disp.data.sample import Sample
 from disp.errors import DispError
 from disp.models.interface import MDLM

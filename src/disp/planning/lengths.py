@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from disp.data.llava import Dataset
+from disp.data.dataset import Dataset
 from disp.data.sample import Query, image_size
 from disp.models.parts.prompts import IMAGE_PLACEHOLDER, messages_of
 from disp.models.sizes import Sizes, VisualCount

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from disp.auditing.findings import AuditConfig
-from disp.data.llava import Dataset
+from disp.data.dataset import Dataset
 from disp.data.sample import queries_of
 from disp.decoding.config import DecodeConfig
 from disp.decoding.samplers import own_settings

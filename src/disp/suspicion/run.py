@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from disp.data.llava import Dataset, identity
+from disp.data.dataset import Dataset, identity
 from disp.data.sample import queries_of
 from disp.files import claim
 from disp.models.fingerprint import fingerprint

@@ -16,7 +16,7 @@ from references.diffusion_gemma import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from disp.data.llava import load_dataset
+from disp.data.loading import load_dataset
 from disp.data.sample import Sample, Turn
 from disp.decoding.samplers import decode_config
 from disp.models.diffusion_gemma.loading import load_official
