@@ -44,7 +44,7 @@ FAMILY = Family(
                 "up to 280 (266)",
             ),
         ),
-        masked="mean of the picture's tokens, a choice",
+        masked="mean of the picture's tokens; other choices exist",
         open_slots="random tokens",
         prefix_cache="the encoder's: exact",
     ),

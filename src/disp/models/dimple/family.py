@@ -30,7 +30,7 @@ def sizes(config: Config, folder: Path | None = None) -> Sizes:
 # Learning rates, batch sizes and clipping of Dimple's training scripts (arXiv 2505.16990).
 RECIPES = {
     "dimple-projector": Recipe(
-        {**LLAVA_TRAINING, "method": "projector", "learning_rate": 1e-3}, "projector", "theirs is autoregressive"
+        {**LLAVA_TRAINING, "method": "projector", "learning_rate": 1e-3}, "projector", "the authors train this stage autoregressively"
     ),
     # The diffusion stage.
     "dimple": Recipe(
@@ -38,7 +38,7 @@ RECIPES = {
             **LLAVA_TRAINING, "method": "full", "learning_rate": 5e-6, "max_grad_norm": 0.01, "rows_a_step": 128,
             "gradient_checkpointing": True,
         },
-        note="clipping at 0.01; theirs freezes the projector",
+        note="gradients clipped at 0.01; the authors freeze the projector",
     ),
 }  # fmt: skip
 
@@ -60,6 +60,6 @@ FAMILY = Family(
                 "4 to 1280, one per 28×28 pixels (391)",
             ),
         ),
-        prefix_cache="keys and values from the first step: exact there, approximate later",
+        prefix_cache="keys and values from the first step: exact in that step, approximate later",
     ),
 )

@@ -40,7 +40,7 @@ RECIPES = {
             "gradient_checkpointing": True,
             "trainer": {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
         },
-        note="cosine down to a tenth; theirs trains the tower too, at 2e-6, as `--train-vision` does here",
+        note="cosine down to a tenth; the authors train the tower too, at 2e-6; here `--train-vision` does",
     ),
 }  # fmt: skip
 
@@ -73,7 +73,7 @@ FAMILY = Family(
             ),
         ),
         gradients="pooled tokens",
-        prefix_cache="keys and values of a prompt that sees itself only: another model than without it, used by the "
-        "published decoder",
+        prefix_cache="keys and values of the prompt, which does not see the answer; not exact; the published decoder "
+        "uses it",
     ),
 )

@@ -39,7 +39,7 @@ RECIPES = {
             **LLAVA_TRAINING, "method": "full", "learning_rate": 1e-5, "vision_learning_rate": 2e-6, "rows_a_step": 64,
             "gradient_checkpointing": True,
         },
-        note="theirs trains the tower too, at 2e-6, as `--train-vision` does here",
+        note="the authors train the tower too, at 2e-6; here `--train-vision` does",
     ),
 }  # fmt: skip
 

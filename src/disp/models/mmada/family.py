@@ -35,7 +35,7 @@ RECIPES = {
             "batch_size": 1, "gradient_checkpointing": True,
         },
         "language model",
-        "weight decay 0.01; their warm-up is 5000 steps, here 3%",
+        "weight decay 0.01; the authors warm up for 5000 steps, here for 3%",
     ),
 }  # fmt: skip
 
