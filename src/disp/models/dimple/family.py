@@ -30,7 +30,9 @@ def sizes(config: Config, folder: Path | None = None) -> Sizes:
 # Learning rates, batch sizes and clipping of Dimple's training scripts (arXiv 2505.16990).
 RECIPES = {
     "dimple-projector": Recipe(
-        {**LLAVA_TRAINING, "method": "projector", "learning_rate": 1e-3}, "projector", "the authors train this stage autoregressively"
+        {**LLAVA_TRAINING, "method": "projector", "learning_rate": 1e-3},
+        "projector",
+        "the authors train it autoregressively",
     ),
     # The diffusion stage.
     "dimple": Recipe(
