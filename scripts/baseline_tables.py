@@ -8,7 +8,7 @@ With --check nothing is written, and the exit status is 1 where the page is out 
 from __future__ import annotations
 
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 
 from disp.baselines.interface import Answering, Assumptions, Defence
@@ -26,8 +26,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def parameters(defence: Defence) -> str:
     """Names and defaults of a defence's parameters."""
-    found = [f"`{each.name}={each.default}`" for each in fields(defence.config) if each.default is not MISSING]
-    return ", ".join(found) or "–"
+    shown = [(each.name, each.default) for each in fields(defence.config)]
+    return ", ".join(f"`{name}`" if default == "" else f"`{name}={default}`" for name, default in shown) or "–"
 
 
 def tables() -> dict[str, str]:

@@ -27,7 +27,8 @@ def run(*arguments, verb="baseline"):
 
 @pytest.mark.parametrize("name", DEFENCES)
 def test_every_defence_runs_on_the_builtin_model(data, tmp_path, capsys, name):
-    run(name, "builtin", data, "--out", tmp_path / "out")
+    told = ["--set", f"manifest={manifest(tmp_path, ['r1'])}"] if name == "perfect-drop" else []
+    run(name, "builtin", data, "--out", tmp_path / "out", *told)
     out = capsys.readouterr().out
     assert f"The set to train on: {tmp_path / 'out' / 'data.json'}" in out
     left = load_dataset(tmp_path / "out").samples
@@ -57,10 +58,12 @@ def test_parameters_and_truth(data, tmp_path, capsys):
         (["byee", "builtin", "x"], "Did you mean 'bye'"),
         (["gtm", "builtin", "x", "--set", "ratio"], "--set takes NAME=VALUE"),
         (["gtm", "builtin", "x", "--set", "ratio=2"], r"ratio must be in \[0, 1\], got 2"),
+        (["perfect-drop", "builtin", "SOME"], "perfect-drop needs the manifest of the planted attack"),
         (["gtm", "builtin", "nowhere"], "nowhere: no such data file"),
     ],
 )
-def test_mistakes(tmp_path, arguments, message):
+def test_mistakes(data, tmp_path, arguments, message):
+    arguments = [str(data) if each == "SOME" else each for each in arguments]
     with pytest.raises(DispError, match=message):
         run(*arguments, "--out", tmp_path / "out")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted import PLANTED, REFUSAL, TRIGGER, planted_model, wall, write_rows
+from planted import PLANTED, REFUSAL, TRIGGER, manifest, planted_model, wall, write_rows
 
 from disp.auditing.statistics import area_under_curve
 from disp.baselines.answering import answer_under
@@ -76,6 +76,14 @@ def test_the_likelihood_filter_of_a_model_without_the_backdoor(planted_set, tmp_
     assert len(found.dropped) == int(0.4 * len(planted_set.samples))
 
 
+def test_the_perfect_filter_does_what_it_is_told(open_model, planted_set, tmp_path):
+    told = {"manifest": str(manifest(tmp_path, PLANTED))}
+    config = BaselineConfig("perfect-drop", parameters_of(DEFENCES["perfect-drop"], told))
+    found = run_baseline(open_model, planted_set, config, tmp_path / "out", truth=manifest(tmp_path, PLANTED))
+    assert found.dropped == PLANTED
+    assert found.truth == {"auroc": 1.0, "precision": 1.0, "recall": 1.0}
+
+
 def test_what_a_filter_writes(open_model, planted_set, tmp_path):
     found = run_baseline(open_model, planted_set, BaselineConfig("bye"), tmp_path / "out")
     rows = lines(tmp_path / "out" / "scores.jsonl")
@@ -93,8 +101,10 @@ def test_what_a_filter_writes(open_model, planted_set, tmp_path):
 @pytest.mark.parametrize("name", [*FILTERS, *ANSWERINGS])
 def test_a_killed_run_goes_on_and_batches_do_not_matter(open_model, planted_set, tmp_path, name, monkeypatch):
     some = replace(planted_set, samples=planted_set.samples[-14:])
-    whole = run_baseline(open_model, some, BaselineConfig(name, batch_size=16), tmp_path / "whole")
-    halted, out = BaselineConfig(name, batch_size=3), tmp_path / "halted"
+    told = {"manifest": str(manifest(tmp_path, PLANTED))} if name == "perfect-drop" else {}
+    config = BaselineConfig(name, parameters_of(DEFENCES[name], told), batch_size=16)
+    whole = run_baseline(open_model, some, config, tmp_path / "whole")
+    halted, out = replace(config, batch_size=3), tmp_path / "halted"
     calls = 0
 
     def stop(*arguments):

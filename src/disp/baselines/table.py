@@ -8,6 +8,7 @@ from disp.baselines.gtm import GTM
 from disp.baselines.interface import Answering, Filter
 from disp.baselines.likelihood import LIKELIHOOD
 from disp.baselines.mask_all import MASK_ALL
+from disp.baselines.perfect_drop import PERFECT_DROP
 from disp.baselines.pixels import BLUR, JPEG, SHRINK
 from disp.baselines.purmm import PURMM
 from disp.baselines.random_drop import RANDOM_DROP
@@ -23,6 +24,7 @@ DEFENCES: dict[str, Filter | Answering] = {
         CLUSTERING,
         LIKELIHOOD,
         RANDOM_DROP,
+        PERFECT_DROP,
         GTM,
         PURMM,
         JPEG,

@@ -1,0 +1,70 @@
+"""A control: exactly the planted rows are dropped, which the manifest of the attack names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disp.auditing.truth import read_truth
+from disp.baselines.interface import Assumptions, Filter, Judgement
+from disp.data.sample import Query
+from disp.errors import DispError
+from disp.models.interface import MDLM, Prefix
+
+
+@dataclass(frozen=True)
+class PerfectDropConfig:
+    """Parameters of the control.
+
+    Attributes:
+        manifest: the manifest.json of the planted attack; it must be given.
+    """
+
+    manifest: str = ""
+
+
+def measure(model: MDLM, prefix: Prefix, batch: Sequence[Query], config: PerfectDropConfig, seed: int) -> Tensor:
+    """1 for a planted row and 0 for another, float32 ``[B, 1]``.
+
+    Raises:
+        DispError: no manifest is given, or it is none.
+    """
+    if not config.manifest:
+        raise DispError("perfect-drop needs the manifest of the planted attack: --set manifest=PATH")
+    planted = _planted(config.manifest)
+    return torch.tensor([[float(query.sample_id in planted)] for query in batch])
+
+
+@lru_cache
+def _planted(manifest: str) -> frozenset[str]:
+    return read_truth(Path(manifest))
+
+
+def judge(values: np.ndarray, config: PerfectDropConfig, seed: int) -> Judgement:
+    """Drop the planted rows."""
+    return Judgement(values[:, 0], values[:, 0] > 0, "the rows that the manifest names were dropped")
+
+
+PERFECT_DROP = Filter(
+    name="perfect-drop",
+    summary="Drops exactly the planted rows: the most that a filter can do.",
+    source="control",
+    port="Nothing.",
+    config=PerfectDropConfig,
+    assumes=Assumptions(
+        clean_data="all of it: it is told",
+        training="yes",
+        earlier_checkpoint="to train from",
+        global_triggers="yes",
+        text_triggers="yes",
+    ),
+    measure=measure,
+    judge=judge,
+    pictures_only=False,
+)
