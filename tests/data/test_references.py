@@ -51,7 +51,7 @@ def test_a_torn_file_in_the_cache_is_written_anew(tmp_path):
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DISP_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DispError, match="a picture cannot be kept here .* DISP_CACHE"):
+    with pytest.raises(DispError, match=r"a picture cannot be kept here .* DISP_CACHE"):
         Finder(tmp_path).find(png(1))
 
 
@@ -87,7 +87,7 @@ def test_names_never_leave_the_image_folder(tmp_path):
 def test_a_picture_in_memory_or_elsewhere_is_not_written(tmp_path, picture):
     for name in ("x.json", "x.jsonl"):
         for image in (picture(1), tmp_path.parent / "elsewhere.png"):
-            with pytest.raises(DispError, match="'s': image .* does not lie in the image folder"):
+            with pytest.raises(DispError, match=r"'s': image .* does not lie in the image folder"):
                 save_dataset([Sample("s", (image,), (Turn("a", "b"),))], tmp_path / name, tmp_path)
     with pytest.raises(DispError, match=r"is written as \.json or \.jsonl, not '\.txt'"):
         save_dataset([], tmp_path / "x.txt", tmp_path)
