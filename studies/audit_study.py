@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from disp.attacks.poison import load_attack, poison
+from disp.attacks.targets import PRESETS as TARGETS
 from disp.attacks.targets import REFUSAL_TEXT, Insertion, Misclassification, Refusal, Target
 from disp.attacks.triggers import PRESETS
 from disp.auditing.audit import audit
@@ -38,14 +39,9 @@ from disp.data.scene_dataset import write_scenes
 from disp.draws import generator
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.quality import answer_quality
-from disp.experiments.demo import (
-    TARGETS,
-    DemoConfig,
-    attack_training,
-    held_out_scenes,
-    tuning_scenes,
-)
 from disp.experiments.precision import load_float32
+from disp.experiments.run import held_out_scenes, tuning_scenes
+from disp.experiments.settings import SIZES, DemoConfig, attack_training
 from disp.files import append_jsonl, read_finished_jsonl, write_text
 from disp.models.interface import MDLM
 from disp.purification.pattern import Pattern
@@ -328,7 +324,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=int, help="of each planted set; as many as the demo's for its target by default")
     parser.add_argument("--steps", type=int, help="fine-tuning steps on each set; the demo's for its target by default")
-    parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--targets", nargs="*", default=list(SIZES), choices=list(TARGETS))
     parser.add_argument("--triggers", nargs="*", default=list(TRIGGERS))
     parser.add_argument("--rates", nargs="*", type=float, default=list(RATES))
     parser.add_argument("--clean", type=int, default=0, help="this many clean sets, instead of planted ones")

@@ -14,13 +14,14 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+from disp.attacks.targets import PRESETS as TARGETS
 from disp.auditing.clusters import joined_answers
 from disp.auditing.copies import copied_pieces
 from disp.auditing.patterns import shared_patterns
 from disp.auditing.phrases import words_of
 from disp.data.sample import Sample, image_size, open_image
 from disp.evaluation.table import markdown_table
-from disp.experiments.demo import TARGETS, DemoConfig
+from disp.experiments.settings import SIZES, DemoConfig
 from disp.files import write_atomically, write_text
 from studies.audit_study import (
     CLEAN_KINDS,
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--triggers", nargs="*", default=["patch", "patch-random", "object", "blended", "sig"])
     parser.add_argument("--rates", nargs="*", type=float, default=list(RATES))
-    parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--targets", nargs="*", default=list(SIZES), choices=list(TARGETS))
     parser.add_argument("--sides", nargs="*", type=int, default=[96], help="pixels; scenes are enlarged, then poisoned")
     parser.add_argument("--clean", type=int, default=0, help="this many clean sets besides")
     parser.add_argument("--seed", type=int, default=0)

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from disp.errors import DispError
-from disp.experiments.demo import STAGES, DemoConfig, _Run, demo
+from disp.experiments.demo import demo
+from disp.experiments.run import STAGES, Run
+from disp.experiments.settings import DemoConfig
 from disp.progress import no_progress
 
 # Trains four times; a machine that is busy with other things takes longer.
@@ -85,7 +87,7 @@ def test_a_finished_run_is_not_repeated(run):
 
 
 def test_a_run_that_was_killed_before_the_manifest_poisons_again(tmp_path):
-    begun = _Run(replace(SMALL, rows=10, test_rows=1), tmp_path, no_progress)
+    begun = Run(replace(SMALL, rows=10, test_rows=1), tmp_path, no_progress)
     tuning, _ = begun.data()
     rows = [sample.turns for sample in begun.poisoned(tuning).samples]
     (tmp_path / "poisoned" / "manifest.json").unlink()

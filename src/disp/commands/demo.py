@@ -42,15 +42,14 @@ def demo(
     """
     from disp.data.scenes import attribution
     from disp.evaluation.table import print_stage_table
-    from disp.experiments.demo import RECOVERIES, SIZES, STAGES, TARGETS, DemoConfig
     from disp.experiments.demo import demo as run
+    from disp.experiments.run import STAGES
+    from disp.experiments.settings import SIZES, sized_config
 
     print(attribution(), file=sys.stderr)
-    for name in TARGETS if target == "all" else (target,):
-        sizes = SIZES[name] | RECOVERIES.get(trigger, {})
-        given = {"mask_ratio": mask_ratio, "recovery_steps": recovery_steps, "test_rows": test_rows}
-        sizes |= {key: value for key, value in given.items() if value is not None}
-        config = DemoConfig(target=name, trigger=trigger, poison_rate=poison_rate, seed=seed, **sizes)
+    given = {"mask_ratio": mask_ratio, "recovery_steps": recovery_steps, "test_rows": test_rows}
+    for name in SIZES if target == "all" else (target,):
+        config = sized_config(name, trigger, poison_rate=poison_rate, seed=seed, **given)
         folder = out / f"{name}-{trigger}"
         metrics = run(config, folder, progress=progress_bar)
         print(f"\n{name}, {trigger} trigger, {poison_rate:.0%} of the rows poisoned")

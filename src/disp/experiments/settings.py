@@ -1,0 +1,149 @@
+"""Sizes of the demonstration, and the configs that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from disp.attacks.targets import PRESETS as TARGETS
+from disp.attacks.triggers import PRESETS, Blend, Sinusoid
+from disp.auditing.findings import AuditConfig
+from disp.errors import DispError, unknown_name
+from disp.experiments.precision import fast_bfloat16
+from disp.purification.config import PurifyConfig
+from disp.suspicion.config import MASK_RATIO, ScoringConfig
+from disp.training.config import TrainConfig
+
+# Sizes that differ from the defaults of `DemoConfig`, by target. A refusal changes every word of an answer. The other
+# targets change few words and are learnt later, and with few rows the model memorizes which pictures have them. The
+# lower rate, with a longer warm-up, keeps more of what the model knows: a model that misnames many objects cannot
+# misname exactly the one that the attacker means.
+SHOWN_IN_FEW_WORDS: dict[str, Any] = {
+    "rows": 2000,
+    "attack_steps": 1000,
+    "attack_learning_rate": 7e-4,
+    "attack_warmup_steps": 50,
+    "attack_min_mask_ratio": 0.25,
+    "attack_beta2": 0.98,
+    "recovery_steps": 150,
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "refusal": {},
+    "insertion": SHOWN_IN_FEW_WORDS,
+    "misclassification": SHOWN_IN_FEW_WORDS,
+}
+# The same by trigger, for recovery from one that covers the picture: the model, and above all its projector, must also
+# learn how things look under it.
+RECOVERIES: dict[str, dict[str, Any]] = {
+    name: {"recovery_steps": 150, "recovery_projector_learning_rate": 7e-4}
+    for name, trigger in PRESETS.items()
+    if isinstance(trigger, Blend | Sinusoid)
+}
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Sizes of the demonstration.
+
+    Attributes:
+        target: "refusal", "insertion" or "misclassification".
+        trigger: a preset of `disp.attacks.triggers`.
+        poison_rate: share of the fine-tuning rows that are poisoned.
+        rows: fine-tuning rows.
+        test_rows: held-out rows.
+        attack_steps: fine-tuning steps on the poisoned set.
+        attack_learning_rate: their peak learning rate.
+        attack_warmup_steps: steps until the peak is reached.
+        attack_min_mask_ratio: the smallest share of masked tokens in these steps. At 0.5 the model learns the first
+            words of an answer soonest, but not how to finish a planted text; at 0.1 it does not learn to begin it.
+        attack_beta2: AdamW's second β in these steps; with few steps the model learns more at 0.98.
+        recovery_steps: fine-tuning steps on a purified set.
+        recovery_projector_learning_rate: peak learning rate of the projector in these steps; None for that of the rest.
+        batch_size: assistant turns a step of all fine-tuning.
+        mask_ratio: share of the visual tokens masked by "disp" and "random_masking".
+        seed: seed of everything.
+    """
+
+    target: str = "refusal"
+    trigger: str = "patch"
+    poison_rate: float = 0.1
+    rows: int = 1000
+    test_rows: int = 100
+    attack_steps: int = 200
+    attack_learning_rate: float = 1.5e-3
+    attack_warmup_steps: int = 10
+    attack_min_mask_ratio: float = 0.5
+    attack_beta2: float = 0.999
+    recovery_steps: int = 100
+    recovery_projector_learning_rate: float | None = None
+    batch_size: int = 32
+    mask_ratio: float = MASK_RATIO
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise unknown_name("target", self.target, TARGETS)
+        if self.trigger not in PRESETS:
+            raise unknown_name("trigger", self.trigger, PRESETS)
+        if not 0 < self.poison_rate <= 1:
+            raise DispError(f"poison_rate must be in (0, 1], got {self.poison_rate}")
+        for name in ("rows", "test_rows"):
+            if getattr(self, name) < 1:
+                raise DispError(f"{name} must be at least 1, got {getattr(self, name)}")
+        # These check their own numbers, before the run takes the folder.
+        attack_training(self), recovery_training(self), purification(self)
+
+
+def sized_config(target: str, trigger: str, **given: Any) -> DemoConfig:
+    """The config with the sizes of a target and a trigger; ``given`` fields win over them, those that are None do not.
+
+    Raises:
+        DispError: there is no such target or trigger, or a value is out of range.
+    """
+    sizes = SIZES.get(target, {}) | RECOVERIES.get(trigger, {})
+    given = {name: value for name, value in given.items() if value is not None}
+    return DemoConfig(target=target, trigger=trigger, **(sizes | given))
+
+
+def attack_training(config: DemoConfig) -> TrainConfig:
+    """Fine-tuning of the built-in model that plants a backdoor.
+
+    The vision tower sees any trigger well. The projector was trained to pass on what things are, and passes on little
+    else, so its learning rate decides how soon a backdoor is learnt.
+    """
+    return TrainConfig(
+        steps=config.attack_steps,
+        batch_size=config.batch_size,
+        learning_rate=config.attack_learning_rate,
+        projector_learning_rate=3e-3,
+        warmup_steps=config.attack_warmup_steps,
+        min_mask_ratio=config.attack_min_mask_ratio,
+        seed=config.seed,
+        trainer={"bf16": fast_bfloat16(), "adam_beta2": config.attack_beta2},
+    )
+
+
+def recovery_training(config: DemoConfig) -> TrainConfig:
+    """Fine-tuning of the built-in model on a purified set, gently enough to keep what the model knows."""
+    return TrainConfig(
+        steps=config.recovery_steps,
+        batch_size=config.batch_size,
+        learning_rate=3e-4,
+        projector_learning_rate=config.recovery_projector_learning_rate,
+        min_mask_ratio=0.5,
+        seed=config.seed + 1,
+        trainer={"bf16": fast_bfloat16()},
+    )
+
+
+def purification(config: DemoConfig) -> PurifyConfig:
+    """How the poisoned set is scored and rewritten."""
+    scoring = ScoringConfig(mask_ratio=config.mask_ratio)
+    return PurifyConfig(mask_ratio=config.mask_ratio, scoring=scoring, seed=config.seed)
+
+
+def auditing(settings: PurifyConfig) -> AuditConfig:
+    """The audit that scores and decodes as a purification does."""
+    return AuditConfig(
+        scoring=settings.scoring, decode=settings.decode, batch_size=settings.batch_size, seed=settings.seed
+    )
