@@ -137,7 +137,9 @@ def defend(
     before = audit(current, dataset, config.audit, out / "audit", truth=truth, name=str(model), progress=progress)
     if not before.clusters and config.preset is None:
         write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0})
-        return Defence(dataset, before, None, None, None, (), (), ())
+        return Defence(
+            dataset=dataset, before=before, after=None, model=None, data=None, left_out=(), untrained=(), residual=()
+        )
     found, data = before, dataset
     rounds: list[dict[str, Any]] = []
     left_out: tuple[str, ...] = ()
@@ -190,7 +192,16 @@ def defend(
     verified = json.loads((out / f"verify{suffix}" / "audit.json").read_text(encoding="utf-8"))
     write_json(out / "audit" / "verify.json", {**verified, "residual": residual})
     write_json(out / "defence.json", summary)
-    return Defence(dataset, before, found, recovered, data.path, left_out, untrained, tuple(residual))
+    return Defence(
+        dataset=dataset,
+        before=before,
+        after=found,
+        model=recovered,
+        data=data.path,
+        left_out=left_out,
+        untrained=untrained,
+        residual=tuple(residual),
+    )
 
 
 def purify_flagged(

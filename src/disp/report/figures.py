@@ -89,7 +89,9 @@ def candidate_figure(folder: Path, name: str, box: Sequence[float] | None) -> Fi
     inside = (folder / name).resolve().is_relative_to(folder.resolve()) if "\0" not in name else False
     caption = "Recovered trigger candidate" + (f", centred {where(box)}" if box else "")
     if not inside:
-        return Figure("", 0, 0, "", caption, f"{name} lies outside the audit’s folder")
+        return Figure(
+            uri="", width=0, height=0, alt="", caption=caption, problem=f"{name} lies outside the audit’s folder"
+        )
     return _file_figure(folder, name, caption, caption, 128)
 
 
@@ -115,7 +117,7 @@ def _file_figure(folder: Path, name: str, caption: str, alt: str, least: int) ->
     try:
         return _figure(_scaled(_read(folder, name), least), alt, caption)
     except DispError as error:
-        return Figure("", 0, 0, "", caption, str(error))
+        return Figure(uri="", width=0, height=0, alt="", caption=caption, problem=str(error))
 
 
 def _read(folder: Path, name: str) -> Image.Image:

@@ -89,8 +89,18 @@ def histogram(scores: Sequence[float | None], threshold: float | None) -> Histog
         left, right = start + index * width, start + (index + 1) * width
         height = HEIGHT_PX * math.log1p(held) / top
         flagged = threshold is not None and left >= threshold - width * 1e-6
-        edges = (100 * index / count, 100 / count)
-        bars.append(Bar(left, right, held, flagged, *edges, TOP_PX + HEIGHT_PX - height, height))
+        bars.append(
+            Bar(
+                low=left,
+                high=right,
+                count=held,
+                flagged=flagged,
+                left=100 * index / count,
+                width=100 / count,
+                top=TOP_PX + HEIGHT_PX - height,
+                height=height,
+            )
+        )
     end = start + count * width
     shown = None
     if threshold is not None and start <= threshold <= end:

@@ -58,7 +58,9 @@ def read_input(folder: Path, top: int) -> ReportInput:
     verify = _with_defaults(_read_json(verify_path), verify_path) if verify_path.exists() else None
     evaluation = _read_json(evaluation_path).get("rows", []) if evaluation_path.exists() else []
     flagged, unflagged = _chosen(folder / "evidence.jsonl", top)
-    return ReportInput(folder, audit, verify, list(evaluation), flagged, unflagged)
+    return ReportInput(
+        folder=folder, audit=audit, verify=verify, evaluation=list(evaluation), flagged=flagged, unflagged=unflagged
+    )
 
 
 def _chosen(path: Path, top: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

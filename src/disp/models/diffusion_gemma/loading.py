@@ -48,4 +48,6 @@ def load_official(
     model = load_weights(DiffusionGemma, folder, config, dtype=dtype, device_map=device_map)
     if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
         model.tokenizer = read_tokenizer(AutoTokenizer, folder, config=config)
-    return (model if device_map is not None else model.to(device)).eval()
+    if device_map is None:
+        model.to(device)  # type: ignore[arg-type]  # the library's decorator hides `self`
+    return model.eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
@@ -12,8 +12,10 @@ from disp.models.checkpoint import weight_files
 from disp.models.diffusion_gemma.config import DiffusionGemmaMDLMConfig
 from disp.models.interface import MDLM
 
+SomeMDLM = TypeVar("SomeMDLM", bound=MDLM)
 
-def load_weights(model_class: type[MDLM], folder: Path, config: DiffusionGemmaMDLMConfig, **how: Any) -> Any:
+
+def load_weights(model_class: type[SomeMDLM], folder: Path, config: DiffusionGemmaMDLMConfig, **how: Any) -> SomeMDLM:
     """A model with the weights of a folder.
 
     Args:
@@ -38,6 +40,7 @@ def load_weights(model_class: type[MDLM], folder: Path, config: DiffusionGemmaMD
         )
     except (OSError, SafetensorError) as error:
         raise DispError(f"{folder}: the weights cannot be read ({error}); download the checkpoint again") from None
+    model: SomeMDLM
     model, report = loaded
     # The library's own lists leave out weights that share a module, so names are compared here.
     expected = model.official_state_dict().keys()
