@@ -1,7 +1,9 @@
 """Other formats of the same data, and what `disp check` says about a set."""
 
 import json
+import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 from data.written import WRITTEN, chat, from_value, png, read_json
@@ -12,6 +14,7 @@ from disp.data.convert import convert
 from disp.data.formats.table import FORMATS
 from disp.data.loading import load_dataset
 from disp.errors import DispError
+from disp.files import sha256
 
 TARGETS = [name for name, each in FORMATS.items() if each.writes]
 SAID = [["<image>\nWhat is it?", "A cat.", "How many ears?", "Two."], ["<image><image> And these?", "A dog and a cat."]]
@@ -84,6 +87,30 @@ def test_llama_factory_finds_its_data_by_its_own_rules(llava, tmp_path):
         # Pictures are looked for in the folder of dataset_info.json; there is one placeholder for each.
         assert all((tmp_path / "out" / name).is_file() for name in row[columns["images"]])
         assert sum(text.count("<image>") for text in texts) == len(row[columns["images"]])
+
+
+@pytest.mark.parametrize("target", ["webdataset", "huggingface", "llama-factory"])
+def test_a_conversion_that_was_killed_is_begun_again(target, llava, tmp_path, monkeypatch):
+    if target == "huggingface":
+        pytest.importorskip("pyarrow")
+    whole = convert(llava, target, tmp_path / "whole").path
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            convert(llava, target, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("disp.data.convert.os", SimpleNamespace(replace=killed, path=os.path))
+        with pytest.raises(KeyboardInterrupt):
+            convert(llava, target, tmp_path / "out")
+        (tmp_path / "out" / "data.json").unlink(missing_ok=True)
+    again = convert(llava, target, tmp_path / "out").path
+    left = sorted(file.relative_to(tmp_path / "out") for file in (tmp_path / "out").rglob("*"))
+    assert left == sorted(file.relative_to(tmp_path / "whole") for file in (tmp_path / "whole").rglob("*"))
+    assert sha256(again) == sha256(whole)
 
 
 def test_what_a_format_cannot_hold_is_said(tmp_path):

@@ -128,6 +128,7 @@ def test_hugging_faces_own_library_reads_what_is_written(kind, tmp_path, monkeyp
     dataset = load_dataset(WRITTEN[kind][0](tmp_path / "in"))
     path = purified(dataset, tmp_path / "out")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     if kind == "huggingface":
         found = datasets.load_from_disk(str(path))
         assert found.features["image"] == datasets.Image()

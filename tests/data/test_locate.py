@@ -1,5 +1,6 @@
 """Which file of a folder is meant, and what is said where none can be read."""
 
+import gzip
 import json
 import socket
 import threading
@@ -61,6 +62,8 @@ def test_files_that_are_broken_are_named_in_one_line(tmp_path):
     broken = {
         "a.json.gz": b"\x1f\x8b\x08\0broken",
         "b.jsonl.gz": b"no gzip",
+        "bomb.json.gz": gzip.compress(b" " * 70_000_000),
+        "bomb.jsonl.gz": gzip.compress(b" " * 70_000_000),
         "c.parquet": b"PAR1" + b"x" * 50,
         "d.tar": b"x" * 2000,
         "e/state.json": b"{}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +94,17 @@ def convert(
     if target.writes is None:
         names = ", ".join(name for name, each in FORMATS.items() if each.writes)
         raise DispError(f"format {format!r} is only read; choose one of {names}")
-    check_unused(out)
     files = FILES[target.writes[1]]
     path = out / _NAMES[files.name]
     if path.exists():
         raise DispError(f"{path} exists; choose another folder")
+    # A folder gets its name when it is whole; what a killed run left is written anew.
+    unfinished = path if path.suffix else out / f".{path.name}-unfinished"
+    if unfinished != path:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    if _info(out) == {"data": _ENTRY}:
+        (out / INFO).unlink()
+    check_unused(out)
     problems: list[Problem] = []
     count = 0
 
@@ -116,10 +123,19 @@ def convert(
     first = next(found := outputs(), None)
     if first is None:
         raise DispError(f"{dataset.path} holds no row that {format!r} can hold; {problems[0].reason}")
-    files.save(path, _chain(first, found), None)
     if format == "llama-factory":
         write_json(out / INFO, {"data": _ENTRY})
+    files.save(unfinished, _chain(first, found), None)
+    os.replace(unfinished, path)
     return Converted(path, count, tuple(problems))
+
+
+def _info(out: Path) -> Any:
+    """What LLaMA-Factory's file in a folder says, None if there is none."""
+    try:
+        return json.loads((out / INFO).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _chain(first: Output, rest: Iterator[Output]) -> Iterator[Output]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -98,16 +99,7 @@ def save_parquet(path: Path, outputs: Iterable[Output], like: tuple[Path, Source
         if old:
             with _named(old):
                 schema = pa.parquet.read_schema(old)
-
-        def write(temporary: Path, group: Iterable[Output] = group, schema: Any = schema) -> None:
-            writer = None
-            for table in _tables(group, schema):
-                writer = writer or pa.parquet.ParquetWriter(temporary, table.schema)
-                writer.write_table(table)
-            if writer:
-                writer.close()
-
-        write_atomically(target, write)
+        write_atomically(target, partial(_write, tables=_tables(group, schema), open_writer=pa.parquet.ParquetWriter))
 
 
 def save_arrow(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] | None = None) -> None:
@@ -121,19 +113,8 @@ def save_arrow(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] 
                 schema = pa.ipc.open_stream(memory).schema
         info = _json(like[0] / "dataset_info.json")
     split = like[1].split if like else None
-    written: list[Any] = []
-
-    def write(temporary: Path) -> None:
-        writer = None
-        for table in _tables(outputs, schema):
-            writer = writer or pa.ipc.new_stream(str(temporary), table.schema)
-            writer.write_table(table)
-        if writer:
-            written.append(writer)
-            writer.close()
-
     folder = path / split if split else path
-    write_atomically(folder / name, write)
+    write_atomically(folder / name, lambda file: _write(file, _tables(outputs, schema), pa.ipc.new_stream))
     write_json(folder / "dataset_info.json", info or {"features": _features(folder / name)})
     state: dict[str, Any] = {
         "_data_files": [{"filename": name}],
@@ -147,6 +128,16 @@ def save_arrow(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] 
     write_json(folder / "state.json", state)
     if split:
         write_json(path / "dataset_dict.json", {"splits": [split]})
+
+
+def _write(file: Path, tables: Iterator[Any], open_writer: Callable[[Any, Any], Any]) -> None:
+    """Write tables of one schema to a file."""
+    with _named(file, "written", "free some space or choose another folder"):
+        first = next(tables)
+        with pyarrow().OSFile(str(file), "wb") as sink, open_writer(sink, first.schema) as writer:
+            writer.write_table(first)
+            for table in tables:
+                writer.write_table(table)
 
 
 def _tables(outputs: Iterable[Output], schema: Any) -> Iterator[Any]:
@@ -233,14 +224,14 @@ def _numbered(file: Path, batches: Iterable[Any], first: int) -> Iterator[Row]:
 class _named:
     """Whatever pyarrow says about a file becomes one message that names it."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, done: str = "read", remedy: str = "copy or download it again") -> None:
+        self.file, self.done, self.remedy = file, done, remedy
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, pyarrow().ArrowException | OSError | ValueError | TypeError | OverflowError):
-            raise DispError(f"{self.file} cannot be read ({_line(error)}); copy or download it again") from None
+            raise DispError(f"{self.file} cannot be {self.done} ({_line(error)}); {self.remedy}") from None
 
 
 def _line(error: BaseException) -> str:

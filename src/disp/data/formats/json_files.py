@@ -17,6 +17,10 @@ from disp.errors import DispError
 from disp.files import write_atomically, write_json, write_jsonl
 from disp.words import shortened
 
+# Text of rows is packed to a twentieth; what unpacks to far more is made to fill the memory.
+MOST_UNPACKED, LEAST_LIMIT = 200, 64_000_000
+# Bytes of a line that are read at once.
+PART = 1 << 26
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
@@ -61,6 +65,8 @@ def rows(path: Path, source: Source) -> Iterator[Row]:
         with _opened(path) as file:
             # Bytes, so that a line that is not UTF-8 is set aside like any other that is not JSON.
             for number, line in enumerate(_guarded(file, path)):
+                if len(line) == PART:
+                    raise DispError(f"{path}:line {number + 1} has more than {PART:,} bytes; take the row out")
                 if line.strip():
                     yield Row(f"{path.name}:line {number + 1}", number, _value(line))
         return
@@ -110,10 +116,14 @@ def _opened(path: Path) -> Any:
     return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
 
 
-def _guarded(file: Iterable[bytes], path: Path) -> Iterator[bytes]:
+def _guarded(file: Any, path: Path) -> Iterator[bytes]:
+    """The lines, or parts of a longer line."""
+    unpacked, limit = 0, max(LEAST_LIMIT, MOST_UNPACKED * path.stat().st_size) if path.suffix == ".gz" else None
     try:
-        # `yield from` would close the file with the generator.
-        for line in file:  # noqa: UP028
+        while line := file.readline(PART):
+            unpacked += len(line)
+            if limit is not None and unpacked > limit:
+                raise DispError(f"{path} unpacks to more than {MOST_UNPACKED} times its size; unpack it yourself")
             yield line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DispError(f"{path} cannot be decompressed ({error}); copy or download it again") from None
