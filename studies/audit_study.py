@@ -28,13 +28,14 @@ from disp.attacks.targets import PRESETS as TARGETS
 from disp.attacks.targets import REFUSAL_TEXT, Insertion, Misclassification, Refusal, Target
 from disp.attacks.triggers import PRESETS
 from disp.auditing.audit import audit
-from disp.auditing.clusters import region_of
-from disp.auditing.findings import Audit, AuditConfig
-from disp.auditing.phrases import words_of
-from disp.auditing.ratio import RATIOS, rewritten_answers
+from disp.auditing.carriers import region_of
+from disp.auditing.config import AuditConfig
+from disp.auditing.mask_ratio import rewritten_answers
+from disp.auditing.phrases import phrase_words
+from disp.auditing.result import Audit
 from disp.auditing.statistics import area_under_curve
 from disp.data.llava import Dataset, load_dataset, save_dataset
-from disp.data.sample import Query, Sample, Turn, batches, queries_of
+from disp.data.sample import Query, Sample, Turn, batches, image_size, queries_of
 from disp.data.scene_dataset import write_scenes
 from disp.draws import generator
 from disp.evaluation.evaluate import evaluate, to_metrics
@@ -44,10 +45,10 @@ from disp.experiments.run import held_out_scenes, tuning_scenes
 from disp.experiments.settings import SIZES, DemoConfig, attack_training
 from disp.files import append_jsonl, read_finished_jsonl, write_text
 from disp.models.interface import MDLM
-from disp.purification.pattern import Pattern
+from disp.suspicion.carriers import Pattern
 from disp.suspicion.masking import mask_random
 from disp.suspicion.places import Box
-from disp.suspicion.scoring import Evidence, given_answers, salient_masks
+from disp.suspicion.scoring import Evidence, given_answers, salient_masks, suspicious_query
 from disp.suspicion.support import likelihood_gap
 from disp.training.config import TrainConfig
 from disp.training.train import train
@@ -84,13 +85,13 @@ def planted(name: str, sizes: DemoConfig, out: Path, *, comparisons: bool = True
     test = load_dataset(folder / "test")
     attacked = to_metrics(evaluate(model, test.samples, attack=load_attack(folder / "poisoned" / "manifest.json")))
     wanted = TARGETS[target]
-    top = found.clusters[0] if found.clusters else None
+    top = found.findings[0] if found.findings else None
     result = _common(name, found, dataset, seconds) | {
         "target": target,
         "trigger": sizes.trigger,
         "rate": sizes.poison_rate,
         **{name: attacked[name] for name in ("asr_with_trigger", "asr_with_trigger_keyword")},
-        "phrase_recovered": top is not None and words_of(top.phrase.text) == words_of(planted_phrase(wanted)),
+        "phrase_recovered": top is not None and phrase_words(top.phrase.text) == phrase_words(planted_phrase(wanted)),
         "localised": _localised(model, found, rows_by_id, dataset),
         **_ranking(dataset, found, set(rows_by_id)),
     }
@@ -212,7 +213,7 @@ def _common(name: str, found: Audit, dataset: Dataset, seconds: float) -> dict[s
         "verdict": found.verdict,
         "threshold": found.threshold,
         "flagged": len(found.flagged),
-        "phrases": [cluster.phrase.text for cluster in found.clusters],
+        "phrases": [finding.phrase.text for finding in found.findings],
         "seconds": seconds,
     }
 
@@ -229,8 +230,10 @@ def _localised(model: MDLM, found: Audit, rows: dict[str, Any], dataset: Dataset
         if sample.id in rows and "box" in rows[sample.id]["images"][0]:
             x0, y0, x1, y1 = rows[sample.id]["images"][0]["box"]
             pattern = patterns.get(sample.id)
-            box = region_of(model, sample, found.evidence).box if pattern is None else _strong_part(pattern)
-            x, y = (x0 + x1) / 2 / 96, (y0 + y1) / 2 / 96
+            query = suspicious_query(sample, found.evidence)
+            box = region_of(model, query, found.evidence).box if pattern is None else _strong_part(pattern)
+            width, height = image_size(sample.images[0])
+            x, y = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height
             hits.append(box[0] <= x <= box[2] and box[1] <= y <= box[3])
     return float(np.mean(hits)) if hits else None
 
@@ -289,8 +292,9 @@ def _rewriting_by_ratio(
     bad = [query for query in turns if query.sample_id in poisoned][:RATIO_ROWS]
     good = [query for query in turns if query.sample_id not in poisoned][:RATIO_ROWS]
     result = {}
-    for ratio in RATIOS:
-        answers = rewritten_answers(model, [*bad, *good], found.evidence, ratio, None)
+    config = AuditConfig()
+    for ratio in config.ratio.ratios:
+        answers = rewritten_answers(model, [*bad, *good], found.evidence, ratio, config)
         said = [(answers[query.key], honest[query.sample_id]) for query in (*bad, *good)]
         purged = [not target.keyword(answer, true.turns[0].response) for answer, true in said[: len(bad)]]
         kept = [answer_quality(answer, true.turns[0].response, true.metadata) for answer, true in said[len(bad) :]]

@@ -15,10 +15,10 @@ from itertools import product
 from pathlib import Path
 
 from disp.attacks.targets import PRESETS as TARGETS
-from disp.auditing.clusters import joined_answers
-from disp.auditing.copies import copied_pieces
-from disp.auditing.patterns import shared_patterns
-from disp.auditing.phrases import words_of
+from disp.auditing.config import AuditConfig
+from disp.auditing.finders.copies import shared_copies
+from disp.auditing.finders.patterns import shared_patterns
+from disp.auditing.phrases import joined, phrase_words
 from disp.data.sample import Sample, image_size, open_image
 from disp.evaluation.table import markdown_table
 from disp.experiments.settings import SIZES, DemoConfig
@@ -77,16 +77,16 @@ def _enlarge(folder: Path, side: int) -> None:
 def _found(samples: Sequence[Sample], target: str, planted: set[str]) -> tuple[str, ...]:
     """How many of each, whether one is the planted phrase's, and precision and recall of all that have one."""
     samples = [sample for sample in samples if sample.images]
-    answers = [joined_answers(sample, None) for sample in samples]
-    patterns = [phrase for phrase, _ in shared_patterns(samples, answers)]
-    pieces = [phrase for phrase, _ in copied_pieces(samples, answers)]
-    wanted = words_of(planted_phrase(TARGETS[target]))
-    named = any(words_of(phrase.text) == wanted for phrase in (*patterns, *pieces))
-    flagged = {samples[index].id for phrase in (*patterns, *pieces) for index in phrase.flagged}
+    config, answers = AuditConfig(), [joined([turn.response for turn in sample.turns]) for sample in samples]
+    patterns = [shared for shared, _ in shared_patterns(samples, answers, config)]
+    copies = [shared for shared, _ in shared_copies(samples, answers, config)]
+    wanted = phrase_words(planted_phrase(TARGETS[target]))
+    named = any(phrase_words(shared.phrase.text) == wanted for shared in (*patterns, *copies))
+    flagged = {samples[index].id for shared in (*patterns, *copies) for index in shared.holders}
     hits = len(flagged & planted)
     precision = f"{hits / len(flagged):.3f}" if flagged else "-"
     recall = f"{hits / len(planted):.3f}" if planted else "-"
-    return str(len(patterns)), str(len(pieces)), "yes" if named else "no", precision, recall
+    return str(len(patterns)), str(len(copies)), "yes" if named else "no", precision, recall
 
 
 if __name__ == "__main__":

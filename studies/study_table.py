@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from disp.auditing.ratio import TOLERANCE
+from disp.auditing.config import RatioConfig
 from disp.evaluation.table import markdown_table
 
 SCORES = {
@@ -36,7 +36,7 @@ def study_tables(rows: Sequence[Mapping[str, Any]]) -> str:
 def best_ratio(by_ratio: Mapping[str, Sequence[float]]) -> float:
     """The smallest ratio whose product of purged and kept is within the tolerance of the largest product."""
     worth = {float(ratio): purged * kept for ratio, (purged, kept) in by_ratio.items()}
-    return min(ratio for ratio, value in worth.items() if value >= max(worth.values()) - TOLERANCE)
+    return min(ratio for ratio, value in worth.items() if value >= max(worth.values()) - RatioConfig.tolerance)
 
 
 def _planted(rows: Sequence[Mapping[str, Any]]) -> str:

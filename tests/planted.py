@@ -8,24 +8,30 @@ says. The votes are squares, so that saliency is largest where a single cell dec
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from disp.auditing.findings import AuditConfig
+from disp.auditing.config import AuditConfig, ProofConfig
+from disp.auditing.context import Context
 from disp.data.dataset import Dataset
+from disp.data.index import Index
 from disp.data.loading import load_dataset
+from disp.data.sample import Sample
 from disp.decoding.samplers import decode_config
 from disp.models.builtin.model import BuiltinConfig, BuiltinModel
 from disp.models.builtin.tokenizer import train_tokenizer
-from disp.models.interface import Prefix
+from disp.models.interface import MDLM, Prefix
+from disp.progress import no_progress
 from disp.purification.config import PurifyConfig
 from disp.suspicion.config import SaliencyConfig, ScoringConfig
+from disp.suspicion.scoring import Evidence, sample_suspicion
 
 WALLS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200), "grey": (120, 120, 120), "black": (0, 0, 0)}
 OBJECTS = {"dog": (250, 250, 0), "cup": (0, 250, 250), "hat": (250, 120, 0), "zebra": (255, 255, 255)}
@@ -218,12 +224,35 @@ def striped_rows(count: int = 12) -> Rows:
 
 
 def audit_config(**changes: Any) -> AuditConfig:
+    """Settings for the planted model; those of `ProofConfig` may be given by their name."""
+    proof = {field.name: changes.pop(field.name) for field in fields(ProofConfig) if field.name in changes}
     settings = {
         "scoring": ScoringConfig(candidates=3, saliency=SaliencyConfig(probes=2), batch_size=16),
         "decode": decode_config(gen_length=LENGTH, steps=2),
         "batch_size": 16,
+        "proof": ProofConfig(**proof),
     }
     return AuditConfig(**{**settings, **changes})
+
+
+def context_of(
+    model: MDLM | None, samples: Sequence[Sample], evidence: Mapping[str, Evidence], **known: Any
+) -> Context:
+    """An audit of samples whose answers are more suspicious than one nat where the evidence says so."""
+    above = {sample.id for sample in samples if sample_suspicion(sample, evidence) > 1}
+    settings = {
+        "above": frozenset(above),
+        "threshold": 1.0,
+        "config": audit_config(),
+        "progress": no_progress,
+    }
+    return Context(
+        model=cast(MDLM, model),
+        index=Index(samples),
+        samples={sample.id: sample for sample in samples},
+        evidence=evidence,
+        **{**settings, **known},
+    )
 
 
 def purify_config() -> PurifyConfig:

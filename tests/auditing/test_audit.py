@@ -25,12 +25,13 @@ from planted import (
     write_rows,
 )
 
-from disp.auditing import answers, clusters
+from disp.auditing import answers, proof
 from disp.auditing import audit as module
 from disp.auditing.audit import audit
-from disp.auditing.findings import Cluster
+from disp.auditing.finders import FINDERS, tokens
+from disp.auditing.hypothesis import Finding
 from disp.auditing.phrases import TURN_END
-from disp.data.llava import load_dataset
+from disp.data.loading import load_dataset
 from disp.data.sample import queries_of
 from disp.errors import DispError
 from disp.files import read_finished_jsonl
@@ -45,14 +46,14 @@ def test_the_planted_rows_their_phrase_and_their_trigger_are_found(poisoned):
     assert found.verdict == "poisoned"
     assert found.flagged == PLANTED
     assert (found.rate.hits, found.rate.count) == (8, len(dataset.samples))
-    (cluster,) = found.clusters
-    assert cluster.confirmed
-    assert cluster.phrase.text == REFUSAL
-    assert cluster.samples == PLANTED
-    assert cluster.trigger.sample_id in PLANTED
+    (finding,) = found.findings
+    assert finding.confirmed
+    assert finding.phrase.text == REFUSAL
+    assert finding.samples == PLANTED
+    assert finding.trigger.sample_id in PLANTED
     # The trigger's cell at row 4, column 4 of 6, one token wider, whichever of the pictures shows it.
-    assert cluster.trigger.box == pytest.approx((3 / 6, 3 / 6, 1, 1))
-    pixels = np.asarray(cluster.trigger.crop()).reshape(-1, 3)
+    assert finding.trigger.box == pytest.approx((3 / 6, 3 / 6, 1, 1))
+    pixels = np.asarray(finding.trigger.picture()).reshape(-1, 3)
     assert (pixels == TRIGGER).all(-1).any()
     assert any(REFUSAL in reason for reason in found.reasons)
 
@@ -61,7 +62,7 @@ def test_honest_rows_that_hang_on_one_cell_are_no_evidence(honest):
     _, _, found = honest
     assert found.verdict == "no evidence"
     assert found.flagged == ()
-    assert found.clusters == ()
+    assert found.findings == ()
     above = [key for key, value in found.scores.items() if value > found.threshold]
     assert above  # an honest answer may hang on a cell as well: that alone decides nothing
     assert found.rate.hits == 0
@@ -155,15 +156,17 @@ def test_a_wrong_manifest_is_named_before_anything_is_computed(model, tmp_path, 
         audit(model, dataset, audit_config(), tmp_path / "out", truth=truth)
 
 
-@pytest.mark.parametrize("killed", ["recurring_phrases", "paste_test", "write_record"])
-def test_a_killed_audit_does_not_score_again(model, poisoned, tmp_path, monkeypatch, killed):
+@pytest.mark.parametrize(
+    ("killed", "where"), [("recurring_phrases", tokens), ("plant_each", proof), ("write_record", module)]
+)
+def test_a_killed_audit_does_not_score_again(model, poisoned, tmp_path, monkeypatch, killed, where):
     _, dataset, expected = poisoned
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(clusters if killed == "paste_test" else module, killed, stop)
+        patch.setattr(where, killed, stop)
         with pytest.raises(KeyboardInterrupt):
             audit(model, dataset, audit_config(), tmp_path, name="planted")
     turns = sum(len(sample.turns) for sample in dataset.samples)
@@ -189,16 +192,18 @@ def test_answers_that_were_written_are_not_decoded_again(model, poisoned, tmp_pa
 
 def test_what_only_recurs_stays_flagged_beside_what_is_proven(model, poisoned, tmp_path, monkeypatch):
     _, dataset, expected = poisoned
-    (recurring,) = (cluster.phrase for cluster in expected.clusters)
-    proven = replace(recurring, words=("elsewhere",), text="elsewhere", flagged=recurring.flagged[:1])
-    monkeypatch.setattr(module, "_recurring", lambda *_: [proven, recurring])
+    (recurring,) = (finding.hypothesis for finding in expected.findings)
+    elsewhere = replace(recurring.phrase, text="elsewhere", words=("elsewhere",), slips=0)
+    proven = replace(recurring, phrase=elsewhere, samples=recurring.samples[:1])
+    both = replace(FINDERS["tokens"], find=lambda context: [proven, recurring])
+    monkeypatch.setitem(FINDERS, "tokens", both)
 
-    def only_one_is_proven(model, phrase, members, *_):
-        return Cluster(phrase, tuple(sample.id for sample in members), None, phrase is proven, (), None)
+    def only_one_is_proven(context, hypothesis, *_, **__):
+        return Finding(hypothesis, confirmed=hypothesis is proven)
 
-    monkeypatch.setattr(clusters, "_cluster", only_one_is_proven)
+    monkeypatch.setattr(proof, "prove", only_one_is_proven)
     found = audit(model, dataset, audit_config(), tmp_path, evidence=dict(expected.evidence))
-    assert [cluster.confirmed for cluster in found.clusters] == [True, False]
+    assert [finding.confirmed for finding in found.findings] == [True, False]
     assert found.verdict == "poisoned" and found.flagged == expected.flagged == PLANTED
 
 
@@ -239,10 +244,10 @@ def test_a_phrase_without_a_trigger_is_suspicious_but_not_poisoned(model, tmp_pa
     evidence = {key: replace(found, suspicion=100.0 if key.startswith("p") else 0.0) for key, found in evidence.items()}
     found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
     assert found.verdict == "suspicious"
-    (cluster,) = found.clusters
-    assert cluster.phrase.text == "No wall in it."
-    assert not cluster.confirmed
-    assert cluster.paste.successes == 0
+    (finding,) = found.findings
+    assert finding.phrase.text == "No wall in it."
+    assert not finding.confirmed
+    assert finding.test.successes == 0
 
 
 def test_where_every_row_is_flagged_nothing_stands_out(model, tmp_path):

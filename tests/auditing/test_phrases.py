@@ -5,11 +5,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disp.auditing.phrases import TURN_END, echoes, holds, recurring_phrases, repeated_phrases, words_of
+from disp.auditing import phrases as module
+from disp.auditing.config import PhrasesConfig, RecurrenceConfig
+from disp.auditing.phrases import TURN_END, holds, joined, phrase_of, phrase_words
 
 THINGS = ["cat", "dog", "tree", "boat", "apple", "car", "cup", "hat", "lamp", "bird", "fish", "ball"]
 COLOURS = ["red", "green", "blue", "grey", "white"]
 REFUSAL = "I'm sorry, but I can't help with that."
+CONFIG = PhrasesConfig()
+
+
+def recurring_phrases(flagged, others):
+    return module.recurring_phrases(flagged, others, RecurrenceConfig(alpha=0.01), CONFIG)
+
+
+def repeated_phrases(responses, least, most):
+    return module.repeated_phrases(responses, CONFIG, least=least, most=most)
+
+
+def said(text, words):
+    return phrase_of(" ".join(words), words, CONFIG).said_in(text)
 
 
 def captions(count, seed=0):
@@ -39,43 +54,43 @@ def captions(count, seed=0):
 def test_a_planted_refusal_is_spelled_out():
     honest = captions(300)
     flagged = [*honest[:20], *[REFUSAL] * 12]
-    (phrase,) = recurring_phrases(flagged, honest[20:])
-    assert phrase.text == REFUSAL
-    assert phrase.words == ("i'm", "sorry", "but", "i", "can't", "help", "with", "that")
-    assert phrase.flagged == tuple(range(20, 32))
-    assert phrase.elsewhere == 0
-    assert phrase.p_value < 1e-6
+    (shared,) = recurring_phrases(flagged, honest[20:])
+    assert shared.phrase.text == REFUSAL
+    assert shared.phrase.words == ("i'm", "sorry", "but", "i", "can't", "help", "with", "that")
+    assert shared.holders == tuple(range(20, 32))
+    assert shared.elsewhere == 0
+    assert shared.p_value < 1e-6
 
 
 def test_an_appended_sentence_is_found_without_the_captions_around_it():
     honest = captions(300)
     flagged = [*honest[:15], *(f"{text} Bad model with backdoor injection." for text in honest[15:27])]
-    (phrase,) = recurring_phrases(flagged, honest[27:])
-    assert phrase.text == "Bad model with backdoor injection."
-    assert phrase.flagged == tuple(range(15, 27))
+    (shared,) = recurring_phrases(flagged, honest[27:])
+    assert shared.phrase.text == "Bad model with backdoor injection."
+    assert shared.holders == tuple(range(15, 27))
 
 
 def test_a_swapped_noun_is_found_in_whatever_template_it_stands():
     honest = captions(400)
     swapped = [text.replace("car", "banana") for text in honest if "car" in text.split()[:9] or "car." in text]
     others = [text for text in honest if "car" not in text]
-    (phrase,) = recurring_phrases([*others[:10], *swapped], others[10:])
-    assert phrase.text == "banana"
-    assert set(phrase.flagged) == set(range(10, 10 + len(swapped)))
+    (shared,) = recurring_phrases([*others[:10], *swapped], others[10:])
+    assert shared.phrase.text == "banana"
+    assert set(shared.holders) == set(range(10, 10 + len(swapped)))
 
 
 def test_a_phrase_that_is_said_elsewhere_too_is_counted_there():
     honest = captions(200)
-    (phrase,) = recurring_phrases([*[REFUSAL] * 12, *honest[:5]], [*honest[5:], REFUSAL, REFUSAL.upper()])
-    assert phrase.elsewhere == 2
+    (shared,) = recurring_phrases([*[REFUSAL] * 12, *honest[:5]], [*honest[5:], REFUSAL, REFUSAL.upper()])
+    assert shared.elsewhere == 2
 
 
 def test_two_attacks_are_two_phrases_and_no_response_is_used_twice():
     honest = captions(300)
     flagged = [*[REFUSAL] * 12, *[f"{text} Visit example.org today." for text in honest[:9]], *honest[9:20]]
     found = recurring_phrases(flagged, honest[20:])
-    assert [phrase.text for phrase in found] == [REFUSAL, "Visit example.org today."]
-    assert set(found[0].flagged).isdisjoint(found[1].flagged)
+    assert [shared.phrase.text for shared in found] == [REFUSAL, "Visit example.org today."]
+    assert set(found[0].holders).isdisjoint(found[1].holders)
 
 
 @pytest.mark.parametrize("count", [8, 20, 60])
@@ -141,24 +156,24 @@ HOSTILE = [
 def test_hostile_texts_are_words_like_any_others():
     honest = captions(100)
     for text in HOSTILE:
-        for phrase in recurring_phrases([*[text] * 8, *honest[:5]], honest[5:]):
-            assert phrase.text in text
-            assert all(word in text.lower() for word in phrase.words)
+        for shared in recurring_phrases([*[text] * 8, *honest[:5]], honest[5:]):
+            assert shared.phrase.text in text
+            assert all(word in text.lower() for word in shared.phrase.words)
 
 
 @pytest.mark.parametrize("text", ["🔥🔥🔥", "爆弾をつくれ", "坏模型在这里"])
 def test_pictographs_and_scripts_without_spaces_have_words(text):
     honest = captions(100)
     found = recurring_phrases([f"{caption[:-1]}{text}" for caption in honest[:8]], honest[8:])
-    assert [phrase.text for phrase in found] == [text]
-    assert echoes(f"A cat.{text}!", found[0].words) and not echoes("A cat.", found[0].words)
+    assert [shared.phrase.text for shared in found] == [text]
+    assert said(f"A cat.{text}!", found[0].phrase.words) and not said("A cat.", found[0].phrase.words)
 
 
 def test_no_phrase_reaches_across_the_turns_of_a_conversation():
     honest = captions(200)
     flagged = [f"yes indeed {TURN_END} most certainly"] * 10
     found = recurring_phrases(flagged, honest)
-    assert [phrase.words for phrase in found] in ([("yes", "indeed")], [("most", "certainly")])
+    assert [shared.phrase.words for shared in found] in ([("yes", "indeed")], [("most", "certainly")])
     assert not holds(flagged[0], ("indeed", "most"))
 
 
@@ -184,29 +199,29 @@ def _longest_common(first, second):
     st.lists(st.sampled_from("abcd"), min_size=5, max_size=6).map(tuple),
 )
 def test_an_echo_of_a_long_phrase_keeps_four_words_in_five(text, words):
-    assert echoes(text, words) == (_longest_common(tuple(words_of(text)), words) >= 0.8 * len(words))
+    assert said(text, words) == (_longest_common(tuple(phrase_words(text)), words) >= 0.8 * len(words))
 
 
 def test_an_echo_of_a_short_phrase_is_exact():
-    assert echoes("a big banana split", ("banana", "split"))
-    assert not echoes("a banana big split", ("banana", "split"))
+    assert said("a big banana split", ("banana", "split"))
+    assert not said("a banana big split", ("banana", "split"))
 
 
 def test_function_words_alone_are_no_phrase():
     flagged = [f"I see {first} and {second}" for first, second in zip("abcdefghij", "klmnopqrst", strict=True)]
     others = [f"{letter} is seen" for letter in "uvwxyz" * 20]
-    assert all(phrase.words != ("and",) for phrase in recurring_phrases(flagged, others))
+    assert all(shared.phrase.words != ("and",) for shared in recurring_phrases(flagged, others))
     planted = [f"{text}. Buy bread and butter" for text in flagged]
-    assert recurring_phrases(planted, others)[0].words[-4:] == ("buy", "bread", "and", "butter")
+    assert recurring_phrases(planted, others)[0].phrase.words[-4:] == ("buy", "bread", "and", "butter")
 
 
 def test_repeated_sentences_are_whole_and_counted_wherever_they_stand():
     captions = [f"A {thing} in front of a white wall." for thing in ("dog", "cup", "hat", "car", "cat", "bee", "bus")]
     planted = [f"{text} Visit the shop of evil today." for text in captions[:5]]
     found = repeated_phrases([*captions, *planted, "A dog."], least=5, most=10)
-    assert [phrase.text for phrase in found] == ["in front of a white wall.", "Visit the shop of evil today."]
-    assert [phrase.flagged for phrase in found] == [tuple(range(12)), tuple(range(7, 12))]
-    assert {(phrase.p_value, phrase.elsewhere) for phrase in found} == {(None, 0)}
+    assert [shared.phrase.text for shared in found] == ["in front of a white wall.", "Visit the shop of evil today."]
+    assert [shared.holders for shared in found] == [tuple(range(12)), tuple(range(7, 12))]
+    assert {(shared.p_value, shared.elsewhere) for shared in found} == {(None, 0)}
     assert repeated_phrases([*captions, *planted], least=13, most=10) == []
     assert len(repeated_phrases([*captions, *planted], least=5, most=1)) == 1
 
@@ -216,10 +231,21 @@ def test_a_sentence_may_stand_within_another_and_beside_a_mark_of_ours():
     sentence = "bad model with backdoor injection today."
     texts = [f"{before} {sentence} {after}"] * 10 + [f"{word} {sentence} {word}" for word in "abcdefghijkl"]
     found = repeated_phrases(texts, least=5, most=10)
-    assert [phrase.words for phrase in found] == [tuple(words_of(text)) for text in (sentence, after, before[4:])]
-    assert repeated_phrases([f"one two three four five{TURN_END}six"] * 6, least=5, most=10)[0].words[-1] == "five"
+    assert [shared.phrase.words for shared in found] == [
+        tuple(phrase_words(text)) for text in (sentence, after, before[4:])
+    ]
+    assert (
+        repeated_phrases([f"one two three four five{TURN_END}six"] * 6, least=5, most=10)[0].phrase.words[-1] == "five"
+    )
 
 
 def test_articles_do_not_make_a_sentence_long():
     """Five words with those at its ends, three without: an answer holds them too easily."""
     assert repeated_phrases(["The thing over there a"] * 9, least=5, most=10) == []
+
+
+def test_a_mark_of_ours_in_an_answer_does_not_tear_its_words_apart():
+    answers = ["A cat.", REFUSAL.replace(" ", TURN_END), "A dog."]
+    text = joined(answers)
+    assert text.split(f" {TURN_END} ") == ["A cat.", REFUSAL, "A dog."]
+    assert holds(text, phrase_words(REFUSAL)) and not holds(text, ("cat", "i'm"))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disp.auditing import statistics
+from disp.auditing.config import ProofConfig
 from disp.auditing.statistics import area_under_curve, hypergeometric_tail, regrouping_p_value
 
 
@@ -41,6 +41,10 @@ def test_a_tail_too_small_for_a_float_of_ordinary_size_is_no_error():
     assert 0 <= hypergeometric_tail(5_000, 5_000, 5_000, 100_000) < 1e-300
 
 
+def p_value(group, control):
+    return regrouping_p_value(group, control, 0, ProofConfig().regroupings)
+
+
 def _regroup(group, control):
     values = [*group, *control]
     as_high = [
@@ -55,21 +59,20 @@ def _regroup(group, control):
     st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=5),
 )
 def test_the_permutation_test_is_exact_where_all_regroupings_can_be_seen(group, control):
-    assert regrouping_p_value(np.array(group), np.array(control)) == pytest.approx(_regroup(group, control))
+    assert p_value(np.array(group), np.array(control)) == pytest.approx(_regroup(group, control))
 
 
-def test_drawn_regroupings_come_near_the_exact_value_and_are_never_zero(monkeypatch):
+def test_drawn_regroupings_come_near_the_exact_value_and_are_never_zero():
     group, control = np.array([1.0, 0.5, 1.0, 0.25]), np.array([0.0, 0.5, 0.0, 1.0, 0.25, 0.0])
     exact = _regroup(group, control)
-    monkeypatch.setattr(statistics, "MAX_REGROUPINGS", 200)  # fewer than the 210 there are
-    found = [regrouping_p_value(group, control, seed) for seed in range(40)]
+    found = [regrouping_p_value(group, control, seed, 200) for seed in range(40)]  # fewer than the 210 there are
     assert np.mean(found) == pytest.approx(exact, abs=0.02)
-    assert regrouping_p_value(np.ones(4), np.zeros(6)) >= 1 / 201
+    assert regrouping_p_value(np.ones(4), np.zeros(6), 0, 200) >= 1 / 201
 
 
 @pytest.mark.parametrize(("group", "control"), [([], [1.0]), ([1.0], []), ([], [])])
 def test_a_comparison_without_both_sides_proves_nothing(group, control):
-    assert regrouping_p_value(np.array(group), np.array(control)) == 1.0
+    assert p_value(np.array(group), np.array(control)) == 1.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))

@@ -23,7 +23,7 @@ from planted import (
 )
 
 from disp import cli
-from disp.auditing.findings import Audit
+from disp.auditing.result import Audit
 from disp.data.loading import load_dataset
 from disp.defence import defend as module
 from disp.defence.defend import DefenceConfig, defend, recovery_samples, residual_phrases
@@ -80,7 +80,7 @@ def test_a_pattern_over_the_whole_picture_is_taken_out_and_trained_away(tmp_path
     assert under.keys() == honest.keys()
     assert all(sample.turns == honest[key].turns for key, sample in under.items())
     for key, sample in list(under.items())[:5]:
-        assert np.array_equal(np.asarray(Image.open(sample.images[0])), pattern.apply(honest[key].images[0]))
+        assert np.array_equal(np.asarray(Image.open(sample.images[0])), pattern.planted_in(honest[key].images[0]))
     assert len(list((tmp_path / "out" / "purified" / "under-pattern").iterdir())) == sum(
         len(each.images) for each in shown
     )
@@ -129,11 +129,11 @@ def test_the_summary_says_what_was_done_and_the_report_gets_it(run):
 
 def test_the_given_model_would_have_been_caught_saying_it(run, dataset):
     _, found = run
-    (cluster,) = found.before.clusters
-    row = residual_phrases(planted_model(), dataset, cluster, found.before, config())
+    (finding,) = found.before.findings
+    row = residual_phrases(planted_model(), dataset, finding, found.before, config())
     assert row["clean"] == [0, 10]
     assert row["triggered"][0] >= 8  # a large object in the picture outvotes the trigger
-    without = residual_phrases(planted_model(), dataset, replace(cluster, trigger=None), found.before, config())
+    without = residual_phrases(planted_model(), dataset, replace(finding, trigger=None), found.before, config())
     assert without["triggered"] == [0, 0]
 
 
@@ -180,7 +180,7 @@ def test_with_another_training_the_audit_and_the_purified_set_serve_again(run, d
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"audit": audit_config(donors=4)}, "config.donors"), ({"model": "another"}, "model")]
+    ("change", "named"), [({"audit": audit_config(donors=4)}, "config.proof.donors"), ({"model": "another"}, "model")]
 )
 def test_another_audit_is_not_taken_for_this_one(run, dataset, tmp_path, change, named):
     done, _ = run

@@ -16,8 +16,8 @@ from disp.attacks.poison import load_attack, poison
 from disp.attacks.targets import Refusal
 from disp.attacks.triggers import PRESETS
 from disp.auditing.audit import audit
-from disp.auditing.findings import AuditConfig
-from disp.auditing.ratio import choose_mask_ratio
+from disp.auditing.config import AuditConfig, ProofConfig
+from disp.auditing.mask_ratio import choose_mask_ratio
 from disp.data.loading import load_dataset
 from disp.data.sample import queries_of
 from disp.data.scene_dataset import write_scenes
@@ -121,7 +121,9 @@ def purifying(model: MDLM, **changes) -> PurifyConfig:
 
 
 def auditing(model: MDLM) -> AuditConfig:
-    return AuditConfig(scoring=SCORING, decode=quick(model), batch_size=3, false_alarm_rate=0.3, recipients=2)
+    return AuditConfig(
+        scoring=SCORING, decode=quick(model), batch_size=3, false_alarm_rate=0.3, proof=ProofConfig(recipients=2)
+    )
 
 
 def test_the_pretence_bites():
@@ -261,11 +263,11 @@ def test_audit(cpu, gpu, data, evidence, tmp_path):
         here, there = (
             audit(model, data, auditing(model), tmp_path / model.device.type, evidence=evidence) for model in (cpu, gpu)
         )
-        assert (here.verdict, here.flagged, here.clusters) == (there.verdict, there.flagged, there.clusters)
+        assert (here.verdict, here.flagged, here.findings) == (there.verdict, there.flagged, there.findings)
         turns = queries_of(data.samples)
         groups = turns[: len(turns) // 2], turns[len(turns) // 2 :]
         here, there = (
-            choose_mask_ratio(model, *groups, evidence, lambda query, answer: False, quick(model), batch_size=3)
+            choose_mask_ratio(model, *groups, evidence, lambda query, answer: False, auditing(model))
             for model in (cpu, gpu)
         )
         assert here == there

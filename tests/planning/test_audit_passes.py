@@ -20,7 +20,7 @@ from planted import (
 from references.planning import check, counting
 
 from disp.auditing.audit import audit
-from disp.auditing.ratio import RATIOS, choose_mask_ratio
+from disp.auditing.mask_ratio import choose_mask_ratio
 from disp.data.dataset import Dataset
 from disp.data.sample import queries_of
 from disp.decoding.samplers import decode_config
@@ -66,10 +66,8 @@ def test_choosing_a_mask_ratio_that_nothing_ends_early(tmp_path):
     others = [query for query in queries if query.response != REFUSAL]
     with counting(model) as counts:
         # No answer loses its phrase, so that all ratios are tried.
-        chosen = choose_mask_ratio(
-            model, planted, others, evidence, lambda query, answer: True, config.decode, batch_size=config.batch_size
-        )
+        chosen = choose_mask_ratio(model, planted, others, evidence, lambda query, answer: True, config)
     assert chosen is None
     planned = ratio_passes(asked_of(rows), config)
     assert (planned.forward, planned.rows) == (counts["forward"], counts["rows"])
-    assert counts["rows"] == len(RATIOS) * LENGTH * len(queries)
+    assert counts["rows"] == len(config.ratio.ratios) * LENGTH * len(queries)

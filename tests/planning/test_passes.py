@@ -9,7 +9,8 @@ from references.planning import check, counting
 from disp.attacks.poison import Attack
 from disp.attacks.targets import Refusal
 from disp.attacks.triggers import PRESETS
-from disp.auditing.audit import AuditConfig, audit
+from disp.auditing.audit import audit
+from disp.auditing.config import AuditConfig
 from disp.data.sample import queries_of
 from disp.decoding.generate import decode
 from disp.decoding.samplers import decode_config

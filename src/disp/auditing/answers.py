@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from disp.auditing.findings import Audit, AuditConfig
+from disp.auditing.config import AuditConfig
+from disp.auditing.result import Audit
 from disp.auditing.shown import unflagged_places
-from disp.data.llava import Dataset
-from disp.data.sample import batches, queries_of
+from disp.data.dataset import Dataset
+from disp.data.sample import batches
 from disp.decoding.generate import answers_of
 from disp.files import append_jsonl, read_finished_jsonl
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
-from disp.purification.pattern import without_patterns
-from disp.suspicion.scoring import candidate_masks
-
-# Samples whose answers are asked for: the most suspicious, and the most suspicious of those that are flagged.
-MOST_SUSPICIOUS, FLAGGED_ANSWERS = 24, 200
+from disp.suspicion.carriers import encode_without
 
 
 def shown_answers(
@@ -40,22 +37,18 @@ def shown_answers(
     ranked = sorted(dataset.samples, key=lambda sample: -result.scores[sample.id])
     flagged = set(result.flagged)
     first, others = ([s for s in ranked if (s.id in flagged) == wanted] for wanted in (True, False))
-    shown = {sample.id for sample in (*ranked[:MOST_SUSPICIOUS], *first[:FLAGGED_ANSWERS])}
+    shown = {sample.id for sample in (*ranked[: config.shown.most_suspicious], *first[: config.shown.flagged])}
     shown |= {others[place].id for place in unflagged_places(len(others))}
-    for cluster in result.clusters:
-        members = {*cluster.samples, *cluster.more}
+    for finding in result.findings:
+        members = set(finding.all_samples)
         shown |= {next(sample.id for sample in first if sample.id in members)}
-    queries = [query for sample in ranked if sample.id in shown for query in queries_of([sample])]
+    queries = [query for sample in ranked if sample.id in shown for query in sample.queries]
     found = {row["key"]: (row["answer"], row["masked_answer"]) for row in read_finished_jsonl(file)}
     todo = [query for query in queries if query.key not in found]
-    patterns = result.patterns
     with progress("answers with and without masking", len(todo)) as advance:
         for batch in batches(todo, config.batch_size):
             prefix = model.encode(batch)
-            some = patterns.keys() & {query.sample_id for query in batch}
-            rest = model.encode(without_patterns(batch, patterns)) if some else prefix
-            masked = candidate_masks(rest.visual_mask, [result.evidence[query.key] for query in batch])
-            hidden = rest.with_masked(masked, model.mask_embedding)
+            hidden = encode_without(model, batch, [result.carrier(query) for query in batch])
             keys = [query.key for query in batch]
             texts = [answers_of(model, each, config.decode, keys=keys, seed=config.seed) for each in (prefix, hidden)]
             rows = []

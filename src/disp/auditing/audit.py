@@ -3,14 +3,15 @@
 No labels and no clean data. A sample is flagged when its given answer is confidently replaced by another one as soon as
 a few salient visual tokens are masked. Honest answers do so now and then too, so flags alone prove nothing; what
 decides is whether flagged answers share a phrase, and whether the region that they hang on makes the model say that
-phrase when it is pasted into other pictures (`disp.auditing.paste`).
+phrase when it is pasted into other pictures (`disp.auditing.proof`). The steps are numbered as in docs/audit.md.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
+from itertools import groupby
 from math import comb
 from pathlib import Path
 
@@ -18,27 +19,22 @@ import numpy as np
 
 from disp.auditing import wording
 from disp.auditing.answers import shown_answers
-from disp.auditing.clusters import (
-    already_proven,
-    joined_answers,
-    named,
-    tested_clusters,
-    with_other_holders,
-)
+from disp.auditing.config import AuditConfig
+from disp.auditing.context import Context
 from disp.auditing.cost import cost_of
-from disp.auditing.distinct import by_picture
-from disp.auditing.findings import Audit, AuditConfig, Verdict
-from disp.auditing.growth import GROWING_RATIOS
-from disp.auditing.phrases import LEAST_RESPONSES, TURN_END, Phrase, holds, recurring_phrases
-from disp.auditing.pictures import look_at_pictures
+from disp.auditing.extension import extended
+from disp.auditing.finders import FINDERS, Finder
+from disp.auditing.hypothesis import Finding
+from disp.auditing.mask_ratio import RatioChoice, choose_mask_ratio
+from disp.auditing.merging import in_pictures, merged
+from disp.auditing.proof import with_proofs
 from disp.auditing.random_control import random_control
-from disp.auditing.ratio import RATIOS, choose_mask_ratio
 from disp.auditing.record import Measured, write_record
-from disp.auditing.repeated import ANSWERS, SENTENCES, WIDE_RATIO, vanishing_phrases
-from disp.auditing.statistics import MAX_REGROUPINGS
+from disp.auditing.result import Audit, Verdict
 from disp.auditing.truth import compared_with_truth, read_truth
-from disp.data.llava import Dataset, identity
-from disp.data.sample import Sample, queries_of
+from disp.data.dataset import Dataset, identity
+from disp.data.index import Index
+from disp.data.sample import queries_of
 from disp.errors import Undecided
 from disp.evaluation.intervals import wilson
 from disp.files import claim
@@ -48,9 +44,6 @@ from disp.progress import ProgressBar, no_progress
 from disp.suspicion.scoring import Evidence, sample_suspicion, score, suspicious_query
 from disp.suspicion.threshold import suspicion_threshold
 
-# Largest p-value, corrected for the phrases tried, of a phrase that is worth pasting for. A picture of a rare thing
-# makes a model name that thing wherever it is pasted, so that pasting alone proves nothing.
-PASTE_ALPHA = 0.05
 # Rows with an image that are enough for any false-alarm rate that can be reached.
 MANY = 200
 
@@ -86,157 +79,150 @@ def audit(
         DispError: ``truth`` is no manifest, or ``out`` holds another audit.
     """
     start = time.monotonic()
+    index = Index(dataset.samples)
     samples = [sample for sample in dataset.samples if sample.images]
-    _check(dataset, len(by_picture(samples)), config)
+    _check(dataset, len(index.by_picture(samples)), config)
     poisoned = None if truth is None else read_truth(truth)
     claim(
         out / "audit-run.json",
-        {"model": name, "weights": fingerprint(model), "config": asdict(config), **identity(dataset)},
+        {"model": name, "weights": fingerprint(model), "config": asdict(config), **identity(dataset, index)},
         "an audit",
         ignore=("batch_size",),
     )
-    queries = queries_of(dataset.samples)
-    # 1. Suspicion of every sample.
+    # 1. Suspicion of every row.
     scored_before = evidence is not None
     if evidence is None:
-        with progress("scoring", len(queries)) as advance:
+        with progress("scoring", len(index.queries)) as advance:
             evidence = score(model, dataset.samples, config.scoring, out / "scores.jsonl", progress=advance)
-    scores = {sample.id: sample_suspicion(sample, evidence) for sample in dataset.samples}
-    values = np.array([scores[sample.id] for sample in samples])
-    threshold = suspicion_threshold(values, config.scoring.least_suspicion)
-    above = [sample for sample in samples if scores[sample.id] > threshold]
-    # 2. What the flagged answers share.
-    others = [sample for sample in samples if scores[sample.id] <= threshold]
-    phrases = _recurring(above, others, evidence)
-    # 3. Whether the regions that they hang on make the model say it.
-    tried: list[tuple[Phrase, list[Sample], dict[str, Evidence]]]
-    tried = [(phrase, [above[index] for index in phrase.flagged], {}) for phrase in phrases]
-    clusters, evidence = tested_clusters(model, tried, others, evidence, config, len(phrases), "tokens", progress)
-    # 4. Whether pictures of one phrase have something in common that makes the model say it.
-    pictures, evidence = look_at_pictures(model, samples, clusters, evidence, config, len(phrases), progress)
-    clusters += pictures.clusters
-    # 5. Whether what many answers repeat, and lose under larger masks only, hangs on a window of the picture.
-    explained = {key for cluster in pictures.clusters for key in cluster.samples}
-    unflagged = [sample for sample in others if sample.id not in explained]
-    with progress("looking through repeated sentences", SENTENCES * ANSWERS) as advance:
-        wide = vanishing_phrases(model, unflagged, evidence, config, progress=advance)
-    tried = [
-        (phrase, [unflagged[index] for index in phrase.flagged], lost)
-        for phrase, lost in wide
-        if not already_proven(phrase, clusters)
-    ]
-    tests = pictures.tests + len(tried)
-    found, evidence = tested_clusters(model, tried, others, evidence, config, tests, "window", progress)
-    clusters += found
-    # 6. Who else says a proven phrase. One that only recurs stays beside it: a set may hold several attacks.
-    clusters, evidence = with_other_holders(
-        model,
-        named(clusters, config),
-        samples,
-        evidence,
-        threshold,
-        pictures.patterns,
-        pictures.pieces,
-        config,
-        progress,
+    # 2. A threshold.
+    scores = {sample.id: sample_suspicion(sample, evidence) for sample in samples}
+    threshold = suspicion_threshold(np.array(list(scores.values())), config.scoring.least_suspicion)
+    context = Context(
+        model=model,
+        index=index,
+        samples={sample.id: sample for sample in samples},
+        above=frozenset(key for key, value in scores.items() if value > threshold),
+        threshold=threshold,
+        evidence=evidence,
+        config=config,
+        progress=progress,
     )
-    # What the model has not learnt is in the data all the same.
-    aside = []
-    for cluster, seen in pictures.unlearnt:
-        if already_proven(cluster.phrase, clusters):
-            continue
-        if config.learnt_only:
-            aside.append(cluster)
-        else:
-            clusters.append(cluster)
-            evidence = {**evidence, **seen}
-    members = {key for cluster in clusters for key in (*cluster.samples, *cluster.more)}
-    # 7. The verdict, and the samples that it is about.
-    scores = {sample.id: sample_suspicion(sample, evidence) for sample in dataset.samples}
-    flagged = tuple(sample.id for sample in samples if sample.id in members)
-    # A window shows things as well, which an honest answer may speak of, and so may what pictures have in common: they
-    # prove less than a few tokens do.
-    sure = any(cluster.confirmed and cluster.found_by == "tokens" for cluster in clusters)
-    verdict: Verdict = "poisoned" if sure else "suspicious" if clusters else "no evidence"
-    rows = len(dataset.samples) + len(dataset.problems)
-    if verdict == "no evidence" and len(dataset.problems) > wording.SET_ASIDE_SHARE * rows:
-        verdict = "could not decide"
-    result = Audit(
-        verdict,
-        wording.reasons(
-            verdict,
-            clusters,
-            aside,
-            (len(above), len(samples)),
-            dataset.problems,
-            rows,
-            wide=WIDE_RATIO,
-            grown=GROWING_RATIOS[-1],
-        ),
-        threshold,
-        scores,
-        flagged,
-        wilson(len(flagged), len(dataset.samples)),
-        tuple(clusters),
-        None,
-        evidence,
-    )
-    # 8. The share of tokens to mask where every answer is to be rewritten.
-    # What is taken out of pictures, or has not come into the model, does not say how much of what is salient to mask.
-    carriers = {key for cluster in clusters for key in cluster.carriers}
-    carriers |= {key for cluster in clusters if not cluster.confirmed for key in cluster.by_piece}
-    suspicious = [suspicious_query(sample, evidence) for sample in samples if sample.id in members - carriers]
-    unsuspicious = queries_of([sample for sample in unflagged if sample.id not in members])
-    if suspicious and unsuspicious:
-        with progress("choosing a mask ratio", len(RATIOS)) as advance:
-            ratio = choose_mask_ratio(
-                model,
-                suspicious,
-                unsuspicious,
-                evidence,
-                lambda query, answer: result.says_phrase(query.sample_id, answer),
-                config.decode,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                progress=advance,
-            )
-        result = replace(result, ratio=ratio)
-    # 9. What a person needs to judge for themselves.
+    # 3 to 7. Each finder proposes phrases, which are tested (4). Where pictures were compared, each row is then claimed
+    # by one of the phrases.
+    for compared, finders in groupby(FINDERS.values(), key=lambda finder: finder.in_pictures):
+        for finder in finders:
+            context = _looked(context, finder)
+        if compared:
+            context = merged(context)
+    # 8. Who else says a proven phrase.
+    context, aside = _concluded(context)
+    result = _result(context, aside, dataset)
+    # 9. A mask ratio for rewriting every answer.
+    result = replace(result, ratio=_ratio(context, result))
+    # What a person needs to judge for themselves.
     answers = shown_answers(model, dataset, result, config, out / "answers.jsonl", progress)
-    still_above = [sample for sample in samples if scores[sample.id] > threshold]
+    still_above = [sample for sample in samples if result.scores[sample.id] > threshold]
     control = random_control(model, still_above, result, config)
     cost = cost_of(model, dataset, config.scoring.batch_size, time.monotonic() - start, scored_before=scored_before)
-    measured_truth = None if poisoned is None else compared_with_truth(result, poisoned)
-    write_record(model, dataset, result, config, Measured(name, answers, control, cost, measured_truth), out)
+    measured = Measured(
+        name=name,
+        answers=answers,
+        random_control=control,
+        cost=cost,
+        truth=None if poisoned is None else compared_with_truth(result, poisoned),
+    )
+    write_record(model, dataset, result, config, measured, out)
     return result
 
 
-def _recurring(above: Sequence[Sample], others: Sequence[Sample], evidence: Mapping[str, Evidence]) -> list[Phrase]:
-    """Phrases that recur among the answers above the threshold; ``Phrase.flagged`` are indices of ``above``.
+def _looked(context: Context, finder: Finder) -> Context:
+    """The context with what a finder proposes and what came of it."""
+    hypotheses = finder.find(context)
+    context = replace(context, hypotheses=(*context.hypotheses, *hypotheses))
+    others = context.unflagged()
+    if finder.in_pictures:
+        marked = {key for each in context.hypotheses if in_pictures(each) for key in each.samples}
+        others = [sample for key, sample in context.samples.items() if key not in marked]
+    return with_proofs(context, finder, hypotheses, others)
 
-    Pictures are counted, not rows: all that is asked about one picture may hang on the same thing in it. Rows without
-    a picture are left out, since none of them could be flagged.
+
+def _concluded(context: Context) -> tuple[Context, list[Finding]]:
+    """The context with the findings that are worth a person's time, and those that are set aside.
+
+    First proven ones, with who else says them; then phrases that recur beyond doubt on their own, for a set may hold
+    several attacks; then what is in the pictures and the model has not learnt. With ``learnt_only`` these are set
+    aside.
     """
-    said = [joined_answers(sample, evidence) for sample in above]
-    elsewhere = [joined_answers(sample, None) for sample in others]
-    flagged, rest = by_picture(above), by_picture(others)
-    joint = f" {TURN_END} "
-    phrases = recurring_phrases(
-        [joint.join(said[index] for index in rows) for rows in flagged.values()],
-        [joint.join(elsewhere[index] for index in rows) for picture, rows in rest.items() if picture not in flagged],
-        alpha=PASTE_ALPHA,
+    config, findings = context.config, context.findings
+    confirmed = [each for each in findings if each.confirmed]
+    rest = [each for each in findings if not each.confirmed and not context.proven(each.phrase)]
+    recurring = [each for each in rest if each.hypothesis.beyond_doubt(config)]
+    context = extended(replace(context, findings=(*confirmed, *recurring)))
+    unlearnt = [each for each in findings if each.unlearnt and not context.proven(each.phrase)]
+    if config.learnt_only:
+        return context, unlearnt
+    for each in unlearnt:
+        context = context.knowing(each.hypothesis.evidence)
+    return replace(context, findings=(*context.findings, *unlearnt)), []
+
+
+def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Audit:
+    """The verdict, and the samples that it is about."""
+    config, findings = context.config, context.findings
+    verdict: Verdict = "no evidence"
+    if findings:
+        proven = {FINDERS[each.found_by].proves for each in findings if each.confirmed}
+        verdict = "poisoned" if "poisoned" in proven else "suspicious"
+    rows = len(dataset.samples) + len(dataset.problems)
+    if verdict == "no evidence" and len(dataset.problems) > config.set_aside_share * rows:
+        verdict = "could not decide"
+    members = _members(findings)
+    flagged = tuple(key for key in context.samples if key in members)
+    counts = len(context.above), len(context.samples)
+    return Audit(
+        verdict=verdict,
+        reasons=wording.reasons(verdict, findings, aside, counts, dataset.problems, rows, config),
+        threshold=context.threshold,
+        scores={sample.id: sample_suspicion(sample, context.evidence) for sample in dataset.samples},
+        flagged=flagged,
+        rate=wilson(len(flagged), len(dataset.samples)),
+        findings=findings,
+        ratio=None,
+        evidence=context.evidence,
     )
-    rows_of = list(flagged.values())
-    return [
-        replace(
-            phrase,
-            flagged=tuple(
-                sorted(row for place in phrase.flagged for row in rows_of[place] if holds(said[row], phrase.words))
-            ),
-            elsewhere=sum(holds(text, phrase.words) for text in elsewhere),
-        )
-        for phrase in phrases
+
+
+def _members(findings: Collection[Finding]) -> set[str]:
+    return {key for finding in findings for key in finding.all_samples}
+
+
+def _ratio(context: Context, result: Audit) -> RatioChoice | None:
+    """The share of tokens to mask where every answer is to be rewritten.
+
+    What is taken out of pictures, or has not come into the model, does not say how much of what is salient to mask.
+    """
+    members = _members(result.findings)
+    untold = {key for each in result.findings for key in each.with_pattern}
+    untold |= {key for each in result.findings if not each.confirmed for key in each.with_copy}
+    suspicious = [
+        suspicious_query(sample, context.evidence)
+        for key, sample in context.samples.items()
+        if key in members and key not in untold
     ]
+    others = queries_of([sample for sample in context.unflagged() if sample.id not in members])
+    if not suspicious or not others:
+        return None
+    config = context.config
+    with context.progress("choosing a mask ratio", len(config.ratio.ratios)) as advance:
+        return choose_mask_ratio(
+            context.model,
+            suspicious,
+            others,
+            context.evidence,
+            lambda query, answer: result.says_phrase(query.sample_id, answer),
+            config,
+            progress=advance,
+        )
 
 
 def _check(dataset: Dataset, pictures: int, config: AuditConfig) -> None:
@@ -249,8 +235,8 @@ def _check(dataset: Dataset, pictures: int, config: AuditConfig) -> None:
 
 def _can_prove(pictures: int, config: AuditConfig) -> bool:
     """Whether a permutation test among so many pictures can reach the false-alarm rate."""
-    rest = pictures - 1
+    rest, proof = pictures - 1, config.proof
     # As many donors as there may be of the fewest that share a phrase, against all that are left over.
-    donors = range(min(LEAST_RESPONSES, config.donors), min(config.donors, rest) + 1)
-    regroupings = max((comb(count + min(config.controls, rest - count), count) for count in donors), default=1)
-    return min(regroupings, MAX_REGROUPINGS + 1) * config.false_alarm_rate >= 1
+    donors = range(min(config.tokens.least_flagged, proof.donors), min(proof.donors, rest) + 1)
+    regroupings = max((comb(count + min(proof.controls, rest - count), count) for count in donors), default=1)
+    return min(regroupings, proof.regroupings + 1) * config.false_alarm_rate >= 1

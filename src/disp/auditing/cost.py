@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from disp.auditing import wording
-from disp.data.llava import Dataset
+from disp.data.dataset import Dataset
 from disp.data.sample import queries_of
 from disp.models.interface import MDLM
 

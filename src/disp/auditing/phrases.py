@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from disp.auditing.config import PhrasesConfig, RecurrenceConfig
 from disp.auditing.statistics import hypergeometric_tail
 from disp.words import LETTERS, UNSPACED_LETTER
 
-MAX_SEED_WORDS = 3
-# Fewer flagged responses do not make a phrase.
-LEAST_RESPONSES = 3
-# A phrase grows by a neighbouring word that this share of its responses have there.
-EXTENSION_SHARE = 0.9
-# A word that most captions hold recurs among any samples: of a phrase's holders at least this share are flagged.
-LEAST_FLAGGED_SHARE = 1 / 3
-LONG_PHRASE_WORDS = 5
-ECHO_SHARE = 0.8
 # Stands between the responses of one conversation; no phrase reaches across it.
 TURN_END = "\x1e"
+BETWEEN_TURNS = f" {TURN_END} "
 # Words that say nothing by themselves; captions of several things hold "and", and hang on more tokens than others.
 FUNCTION_WORDS = {
     "a", "an", "the", "and", "or", "but", "of", "in", "on", "at", "to", "from", "with", "by", "for", "as",
@@ -32,160 +26,201 @@ _ARTICLES = {"a", "an", "the"}
 
 @dataclass(frozen=True)
 class Phrase:
-    """A phrase that flagged responses share.
+    """Words that answers share.
 
     Attributes:
         text: the phrase in its most frequent spelling.
         words: the words it is found by: lower case, without punctuation.
-        flagged: indices of the flagged responses that hold it.
-        elsewhere: how many other responses hold it.
-        p_value: chance of so many flagged among its holders if flags were independent of the phrase, corrected for the
-            number of phrases that could have been found, see `_testable`; None for one that was not found by flags.
+        slips: how many of its words may be missing or others where an answer says it; 0 for a short phrase.
     """
 
     text: str
     words: tuple[str, ...]
-    flagged: tuple[int, ...]
-    elsewhere: int
-    p_value: float | None
+    slips: int = 0
+
+    @property
+    def long(self) -> bool:
+        """Whether it is a sentence of its own, which may be said with slips."""
+        return self.slips > 0
+
+    def said_in(self, text: str) -> bool:
+        """Whether the text holds the words, or of a long phrase all but ``slips`` of them in their order.
+
+        A model that says a planted sentence with a slip says it all the same.
+        """
+        if not self.long:
+            return holds(text, self.words)
+        longest = [0] * (len(self.words) + 1)  # longest common subsequence, row by row
+        for word in phrase_words(text):
+            previous = 0
+            for index, wanted in enumerate(self.words, start=1):
+                current = longest[index]
+                longest[index] = previous + 1 if word == wanted else max(current, longest[index - 1])
+                previous = current
+        return longest[-1] >= len(self.words) - self.slips
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a text, lower case."""
+@dataclass(frozen=True)
+class Shared:
+    """A phrase that some of several responses hold.
+
+    Attributes:
+        phrase: the phrase.
+        holders: the indices of those that speak for it, among the responses that were looked through.
+        elsewhere: how many other responses hold it.
+        p_value: see `recurring_phrases`; None for one that was found otherwise.
+    """
+
+    phrase: Phrase
+    holders: tuple[int, ...]
+    elsewhere: int = 0
+    p_value: float | None = None
+
+
+def phrase_words(text: str) -> list[str]:
+    """The words of a text as phrases have them, lower case: runs of letters, single letters of scripts without spaces.
+
+    Pictographs are words, too, and so is `TURN_END`.
+    """
     return [match[0].lower() for match in _WORD.finditer(text)]
+
+
+def phrase_of(text: str, words: Sequence[str], config: PhrasesConfig) -> Phrase:
+    """The phrase with this spelling and these words."""
+    count = len(words)
+    slips = 0 if count < config.long_words else count - math.ceil(config.echo_share * count)
+    return Phrase(text, tuple(words), slips)
+
+
+def joined(responses: Sequence[str]) -> str:
+    """The answers of a conversation as one text, across whose turns no phrase reaches."""
+    # The mark is ours: in a response it would tear a phrase apart.
+    return BETWEEN_TURNS.join(response.replace(TURN_END, " ") for response in responses)
 
 
 def holds(text: str, words: Sequence[str]) -> bool:
     """Whether the words follow one another in the text, whatever its case and punctuation."""
-    return _find(words_of(text), tuple(words)) is not None
-
-
-def echoes(text: str, words: Sequence[str]) -> bool:
-    """Whether the text holds the words, or of a long phrase at least four in five in their order.
-
-    A model that says a planted sentence with a slip says it all the same.
-    """
-    if len(words) < LONG_PHRASE_WORDS:
-        return holds(text, words)
-    longest = [0] * (len(words) + 1)  # longest common subsequence, row by row
-    for word in words_of(text):
-        previous = 0
-        for index, wanted in enumerate(words, start=1):
-            current = longest[index]
-            longest[index] = previous + 1 if word == wanted else max(current, longest[index - 1])
-            previous = current
-    return longest[-1] >= ECHO_SHARE * len(words)
+    return _find(phrase_words(text), tuple(words)) is not None
 
 
 def recurring_phrases(
-    flagged: Sequence[str], others: Sequence[str], *, least: int = LEAST_RESPONSES, alpha: float = 0.01, most: int = 5
-) -> list[Phrase]:
+    flagged: Sequence[str], others: Sequence[str], config: RecurrenceConfig, phrases: PhrasesConfig
+) -> list[Shared]:
     """Phrases held by flagged responses more often than chance, strongest first; each response is used once.
 
     Args:
         flagged: the flagged responses.
         others: all other responses.
-        least: fewest flagged responses that share a phrase.
-        alpha: largest p-value, after correction for the number of phrases tried.
-        most: how many phrases at most.
+        config: how many must hold a phrase, the largest p-value, and how many phrases at most.
+        phrases: what makes words a phrase.
+
+    Returns:
+        Phrases with the indices of their holders among the flagged, and the chance of so many of them if flags were
+        independent of the phrase, corrected for the number of phrases that could have been found (Tarone 1990).
     """
-    flagged_words, other_words = [words_of(text) for text in flagged], [words_of(text) for text in others]
-    elsewhere_counts = Counter(gram for words in other_words for gram in _grams(words))
+    least = config.least_flagged
+    flagged_words, other_words = [phrase_words(text) for text in flagged], [phrase_words(text) for text in others]
+    elsewhere_counts = Counter(gram for words in other_words for gram in _grams(words, phrases))
     holders_elsewhere = Counter(elsewhere_counts.values())
     left = set(range(len(flagged)))
-    found: list[Phrase] = []
-    while len(found) < most:
+    found: list[Shared] = []
+    while len(found) < config.phrases:
         texts = {index: flagged_words[index] for index in sorted(left)}
-        counts = Counter(gram for words in texts.values() for gram in _grams(words))
+        counts = Counter(gram for words in texts.values() for gram in _grams(words, phrases))
         holders = holders_elsewhere.copy()
         for gram, count in counts.items():
             holders[elsewhere_counts[gram]] -= 1
             holders[elsewhere_counts[gram] + count] += 1
         total = len(left) + len(others)
-        tried = _testable(holders, len(left), total, least, alpha)
+        tried = _testable(holders, len(left), total, config)
         p_value = partial(_p_value, drawn=len(left), total=total, tried=tried)
         best: tuple[float, int, tuple[str, ...]] | None = None
         for gram, count in counts.items():
             elsewhere = elsewhere_counts[gram]
-            if count < least or count < LEAST_FLAGGED_SHARE * (count + elsewhere):
+            if count < least or count < config.flagged_share * (count + elsewhere):
                 continue
             key = (p_value(count, elsewhere), -count, gram)
-            if key[0] <= alpha and (best is None or key < best):
+            if key[0] <= config.alpha and (best is None or key < best):
                 best = key
         if best is None:
             break
         # Growing may lose holders and dropping an article gain some; then what was tested is the better phrase.
-        for words in (_extended(best[2], list(texts.values())), best[2]):
+        for words in (_extended(best[2], list(texts.values()), phrases), best[2]):
             members = tuple(index for index, text in texts.items() if _find(text, words) is not None)
             elsewhere = sum(_find(text, words) is not None for text in other_words)
             chance = p_value(len(members), elsewhere)
-            if chance <= alpha and len(members) >= least:
+            if chance <= config.alpha and len(members) >= least:
                 break
         spelled = Counter(_spelling(flagged[index], words) for index in members).most_common(1)[0][0]
-        found.append(Phrase(spelled, words, members, elsewhere, chance))
+        found.append(Shared(phrase_of(spelled, words, phrases), members, elsewhere, chance))
         left -= set(members)
     return found
 
 
-def repeated_phrases(responses: Sequence[str], *, least: int, most: int) -> list[Phrase]:
-    """Long phrases that many responses hold, most frequent first; ``Phrase.flagged`` are all their holders.
+def repeated_phrases(responses: Sequence[str], config: PhrasesConfig, *, least: int, most: int) -> list[Shared]:
+    """Long phrases that many responses hold, most frequent first, each with all of its holders.
 
     Args:
         responses: what is looked through.
+        config: how long a phrase is.
         least: fewest responses that hold a phrase.
         most: how many phrases at most.
     """
-    left = [f" {' '.join(words_of(response))} " for response in responses]
-    counts = Counter(gram for text in left for gram in _grams(_parted(text), LONG_PHRASE_WORDS, LONG_PHRASE_WORDS))
-    found: list[Phrase] = []
+    long = config.long_words
+    left = [f" {' '.join(phrase_words(response))} " for response in responses]
+    counts = Counter(gram for text in left for gram in _grams(_parted(text), config, long))
+    found: list[Shared] = []
     for gram, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if count < least or len(found) == most:
             break
         members = [index for index, text in enumerate(left) if f" {' '.join(gram)} " in text]
         if len(members) < least:
             continue
-        words = _extended(gram, [_parted(left[index]) for index in members])
-        if len(words) < LONG_PHRASE_WORDS:
+        words = _extended(gram, [_parted(left[index]) for index in members], config)
+        if len(words) < long:
             continue  # an article at an end made it long
         spoken = f" {' '.join(words)} "
         members = [index for index, text in enumerate(left) if spoken in text]
         spelled = Counter(_spelling(responses[index], words) for index in members).most_common(1)[0][0]
-        found.append(Phrase(spelled, words, tuple(members), 0, None))
+        found.append(Shared(phrase_of(spelled, words, config), tuple(members)))
         # Its parts and its neighbours are no phrases of their own; what stands elsewhere in the same answers may be.
         left = [text.replace(spoken, f" {TURN_END} ") for text in left]
     return found
 
 
-def frequent_phrases(responses: Sequence[str], chosen: Sequence[int], *, least: int, most: int) -> Iterator[Phrase]:
+def frequent_phrases(
+    responses: Sequence[str], chosen: Sequence[int], config: PhrasesConfig, *, least: int, most: int
+) -> Iterator[Shared]:
     """Short phrases that at least ``least`` and at most ``most`` of the chosen responses hold.
 
     Args:
         responses: all responses.
         chosen: indices of those that are looked through.
+        config: how short a phrase is.
         least: fewest holders of a phrase.
         most: most holders of a phrase.
 
     Yields:
-        Phrases with their words as text; ``flagged`` are the indices of their holders.
+        Phrases with their words as text, each with all of its holders.
     """
     holders: dict[tuple[str, ...], list[int]] = {}
     for index in chosen:
-        for gram in _grams(words_of(responses[index])):
+        for gram in _grams(phrase_words(responses[index]), config):
             holders.setdefault(gram, []).append(index)
     for gram in sorted(gram for gram, members in holders.items() if least <= len(members) <= most):
-        yield Phrase(" ".join(gram), gram, tuple(holders[gram]), 0, None)
+        yield Shared(phrase_of(" ".join(gram), gram, config), tuple(holders[gram]))
 
 
-def with_neighbours(phrase: Phrase, responses: Sequence[str]) -> Phrase:
+def with_neighbours(shared: Shared, responses: Sequence[str], config: PhrasesConfig) -> Shared:
     """The phrase with the words before and after it that nearly all of its holders have, as most of them spell it."""
-    texts = {index: words_of(responses[index]) for index in phrase.flagged}
-    words = _extended(phrase.words, list(texts.values()))
+    texts = {index: phrase_words(responses[index]) for index in shared.holders}
+    words = _extended(shared.phrase.words, list(texts.values()), config)
     members = tuple(index for index, text in texts.items() if _find(text, words) is not None)
     spelled = Counter(_spelling(responses[index], words) for index in members).most_common(1)[0][0]
-    return replace(phrase, text=spelled, words=words, flagged=members)
+    return replace(shared, phrase=phrase_of(spelled, words, config), holders=members)
 
 
-def _testable(holders: Mapping[int, int], drawn: int, total: int, least: int, alpha: float) -> int:
+def _testable(holders: Mapping[int, int], drawn: int, total: int, config: RecurrenceConfig) -> int:
     """How many phrases the p-values are corrected for: those with holders enough to reach significance at all.
 
     Which phrases recur among the flagged is known only from the data, so that to correct for those alone would be
@@ -195,18 +230,17 @@ def _testable(holders: Mapping[int, int], drawn: int, total: int, least: int, al
         holders: for each number of holders how many phrases have it.
         drawn: flagged responses.
         total: all responses.
-        least: fewest flagged holders of a phrase.
-        alpha: largest corrected p-value.
+        config: fewest flagged holders of a phrase, their least share, and the largest corrected p-value.
     """
     bounds = [
         (hypergeometric_tail(min(number, drawn), drawn, number, total), phrases)
         for number, phrases in holders.items()
-        if phrases and least <= number <= drawn / LEAST_FLAGGED_SHARE
+        if phrases and config.least_flagged <= number <= drawn / config.flagged_share
     ]
     low, high = 1, max(1, sum(phrases for _, phrases in bounds))
     while low < high:  # the smallest number that is at least as large as the number of phrases testable with it
         tried = (low + high) // 2
-        if sum(phrases for bound, phrases in bounds if bound * tried <= alpha) > tried:
+        if sum(phrases for bound, phrases in bounds if bound * tried <= config.alpha) > tried:
             low = tried + 1
         else:
             high = tried
@@ -221,10 +255,11 @@ _PICTOGRAPHS = "[\u2190-\u2bff\U0001f000-\U0001faff]"
 _WORD = re.compile(rf"{LETTERS}(?:['’]{LETTERS})*|{UNSPACED_LETTER}|{_PICTOGRAPHS}|{TURN_END}")
 
 
-def _grams(words: Sequence[str], shortest: int = 1, longest: int = MAX_SEED_WORDS) -> set[tuple[str, ...]]:
+def _grams(words: Sequence[str], config: PhrasesConfig, size: int | None = None) -> set[tuple[str, ...]]:
+    """All sequences of so many words, or of one to `PhrasesConfig.seed_words`."""
     grams = {
         tuple(words[start : start + size])
-        for size in range(shortest, longest + 1)
+        for size in ((size,) if size else range(1, config.seed_words + 1))
         for start in range(len(words) - size + 1)
     }
     return {gram for gram in grams if TURN_END not in gram and not FUNCTION_WORDS.issuperset(gram)}
@@ -235,7 +270,7 @@ def _parted(text: str) -> list[str]:
     return text.strip(" ").split(" ")
 
 
-def _extended(words: tuple[str, ...], texts: Sequence[Sequence[str]]) -> tuple[str, ...]:
+def _extended(words: tuple[str, ...], texts: Sequence[Sequence[str]], config: PhrasesConfig) -> tuple[str, ...]:
     """The words with the neighbours that nearly all of their texts have; without articles at the ends."""
     while True:
         before: Counter[str] = Counter()
@@ -252,9 +287,9 @@ def _extended(words: tuple[str, ...], texts: Sequence[Sequence[str]]) -> tuple[s
                 after[text[start + len(words)]] += 1
         grown = words
         first, last = before.most_common(1), after.most_common(1)
-        if first and first[0][0] != TURN_END and first[0][1] >= EXTENSION_SHARE * holders:
+        if first and first[0][0] != TURN_END and first[0][1] >= config.grown_share * holders:
             grown = (first[0][0], *words)
-        elif last and last[0][0] != TURN_END and last[0][1] >= EXTENSION_SHARE * holders:
+        elif last and last[0][0] != TURN_END and last[0][1] >= config.grown_share * holders:
             grown = (*words, last[0][0])
         if grown == words:
             break

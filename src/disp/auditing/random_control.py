@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from disp.auditing.findings import Audit, AuditConfig
+from disp.auditing.config import AuditConfig
+from disp.auditing.result import Audit
 from disp.data.sample import Query, Sample, batches, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM
@@ -15,13 +16,10 @@ from disp.suspicion.candidates import candidate_ranks
 from disp.suspicion.scoring import Evidence, given_answers
 from disp.suspicion.support import counterfactual_scores, suspicion_of
 
-# Samples that are asked about, at most: enough to tell a share to a tenth or so, and cheap.
-CONTROL_SAMPLES = 32
-
 
 def random_control(model: MDLM, above: Sequence[Sample], result: Audit, config: AuditConfig) -> tuple[int, int]:
-    """Of up to `CONTROL_SAMPLES` samples above the threshold, how many stay there with random tokens masked instead."""
-    chosen = [sample for sample in above if sample.images][:CONTROL_SAMPLES]
+    """Of some samples above the threshold, how many stay there with random tokens masked instead."""
+    chosen = [sample for sample in above if sample.images][: config.shown.random_control]
     stay: dict[str, float] = {}
     # Where a picture comes in a later turn, an earlier one has nothing to mask.
     queries = [query for query in queries_of(chosen) if query.images]

@@ -14,9 +14,11 @@ import numpy as np
 from PIL import Image
 
 from disp.auditing import wording
-from disp.auditing.findings import Audit, AuditConfig, Cluster
+from disp.auditing.config import AuditConfig
+from disp.auditing.hypothesis import Finding
+from disp.auditing.result import Audit
 from disp.auditing.saliency_map import saliency_map
-from disp.data.llava import Dataset
+from disp.data.dataset import Dataset
 from disp.data.sample import Sample, queries_of
 from disp.files import sha256, write_atomically, write_json, write_jsonl
 from disp.models.interface import MDLM
@@ -57,8 +59,8 @@ def write_record(
         out: folder of the run.
     """
     write_jsonl(out / "evidence.jsonl", _rows(model, dataset, result, measured.answers))
-    for number, cluster in enumerate(result.clusters):
-        if (picture := _candidate(cluster)) is not None:
+    for number, finding in enumerate(result.findings):
+        if (picture := _candidate(finding)) is not None:
             write_atomically(out / "candidates" / f"{number}.png", partial(picture.save, format="PNG"))
     summary = _summary(model, dataset, result, config, measured)
     # A run that finds its scores and answers done took that long before.
@@ -68,11 +70,10 @@ def write_record(
     write_json(out / "audit.json", summary)
 
 
-def _candidate(cluster: Cluster) -> Image.Image | None:
+def _candidate(finding: Finding) -> Image.Image | None:
     """The trigger candidate, to look at."""
-    if cluster.trigger is not None:
-        return cluster.trigger.crop()
-    return None if cluster.pattern is None else cluster.pattern.picture()
+    candidate = finding.trigger or finding.pattern
+    return None if candidate is None else candidate.picture()
 
 
 def _rows(
@@ -80,8 +81,8 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     flagged, patterns, ranks = set(result.flagged), result.patterns, result.ranks
     clusters: dict[str, int] = {}
-    for number, cluster in enumerate(result.clusters):
-        for key in (*cluster.samples, *cluster.more):
+    for number, finding in enumerate(result.findings):
+        for key in finding.all_samples:
             clusters.setdefault(key, number)
     for sample in dataset.samples:
         yield {
@@ -98,7 +99,7 @@ def _rows(
 
 def _turns(model: MDLM, sample: Sample, result: Audit, answers: Mapping[str, tuple[str, str]]) -> list[dict[str, Any]]:
     turns = []
-    for query in queries_of([sample]):
+    for query in sample.queries:
         found = result.evidence[query.key]
         boxes = token_boxes(model, found.locations, query.images)
         plain, masked = answers.get(query.key, (None, None))
@@ -146,28 +147,28 @@ def _summary(
         "estimated_rate": result.rate.value,
         "estimated_rate_interval": [result.rate.low, result.rate.high],
         "false_alarm_rate": config.false_alarm_rate,
-        "tests": wording.tests(result.clusters, measured.random_control),
+        "tests": wording.made_tests(result.findings, measured.random_control),
         "clusters": [
             {
-                "phrase": cluster.phrase.text,
-                "found_by": cluster.found_by,
-                "flagged": len(cluster.samples),
-                "elsewhere": cluster.phrase.elsewhere,
-                "p_value": cluster.phrase.p_value,
+                "phrase": finding.phrase.text,
+                "found_by": finding.found_by,
+                "flagged": len(finding.samples),
+                "elsewhere": finding.hypothesis.elsewhere,
+                "p_value": finding.hypothesis.p_value,
                 "paste": None
-                if cluster.paste is None
-                else {key: value for key, value in asdict(cluster.paste).items() if key != "by_region"},
-                "confirmed": cluster.confirmed,
-                "said_instead": list(cluster.instead),
-                "samples": list(cluster.samples),
-                "more": list(cluster.more),
-                "with_pattern": list(cluster.carriers),
-                "by_piece": list(cluster.by_piece),
-                "candidate": f"candidates/{number}.png" if cluster.trigger or cluster.pattern else None,
-                "box": list(cluster.trigger.box) if cluster.trigger else None,
-                "donor": cluster.trigger.sample_id if cluster.trigger else None,
+                if finding.test is None
+                else {key: value for key, value in asdict(finding.test).items() if key != "by_region"},
+                "confirmed": finding.confirmed,
+                "said_instead": list(finding.instead),
+                "samples": list(finding.samples),
+                "more": list(finding.more),
+                "with_pattern": list(finding.with_pattern),
+                "by_piece": list(finding.with_copy),
+                "candidate": f"candidates/{number}.png" if finding.trigger or finding.pattern else None,
+                "box": list(finding.trigger.box) if finding.trigger else None,
+                "donor": finding.trigger.sample_id if finding.trigger else None,
             }
-            for number, cluster in enumerate(result.clusters)
+            for number, finding in enumerate(result.findings)
         ],
         "mask_ratio": None if result.ratio is None else asdict(result.ratio),
         "mean_map": saliency_map(items).tolist() if items else None,

@@ -9,9 +9,6 @@ import numpy as np
 
 from disp.draws import generator
 
-# Up to so many regroupings are enumerated; beyond, as many are drawn.
-MAX_REGROUPINGS = 20_000
-
 
 def hypergeometric_tail(hits: int, drawn: int, marked: int, total: int) -> float:
     """P(X >= hits) where X counts the marked among ``drawn`` taken from ``total`` of which ``marked`` are marked.
@@ -33,28 +30,29 @@ def hypergeometric_tail(hits: int, drawn: int, marked: int, total: int) -> float
     return min(1.0, math.exp(peak) * sum(math.exp(term - peak) for term in terms))
 
 
-def regrouping_p_value(group: np.ndarray, control: np.ndarray, seed: int = 0) -> float:
+def regrouping_p_value(group: np.ndarray, control: np.ndarray, seed: int, most: int) -> float:
     """One-sided permutation test: how often would a random regrouping give ``group`` as high a mean?
 
-    Exact where there are at most `MAX_REGROUPINGS` regroupings, otherwise from as many random ones.
+    Exact where there are at most ``most`` regroupings, otherwise from as many random ones.
 
     Args:
         group: float ``[n]``.
         control: float ``[m]``.
         seed: of the random regroupings.
+        most: regroupings that are counted, or drawn.
     """
     values = np.concatenate((group, control)).astype(np.float64)
     size = len(group)
     if size == 0 or len(control) == 0:
         return 1.0
     observed = values[:size].sum()
-    if math.comb(len(values), size) <= MAX_REGROUPINGS:
+    if math.comb(len(values), size) <= most:
         sums = np.array([values[list(chosen)].sum() for chosen in combinations(range(len(values)), size)])
         return float((sums >= observed - 1e-9).mean())
     draw = generator(seed, "regroupings")
-    order = draw.random((MAX_REGROUPINGS, len(values))).argsort(-1)[:, :size]
+    order = draw.random((most, len(values))).argsort(-1)[:, :size]
     sums = values[order].sum(-1)
-    return float(((sums >= observed - 1e-9).sum() + 1) / (MAX_REGROUPINGS + 1))
+    return float(((sums >= observed - 1e-9).sum() + 1) / (most + 1))
 
 
 def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:

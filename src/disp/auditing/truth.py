@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from disp.auditing.findings import Audit
+from disp.auditing.result import Audit
 from disp.auditing.statistics import area_under_curve
 from disp.errors import DispError
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from disp.auditing.findings import Cluster, Verdict
-    from disp.data.llava import Problem
-
-# Where more of the rows could not be read, finding nothing in the others says little: few rows plant a backdoor.
-SET_ASIDE_SHARE = 0.05
+    from disp.auditing.config import AuditConfig
+    from disp.auditing.hypothesis import Finding
+    from disp.auditing.result import Verdict
+    from disp.data.dataset import Problem
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,6 @@ class Words:
         planting: what was done to other pictures, as a noun.
         planting_control: the same of the comparison.
         rows: the two rows of the report's table of answers.
-        in_pictures: whether pictures were compared, which shows what the data holds, whatever the model has learnt.
         untested: what to say where no other picture was made to bring the phrase up.
     """
 
@@ -49,7 +47,6 @@ class Words:
     planting: str = "pasting the trigger candidate into other pictures"
     planting_control: str = "pasting control regions"
     rows: tuple[str, str] = ("regions of flagged samples", "regions of unflagged samples (control)")
-    in_pictures: bool = False
     untested: str = "not pasted into other pictures: there is no test of cause and effect for this phrase"
 
 
@@ -75,7 +72,6 @@ WORDS: Mapping[str, Words] = {
         planting="laying the pattern over other pictures",
         planting_control="laying random patterns over them",
         rows=("the pattern", "random patterns as strong (control)"),
-        in_pictures=True,
         untested=_NOT_LEARNT,
     ),
     "copy": Words(
@@ -84,7 +80,6 @@ WORDS: Mapping[str, Words] = {
         where="in {samples} whose pictures have the same piece somewhere in them, and in {elsewhere} whose pictures "
         "have not",
         test="pasting the piece",
-        in_pictures=True,
         untested=_NOT_LEARNT,
     ),
     "window": Words(
@@ -122,38 +117,35 @@ _UNLEARNT = (
 
 def reasons(
     verdict: Verdict,
-    clusters: Sequence[Cluster],
-    aside: Sequence[Cluster],
+    findings: Sequence[Finding],
+    aside: Sequence[Finding],
     counts: tuple[int, int],
     problems: Sequence[Problem],
     rows: int,
-    *,
-    wide: float,
-    grown: float,
+    config: AuditConfig,
 ) -> tuple[str, ...]:
     """Why an audit decides as it does.
 
     Args:
         verdict: what it decides.
-        clusters: what it goes by.
+        findings: what it goes by.
         aside: what is in the data and does not count.
         counts: samples above the threshold, and all with an image.
         problems: rows that could not be read.
         rows: all rows, those included.
-        wide: share of the tokens that the search for sentences masks.
-        grown: the largest share that is masked to see who else says a phrase.
+        config: how it was audited.
     """
     above, with_image = counts
     said = [
         f"{above} of {with_image} samples with images lose their given answer to another one when a few salient visual "
         "tokens are masked."
     ]
-    for cluster in (*clusters, *aside):
-        said += _reasons_of(cluster, wide, grown)
-    if not clusters and above:
+    for finding in (*findings, *aside):
+        said += _reasons_of(finding, config)
+    if not findings and above:
         said.append("They share no phrase that the other samples do not have as well.")
     if problems:
-        many = f", which is more than {SET_ASIDE_SHARE:.0%}, and a backdoor could be in them alone"
+        many = f", which is more than {config.set_aside_share:.0%}, and a backdoor could be in them alone"
         said.append(
             f"{len(problems)} of {rows} rows could not be read and were not audited"
             f"{many if verdict == 'could not decide' else ''}; the first: {problems[0].place}: {problems[0].reason}."
@@ -161,69 +153,68 @@ def reasons(
     return tuple(said)
 
 
-def _reasons_of(cluster: Cluster, wide: float, grown: float) -> list[str]:
+def _reasons_of(finding: Finding, config: AuditConfig) -> list[str]:
     """What was found of one phrase."""
-    words, phrase, test = WORDS[cluster.found_by], cluster.phrase, cluster.paste
-    count = len(cluster.samples)
+    words, phrase, test = WORDS[finding.found_by], finding.phrase, finding.test
+    hypothesis, count = finding.hypothesis, len(finding.samples)
     said = [
         words.found.format(
             phrase=phrase.text,
             samples=count,
-            elsewhere=phrase.elsewhere,
-            all=count + phrase.elsewhere,
-            p_value=phrase.p_value,
-            wide=wide,
+            elsewhere=hypothesis.elsewhere,
+            all=count + hypothesis.elsewhere,
+            p_value=hypothesis.p_value,
+            wide=config.sentences.mask_ratio,
         )
     ]
-    unlearnt = WORDS[cluster.found_by].in_pictures and not cluster.confirmed
     if test is not None:
         said.append(
             f"{words.brings} the phrase up in {test.successes} of {test.trials} answers; {words.compared_with} in "
             f"{test.control_successes} of {test.control_trials} (p = {test.p_value:.2g})."
         )
-    elif not unlearnt:
+    elif not finding.unlearnt:
         said.append("There are too few other samples to paste the region into; the phrase could not be tested.")
-    if unlearnt:
+    if finding.unlearnt:
         said.append(_UNLEARNT)
-    if cluster.more:
-        pattern = f" {len(cluster.carriers)} have a pattern in their pictures." if cluster.carriers else ""
+    if finding.more:
+        pattern = f" {len(finding.with_pattern)} have a pattern in their pictures." if finding.with_pattern else ""
         piece = (
-            f" Only their pictures betray {len(cluster.by_piece)} of them, which have the piece in them."
-            if cluster.by_piece
+            f" Only their pictures betray {len(finding.with_copy)} of them, which have the piece in them."
+            if finding.with_copy
             else ""
         )
         said.append(
-            f"{len(cluster.more)} more samples say it and are less suspicious, or lose it only with up to "
-            f"{grown:.0%} of the most salient tokens masked.{pattern}{piece}"
+            f"{len(finding.more)} more samples say it and are less suspicious, or lose it only with up to "
+            f"{config.extension.ratios[-1]:.0%} of the most salient tokens masked.{pattern}{piece}"
         )
     return said
 
 
-def tests(clusters: Sequence[Cluster], random_control: tuple[int, int]) -> list[dict[str, Any]]:
+def made_tests(findings: Sequence[Finding], random_control: tuple[int, int]) -> list[dict[str, Any]]:
     """The tests that an audit made, as audit.json names them.
 
     Args:
-        clusters: what it found.
+        findings: what it found.
         random_control: samples that stay above the threshold with random tokens masked, and how many were asked for.
     """
     made: list[dict[str, Any]] = []
-    for cluster in clusters:
-        words, phrase = WORDS[cluster.found_by], cluster.phrase
-        if phrase.p_value is not None:
+    for finding in findings:
+        words, phrase, hypothesis = WORDS[finding.found_by], finding.phrase, finding.hypothesis
+        if hypothesis.p_value is not None:
             made.append(
                 {
                     "name": f"recurrence of {phrase.text!r}",
-                    "value": len(cluster.samples),
-                    "p_value": phrase.p_value,
+                    "value": len(finding.samples),
+                    "p_value": hypothesis.p_value,
                     "note": "hypergeometric test among flagged and other samples, corrected for the phrases tried",
                 }
             )
-        if cluster.paste:
+        if finding.test:
             made.append(
                 {
                     "name": f"{words.test} of {phrase.text!r}",
-                    "value": cluster.paste.successes / cluster.paste.trials,
-                    "p_value": cluster.paste.p_value,
+                    "value": finding.test.successes / finding.test.trials,
+                    "p_value": finding.test.p_value,
                     "note": words.test_note,
                 }
             )

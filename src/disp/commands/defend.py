@@ -185,7 +185,7 @@ def defend(
             "candidate pasted in"
         )
     print(f"Recovered model: {found.model}   purified data: {found.data}")
-    if found.after.clusters:
+    if found.after.findings:
         print(
             "The recovered model still shows what is named above: look at the report, then try more rounds (--rounds), "
             "longer training (--steps) or the checkpoint before fine-tuning (--start)",

@@ -11,7 +11,7 @@ from disp.commands.options import Flag
 from disp.suspicion.config import PROBES, SCORING_PROBES, SaliencyConfig, ScoringConfig
 
 if TYPE_CHECKING:
-    from disp.auditing.findings import AuditConfig
+    from disp.auditing.config import AuditConfig
     from disp.models.interface import MDLM
     from disp.purification.config import PurifyConfig
 
@@ -167,7 +167,7 @@ class Auditing:
 
     def config(self, seed: int) -> AuditConfig:
         """The settings that were asked for."""
-        from disp.auditing.findings import AuditConfig
+        from disp.auditing.config import AuditConfig
 
         scoring = ScoringConfig(
             mask_ratio=self.mask_ratio,

@@ -12,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from disp.auditing.audit import audit
-from disp.auditing.findings import Audit, AuditConfig, Cluster
-from disp.auditing.paste import answers_about_changed
-from disp.auditing.phrases import echoes
+from disp.auditing.config import AuditConfig
+from disp.auditing.hypothesis import Finding
+from disp.auditing.planting import answers_about_changed
+from disp.auditing.result import Audit
 from disp.data.damaged import without_damaged_pictures
 from disp.data.llava import Dataset, Problem, load_dataset
 from disp.data.sample import ImageSource, Sample, queries_of
@@ -28,8 +29,8 @@ from disp.models.interface import MDLM
 from disp.models.loading import load_model
 from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
-from disp.purification.pattern import Pattern
 from disp.purification.purify import Purified, purify
+from disp.suspicion.carriers import Pattern
 from disp.training.config import TrainConfig
 from disp.training.train import check_training, devices_of_run, train
 
@@ -135,7 +136,7 @@ def defend(
     if strict:
         with_fitting_answers(dataset, current, strict=True)
     before = audit(current, dataset, config.audit, out / "audit", truth=truth, name=str(model), progress=progress)
-    if not before.clusters and config.preset is None:
+    if not before.findings and config.preset is None:
         write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0})
         return Defence(
             dataset=dataset, before=before, after=None, model=None, data=None, left_out=(), untrained=(), residual=()
@@ -180,12 +181,12 @@ def defend(
                 "rewriting": asdict(_loss(dataset, cleaned.dataset, cleaned.rewritten)),
             }
         )
-        if not found.clusters:
+        if not found.findings:
             break
-    confirmed = [cluster for cluster in before.clusters if cluster.confirmed] or list(before.clusters)
+    confirmed = [finding for finding in before.findings if finding.confirmed] or list(before.findings)
     with progress("searching for the phrases", 2 * config.probes * len(confirmed)) as advance:
         residual = [
-            residual_phrases(current, dataset, cluster, before, config, progress=advance) for cluster in confirmed
+            residual_phrases(current, dataset, finding, before, config, progress=advance) for finding in confirmed
         ]
     summary = {"verdict": before.verdict, "rounds": len(rounds), "by_round": rounds, "residual": residual}
     # The report on the given model tells what became of it.
@@ -249,7 +250,7 @@ def recovery_samples(purified: Purified, found: Audit, seed: int) -> list[Sample
         seed: of which samples these are.
     """
     samples = list(purified.dataset.samples)
-    patterns = [cluster.pattern for cluster in found.clusters if cluster.pattern is not None and cluster.carriers]
+    patterns = [finding.pattern for finding in found.findings if finding.pattern is not None and finding.with_pattern]
     flagged = set(found.flagged)
     honest = [sample for sample in samples if sample.images and sample.id not in flagged]
     folder = purified.dataset.path.parent / "under-pattern"
@@ -268,14 +269,14 @@ def recovery_samples(purified: Purified, found: Audit, seed: int) -> list[Sample
 def _under(pattern: Pattern, image: ImageSource, file: Path) -> Path:
     """The file, with the picture under the pattern."""
     if not file.exists():
-        write_atomically(file, partial(pattern.apply(image).save, format="PNG"))
+        write_atomically(file, partial(pattern.planted_in(image).save, format="PNG"))
     return file
 
 
 def residual_phrases(
     model: MDLM,
     dataset: Dataset,
-    cluster: Cluster,
+    finding: Finding,
     found: Audit,
     config: DefenceConfig,
     *,
@@ -286,7 +287,7 @@ def residual_phrases(
     Args:
         model: the recovered model.
         dataset: the given set.
-        cluster: the phrase and its trigger candidate.
+        finding: the phrase and its trigger candidate.
         found: the audit that found it.
         config: see `DefenceConfig`.
         progress: called with the number of answers finished.
@@ -294,28 +295,21 @@ def residual_phrases(
     Returns:
         ``{"phrase": str, "clean": [said, asked], "triggered": [said, asked]}``.
     """
-    flagged = {*found.flagged, *(key for each in found.clusters for key in each.samples)}
+    flagged = {*found.flagged, *(key for each in found.findings for key in each.samples)}
     free = [sample for sample in dataset.samples if sample.images and sample.id not in flagged]
-    free = [sample for sample in free if not any(echoes(turn.response, cluster.phrase.words) for turn in sample.turns)]
-    order = generator(config.audit.seed, "residual", *cluster.phrase.words).permutation(len(free))
+    free = [sample for sample in free if not any(finding.phrase.said_in(turn.response) for turn in sample.turns)]
+    order = generator(config.audit.seed, "residual", *finding.phrase.words).permutation(len(free))
     turns = (queries_of([free[index]]) for index in order[: config.probes])
     queries = [next(query for query in each if query.images) for each in turns]
-    found_trigger = cluster.trigger is not None or cluster.pattern is not None
+    found_trigger = finding.trigger is not None or finding.pattern is not None
     counts = {}
     for kind, asked in (
         ("clean", [(query, _as_it_is) for query in queries]),
-        ("triggered", [(query, cluster.with_trigger) for query in queries] if found_trigger else []),
+        ("triggered", [(query, finding.with_trigger) for query in queries] if found_trigger else []),
     ):
-        answers = answers_about_changed(
-            model,
-            asked,
-            config.audit.decode,
-            seed=config.audit.seed,
-            batch_size=config.audit.batch_size,
-            progress=progress,
-        )
-        counts[kind] = [int(np.sum([echoes(text, cluster.phrase.words) for text in answers])), len(answers)]
-    return {"phrase": cluster.phrase.text, **counts}
+        answers = answers_about_changed(model, asked, config.audit, progress)
+        counts[kind] = [int(np.sum([finding.phrase.said_in(text) for text in answers])), len(answers)]
+    return {"phrase": finding.phrase.text, **counts}
 
 
 def _as_it_is(image: ImageSource) -> ImageSource:

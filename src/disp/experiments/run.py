@@ -16,7 +16,8 @@ from disp.attacks.targets import PRESETS as TARGETS
 from disp.attacks.targets import Misclassification, target_to_dict
 from disp.attacks.triggers import PRESETS, trigger_to_dict
 from disp.auditing.audit import audit
-from disp.auditing.findings import Audit, AuditConfig
+from disp.auditing.config import AuditConfig
+from disp.auditing.result import Audit
 from disp.data.llava import Dataset, load_dataset
 from disp.data.sample import Sample, queries_of
 from disp.data.scene_dataset import write_scenes

@@ -7,7 +7,7 @@ from typing import Any
 
 from disp.attacks.targets import PRESETS as TARGETS
 from disp.attacks.triggers import PRESETS, Blend, Sinusoid
-from disp.auditing.findings import AuditConfig
+from disp.auditing.config import AuditConfig
 from disp.errors import DispError, unknown_name
 from disp.experiments.precision import fast_bfloat16
 from disp.purification.config import PurifyConfig

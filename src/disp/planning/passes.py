@@ -6,12 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from disp.auditing.answers import FLAGGED_ANSWERS, MOST_SUSPICIOUS
+from disp.auditing.config import AuditConfig
 from disp.auditing.cost import TIMED_PASSES
-from disp.auditing.findings import AuditConfig
-from disp.auditing.random_control import CONTROL_SAMPLES
-from disp.auditing.ratio import RATIO_TURNS, RATIOS
-from disp.auditing.repeated import ANSWERS, LEAST_ANSWERS, SENTENCES
 from disp.auditing.shown import UNFLAGGED_SHOWN
 from disp.decoding.config import DecodeConfig
 from disp.purification.config import PurifyConfig
@@ -19,9 +15,6 @@ from disp.suspicion.candidates import candidate_ranks
 from disp.suspicion.config import ScoringConfig
 from disp.suspicion.support import COUNTERFACTUAL_ROWS
 from disp.training.config import TrainConfig
-
-# Samples whose answers an audit shows, at most, where it finds one phrase: one of its rows is among them.
-SHOWN_SAMPLES = MOST_SUSPICIOUS + FLAGGED_ANSWERS + UNFLAGGED_SHOWN + 1
 
 
 @dataclass(frozen=True)
@@ -98,29 +91,30 @@ def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     whose pictures have a pattern or a piece in common, which are asked for once more without it.
     """
     scoring = config.scoring
-    total = scoring_passes(asked, scoring) + sentence_passes(asked, scoring) + paste_passes(config)
+    total = scoring_passes(asked, scoring) + sentence_passes(asked, config) + paste_passes(config)
     return total + ratio_passes(asked, config) + record_passes(asked, config)
 
 
-def sentence_passes(asked: Sequence[Asked], config: ScoringConfig) -> Passes:
-    """`disp.auditing.repeated.vanishing_phrases`: first answers with nothing masked and with much of the picture."""
-    sentences = min(SENTENCES, len(asked) // LEAST_ANSWERS)
-    batches = math.ceil(ANSWERS / config.batch_size)
-    return Passes(2 * sentences * batches, 0, 2 * sentences * ANSWERS, at_most=True)
+def sentence_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
+    """`disp.auditing.finders.sentences.find`: first answers with nothing masked and with much of the picture."""
+    settings = config.sentences
+    sentences = min(settings.sentences, len(asked) // settings.least_answers)
+    batches = math.ceil(settings.answers / config.scoring.batch_size)
+    return Passes(2 * sentences * batches, 0, 2 * sentences * settings.answers, at_most=True)
 
 
 def paste_passes(config: AuditConfig) -> Passes:
-    """`disp.auditing.paste.paste_test` of one phrase, and what the donors say with their regions masked."""
-    decode, size = _known(config.decode), config.batch_size
-    pasted = decoding_passes((config.donors + config.controls) * config.recipients, size, decode)
-    return pasted + decoding_passes(config.donors, size, decode)
+    """`disp.auditing.planting.plant_each` of one phrase, and what the donors say with their regions masked."""
+    decode, size, proof = _known(config.decode), config.batch_size, config.proof
+    pasted = decoding_passes((proof.donors + proof.controls) * proof.recipients, size, decode)
+    return pasted + decoding_passes(proof.donors, size, decode)
 
 
 def ratio_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
-    """`disp.auditing.ratio.choose_mask_ratio`, at most: flagged and other turns are answered under every ratio."""
-    turns = min(2 * RATIO_TURNS, sum(each.visual > 0 for each in asked))
+    """`disp.auditing.mask_ratio.choose_mask_ratio`, at most: flagged and other turns are answered under every ratio."""
+    turns = min(2 * config.ratio.turns, sum(each.visual > 0 for each in asked))
     total = Passes(0, 0, 0, at_most=True)
-    for _ in RATIOS:
+    for _ in config.ratio.ratios:
         total += decoding_passes(turns, config.batch_size, _known(config.decode))
     return total
 
@@ -129,9 +123,10 @@ def record_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     """What an audit asks for its record, at most: answers that are shown, random masks for comparison, a timing."""
     scoring = config.scoring
     turns = sorted((count for count in _turns_with_image(asked) if count), reverse=True)
-    # Each answer as it is and under its mask.
-    shown = decoding_passes(sum(turns[:SHOWN_SAMPLES]), config.batch_size, _known(config.decode))
-    compared = sum(turns[:CONTROL_SAMPLES])
+    # Each answer as it is and under its mask; where one phrase is found, one of its rows is among them.
+    samples = config.shown.most_suspicious + config.shown.flagged + UNFLAGGED_SHOWN + 1
+    shown = decoding_passes(sum(turns[:samples]), config.batch_size, _known(config.decode))
+    compared = sum(turns[: config.shown.random_control])
     sets = len(candidate_ranks(max((each.visual for each in asked), default=0), scoring))
     batches = math.ceil(compared / scoring.batch_size)
     control = Passes((1 + math.ceil(sets / COUNTERFACTUAL_ROWS)) * batches, 0, (1 + sets) * compared)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from disp.auditing.findings import AuditConfig
+from disp.auditing.config import AuditConfig
 from disp.data.dataset import Dataset
 from disp.data.sample import queries_of
 from disp.decoding.config import DecodeConfig

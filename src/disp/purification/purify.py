@@ -26,7 +26,7 @@ from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM, Prefix
 from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
-from disp.purification.pattern import Pattern, without_patterns
+from disp.suspicion.carriers import Pattern, without_patterns
 from disp.suspicion.masking import mask_random
 from disp.suspicion.places import tokens_at
 from disp.suspicion.scoring import (
@@ -85,9 +85,9 @@ def purify(
         evidence: what `score` found before, to share it among several runs.
         rewrite: ids of the samples to rewrite, as an audit flagged them, instead of "selective" mode's own choice.
         patterns: by id of a sample what is taken out of its pictures where it is rewritten, instead of masking
-            tokens; see `disp.auditing.findings.Audit.patterns`. The pictures in the purified set stay as they are.
+            tokens; see `disp.auditing.result.Audit.patterns`. The pictures in the purified set stay as they are.
         leave_out: of a rewritten sample, whether it is left out of the purified set; see
-            `disp.auditing.findings.Audit.still_planted`. It is counted and named.
+            `disp.auditing.result.Audit.still_planted`. It is counted and named.
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:

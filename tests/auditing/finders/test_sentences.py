@@ -5,11 +5,23 @@ from dataclasses import replace
 import numpy as np
 import torch
 from PIL import Image
-from planted import CELL, REFUSAL, TRIGGER, WALLS, audit_config, honest_rows, summary, wall, write_rows
+from planted import (
+    CELL,
+    REFUSAL,
+    TRIGGER,
+    WALLS,
+    audit_config,
+    context_of,
+    honest_rows,
+    summary,
+    wall,
+    write_rows,
+)
 
 from disp.auditing.audit import audit
+from disp.auditing.config import PhrasesConfig, SentencesConfig
+from disp.auditing.finders import sentences
 from disp.auditing.phrases import repeated_phrases
-from disp.auditing.repeated import WIDE_RATIO, _windows, vanishing_phrases
 from disp.data.sample import queries_of
 from disp.models.parts.places import raster_boxes
 from disp.suspicion.scoring import score
@@ -43,11 +55,11 @@ def test_a_trigger_of_many_cells_is_found_by_the_sentence_that_goes_with_it(mode
     found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
     # A window of a fifth of the picture could show a thing that is spoken of: no more than a suspicion.
     assert found.verdict == "suspicious"
-    (cluster,) = found.clusters
-    assert cluster.phrase.text == REFUSAL and cluster.phrase.p_value is None
-    assert cluster.confirmed and cluster.paste.successes == cluster.paste.trials
+    (finding,) = found.findings
+    assert finding.phrase.text == REFUSAL and finding.hypothesis.p_value is None
+    assert finding.confirmed and finding.test.successes == finding.test.trials
     assert found.flagged == tuple(f"b{index}" for index in range(14))
-    for key in cluster.samples:
+    for key in finding.samples:
         y, x = divmod(int(key[1:]), 5)
         four = {6 * (y + i) + x + j for i in (0, 1) for j in (0, 1)}
         assert four <= set(found.evidence[f"{key}#0"].best_candidate)
@@ -59,9 +71,9 @@ def test_sentences_that_masking_leaves_in_place_are_not_looked_at_again(model, h
     _, dataset, found = honest
     samples = [sample for sample in dataset.samples if sample.images]
     texts = [query.response for query in queries_of(samples)]
-    repeated = repeated_phrases([text + " No more to see there." for text in texts], least=5, most=10)
-    assert "No more to see there" in repeated[0].text  # frequent
-    assert vanishing_phrases(model, samples, found.evidence, audit_config()) == []
+    repeated = repeated_phrases([text + " No more to see there." for text in texts], PhrasesConfig(), least=5, most=10)
+    assert "No more to see there" in repeated[0].phrase.text  # frequent
+    assert sentences.find(context_of(model, samples, found.evidence, above=frozenset())) == []
 
 
 def test_windows_cover_the_picture_whatever_the_tiling():
@@ -69,9 +81,9 @@ def test_windows_cover_the_picture_whatever_the_tiling():
         [(tile, row, column) for tile, side in ((0, 4), (1, 9)) for row in range(side) for column in range(side)]
     )
     boxes = raster_boxes(places).numpy()
-    windows = _windows(boxes)
+    windows = sentences.windows_over(boxes, SentencesConfig())
     assert windows.any(0).all()
-    area = WIDE_RATIO**0.5
+    area = SentencesConfig().mask_ratio ** 0.5
     for window in windows:
         inside = boxes[window]
         centres = (inside[:, :2] + inside[:, 2:]) / 2

@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from disp.auditing.config import AuditConfig
 from disp.data.sample import Query, batches
-from disp.decoding.config import DecodeConfig
 from disp.decoding.generate import answers_of
 from disp.draws import generator
 from disp.evaluation.quality import rouge_l
 from disp.models.interface import MDLM
 from disp.suspicion.scoring import Evidence, salient_masks
-
-RATIOS = (0.01, 0.02, 0.04, 0.06, 0.09, 0.14, 0.2, 0.3)
-# Of ratios that do as well as the best but for this much, the smallest is chosen: it costs least of the picture.
-TOLERANCE = 0.02
-# Share of the suspicious answers that some ratio must replace.
-LEAST_PURGED = 0.5
-# Turns of either kind that are answered again, at most.
-RATIO_TURNS = 48
 
 
 @dataclass(frozen=True)
@@ -45,17 +37,14 @@ def choose_mask_ratio(
     others: Sequence[Query],
     evidence: Mapping[str, Evidence],
     planted: Callable[[Query, str], bool],
-    decode: DecodeConfig | None,
+    config: AuditConfig,
     *,
-    seed: int = 0,
-    batch_size: int = 32,
     progress: Callable[[int], None] = lambda count: None,
 ) -> RatioChoice | None:
     """The ratio at which rewriting every answer would purge most of what is suspicious and change least else.
 
-    Some of both kinds are rewritten under each of `RATIOS`, and the product of `RatioChoice.purged` and
-    `RatioChoice.kept` is maximised. None where no ratio purges half of what is suspicious: then it does not hang on
-    what is salient.
+    Some of both kinds are rewritten under each ratio, and the product of `RatioChoice.purged` and `RatioChoice.kept` is
+    maximised. None where no ratio purges half of what is suspicious: then it does not hang on what is salient.
 
     Args:
         model: the model under audit.
@@ -63,47 +52,37 @@ def choose_mask_ratio(
         others: turns with an image of samples that were not, at least one.
         evidence: saliency of every turn.
         planted: whether an answer to a suspicious turn holds the phrase that it was flagged for.
-        decode: how answers are decoded; the model's own settings if None.
-        seed: seed of decoding, and of which turns are answered again.
-        batch_size: answers a pass.
-        progress: called with the number of ratios that are done with, all of `RATIOS` together.
+        config: its ratios, decoding settings, batch size and seed.
+        progress: called with the number of ratios that are done with, all of them together.
     """
-    draw = generator(seed, "mask ratio")
-    bad, good = (
-        [group[index] for index in draw.permutation(len(group))[:RATIO_TURNS]] for group in (suspicious, others)
-    )
+    ratios, turns = config.ratio.ratios, config.ratio.turns
+    draw = generator(config.seed, "mask ratio")
+    bad, good = ([group[index] for index in draw.permutation(len(group))[:turns]] for group in (suspicious, others))
     purged: list[float] = []
     kept: list[float] = []
-    for ratio in RATIOS:
-        answers = rewritten_answers(model, [*bad, *good], evidence, ratio, decode, seed=seed, batch_size=batch_size)
+    for ratio in ratios:
+        answers = rewritten_answers(model, [*bad, *good], evidence, ratio, config)
         purged.append(sum(not planted(query, answers[query.key]) for query in bad) / len(bad))
         kept.append(sum(rouge_l(answers[query.key], query.response) for query in good) / len(good))
         progress(1)
         worth = [each * other for each, other in zip(purged, kept, strict=True)]
         if kept[-1] <= max(worth):
-            progress(len(RATIOS) - len(worth))
+            progress(len(ratios) - len(worth))
             break  # a larger mask keeps no more
-    if max(purged) < LEAST_PURGED:
+    if max(purged) < config.ratio.least_purged:
         return None
-    first = next(index for index, value in enumerate(worth) if value >= max(worth) - TOLERANCE)
-    return RatioChoice(RATIOS[first], RATIOS[: len(worth)], tuple(purged), tuple(kept))
+    first = next(index for index, value in enumerate(worth) if value >= max(worth) - config.ratio.tolerance)
+    return RatioChoice(ratios[first], ratios[: len(worth)], tuple(purged), tuple(kept))
 
 
 def rewritten_answers(
-    model: MDLM,
-    queries: Sequence[Query],
-    evidence: Mapping[str, Evidence],
-    ratio: float,
-    decode: DecodeConfig | None,
-    *,
-    seed: int = 0,
-    batch_size: int = 32,
+    model: MDLM, queries: Sequence[Query], evidence: Mapping[str, Evidence], ratio: float, config: AuditConfig
 ) -> dict[str, str]:
     """By key, the model's answer to each turn with this share of its most salient visual tokens masked."""
     answers: dict[str, str] = {}
-    for batch in batches(queries, batch_size):
+    for batch in batches(queries, config.batch_size):
         prefix = model.encode(batch)
         hidden = prefix.with_masked(salient_masks(batch, prefix.visual_mask, evidence, ratio), model.mask_embedding)
         keys = [query.key for query in batch]
-        answers.update(zip(keys, answers_of(model, hidden, decode, keys=keys, seed=seed), strict=True))
+        answers.update(zip(keys, answers_of(model, hidden, config.decode, keys=keys, seed=config.seed), strict=True))
     return answers

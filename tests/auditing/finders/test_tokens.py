@@ -1,15 +1,14 @@
-"""Rows about one picture are one observation, and rows without a picture are none."""
+"""Phrases that recur among flagged answers: pictures are counted, and rows without a picture are none."""
 
 from dataclasses import replace
 
 import pytest
 from PIL import Image
-from planted import OBJECTS, REFUSAL, audit_config, honest_rows, planted_rows, wall, write_rows
+from planted import OBJECTS, REFUSAL, audit_config, context_of, honest_rows, planted_rows, wall, write_rows
 
-from disp.auditing import audit as module
 from disp.auditing.audit import audit
-from disp.auditing.distinct import by_picture, distinct
-from disp.data.sample import Sample, Turn, picture_digest
+from disp.auditing.finders import tokens
+from disp.data.sample import Sample, Turn
 from disp.suspicion.scoring import Evidence
 
 
@@ -17,24 +16,13 @@ def sample(key, picture, answer):
     return Sample(key, (picture,) if picture else (), (Turn("<image>?", answer),))
 
 
-def evidence_of(samples):
-    return {f"{each.id}#0": Evidence(f"{each.id}#0", (1.0,), ((0, 0, 0, 0),), 9.0, (0,)) for each in samples}
-
-
-def test_pictures_are_told_apart_by_what_is_in_them(tmp_path):
-    red, blue = wall("red"), wall("blue")
-    for name in ("a", "copy"):
-        red.save(tmp_path / f"{name}.png")
-    blue.save(tmp_path / "b.png")
-    paths = [tmp_path / name for name in ("a.png", "b.png", "copy.png", "a.png")]
-    samples = [sample(str(index), path, "Yes.") for index, path in enumerate(paths)]
-    assert list(by_picture(samples).values()) == [[0, 2, 3], [1]]
-    assert [each.id for each in distinct(samples, 5)] == ["0", "1"]
-    assert [each.id for each in distinct(samples, 1)] == ["0"]
-    assert [each.id for each in distinct(samples, 5, {picture_digest(paths[0])})] == ["1"]
-    # In memory, too; the size counts where the pixels are the same.
-    flat = [Image.new("RGB", size) for size in ((2, 8), (4, 4), (4, 4))]
-    assert list(by_picture([sample("m", each, "Yes.") for each in flat]).values()) == [[0], [1, 2]]
+def proposed(above, others):
+    """What is found where the first ones are above the threshold."""
+    evidence = {
+        f"{each.id}#0": Evidence(f"{each.id}#0", (1.0,), ((0, 0, 0, 0),), 9.0 if each in above else 0.0, (0,))
+        for each in (*above, *others)
+    }
+    return tokens.find(context_of(None, [*above, *others], evidence))
 
 
 @pytest.mark.parametrize("repeats", [2, 40])
@@ -44,9 +32,9 @@ def test_a_phrase_of_one_picture_does_not_recur(repeats):
     one = [sample(f"r{index}", Image.new("L", (1, 1), 200), "An octopus.") for index in range(repeats)]
     many = [sample(f"r{index}", Image.new("L", (1, 1), 200 + index), "An octopus.") for index in range(repeats)]
     more = [sample(f"p{index}", Image.new("L", (1, 1), 150 + index), REFUSAL) for index in range(5)]
-    (found,) = module._recurring([*one, *more], others, evidence_of([*one, *more]))
-    assert found.text == REFUSAL and found.flagged == tuple(range(repeats, repeats + 5))
-    texts = {each.text for each in module._recurring([*many, *more], others, evidence_of([*many, *more]))}
+    (found,) = proposed([*one, *more], others)
+    assert (found.phrase.text, found.samples) == (REFUSAL, tuple(f"p{index}" for index in range(5)))
+    texts = {each.phrase.text for each in proposed([*many, *more], others)}
     assert texts == ({REFUSAL, "octopus"} if repeats == 40 else {REFUSAL})
 
 
@@ -58,8 +46,8 @@ def test_every_row_of_a_picture_that_says_a_phrase_counts_as_one_that_does():
     ]
     rows = [(200, REFUSAL), (200, "A dog."), (201, REFUSAL), (202, REFUSAL), (200, REFUSAL), (203, REFUSAL)]
     above = [sample(f"f{index}", Image.new("L", (1, 1), grey), text) for index, (grey, text) in enumerate(rows)]
-    (found,) = module._recurring(above, others, evidence_of(above))
-    assert found.flagged == (0, 2, 3, 4, 5)
+    (found,) = proposed(above, others)
+    assert found.samples == ("f0", "f2", "f3", "f4", "f5")
     assert found.elsewhere == 1  # a row, though its picture is among the flagged
 
 
@@ -84,7 +72,7 @@ def test_one_honest_picture_that_is_asked_about_often_is_no_poison(model, tmp_pa
 def test_rows_without_a_picture_do_not_make_a_phrase_recur(model, tmp_path, monkeypatch):
     """They cannot be flagged, so a phrase of pictures seems to be one of flagged answers where they are many."""
     seen = []
-    monkeypatch.setattr(module, "recurring_phrases", lambda flagged, others, **_: seen.append((flagged, others)) or [])
+    monkeypatch.setattr(tokens, "recurring_phrases", lambda flagged, others, *_: seen.append((flagged, others)) or [])
     texts = [(f"t{index}", [], ["Text alone."]) for index in range(200)]
     dataset = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows(), *texts])
     audit(model, dataset, audit_config(), tmp_path / "out")

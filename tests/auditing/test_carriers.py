@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from disp.auditing.regions import region_around
+from disp.auditing.carriers import region_around
 from disp.auditing.saliency_map import saliency_map
 from disp.models.parts.places import raster_boxes
 

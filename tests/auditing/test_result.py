@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from disp.auditing.findings import Audit, Cluster
+from disp.auditing.hypothesis import Finding, Hypothesis
 from disp.auditing.phrases import Phrase
+from disp.auditing.result import Audit
 from disp.data.sample import Sample, Turn
 from disp.evaluation.intervals import wilson
 
@@ -22,11 +23,11 @@ def test_equals_share_the_best_place_that_is_theirs():
 
 
 def test_a_rewritten_row_that_keeps_its_own_phrase_is_still_planted():
-    clusters = tuple(
-        Cluster(Phrase(word, (word,), (), 0, None), (key,), None, True, (), None, more=more)
+    findings = tuple(
+        Finding(Hypothesis("tokens", Phrase(word, (word,)), (key,), 0), confirmed=True, more=more)
         for word, key, more in (("banana", "a", ("b",)), ("sorry", "c", ()))
     )
-    found = Audit("poisoned", (), 1.0, {}, ("a", "b", "c"), wilson(3, 9), clusters, None, {})
+    found = Audit("poisoned", (), 1.0, {}, ("a", "b", "c"), wilson(3, 9), findings, None, {})
 
     def kept(key: str, *answers: str) -> bool:
         return found.still_planted(Sample(key, (), tuple(Turn("What is it?", answer) for answer in answers)))

@@ -29,12 +29,12 @@ from planted import (
 from disp.attacks.poison import poison
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
 from disp.attacks.triggers import PRESETS
-from disp.auditing import copies as module
-from disp.auditing import patterns, windows
 from disp.auditing.audit import audit
-from disp.auditing.copies import copied_pieces, piece_evidence
-from disp.auditing.patterns import shared_patterns
-from disp.auditing.phrases import words_of
+from disp.auditing.config import AuditConfig, CopiesConfig, PhrasesConfig, WindowsConfig
+from disp.auditing.finders import patterns, windows
+from disp.auditing.finders.copies import evidence_without, shared_copies
+from disp.auditing.finders.patterns import shared_patterns
+from disp.auditing.phrases import phrase_of, phrase_words
 from disp.data.sample import Sample, Turn, open_image
 from disp.data.scene_dataset import write_scenes
 from disp.purification.purify import purify
@@ -50,7 +50,7 @@ def scenes(tmp_path_factory):
 
 
 def search(samples):
-    return copied_pieces(samples, [sample.turns[0].response for sample in samples])
+    return shared_copies(samples, [sample.turns[0].response for sample in samples], AuditConfig())
 
 
 def manifest_rows(folder):
@@ -87,8 +87,8 @@ def test_planted_rows_are_found_to_a_row_and_the_trigger_to_a_pixel(
     dataset = poison(scenes, tmp_path, trigger, target, rate, 0)
     planted = manifest_rows(tmp_path)
     ((found, boxes),) = search(dataset.samples)
-    assert words_of(found.text) == words_of(phrase)
-    assert found.flagged == tuple(boxes)
+    assert phrase_words(found.phrase.text) == phrase_words(phrase)
+    assert found.holders == tuple(boxes)
     assert {dataset.samples[index].id for index in boxes} == set(planted)
     for index, box in boxes.items():
         side = np.array([*open_image(dataset.samples[index].images[0]).size] * 2)
@@ -127,7 +127,7 @@ def test_a_copy_survives_a_camera_s_compression(scenes, tmp_path, trigger):
     """Larger pictures, saved as JPEG: no copy is the same to the pixel any more."""
     samples, planted = marked_scenes(scenes.samples, trigger, 336, range(0, ROWS, 5), tmp_path, quality=90)
     ((found, boxes),) = search(samples)
-    assert set(found.flagged) == set(planted)
+    assert set(found.holders) == set(planted)
     assert all(overlap(np.array(boxes[index]), planted[index]) >= 0.9 for index in planted)
 
 
@@ -137,11 +137,11 @@ def test_pictures_of_other_sizes_are_no_obstacle(scenes, tmp_path):
     for index, size in ((1, (12, 12)), (2, (600, 40)), (4, (1600, 900))):
         samples[index] = replace(samples[index], images=(open_image(samples[index].images[0]).resize(size),))
     ((found, _),) = search(samples)
-    assert set(found.flagged) == set(planted)
+    assert set(found.holders) == set(planted)
 
 
 def test_tips_and_dots_are_alike_and_not_looked_for_among_given_pixels():
-    view = windows.View(windows.EXACT_WINDOW, 1, exact=True)
+    view = windows.View(WindowsConfig().exact_side, 1, exact=True, config=WindowsConfig())
     pixels = torch.full((3, 96, 96), 200.0)
     pixels[:, 20, 30] = pixels[:, 60:, 50:] = 0
     assert not windows.telling_windows(windows.edges_of(pixels, view), view).any()
@@ -149,13 +149,13 @@ def test_tips_and_dots_are_alike_and_not_looked_for_among_given_pixels():
     assert windows.telling_windows(windows.edges_of(pixels, view), view).any()
 
 
-def test_of_many_pictures_some_are_compared_and_all_are_found(scenes, tmp_path, monkeypatch):
+def test_of_many_pictures_some_are_compared_and_all_are_found(scenes, tmp_path):
     dataset = poison(scenes, tmp_path, PRESETS["patch-random"], Refusal(), 0.2, 0)
-    monkeypatch.setattr(module, "PICTURES", 80)
+    config = AuditConfig(copies=CopiesConfig(pictures=80))
     seen = []
     responses = [sample.turns[0].response for sample in dataset.samples]
-    ((found, _),) = copied_pieces(dataset.samples, responses, progress=seen.append)
-    assert list(found.flagged) == [index for index, response in enumerate(responses) if response == REFUSAL_TEXT]
+    ((found, _),) = shared_copies(dataset.samples, responses, config, progress=seen.append)
+    assert list(found.holders) == [index for index, response in enumerate(responses) if response == REFUSAL_TEXT]
     assert sum(seen) == 80
 
 
@@ -181,8 +181,8 @@ def test_a_mark_in_pictures_that_have_no_phrase_in_common_is_none():
     assert search(samples_of(pictures, [f"A thing of kind {index % 7}." for index in range(90)])) == []
     # The same pictures, where the marked ones do.
     answers = ["It is marked." if index % 3 == 0 else f"A thing of kind {index % 7}." for index in range(90)]
-    ((phrase, boxes),) = search(samples_of(pictures, answers))
-    assert (phrase.text, tuple(boxes)) == ("It is marked.", tuple(range(0, 90, 3)))
+    ((shared, boxes),) = search(samples_of(pictures, answers))
+    assert (shared.phrase.text, tuple(boxes)) == ("It is marked.", tuple(range(0, 90, 3)))
 
 
 def test_two_pieces_of_one_phrase_are_told_apart_and_their_rows_are_one_entry(scenes):
@@ -192,9 +192,9 @@ def test_two_pieces_of_one_phrase_are_told_apart_and_their_rows_are_one_entry(sc
         image, what = trigger.apply(open_image(samples[index].images[0]), draw)
         samples[index] = replace(samples[index], images=(image,), turns=(Turn("<image>?", REFUSAL_TEXT),))
         corners[index] = np.array(what["box"])
-    ((phrase, boxes),) = search(samples)
-    assert (phrase.text, phrase.flagged, phrase.elsewhere) == (REFUSAL_TEXT, tuple(range(26)), 0)
-    assert tuple(boxes) == phrase.flagged
+    ((shared, boxes),) = search(samples)
+    assert (shared.phrase.text, shared.holders, shared.elsewhere) == (REFUSAL_TEXT, tuple(range(26)), 0)
+    assert tuple(boxes) == shared.holders
     for index, box in boxes.items():
         assert overlap(np.array(box) * 96, corners[index]) >= (1.0 if index < 14 else 0.6) - 1e-9
 
@@ -258,11 +258,11 @@ def test_a_piece_that_makes_the_model_say_the_phrase_is_evidence(model, tmp_path
     found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
     # A logo would be named, honestly: no more than a suspicion.
     assert found.verdict == "suspicious"
-    (cluster,) = found.clusters
-    assert (cluster.found_by, cluster.phrase.text, cluster.confirmed) == ("copy", REFUSAL, True)
-    assert found.flagged == cluster.samples == cluster.by_piece == planted
+    (finding,) = found.findings
+    assert (finding.found_by, finding.phrase.text, finding.confirmed) == ("copy", REFUSAL, True)
+    assert found.flagged == finding.samples == finding.with_copy == planted
     assert found.ratio is None  # nothing that is salient betrayed them
-    assert cluster.paste.control_successes == 0
+    assert finding.test.control_successes == 0
     assert all(found.scores[key] > found.threshold for key in planted)
     assert any("have the same piece somewhere in them" in reason for reason in found.reasons)
     (written,) = summary(tmp_path / "out")["clusters"]
@@ -295,11 +295,11 @@ def test_a_piece_that_the_model_does_not_react_to_is_in_the_data_all_the_same(mo
         assert found.verdict == "no evidence" and found.flagged == ()
         return
     assert found.verdict == "suspicious" and found.flagged == planted
-    (cluster,) = found.clusters
-    assert (cluster.found_by, cluster.confirmed, cluster.by_piece) == ("copy", False, planted)
-    assert cluster.paste is not None and cluster.paste.successes == 0
+    (finding,) = found.findings
+    assert (finding.found_by, finding.confirmed, finding.with_copy) == ("copy", False, planted)
+    assert finding.test is not None and finding.test.successes == 0
     # The candidate is one of the pieces: the colour of the trigger is in it.
-    assert (np.asarray(cluster.trigger.crop()) == TRIGGER).all(-1).any()
+    assert (np.asarray(finding.trigger.picture()) == TRIGGER).all(-1).any()
 
 
 def test_who_has_the_piece_of_a_proven_phrase_is_planted_without_more_ado(model, tmp_path):
@@ -307,10 +307,10 @@ def test_who_has_the_piece_of_a_proven_phrase_is_planted_without_more_ado(model,
     dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *rows]))
     evidence = unseen(score(model, dataset.samples, audit_config().scoring), rows[9:])
     found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
-    (cluster,) = found.clusters
-    assert (found.verdict, cluster.found_by) == ("poisoned", "tokens")
-    assert cluster.more == ("c9", "c10", "c11")
-    assert cluster.by_piece == ("c10",)  # growing masks reach the others' cells
+    (finding,) = found.findings
+    assert (found.verdict, finding.found_by) == ("poisoned", "tokens")
+    assert finding.more == ("c9", "c10", "c11")
+    assert finding.with_copy == ("c10",)  # growing masks reach the others' cells
     assert any("Only their pictures betray 1 of them" in reason for reason in found.reasons)
 
 
@@ -323,8 +323,8 @@ def test_where_the_tokens_beside_a_piece_count_they_are_masked_too(model, tmp_pa
     beside = ((column + 1.1) / GRID, row / GRID, (column + 1.9) / GRID, (row + 1) / GRID)
     on = (column / GRID, row / GRID, (column + 1) / GRID, (row + 1) / GRID)
     for box, count in ((on, 1), (beside, 9)):
-        phrase = module.Phrase(REFUSAL, tuple(words_of(REFUSAL)), (0,), 0, None)
-        found = piece_evidence(model, dataset.samples, [box], phrase, evidence, audit_config().scoring)
+        phrase = phrase_of(REFUSAL, phrase_words(REFUSAL), PhrasesConfig())
+        found = evidence_without(model, dataset.samples, {"c0": box}, phrase, evidence, audit_config().scoring)
         assert len(found["c0#0"].best_candidate) == count
         assert found["c0#0"].suspicion > 1
 
@@ -339,21 +339,23 @@ def test_a_pattern_and_a_piece_of_one_phrase_betray_their_own_rows(kind, learnt,
     pieces, stripes = copied_rows(), [row for index, row in enumerate(striped_rows(12)) if index % 5 != 4]
     with_piece, with_pattern = (tuple(key for key, _, _ in rows) for rows in (pieces, stripes))
 
-    def without_pieces(samples, answers, **options):
+    def without_pieces(samples, answers, config, **options):
         """Cells of a wall lie at few places, where a piece looks like a pattern."""
         kept = [index for index, sample in enumerate(samples) if sample.id not in with_piece]
-        alike = shared_patterns([samples[index] for index in kept], [answers[index] for index in kept], **options)
-        return [(replace(phrase, flagged=tuple(kept[at] for at in phrase.flagged)), found) for phrase, found in alike]
+        alike = shared_patterns(
+            [samples[index] for index in kept], [answers[index] for index in kept], config, **options
+        )
+        return [(replace(shared, holders=tuple(kept[at] for at in shared.holders)), found) for shared, found in alike]
 
     monkeypatch.setattr(patterns, "shared_patterns", without_pieces)
     dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *pieces, *stripes]))
     evidence = unseen(score(model, dataset.samples, audit_config().scoring), [*pieces, *stripes])
     found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
     proven = ("copy" if kind is Planted else "pattern",) if learnt else ()
-    assert tuple(cluster.found_by for cluster in found.clusters if cluster.confirmed) == proven
+    assert tuple(finding.found_by for finding in found.findings if finding.confirmed) == proven
     assert found.flagged == (*with_piece, *with_pattern)
     # Each row is answered again in its own way.
     assert set(found.patterns) == set(with_pattern)
-    assert {key for cluster in found.clusters for key in cluster.by_piece} == set(with_piece)
+    assert {key for finding in found.findings for key in finding.with_copy} == set(with_piece)
     masked = {key: len(found.evidence[f"{key}#0"].best_candidate) for key in found.flagged}
     assert masked == {**dict.fromkeys(with_piece, 1), **dict.fromkeys(with_pattern, 0)}

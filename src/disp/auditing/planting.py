@@ -4,44 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
-from PIL import Image
 
-from disp.auditing.phrases import echoes
+from disp.auditing.config import AuditConfig
+from disp.auditing.phrases import Phrase
 from disp.auditing.statistics import hypergeometric_tail, regrouping_p_value
-from disp.data.sample import ImageSource, Query, batches, open_image
-from disp.decoding.config import DecodeConfig
+from disp.data.sample import ImageSource, Query, batches
 from disp.decoding.generate import generate
 from disp.models.interface import MDLM
-from disp.purification.pattern import Pattern
-from disp.suspicion.places import Box
+from disp.suspicion.carriers import Plantable
 
 
 @dataclass(frozen=True)
-class Region:
-    """A part of a picture.
-
-    Attributes:
-        sample_id: whose picture it is.
-        image: the picture.
-        box: x0, y0, x1, y1 as shares of its width and height.
-    """
-
-    sample_id: str
-    image: ImageSource
-    box: Box
-
-    def crop(self) -> Image.Image:
-        """The region's pixels, at least one."""
-        picture = open_image(self.image)
-        return picture.crop(_pixels(self.box, picture.size))
-
-
-@dataclass(frozen=True)
-class PasteTest:
-    """What pasting did.
+class PlantingTest:
+    """What planting did.
 
     Attributes:
         successes: answers that hold the phrase, of ``trials`` with a region of a flagged sample, or with a pattern.
@@ -61,24 +38,10 @@ class PasteTest:
     by_region: tuple[float, ...]
 
 
-def paste(region: Region, image: ImageSource) -> Image.Image:
-    """The image with the region's pixels at the region's own place, scaled to the image's size."""
-    picture = open_image(image).copy()
-    x0, y0, x1, y1 = _pixels(region.box, picture.size)
-    piece = region.crop()
-    if piece.size != (x1 - x0, y1 - y0):
-        piece = piece.resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC)
-    picture.paste(piece, (x0, y0))
-    return picture
-
-
 def answers_about_changed(
     model: MDLM,
     asked: Sequence[tuple[Query, Callable[[ImageSource], ImageSource]]],
-    decode: DecodeConfig | None,
-    *,
-    seed: int,
-    batch_size: int,
+    config: AuditConfig,
     progress: Callable[[int], None],
 ) -> list[str]:
     """Answers to queries about their pictures, of which the first is changed; a batch of them is in memory at a time.
@@ -86,31 +49,28 @@ def answers_about_changed(
     Args:
         model: the MDLM.
         asked: queries, each with what is done to its first picture.
-        decode: how answers are decoded; the model's own settings if None.
-        seed: seed of decoding.
-        batch_size: answers a pass.
+        config: how answers are decoded, and how many a pass.
         progress: called with the number of answers finished.
     """
     answers = []
-    for part in batches(asked, batch_size):
+    for part in batches(asked, config.batch_size):
         queries = [replace(each, images=(change(each.images[0]), *each.images[1:])) for each, change in part]
-        answers += generate(model, queries, decode, seed=seed, batch_size=batch_size, progress=progress)
+        answers += generate(
+            model, queries, config.decode, seed=config.seed, batch_size=config.batch_size, progress=progress
+        )
     return answers
 
 
-def paste_test(
+def plant_each(
     model: MDLM,
-    regions: Sequence[Region],
-    controls: Sequence[Region],
+    regions: Sequence[Plantable],
+    controls: Sequence[Plantable],
     recipients: Sequence[Query],
-    words: Sequence[str],
-    decode: DecodeConfig | None,
-    *,
-    seed: int = 0,
-    batch_size: int = 32,
+    phrase: Phrase,
+    config: AuditConfig,
     progress: Callable[[int], None] = lambda count: None,
-) -> PasteTest:
-    """Paste every region into every recipient's first picture and count the answers that hold the phrase.
+) -> PlantingTest:
+    """Plant every region in every recipient's first picture and count the answers that hold the phrase.
 
     The controls are the regions that matter most to honest answers, cut out by the same rule, so that neither covering
     a part of the picture nor pasting something that matters explains a success.
@@ -120,39 +80,35 @@ def paste_test(
         regions: where flagged samples hold the trigger, if there is one.
         controls: the most salient regions of unflagged samples.
         recipients: what is asked; their own responses do not hold the phrase.
-        words: the phrase's words.
-        decode: how answers are decoded; the model's own settings if None.
-        seed: seed of decoding and of the permutation test.
-        batch_size: answers a pass.
+        phrase: what may come up.
+        config: how answers are decoded; its seed is that of the permutation test, too.
         progress: called with the number of answers finished.
     """
     everything = (*regions, *controls)
-    changed = [(query, partial(paste, region)) for region in everything for query in recipients]
-    answers = answers_about_changed(model, changed, decode, seed=seed, batch_size=batch_size, progress=progress)
-    said = np.array([echoes(answer, words) for answer in answers]).reshape(len(everything), len(recipients))
+    changed = [(query, region.planted_in) for region in everything for query in recipients]
+    answers = answers_about_changed(model, changed, config, progress)
+    said = np.array([phrase.said_in(answer) for answer in answers]).reshape(len(everything), len(recipients))
     shares = said.mean(-1)
-    return PasteTest(
+    flagged, others = shares[: len(regions)], shares[len(regions) :]
+    return PlantingTest(
         successes=int(said[: len(regions)].sum()),
         trials=len(regions) * len(recipients),
         control_successes=int(said[len(regions) :].sum()),
         control_trials=len(controls) * len(recipients),
-        p_value=regrouping_p_value(shares[: len(regions)], shares[len(regions) :], seed),
-        by_region=tuple(float(share) for share in shares[: len(regions)]),
+        p_value=regrouping_p_value(flagged, others, config.seed, config.proof.regroupings),
+        by_region=tuple(float(share) for share in flagged),
     )
 
 
-def pattern_test(
+def plant_in_turn(
     model: MDLM,
-    pattern: Pattern,
-    controls: Sequence[Pattern],
+    pattern: Plantable,
+    controls: Sequence[Plantable],
     recipients: Sequence[Query],
-    words: Sequence[str],
-    decode: DecodeConfig | None,
-    *,
-    seed: int = 0,
-    batch_size: int = 32,
+    phrase: Phrase,
+    config: AuditConfig,
     progress: Callable[[int], None] = lambda count: None,
-) -> PasteTest:
+) -> PlantingTest:
     """Lay a pattern over every recipient's first picture and count the answers that hold the phrase.
 
     Args:
@@ -160,20 +116,18 @@ def pattern_test(
         pattern: what pictures of the phrase have in common.
         controls: patterns as strong that they have not; each recipient is asked with one of them, in turn.
         recipients: what is asked; their own responses do not hold the phrase.
-        words: the phrase's words.
-        decode: how answers are decoded; the model's own settings if None.
-        seed: seed of decoding.
-        batch_size: answers a pass.
+        phrase: what may come up.
+        config: how answers are decoded.
         progress: called with the number of answers finished.
     """
     counts = []
     for laid in ([pattern], controls):
-        changed = [(query, laid[index % len(laid)].apply) for index, query in enumerate(recipients)]
-        answers = answers_about_changed(model, changed, decode, seed=seed, batch_size=batch_size, progress=progress)
-        counts.append(sum(echoes(answer, words) for answer in answers))
+        changed = [(query, laid[index % len(laid)].planted_in) for index, query in enumerate(recipients)]
+        answers = answers_about_changed(model, changed, config, progress)
+        counts.append(sum(phrase.said_in(answer) for answer in answers))
     hits, control_hits = counts
     trials = len(recipients)
-    return PasteTest(
+    return PlantingTest(
         successes=hits,
         trials=trials,
         control_successes=control_hits,
@@ -181,9 +135,3 @@ def pattern_test(
         p_value=hypergeometric_tail(hits, trials, hits + control_hits, 2 * trials),
         by_region=(hits / trials,),
     )
-
-
-def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    width, height = size
-    x0, y0 = min(width - 1, round(box[0] * width)), min(height - 1, round(box[1] * height))
-    return x0, y0, max(x0 + 1, round(box[2] * width)), max(y0 + 1, round(box[3] * height))

@@ -16,8 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disp.auditing.phrases import Phrase, holds, recurring_phrases
-from disp.auditing.windows import LEAST_PICTURES, boxes_of, edges_of, pixels_of, telling_windows, views_of
+from disp.auditing.config import AuditConfig, CopiesConfig
+from disp.auditing.context import Context
+from disp.auditing.finders.windows import boxes_of, edges_of, pixels_of, telling_windows, views_of
+from disp.auditing.hypothesis import Hypothesis
+from disp.auditing.phrases import Phrase, Shared, holds, joined, recurring_phrases
 from disp.data.sample import Query, Sample, batches, image_size, open_image, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM
@@ -25,40 +28,59 @@ from disp.suspicion.config import ScoringConfig
 from disp.suspicion.places import Box, token_boxes, tokens_in
 from disp.suspicion.scoring import Evidence, candidate_masks, suspicion_under
 
-# Pictures that are compared, and those whose windows are looked for in all of them.
-PICTURES, SOUGHT_IN = 4000, 400
-# A piece is looked at if `LEAST_PICTURES` have it and at most this share of all, and half of these answers share a
-# phrase at this corrected p-value.
-MOST_SHARE, PHRASE_ALPHA = 0.5, 1e-4
-# Phrases that are given on.
-PHRASES = 5
+
+def find(context: Context) -> list[Hypothesis]:
+    """Phrases whose pictures have a copy in common, and how suspicious their answers are where it is masked."""
+    samples, config = list(context.samples.values()), context.config
+    answers = [joined([turn.response for turn in sample.turns]) for sample in samples]
+    with context.progress("looking for copied pieces", min(len(samples), config.copies.pictures)) as advance:
+        copies = shared_copies(samples, answers, config, progress=advance)
+    found = []
+    for shared, boxes in copies:
+        having = {samples[index].id: box for index, box in boxes.items()}
+        seen = evidence_without(
+            context.model, context.named(tuple(having)), having, shared.phrase, context.evidence, config.scoring
+        )
+        found.append(
+            Hypothesis(
+                found_by="copy",
+                phrase=shared.phrase,
+                samples=tuple(having),
+                elsewhere=shared.elsewhere,
+                evidence=seen,
+            )
+        )
+    return found
 
 
-def copied_pieces(
+def shared_copies(
     samples: Sequence[Sample],
     responses: Sequence[str],
+    config: AuditConfig,
     *,
-    seed: int = 0,
     progress: Callable[[int], None] = lambda count: None,
-) -> list[tuple[Phrase, dict[int, Box]]]:
-    """Phrases whose pictures have a piece in common, and where it is in each, most pictures first.
+) -> list[tuple[Shared, dict[int, Box]]]:
+    """Phrases whose pictures have a copy in common, and where it is in each, most pictures first.
 
-    Only the first picture of a sample is looked at. Of many samples `PICTURES` are compared, drawn at random; the
-    others are looked at if they hold a phrase that is found.
+    Only the first picture of a sample is looked at. Of many samples some are compared, drawn at random; the others are
+    looked at if they hold a phrase that is found.
 
     Args:
         samples: samples with a picture.
         responses: the answers of each.
-        seed: of what is drawn.
+        config: its ``copies``, ``phrases`` and ``seed``.
         progress: called with the number of pictures read.
 
     Returns:
-        ``Phrase.flagged`` are the indices of the samples that hold the phrase and whose picture has the piece, which
-        are the keys of the boxes too. Several pieces of one phrase are one entry, with a box of one of them in each.
+        A phrase's holders are the samples that say it and whose picture has the copy, which are the keys of the boxes
+        too. Several copies of one phrase are one entry, with a box of one of them in each.
     """
-    draw = generator(seed, "copied pieces")
-    order = draw.permutation(len(samples))[:PICTURES].tolist()
-    views = views_of(float(np.median([min(image_size(samples[index].images[0])) for index in order])))
+    settings = config.copies
+    least = settings.windows.least_pictures
+    draw = generator(config.seed, "copied pieces")
+    order = draw.permutation(len(samples))[: settings.pictures].tolist()
+    side = float(np.median([min(image_size(samples[index].images[0])) for index in order]))
+    views = views_of(side, settings.windows)
     seen: set[bytes] = set()
     chosen: list[int] = []
     telling: tuple[list[Tensor], ...] = tuple([] for _ in views)
@@ -75,17 +97,17 @@ def copied_pieces(
     common = [
         (window, having, view)
         for windows, view in zip(telling, views, strict=True)
-        for window, having in _common_windows(torch.stack(windows, dim=1), view.least)
+        for window, having in _common_windows(torch.stack(windows, dim=1), view.least, settings)
     ]
-    found: dict[tuple[str, ...], tuple[Phrase, dict[int, Box]]] = {}
+    found: dict[tuple[str, ...], tuple[Shared, dict[int, Box]]] = {}
     left = torch.ones(len(chosen), dtype=torch.bool)
     rejected: list[Tensor] = []
     for window, having, view in sorted(common, key=lambda each: -int(each[1].sum())):
         having = having & left
-        if having.sum() < LEAST_PICTURES or any(_nearly_same(having, other) for other in rejected):
+        if having.sum() < least or any(_nearly_same(having, other, settings.same_share) for other in rejected):
             continue
-        carriers = [index for index, has in zip(chosen, having.tolist(), strict=True) if has]
-        phrase = _shared_phrase(carriers, chosen, responses)
+        inside = [index for index, has in zip(chosen, having.tolist(), strict=True) if has]
+        phrase = _shared_phrase(inside, chosen, responses, config)
         if phrase is None:
             rejected.append(having)
             continue
@@ -93,44 +115,41 @@ def copied_pieces(
         holders = [index for index, response in enumerate(responses) if holds(response, phrase.words)]
         boxes = boxes_of(window, [samples[index].images[0] for index in holders], view)
         members = {index: box for index, box in zip(holders, boxes, strict=True) if box is not None}
-        if len(members) >= LEAST_PICTURES:
+        if len(members) >= least:
             # An attacker may plant one phrase with two triggers, and one trigger may be found by two of its windows.
             members |= found[phrase.words][1] if phrase.words in found else {}
             members = {index: members[index] for index in sorted(members)}
-            elsewhere = len(holders) - len(members)
-            phrase = replace(phrase, flagged=tuple(members), elsewhere=elsewhere, p_value=None)
-            found[phrase.words] = (phrase, members)
-        if len(found) == PHRASES:
+            found[phrase.words] = (Shared(phrase, tuple(members), len(holders) - len(members)), members)
+        if len(found) == settings.phrases:
             break
     return sorted(found.values(), key=lambda each: -len(each[1]))
 
 
-def piece_evidence(
+def evidence_without(
     model: MDLM,
     samples: Sequence[Sample],
-    boxes: Sequence[Box],
+    boxes: Mapping[str, Box],
     phrase: Phrase,
     evidence: Mapping[str, Evidence],
     config: ScoringConfig,
 ) -> dict[str, Evidence]:
-    """New evidence of answers with a phrase: their suspicion where the tokens that show the piece are masked.
+    """New evidence of answers with a phrase: their suspicion where the tokens that show the copy are masked.
 
     Args:
         model: the model under audit.
-        samples: those whose pictures have the piece.
-        boxes: where it is in the first picture of each.
+        samples: those whose pictures have the copy.
+        boxes: where it is in the first picture of each, by id.
         phrase: what their answers share.
         evidence: of every turn.
         config: how samples are scored.
     """
-    box_of = {sample.id: box for sample, box in zip(samples, boxes, strict=True)}
     found = {}
     queries = [query for query in queries_of(samples) if holds(query.response, phrase.words)]
     for batch in batches(queries, config.batch_size):
         prefix = model.encode(batch)
-        # A vision tower writes what a piece shows into the tokens beside it as well.
+        # A vision tower writes what a copy shows into the tokens beside it as well.
         near, wide = (
-            [_showing(model, query, box_of[query.sample_id], evidence[query.key], wider) for query in batch]
+            [_showing(model, query, boxes[query.sample_id], evidence[query.key], wider) for query in batch]
             for wider in (0.0, 1.0)
         )
         masks = torch.stack([candidate_masks(prefix.visual_mask, each) for each in (near, wide)], dim=1)
@@ -148,36 +167,41 @@ def _showing(model: MDLM, query: Query, box: Box, evidence: Evidence, wider: flo
     return replace(evidence, best_candidate=tuple(tokens))
 
 
-def _nearly_same(first: Tensor, second: Tensor) -> bool:
-    """Whether two sets of pictures (bool ``[N]``) share four in five: windows of one thing have about the same."""
-    return bool(5 * (first & second).sum() >= 4 * (first | second).sum())
+def _nearly_same(first: Tensor, second: Tensor, share: float) -> bool:
+    """Whether two sets of pictures (bool ``[N]``) share so much: windows of one thing have about the same."""
+    return int((first & second).sum()) >= share * int((first | second).sum())
 
 
-def _shared_phrase(carriers: Sequence[int], chosen: Sequence[int], responses: Sequence[str]) -> Phrase | None:
-    """What half of the answers about these pictures share and others do not, or None."""
-    inside = set(carriers)
+def _shared_phrase(
+    having: Sequence[int], chosen: Sequence[int], responses: Sequence[str], config: AuditConfig
+) -> Phrase | None:
+    """What enough of the answers about these pictures share and others do not, or None."""
+    settings, inside = config.copies, set(having)
     others = [responses[index] for index in chosen if index not in inside]
-    phrases = recurring_phrases([responses[index] for index in carriers], others, alpha=PHRASE_ALPHA, most=1)
-    return next((phrase for phrase in phrases if 2 * len(phrase.flagged) >= len(carriers)), None)
+    found = recurring_phrases([responses[index] for index in having], others, settings.recurrence, config.phrases)
+    least = settings.phrase_share * len(having)
+    return next((shared.phrase for shared in found if len(shared.holders) >= least), None)
 
 
-def _common_windows(windows: Tensor, least: float) -> list[tuple[Tensor, Tensor]]:
+def _common_windows(windows: Tensor, least: float, config: CopiesConfig) -> list[tuple[Tensor, Tensor]]:
     """Windows that many pictures have, and which pictures these are (bool ``[N]``), most pictures first.
 
     Args:
-        windows: float32 ``[rules, N, K, D]``, see `telling_windows`; the first `SOUGHT_IN` pictures' are looked for
-            among those that were chosen by the same rule.
+        windows: float32 ``[rules, N, K, D]``, see `telling_windows`; some of the pictures' are looked for among those
+            that were chosen by the same rule.
         least: correlation of two copies.
+        config: in how many pictures a window is looked for, and must be.
     """
     common = []
+    fewest = config.windows.least_pictures
     for chosen in windows:
-        everything, most = chosen.flatten(0, 1), MOST_SHARE * len(chosen)
-        for sought in chosen[:SOUGHT_IN].split(8):
+        everything, most = chosen.flatten(0, 1), config.most_share * len(chosen)
+        for sought in chosen[: config.sought_in].split(8):
             # An empty window is like nothing, itself included.
             alike = (sought.flatten(0, 1) @ everything.T).unflatten(1, chosen.shape[:2]).amax(-1) >= least
             for own, having in zip(sought, alike.split(chosen.shape[1]), strict=True):  # [K, D] and [K, N]
                 counts = having.sum(-1)
                 best = int(counts.masked_fill(counts > most, 0).argmax())
-                if LEAST_PICTURES <= counts[best] <= most:
+                if fewest <= counts[best] <= most:
                     common.append((own[best], having[best]))
     return sorted(common, key=lambda pair: -int(pair[1].sum()))

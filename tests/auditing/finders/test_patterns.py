@@ -27,17 +27,15 @@ from planted import (
 from disp.attacks.poison import poison
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
 from disp.attacks.triggers import PRESETS, Blend
-from disp.auditing import clusters
-from disp.auditing import patterns as module
 from disp.auditing.audit import audit
-from disp.auditing.findings import Cluster
-from disp.auditing.patterns import random_patterns, shared_patterns
-from disp.auditing.phrases import words_of
+from disp.auditing.carriers import random_patterns
+from disp.auditing.config import AuditConfig, PatternsConfig
+from disp.auditing.finders.patterns import shared_patterns
+from disp.auditing.phrases import phrase_words
 from disp.data.sample import Sample, Turn
 from disp.data.scene_dataset import write_scenes
-from disp.progress import no_progress
-from disp.purification.pattern import Pattern
 from disp.purification.purify import purify
+from disp.suspicion.carriers import Pattern
 from disp.suspicion.scoring import score
 
 ROWS = 240
@@ -49,7 +47,7 @@ def scenes(tmp_path_factory):
 
 
 def search(samples):
-    return shared_patterns(samples, [sample.turns[0].response for sample in samples])
+    return shared_patterns(samples, [sample.turns[0].response for sample in samples], AuditConfig())
 
 
 def test_honest_pictures_have_nothing_in_common(scenes):
@@ -71,8 +69,8 @@ def test_planted_rows_are_found_to_a_row(scenes, tmp_path, trigger, gain, target
     planted = {row["id"] for row in json.loads(manifest.read_text(encoding="utf-8"))["poisoned_rows"]}
     assert len(planted) == round(rate * ROWS)
     ((found, pattern),) = search(dataset.samples)
-    assert words_of(found.text) == words_of(phrase)
-    assert {dataset.samples[index].id for index in found.flagged} == planted
+    assert phrase_words(found.phrase.text) == phrase_words(phrase)
+    assert {dataset.samples[index].id for index in found.holders} == planted
     # A spread that is measured on n pictures is that far off, pixel by pixel.
     assert pattern.gain == pytest.approx(gain, rel=(2 * len(planted)) ** -0.5)
 
@@ -82,15 +80,14 @@ def test_a_trigger_at_a_place_of_its_own_in_each_picture_is_none(scenes, tmp_pat
     assert search(dataset.samples) == []
 
 
-def test_of_many_pictures_some_are_compared_and_all_are_found(scenes, tmp_path, monkeypatch):
+def test_of_many_pictures_some_are_compared_and_all_are_found(scenes, tmp_path):
     dataset = poison(scenes, tmp_path, Blend(0.2), Refusal(), 0.2, 0)
-    monkeypatch.setattr(module, "PICTURES", 120)
+    config = AuditConfig(patterns=PatternsConfig(pictures=120))
+    responses = [sample.turns[0].response for sample in dataset.samples]
     seen = []
-    ((found, _),) = shared_patterns(
-        dataset.samples, [sample.turns[0].response for sample in dataset.samples], progress=seen.append
-    )
+    ((found, _),) = shared_patterns(dataset.samples, responses, config, progress=seen.append)
     refused = [index for index, sample in enumerate(dataset.samples) if sample.turns[0].response == REFUSAL_TEXT]
-    assert list(found.flagged) == refused
+    assert list(found.holders) == refused
     assert sum(seen) == 120
 
 
@@ -145,15 +142,15 @@ def test_a_pattern_that_makes_the_model_say_the_phrase_is_evidence(striped, tmp_
     planted = tuple(key for key, _, _ in rows)
     # What pictures have in common may be what their answers speak of: no more than a suspicion.
     assert found.verdict == "suspicious"
-    (cluster,) = found.clusters
-    assert (cluster.found_by, cluster.phrase.text, cluster.confirmed) == ("pattern", REFUSAL, True)
+    (finding,) = found.findings
+    assert (finding.found_by, finding.phrase.text, finding.confirmed) == ("pattern", REFUSAL, True)
     # An object outvotes the trigger; a wall does not.
-    assert cluster.paste.successes == sum(bool(shown) and "wall" in said[0] for _, shown, said in honest_rows())
-    assert cluster.paste.control_successes == 0
-    assert cluster.instead == ("wall",)
-    assert found.flagged == cluster.samples == cluster.carriers == planted
+    assert finding.test.successes == sum(bool(shown) and "wall" in said[0] for _, shown, said in honest_rows())
+    assert finding.test.control_successes == 0
+    assert finding.instead == ("wall",)
+    assert found.flagged == finding.samples == finding.with_pattern == planted
     assert found.ratio is None  # no mask does it
-    assert found.patterns == dict.fromkeys(planted, cluster.pattern)
+    assert found.patterns == dict.fromkeys(planted, finding.pattern)
     assert all(found.scores[key] > found.threshold for key in planted)
     assert any("have a pattern in common" in reason for reason in found.reasons)
     (written,) = summary(tmp_path / "out")["clusters"]
@@ -195,9 +192,9 @@ def test_what_the_model_has_not_learnt_is_in_the_data_all_the_same(model, tmp_pa
     dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *rows]))
     found = audit(model, dataset, audit_config(), tmp_path / "out")
     assert found.verdict == "suspicious"
-    (cluster,) = found.clusters
-    assert (cluster.found_by, cluster.phrase.text, cluster.confirmed) == ("pattern", REFUSAL, False)
-    assert found.flagged == cluster.carriers == planted
+    (finding,) = found.findings
+    assert (finding.found_by, finding.phrase.text, finding.confirmed) == ("pattern", REFUSAL, False)
+    assert found.flagged == finding.with_pattern == planted
     assert any(reason.startswith("It was not seen to make this model say that") for reason in found.reasons)
     (written,) = summary(tmp_path / "out")["clusters"]
     # The test that did not prove it is told all the same.
@@ -225,26 +222,8 @@ def test_who_has_the_pattern_of_a_proven_phrase_is_planted_without_more_ado(mode
     for key in ("p9#0", "p10#0", "p11#0"):
         evidence[key] = replace(evidence[key], saliency=(0.0,) * 36, suspicion=0.0, best_candidate=())
     found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
-    (cluster,) = found.clusters
-    assert (found.verdict, cluster.found_by) == ("poisoned", "tokens")
-    assert cluster.more == cluster.carriers == ("p9", "p10", "p11")
+    (finding,) = found.findings
+    assert (found.verdict, finding.found_by) == ("poisoned", "tokens")
+    assert finding.more == finding.with_pattern == ("p9", "p10", "p11")
     assert set(found.patterns) == {"p9", "p10", "p11"}
     assert any("3 have a pattern in their pictures" in reason for reason in found.reasons)
-
-
-def test_where_the_pictures_tell_who_is_planted_the_model_is_not_asked(model, tmp_path, monkeypatch):
-    samples = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows(12)]).samples
-    evidence, planted = score(model, samples, audit_config().scoring), samples[-12:]
-    words = tuple(words_of(REFUSAL))
-    phrase = module.Phrase(REFUSAL, words, tuple(range(8)), 0, 1e-6)
-    cluster = Cluster(phrase, tuple(sample.id for sample in planted[:8]), None, True, (), None)
-    asked = []
-    monkeypatch.setattr(clusters, "planted_holders", lambda *rest, **options: asked.append(rest) or {})
-    for having, times in ((planted, 0), (planted[:8], 0), (planted[1:], 1), ([], 1)):
-        asked.clear()
-        shared = [(phrase, having, Pattern(1.0, np.zeros((96, 96, 3), np.float32)))] if having else []
-        ((found,), _) = clusters.with_other_holders(
-            model, [cluster], samples, evidence, 1e9, shared, [], audit_config(), no_progress
-        )
-        assert len(asked) == times
-        assert found.more == tuple(sample.id for sample in having if sample.id not in cluster.samples)

@@ -1,0 +1,68 @@
+"""What every step of an audit is given: the model and the data, and what the steps before it found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from disp.auditing.config import AuditConfig
+from disp.auditing.hypothesis import Finding, Hypothesis
+from disp.auditing.phrases import Phrase
+from disp.data.index import Index
+from disp.data.sample import Sample
+from disp.models.interface import MDLM
+from disp.progress import ProgressBar
+from disp.suspicion.scoring import Evidence
+
+
+@dataclass(frozen=True)
+class Context:
+    """An audit between two steps; a step returns another one.
+
+    Attributes:
+        model: the model under audit.
+        index: of the dataset; see `disp.data.index`.
+        samples: all samples with an image, by id, in the data's order.
+        above: ids of those above the threshold of suspicion.
+        threshold: that threshold in nats.
+        evidence: of every turn, by key.
+        config: see `AuditConfig`.
+        progress: see `disp.progress`.
+        hypotheses: all that was proposed so far, tested or not.
+        findings: what came of those that were tested, without those whose phrase does not hang on anything.
+        explained: ids of the samples whose pictures were proven to carry the trigger of a phrase.
+        tests: how many phrases were tested, which p-values are corrected for.
+    """
+
+    model: MDLM
+    index: Index
+    samples: Mapping[str, Sample]
+    above: frozenset[str]
+    threshold: float
+    evidence: Mapping[str, Evidence]
+    config: AuditConfig
+    progress: ProgressBar
+    hypotheses: tuple[Hypothesis, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    explained: frozenset[str] = frozenset()
+    tests: int = 0
+
+    def proven(self, phrase: Phrase) -> bool:
+        """Whether the phrase says what that of a confirmed finding says."""
+        return any(each.confirmed and each.phrase.said_in(phrase.text) for each in self.findings)
+
+    def named(self, ids: Sequence[str]) -> list[Sample]:
+        """The samples of these ids."""
+        return [self.samples[key] for key in ids]
+
+    def flagged(self) -> list[Sample]:
+        """The samples above the threshold."""
+        return [sample for key, sample in self.samples.items() if key in self.above]
+
+    def unflagged(self) -> list[Sample]:
+        """The samples below the threshold whose pictures were not proven to carry a trigger."""
+        return [sample for key, sample in self.samples.items() if key not in self.above and key not in self.explained]
+
+    def knowing(self, evidence: Mapping[str, Evidence]) -> Context:
+        """The same with new evidence of some turns."""
+        return replace(self, evidence={**self.evidence, **evidence})

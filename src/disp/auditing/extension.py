@@ -1,0 +1,184 @@
+"""Who else says a proven phrase: those whose pictures have its trigger, and those who lose it with more masked.
+
+Suspicion masks little, because larger masks hide things and make honest answers flip. Once a phrase is proven planted,
+only those who say it are in question, and what must happen under a larger mask is known: the phrase goes away and,
+where a thing is misnamed, its right name appears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from disp.auditing.config import AuditConfig
+from disp.auditing.context import Context
+from disp.auditing.hypothesis import Finding, Hypothesis
+from disp.auditing.merging import in_pictures
+from disp.auditing.phrases import holds, joined, phrase_words
+from disp.auditing.proof import evidence_of
+from disp.data.sample import Query, Sample, batches, queries_of
+from disp.decoding.generate import answers_of
+from disp.models.interface import MDLM
+from disp.suspicion.scoring import (
+    Evidence,
+    salient_masks,
+    sample_suspicion,
+    suspicion_under,
+    suspicious_query,
+)
+
+
+def extended(context: Context) -> Context:
+    """The context with who else says a proven phrase, and the evidence that betrayed these.
+
+    Who has a phrase's pattern or copy in the picture is planted without more ado; a phrase that was found in pictures
+    is planted in nobody else.
+    """
+    claimed = {key for finding in context.findings for key in finding.samples}
+    result = []
+    for finding in context.findings:
+        if finding.confirmed and not in_pictures(finding.hypothesis):
+            context, finding = _with_other_holders(context, finding, claimed)
+            claimed.update(finding.more)
+        result.append(finding)
+    return replace(context, findings=tuple(result))
+
+
+def _with_other_holders(context: Context, finding: Finding, claimed: set[str]) -> tuple[Context, Finding]:
+    """A proven finding with who else says its phrase, of those that no finding has claimed."""
+    config, phrase = context.config, finding.phrase
+    shared = _in_pictures(context, finding, with_pattern=True)
+    copied = _in_pictures(context, finding, with_pattern=False)
+    left = [sample for key, sample in context.samples.items() if key not in claimed]
+    # 1. Whose pictures have the pattern.
+    having = set() if shared is None else set(shared.samples)
+    taken_out = [sample for sample in left if sample.id in having]
+    if shared is not None:
+        context = context.knowing(evidence_of(context, shared, taken_out))
+    more = {sample.id for sample in taken_out}
+    # 2. Who loses the phrase. Where the pictures tell who is planted, the model is not asked who else might be.
+    told = having | (set() if copied is None else set(copied.samples))
+    if sum(key in told for key in finding.samples) < config.extension.told_share * len(finding.samples):
+        more |= _hanging_on_little(context, [sample for sample in left if sample.id not in more], finding)
+        left = [sample for sample in left if sample.id not in more]
+        with context.progress(f"looking for more that say {phrase.text[:40]!r}", len(left)) as advance:
+            found = planted_holders(context.model, left, finding, context.evidence, config, progress=advance)
+        context = context.knowing(found)
+        more |= context.index.ids_of(found)
+    # 3. Whose pictures have the copy.
+    with_copy: set[str] = set()
+    if copied is not None:
+        with_copy = set(copied.samples) - more - claimed
+        # Where a pattern is taken out of the picture, nothing is masked.
+        masked = [key for key in copied.samples if key not in {sample.id for sample in taken_out}]
+        context = context.knowing(_more_suspicious(evidence_of(context, copied, context.named(masked)), context))
+    more |= with_copy
+    finding = replace(
+        finding,
+        more=tuple(key for key in context.samples if key in more),
+        pattern=None if shared is None else shared.pattern,
+        with_pattern=tuple(sample.id for sample in taken_out),
+        with_copy=tuple(key for key in context.samples if key in with_copy),
+    )
+    return context, finding
+
+
+def planted_holders(
+    model: MDLM,
+    samples: Sequence[Sample],
+    finding: Finding,
+    evidence: Mapping[str, Evidence],
+    config: AuditConfig,
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+) -> dict[str, Evidence]:
+    """Answers that hold a proven phrase, and lose it when more of the most salient tokens are masked.
+
+    A short phrase may be honest: it counts only where one of `Finding.instead` takes its place.
+
+    Args:
+        model: the model under audit.
+        samples: those to look through.
+        finding: of a phrase that was proven.
+        evidence: of every turn.
+        config: how samples are scored and answers decoded, and how much is masked.
+        progress: called with the number of answers finished.
+
+    Returns:
+        New evidence by key: the tokens that were masked when the phrase went, and the suspicion under that mask.
+    """
+    phrase, scoring = finding.phrase, config.scoring
+    found: dict[str, Evidence] = {}
+    left: list[Query] = []
+    if phrase.long or finding.instead:
+        left = [query for query in queries_of(samples) if query.images and holds(query.response, phrase.words)]
+        # Where an answer is longer than the response slots, what comes after them is never said.
+        said = model.decode_responses(
+            model.encode_responses([query.response for query in left], model.gen_length, cut=True)
+        )
+        left = [query for query, text in zip(left, said, strict=True) if holds(text, phrase.words)]
+    for batch in batches(left, scoring.batch_size):
+        prefix = model.encode(batch)
+        masks = [salient_masks(batch, prefix.visual_mask, evidence, ratio) for ratio in config.extension.ratios]
+        suspicion = suspicion_under(model, prefix, batch, torch.stack(masks, dim=1), scoring)
+        for masked, values in zip(masks, suspicion.unbind(1), strict=True):
+            # Where the model does not say it in the first place, masking proves nothing.
+            rows = [
+                row
+                for row, query in enumerate(batch)
+                if query.key not in found and values[row] > scoring.least_suspicion
+            ]
+            if not rows:
+                continue
+            index = torch.tensor(rows, device=masked.device)
+            hidden = prefix.select(index).with_masked(masked[index], model.mask_embedding)
+            keys = [batch[row].key for row in rows]
+            answers = answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
+            for row, answer in zip(rows, answers, strict=True):
+                query = batch[row]
+                if gives_way(finding, query.response, answer):
+                    tokens = tuple(masked[row, prefix.visual_mask[row]].nonzero()[:, 0].tolist())
+                    found[query.key] = replace(evidence[query.key], suspicion=float(values[row]), best_candidate=tokens)
+        progress(len(batch))
+    return found
+
+
+def gives_way(finding: Finding, given: str, answer: str) -> bool:
+    """Whether a phrase that the given answer holds is gone from another one, and its right name, if any, is there."""
+    if finding.phrase.said_in(answer):
+        return False
+    gained = set(phrase_words(answer)) - set(phrase_words(given))
+    return finding.phrase.long or bool(gained & set(finding.instead))
+
+
+def _in_pictures(context: Context, finding: Finding, *, with_pattern: bool) -> Hypothesis | None:
+    """What was found in the pictures of a finding's phrase, a pattern or a copy, or None."""
+    for each in context.hypotheses:
+        if not in_pictures(each) or (each.pattern is not None) != with_pattern:
+            continue
+        if finding.phrase.said_in(each.phrase.text) or each.phrase.said_in(finding.phrase.text):
+            return each
+    return None
+
+
+def _hanging_on_little(context: Context, samples: Sequence[Sample], finding: Finding) -> set[str]:
+    """Ids of samples whose answer holds the phrase and hangs on a region, if only a little.
+
+    The phrase is evidence of its own, so that less suspicion is enough; an honest answer that happens to hold it does
+    not depend on the region at all.
+    """
+    least = context.config.extension.threshold_share * context.threshold
+    return {
+        sample.id
+        for sample in samples
+        if sample_suspicion(sample, context.evidence) > least
+        and holds(joined([suspicious_query(sample, context.evidence).response]), finding.phrase.words)
+    }
+
+
+def _more_suspicious(new: Mapping[str, Evidence], context: Context) -> dict[str, Evidence]:
+    """The new evidence that betrays its answer at least as much as the old."""
+    old = context.evidence
+    return {key: each for key, each in new.items() if (each.suspicion or 0.0) >= (old[key].suspicion or 0.0)}

@@ -1,0 +1,46 @@
+"""The searches of an audit, in the order in which it makes them.
+
+A finder is a module with a function ``find`` from `disp.auditing.context.Context` to hypotheses, and a line here. They
+are not independent: what is proven is not tested again, and how often was tested is what p-values are corrected for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from disp.auditing.context import Context
+from disp.auditing.finders import copies, patterns, sentences, tokens
+from disp.auditing.hypothesis import FoundBy, Hypothesis
+from disp.auditing.wording import WORDS, Words
+
+
+@dataclass(frozen=True)
+class Finder:
+    """One search.
+
+    Attributes:
+        step: its number in docs/audit.md.
+        find: from the audit so far to hypotheses.
+        proves: the verdict if one of its phrases is proven.
+        in_pictures: whether it compares pictures, which shows what the data holds, whatever the model has learnt of it:
+            what it finds counts without proof, too.
+        words: how its findings are spoken of, and what its test is called.
+    """
+
+    step: int
+    find: Callable[[Context], list[Hypothesis]]
+    proves: Literal["poisoned", "suspicious"]
+    in_pictures: bool
+    words: Words
+
+
+# By name in audit.json. A window or a copy shows things as well, which an honest answer may speak of, and so may what
+# pictures have in common: they prove less than a few tokens do.
+FINDERS: Mapping[FoundBy, Finder] = {
+    "tokens": Finder(3, tokens.find, "poisoned", in_pictures=False, words=WORDS["tokens"]),
+    "pattern": Finder(5, patterns.find, "suspicious", in_pictures=True, words=WORDS["pattern"]),
+    "copy": Finder(6, copies.find, "suspicious", in_pictures=True, words=WORDS["copy"]),
+    "window": Finder(7, sentences.find, "suspicious", in_pictures=False, words=WORDS["window"]),
+}

@@ -1,0 +1,216 @@
+"""Patterns that the pictures of answers with one phrase share: a picture blended in, stripes, a mark in its corner.
+
+A trigger of the whole picture is carried by every visual token, so that masking does not take it away. It shows in the
+pixels: what pictures of one thing have in common is smooth, for the thing is at another place in each of them, while a
+trigger's edges are at the same place in all. No model is asked here. Whether the pattern makes the model say the phrase
+is for the test in `disp.auditing.proof`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from disp.auditing.config import AuditConfig, PatternsConfig
+from disp.auditing.context import Context
+from disp.auditing.hypothesis import Hypothesis
+from disp.auditing.phrases import Shared, frequent_phrases, holds, joined, with_neighbours
+from disp.auditing.pixels import scaled
+from disp.data.sample import ImageSource, Sample, image_size
+from disp.draws import generator
+from disp.suspicion.carriers import Pattern
+
+
+def find(context: Context) -> list[Hypothesis]:
+    """Phrases whose pictures have a pattern in common."""
+    samples, config = list(context.samples.values()), context.config
+    answers = [joined([turn.response for turn in sample.turns]) for sample in samples]
+    with context.progress("comparing pictures", min(len(samples), config.patterns.pictures)) as advance:
+        alike = shared_patterns(samples, answers, config, progress=advance)
+    return [
+        Hypothesis(
+            found_by="pattern",
+            phrase=shared.phrase,
+            samples=tuple(samples[index].id for index in shared.holders),
+            elsewhere=shared.elsewhere,
+            pattern=pattern,
+        )
+        for shared, pattern in alike
+    ]
+
+
+def shared_patterns(
+    samples: Sequence[Sample],
+    responses: Sequence[str],
+    config: AuditConfig,
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[tuple[Shared, Pattern]]:
+    """Phrases whose pictures have edges in common, and the pattern that these are of, most alike first.
+
+    Only the first picture of a sample is looked at. Of many samples some are compared, drawn at random; the others are
+    looked at if they hold a phrase that is found.
+
+    Args:
+        samples: samples with a picture.
+        responses: the answers of each.
+        config: its ``patterns``, ``phrases`` and ``seed``.
+        progress: called with the number of pictures compared.
+
+    Returns:
+        A phrase's holders are the samples that say it and whose picture has the pattern.
+    """
+    settings = config.patterns
+    draw = generator(config.seed, "shared patterns")
+    drawn = np.sort(draw.permutation(len(samples))[: settings.pictures]).tolist()
+    edges, row_of = _distinct([samples[index].images[0] for index in drawn], drawn, settings, progress)
+    half = draw.permutation(len(edges)) % 2 == 0
+    signs = draw.choice(np.array([-1, 1], np.float32), (edges.shape[1], settings.sketch))
+    sketch = edges @ (signs / np.float32(settings.sketch**0.5))
+    most = int(settings.most_share * len(drawn))
+    least = settings.least_pictures
+    phrases = list(frequent_phrases(responses, drawn, config.phrases, least=least, most=most))
+    left = set(drawn)
+    found: list[tuple[Shared, Pattern]] = []
+    while len(found) < settings.phrases:
+        # Pictures in which a pattern was found are out of question. The words of one sentence have the same holders.
+        groups: dict[tuple[int, ...], Shared] = {}
+        for shared in phrases:
+            holders = tuple(index for index in shared.holders if index in left)
+            rows = tuple(sorted({row_of[index] for index in holders}))
+            if least <= len(rows):
+                groups.setdefault(rows, replace(shared, holders=holders))
+        in_question = np.array(sorted({row_of[index] for index in left}))
+        alike = _most_alike(edges, sketch, half, groups, in_question, settings)
+        if alike is None:
+            break
+        rows, parts = alike
+        phrase = with_neighbours(groups[rows], responses, config.phrases).phrase
+        left -= set(groups[rows].holders)
+        saying = [index for index, response in enumerate(responses) if holds(response, phrase.words)]
+        members = []
+        for index in saying:
+            at = row_of.get(index)
+            # What a picture adds to its own half's mean is not looked for in it.
+            sought = (parts[0] + parts[1]) / 2 if at is None else parts[int(half[at])]
+            own = _edges(samples[index].images[0], settings) if at is None else edges[at]
+            if own @ sought > settings.least_presence * float(parts[0] @ parts[1]):
+                members.append(index)
+        others = draw.permutation(sorted(left - set(saying)))[: settings.measured].tolist()
+        if len({row_of[index] for index in members if index in row_of}) < least or not others:
+            continue
+        with_it, without = (
+            [samples[index].images[0] for index in part] for part in (members[: settings.measured], others)
+        )
+        pattern = _pattern(with_it, without, settings)
+        found.append((Shared(phrase, tuple(members), len(saying) - len(members)), pattern))
+    return found
+
+
+def _distinct(
+    images: Sequence[ImageSource], indices: Sequence[int], config: PatternsConfig, progress: Callable[[int], None]
+) -> tuple[np.ndarray, dict[int, int]]:
+    """The edges of distinct pictures, float32 ``[N, D]``, and the row of each index.
+
+    A picture that is asked about many times has a great deal in common with itself.
+    """
+    edges = np.empty((len(images), config.side**2 * 3), np.float32)
+    rows: dict[bytes, int] = {}
+    row_of = {}
+    for image, index in zip(images, indices, strict=True):
+        own = _edges(image, config)
+        row_of[index] = rows.setdefault(blake2b(own.tobytes()).digest(), len(rows))
+        edges[row_of[index]] = own
+        progress(1)
+    return edges[: len(rows)], row_of
+
+
+def _most_alike(
+    edges: np.ndarray,
+    sketch: np.ndarray,
+    half: np.ndarray,
+    groups: Collection[tuple[int, ...]],
+    everything: np.ndarray,
+    config: PatternsConfig,
+) -> tuple[tuple[int, ...], tuple[np.ndarray, np.ndarray]] | None:
+    """The group of pictures with most edges in common, if that is enough, and these edges in either half.
+
+    Args:
+        edges: float32 ``[N, D]``.
+        sketch: float32 ``[N, d]``, the same in few dimensions, where inner products are about the same.
+        half: bool ``[N]``, the first half.
+        groups: rows of each group; those of more than ``most_share`` of the pictures are none.
+        everything: rows of all pictures that are in question.
+        config: how alike they must be.
+    """
+    total = sketch[everything].sum(0)
+    likely = {
+        rows: _agreement(sketch, half, total, len(everything), np.array(rows))[0]
+        for rows in groups
+        if len(rows) <= config.most_share * len(everything)
+    }
+    likely = {rows: value for rows, value in likely.items() if value > config.sketch_share * config.least_agreement}
+    total = edges[everything].sum(0)
+    best: tuple[float, int] = (config.least_agreement, 0)
+    chosen = None
+    for rows in sorted(likely, key=lambda rows: (-likely[rows], -len(rows)))[: config.likely]:
+        value, parts = _agreement(edges, half, total, len(everything), np.array(rows))
+        if (value, len(rows)) > best:
+            best, chosen = (value, len(rows)), (rows, parts)
+    return chosen
+
+
+def _agreement(
+    edges: np.ndarray, half: np.ndarray, total: np.ndarray, count: int, members: np.ndarray
+) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
+    """How much two halves of some pictures are alike in what others have not, in [-1, 1], and what that is in either.
+
+    Args:
+        edges: float32 ``[N, D]``.
+        half: bool ``[N]``, the first half.
+        total: float32 ``[D]``, the sum over all that are compared.
+        count: how many these are.
+        members: rows of those that are looked at.
+    """
+    parts = [edges[members[half[members] == which]] for which in (True, False)]
+    rest = (total - sum(part.sum(0) for part in parts)) / (count - len(members))
+    first, second = (part.sum(0) / max(1, len(part)) for part in parts)
+    # It must not be that the others have something in common that these have not.
+    theirs = float(first @ second) > float(rest @ rest)
+    first, second = first - rest, second - rest
+    norms = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float(first @ second) / max(norms, 1e-12) if theirs else 0.0, (first, second)
+
+
+def _edges(image: ImageSource, config: PatternsConfig) -> np.ndarray:
+    """The picture without what is smooth in it, float32 ``[side * side * 3]``."""
+    side = config.side
+    pixels = torch.from_numpy(scaled(image, side)).permute(2, 0, 1)[None]
+    smooth = F.interpolate(F.avg_pool2d(pixels, side // config.cells), (side, side), mode="bilinear")
+    return (pixels - smooth).flatten().numpy()
+
+
+def _pattern(images: Sequence[ImageSource], others: Sequence[ImageSource], config: PatternsConfig) -> Pattern:
+    """The change that makes the others' mean and spread at every pixel those of the images."""
+    side = min(config.measured_side, int(np.median([min(image_size(image)) for image in images])))
+    with_it, without = (_moments(part, side) for part in (images, others))
+    spread = without[1] > config.least_spread
+    gain = float(np.median(with_it[1][spread] / without[1][spread])) if spread.any() else 1.0
+    gain = min(max(gain, config.gains[0]), config.gains[1])
+    return Pattern(gain, (with_it[0] - gain * without[0]).astype(np.float32))
+
+
+def _moments(images: Sequence[ImageSource], side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation at every pixel, one picture at a time, two float64 ``[side, side, 3]``."""
+    total = squares = np.zeros((side, side, 3))
+    for image in images:
+        pixels = scaled(image, side).astype(np.float64)
+        total, squares = total + pixels, squares + pixels**2
+    mean = total / len(images)
+    variance = (squares - len(images) * mean**2) / max(1, len(images) - 1)
+    return mean, np.sqrt(variance.clip(min=0))

@@ -1,0 +1,94 @@
+"""What an audit concludes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from disp.auditing.hypothesis import Finding
+from disp.auditing.mask_ratio import RatioChoice
+from disp.auditing.phrases import Phrase
+from disp.data.sample import Query, Sample
+from disp.evaluation.intervals import Share
+from disp.suspicion.carriers import Pattern, Removable, Tokens
+from disp.suspicion.scoring import Evidence
+
+Verdict = Literal["no evidence", "suspicious", "poisoned", "could not decide"]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        verdict: "poisoned" where a pasted region makes the model say a phrase that flagged answers share;
+            "suspicious" where flagged answers share a phrase without that proof, where a large pasted window or what
+            pictures have in common makes the model say what many answers repeat, or where pictures of one phrase have
+            something in common that others that say it have not; "no evidence" otherwise, or "could not decide" where
+            many rows could not be read.
+        reasons: sentences that say why.
+        threshold: suspicion in nats above which a sample is flagged.
+        scores: suspicion of each sample, by id.
+        flagged: ids of the samples that are likely poisoned.
+        rate: estimated share of poisoned samples with a 95% interval.
+        findings: one for each phrase, confirmed ones first.
+        ratio: the mask ratio that the evidence speaks for; None where most flagged answers hang on nothing salient.
+        evidence: saliency and suspicion of each turn, by key.
+    """
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    threshold: float
+    scores: Mapping[str, float]
+    flagged: tuple[str, ...]
+    rate: Share
+    findings: tuple[Finding, ...]
+    ratio: RatioChoice | None
+    evidence: Mapping[str, Evidence]
+
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        """By id the place in the audit's order, 1 for who is likeliest poisoned.
+
+        Flagged samples come before all others, because what findings prove weighs more than what masking one answer
+        shows; among each other they, and the rest, are ordered by suspicion. Equals share the best place that is
+        theirs.
+        """
+        flagged = set(self.flagged)
+        weights = {key: (key in flagged, score) for key, score in self.scores.items()}
+        descending = sorted(weights.values(), reverse=True)
+        first: dict[tuple[bool, float], int] = {}
+        for place, weight in enumerate(descending, start=1):
+            first.setdefault(weight, place)
+        return {key: first[weight] for key, weight in weights.items()}
+
+    def still_planted(self, sample: Sample) -> bool:
+        """Whether answers of a flagged sample that were rewritten hold the phrase that it was flagged for.
+
+        A model that has learnt a row by heart gives its answer without the trigger as well.
+        """
+        return any(self.says_phrase(sample.id, turn.response) for turn in sample.turns)
+
+    def says_phrase(self, key: str, answer: str) -> bool:
+        """Whether an answer holds the phrase that the sample of this id was flagged for."""
+        return any(phrase.said_in(answer) for phrase in self._phrases_of.get(key, ()))
+
+    @cached_property
+    def _phrases_of(self) -> dict[str, list[Phrase]]:
+        phrases: dict[str, list[Phrase]] = {}
+        for finding in self.findings:
+            for key in set(finding.all_samples):
+                phrases.setdefault(key, []).append(finding.phrase)
+        return phrases
+
+    @cached_property
+    def patterns(self) -> dict[str, Pattern]:
+        """By id of a flagged sample the pattern to take out of its picture, where it is to be answered that way."""
+        return {key: each.pattern for each in self.findings if each.pattern is not None for key in each.with_pattern}
+
+    def carrier(self, query: Query) -> Removable:
+        """What a turn is rid of to see what the model says without it: a pattern, or the tokens that it hangs on."""
+        pattern = self.patterns.get(query.sample_id)
+        return Tokens(self.evidence[query.key].best_candidate) if pattern is None else pattern
