@@ -111,3 +111,17 @@ def test_the_page_speaks_of_every_room_in_the_order():
 
 def test_the_picture_shows_the_imports_of_today():
     assert PICTURE.read_text(encoding="utf-8") == svg(SOURCE), "run python scripts/draw_architecture.py"
+
+
+MOST_UNNAMED = 5
+
+
+def test_constructors_of_many_arguments_name_them():
+    found = []
+    for file in [*modules().values(), *(SOURCE.parents[1] / "studies").rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and len(node.args) > MOST_UNNAMED:
+                name = ast.unparse(node.func).rpartition(".")[2]
+                if name[:1].isupper():
+                    found.append(f"{file}: line {node.lineno}: {name} with {len(node.args)} unnamed arguments")
+    assert not found, "\n".join(found)
