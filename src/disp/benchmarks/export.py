@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from disp.attacks.poison import Attack, is_changed, trigger_samples
+from disp.attacks.targets import Target
 from disp.benchmarks.documents import documents_of
 from disp.data.dataset import Dataset
-from disp.data.sample import queries_of
+from disp.data.sample import Sample, queries_of
 from disp.errors import DispError
 from disp.files import write_atomically, write_text
 
@@ -76,7 +77,7 @@ def write_tasks(
     return list(tables)
 
 
-def _counted(sample: Any, target: Any, progress: Callable[[int], None]) -> list[dict[str, Any]]:
+def _counted(sample: Sample, target: Target | None, progress: Callable[[int], None]) -> list[dict[str, Any]]:
     rows = documents_of(sample, target)
     progress(1)
     return rows

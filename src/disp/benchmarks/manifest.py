@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmms_eval.models.registry_v2 import ModelManifest
 
 
-def manifests() -> Any:
+def manifests() -> ModelManifest:
     """The plug-in's manifest. lmms-eval is imported only here, so that `disp` does without it."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
