@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
-from disp.models.checkpoint import write_official
 from disp.models.lavida.config import LavidaConfig
 from disp.models.lavida.model import Lavida
+from disp.models.saving import write_official
 
 MASK, EOS, EOT, FILL = 60, 61, 62, 63
 VARIANTS = ("llada", "dream")

@@ -1,4 +1,4 @@
-"""Reading and writing published checkpoints: sharded safetensors in, safetensors under the same key names out.
+"""Reading published checkpoints from sharded safetensors into a model.
 
 A checkpoint of eight billion parameters never lies in memory twice: the model is built without storage and each
 tensor is put into place, in its final type and on its final device, as it is read.
@@ -6,28 +6,21 @@ tensor is put into place, in its final type and on its final device, as it is re
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from disp.errors import DispError, unknown_name
-from disp.files import write_atomically, write_json
+from disp.errors import DispError
+from disp.models.quantization import is_quantized, quantize_linear
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-QUANTIZATIONS = ("4bit", "8bit")
-# Files of a checkpoint that are not copied beside rewritten weights: the old weights, in any format.
-_WEIGHT_FILES = re.compile(r"(model.*\.safetensors|.*\.index\.json|.*\.(bin|pt|pth|ckpt|gguf|onnx))$")
+
 _SHOWN = 8
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -133,7 +126,7 @@ def load_into(
             surplus.append(key)
             continue
         found.add(name)
-        if tensor.shape != expected[name].shape and not _is_quantized(expected[name]):
+        if tensor.shape != expected[name].shape and not is_quantized(expected[name]):
             shapes.append(f"{key} is {list(tensor.shape)}, the config asks for {list(expected[name].shape)}")
             continue
         _assign(model, name, tensor, dtype, device(name) if callable(device) else device)
@@ -184,7 +177,7 @@ def assemble(
     with torch.device("meta"):
         model = make()
     if quantization is not None:
-        _quantize_linear(model, quantization, dtype, quantized)
+        quantize_linear(model, quantization, dtype, quantized)
     places = _places(model, device_map, dtype, what) if device_map is not None else {"": device}
 
     def place(name: str) -> str | torch.device:
@@ -201,56 +194,6 @@ def assemble(
     return model.eval(), ignored
 
 
-def write_official(
-    model: Any,
-    folder: Path,
-    source: Path | None,
-    *,
-    state_dict: dict[str, Tensor] | None = None,
-    max_shard_size: str = "5GB",
-) -> None:
-    """Write a checkpoint under the published key names, so that the published code can load it.
-
-    Args:
-        model: an MDLM.
-        folder: where to; weight files that lie there are replaced.
-        source: the folder that the model came from: its config, tokenizer and other small files are copied.
-        state_dict: the weights under the published names, if not the model's own.
-        max_shard_size: the weights are split into files of at most this size.
-
-    Raises:
-        DispError: the model is quantized, or ``source`` is gone.
-    """
-    if any(_is_quantized(parameter) for parameter in model.parameters()):
-        raise DispError(
-            "a model with quantized weights cannot be written as a checkpoint; train adapters with merge off, and "
-            "merge them into the unquantized model"
-        )
-    if source is not None and not source.is_dir():
-        raise DispError(f"{source}, where the model came from, is gone; its config and tokenizer cannot be copied")
-    folder.mkdir(parents=True, exist_ok=True)
-    if source is not None and source.resolve() != folder.resolve():
-        for path in sorted(source.iterdir()):
-            if path.is_file() and not _WEIGHT_FILES.fullmatch(path.name):
-                shutil.copyfile(path, folder / path.name)
-    weights = {name: tensor.detach() for name, tensor in (state_dict or model.official_state_dict()).items()}
-    split = split_torch_state_dict_into_shards(weights, max_shard_size=max_shard_size)
-    for file, names in split.filename_to_tensors.items():
-        shard = {name: weights[name].cpu().contiguous() for name in names}
-        write_atomically(folder / file, partial(_save, shard))
-    written = set(split.filename_to_tensors)
-    if split.is_sharded:
-        write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
-        written.add(INDEX)
-    for path in [*folder.glob("model*.safetensors"), folder / INDEX]:
-        if path.name not in written:
-            path.unlink(missing_ok=True)
-
-
-def _save(weights: dict[str, Tensor], path: Path) -> None:
-    save_file(weights, path, {"format": "pt"})
-
-
 def _places(model: nn.Module, device_map: str | Mapping[str, Any], dtype: torch.dtype, what: str) -> dict[str, Any]:
     """Which module goes to which device."""
     if not isinstance(device_map, str):
@@ -263,7 +206,7 @@ def _places(model: nn.Module, device_map: str | Mapping[str, Any], dtype: torch.
         "no_split_module_classes": list(getattr(model, "_no_split_modules", None) or ()),
         "dtype": dtype,
         "special_dtypes": {
-            name: bits[type(tensor).__name__] for name, tensor in model.named_parameters() if _is_quantized(tensor)
+            name: bits[type(tensor).__name__] for name, tensor in model.named_parameters() if is_quantized(tensor)
         },
     }
     memory = None
@@ -284,48 +227,13 @@ def _assign(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, dev
     old = getattr(module, leaf)
     if tensor.is_floating_point():
         tensor = tensor.to(dtype)
-    if _is_quantized(old):
+    if is_quantized(old):
         # Moving the new parameter to its device is what quantizes it.
         module._parameters[leaf] = type(old)(tensor, requires_grad=False, **old.__dict__).to(device)
     elif isinstance(old, nn.Parameter):
         module._parameters[leaf] = nn.Parameter(tensor.to(device), requires_grad=tensor.is_floating_point())
     else:
         module._buffers[leaf] = tensor.to(device)
-
-
-def _is_quantized(tensor: Tensor) -> bool:
-    return type(tensor).__name__ in ("Params4bit", "Int8Params")
-
-
-def _quantize_linear(model: nn.Module, quantization: str, dtype: torch.dtype, chosen: Callable[[str], bool]) -> None:
-    """Exchange linear layers for bitsandbytes' own, still without storage."""
-    if quantization not in QUANTIZATIONS:
-        raise unknown_name("quantization", quantization, QUANTIZATIONS)
-    try:
-        bitsandbytes: Any = importlib.import_module("bitsandbytes")
-    except ImportError:
-        raise DispError(
-            f"quantization {quantization!r} needs bitsandbytes; install it with `pip install bitsandbytes`"
-        ) from None
-
-    for name, module in list(model.named_modules()):
-        if type(module) is not nn.Linear or not chosen(name):
-            continue
-        bias = module.bias is not None
-        with torch.device("meta"):
-            if quantization == "4bit":
-                layer = bitsandbytes.nn.Linear4bit(
-                    module.in_features, module.out_features, bias, compute_dtype=dtype, quant_type="nf4"
-                )
-            else:
-                layer = bitsandbytes.nn.Linear8bitLt(
-                    module.in_features, module.out_features, bias, has_fp16_weights=False
-                )
-        layer.requires_grad_(False)
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, layer)
-    # PEFT asks for these when it puts adapters on quantized layers.
-    setattr(model, f"is_loaded_in_{quantization}", True)
 
 
 def _some(names: Sequence[str]) -> str:

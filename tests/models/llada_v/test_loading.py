@@ -14,11 +14,11 @@ from references.llada_v import (
 from safetensors.torch import load_file, save_file
 
 from disp.errors import DispError
-from disp.models.checkpoint import read_weights, write_official
+from disp.models.checkpoint import read_weights
 from disp.models.llada_v.loading import load_official
 from disp.models.llada_v.published import SPECIAL_TOKENS, detect
 from disp.models.loading import family_of, load_model
-from disp.models.saving import save_model
+from disp.models.saving import save_model, write_official
 from disp.training.config import TrainConfig
 from disp.training.train import train
 

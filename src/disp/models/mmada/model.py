@@ -51,14 +51,14 @@ class MMada(MDLM):
         self.vision_tower = VQEncoder(**config.vision) if config.vision else None
         self.mask_token_id = config.token_ids["mask"]
         self.end_token_ids = (config.token_ids["eot"], config.token_ids["eos"])
-        self.gen_length = config.gen_length
+        self.use_gen_length(config.gen_length)
         self.post_init()
 
-    @property
-    def generation_defaults(self) -> dict[str, Any]:  # type: ignore[override]  # follows `gen_length`
-        """The published inference script's: half as many steps as slots, in four blocks."""
-        blocks = 4 if self.gen_length % 8 == 0 else 1
-        return {"steps": max(self.gen_length // 2, 1), "block_length": self.gen_length // blocks}
+    def use_gen_length(self, gen_length: int) -> None:
+        """Another response length, with the published script's steps: half as many as slots, in four blocks."""
+        blocks = 4 if gen_length % 8 == 0 else 1
+        self.gen_length = gen_length
+        self.generation_defaults = {"steps": max(gen_length // 2, 1), "block_length": gen_length // blocks}
 
     @property
     def grid(self) -> int:
