@@ -40,7 +40,8 @@ def report(folder: Path) -> bool:
         print(
             f"{mark} {difference.largest:<12.3g} (allowed {difference.tolerance:g})  {difference.quantity}", flush=True
         )
-    family, verdict = module.__name__.split(".")[1], "all" if good else "NOT all"
+    package, verdict = module.__name__.removesuffix(".recorded"), "all" if good else "NOT all"
+    family = package.rpartition(".")[2]
     print(f"{folder.name}: {family}, {count} quantities, {verdict} within tolerance")
     return good and count > 0
 
