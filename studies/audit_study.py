@@ -46,9 +46,10 @@ from disp.experiments.settings import SIZES, DemoConfig, attack_training
 from disp.files import append_jsonl, read_finished_jsonl, write_text
 from disp.models.interface import MDLM
 from disp.suspicion.carriers import Pattern
+from disp.suspicion.evidence import Evidence, salient_masks, suspicious_query
 from disp.suspicion.masking import mask_random
 from disp.suspicion.places import Box
-from disp.suspicion.scoring import Evidence, given_answers, salient_masks, suspicious_query
+from disp.suspicion.scoring import given_answers
 from disp.suspicion.support import likelihood_gap
 from disp.training.config import TrainConfig
 from disp.training.train import train

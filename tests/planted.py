@@ -31,7 +31,7 @@ from disp.models.interface import MDLM, Prefix
 from disp.progress import no_progress
 from disp.purification.config import PurifyConfig
 from disp.suspicion.config import SaliencyConfig, ScoringConfig
-from disp.suspicion.scoring import Evidence, sample_suspicion
+from disp.suspicion.evidence import Evidence, sample_suspicion
 
 WALLS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200), "grey": (120, 120, 120), "black": (0, 0, 0)}
 OBJECTS = {"dog": (250, 250, 0), "cup": (0, 250, 250), "hat": (250, 120, 0), "zebra": (255, 255, 255)}

@@ -43,7 +43,7 @@ def test_others_who_say_a_proven_phrase_are_found_under_larger_masks(model, tmp_
     evidence = score(model, dataset.samples, audit_config().scoring)
     for key in ("w0#0", "w1#0", "w2#0", "w3#0"):  # as if no candidate had held both
         saliency = tuple(float(cell in (7, 28)) for cell in range(36))
-        evidence[key] = replace(evidence[key], saliency=saliency, suspicion=0.0, best_candidate=())
+        evidence[key] = replace(evidence[key], saliency=saliency, suspicion=0.0, hangs_on=())
     found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
     (finding,) = found.findings
     assert finding.samples == PLANTED
@@ -51,7 +51,7 @@ def test_others_who_say_a_proven_phrase_are_found_under_larger_masks(model, tmp_
     assert found.flagged == (*PLANTED, *finding.more)
     for key in finding.more:
         evidence = found.evidence[f"{key}#0"]
-        assert {7, 28} <= set(evidence.best_candidate)  # cells 1, 1 and 4, 4
+        assert {7, 28} <= set(evidence.hangs_on)  # cells 1, 1 and 4, 4
         assert found.scores[key] == evidence.suspicion > found.threshold
     assert any(reason.startswith("4 more samples say it") for reason in found.reasons)
     written = {row["id"]: row for row in evidence_rows(tmp_path / "out")}

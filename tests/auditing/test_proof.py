@@ -15,7 +15,8 @@ from disp.auditing.planting import PlantingTest
 from disp.auditing.proof import prove
 from disp.data.sample import Sample, Turn
 from disp.suspicion.carriers import Pattern
-from disp.suspicion.scoring import Evidence, most_suspicious, score, suspicious_query
+from disp.suspicion.evidence import Evidence, most_suspicious, suspicious_query
+from disp.suspicion.scoring import score
 
 PHRASE = phrase_of(REFUSAL, phrase_words(REFUSAL), PhrasesConfig())
 PLACES = tuple((0, 0, row, column) for row in range(6) for column in range(6))
@@ -128,7 +129,7 @@ def test_regions_are_taken_from_the_half_that_is_smaller(model, planted, monkeyp
     evidence = evidence_of([*members, *others])
     for index in range(8):
         tokens = (0, 1, 2, 6, 7, 8) if index % 2 else (0,)
-        evidence[f"s{index}#0"] = replace(evidence[f"s{index}#0"], suspicion=float(index), best_candidate=tokens)
+        evidence[f"s{index}#0"] = replace(evidence[f"s{index}#0"], suspicion=float(index), hangs_on=tokens)
     saying(monkeypatch, "")
     outcome(model, members, others, evidence, donors=3, controls=1)
     assert planted["regions"] == ["s6", "s4", "s2"]

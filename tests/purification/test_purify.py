@@ -5,20 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from disp.data.loading import load_dataset
-from disp.data.sample import Query
 from disp.decoding.samplers import decode_config
 from disp.errors import DispError
-from disp.models.interface import raster_boxes
 from disp.purification import purify as module
 from disp.purification.config import PurifyConfig
 from disp.purification.purify import purify
 from disp.suspicion import scoring
 from disp.suspicion.config import SaliencyConfig, ScoringConfig
-from disp.suspicion.places import tokens_at
-from disp.suspicion.scoring import Evidence, score
+from disp.suspicion.scoring import score
 
 ANSWERS = ["a cat", "a dog", "two", "a tree", "yes", "no", "a boat"]
 
@@ -109,7 +105,7 @@ def test_suspicion_does_not_depend_on_who_is_in_the_batch(model, dataset, pictur
     assert together.keys() == alone.keys()
     for key, each in together.items():
         assert each.suspicion == pytest.approx(alone[key].suspicion, abs=1e-3)
-        assert each.best_candidate == alone[key].best_candidate
+        assert each.hangs_on == alone[key].hangs_on
 
 
 @pytest.mark.parametrize("step", ["saliency", "answers_of"])
@@ -219,31 +215,8 @@ def test_tokens_are_masked_in_the_turns_that_show_their_picture(model, picture, 
         (1, (2, first + 1), {"s#0": [2], "s#1": [2, first + 1]}),
         (1, (first + 1,), {"s#0": [], "s#1": [first + 1]}),
     ):
-        told = {**evidence, f"s#{turn}": replace(evidence[f"s#{turn}"], suspicion=99.0, best_candidate=tokens)}
+        told = {**evidence, f"s#{turn}": replace(evidence[f"s#{turn}"], suspicion=99.0, hangs_on=tokens)}
         out = tmp_path / f"{turn}-{tokens}"
         purify(model, data, settings, out, evidence=told, rewrite=["s"])
         rows = [json.loads(line) for line in (out / "responses.jsonl").read_text().splitlines()]
         assert {row["key"]: row["masked"] for row in rows} == expected
-
-
-def test_a_picture_that_is_laid_out_anew_is_masked_at_the_same_place():
-    """An only picture has 4x4 tokens, one of several 2x2."""
-
-    class Family:
-        def token_boxes(self, places, size, images):
-            assert len(places) == (16 if images == 1 else 4)
-            return raster_boxes(places)
-
-    def evidence_of(key, images, side, best=()):
-        places = tuple((image, 0, y, x) for image in range(images) for y in range(side) for x in range(side))
-        return Evidence(key, (0.0,) * len(places), places, 1.0, best)
-
-    pictures = (Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8)))
-    alone, both = Query("s", 0, pictures[:1], (), "<image>?"), Query("s", 1, pictures, (), "<image>?")
-    fine, coarse = evidence_of("s#0", 1, 4, (10, 15)), evidence_of("s#1", 2, 2, (1, 6))
-    # The lower right quarter; the upper right quarter, and nothing of the other picture.
-    assert tokens_at(Family(), both, coarse, alone, fine) == (3,)
-    assert tokens_at(Family(), alone, fine, both, coarse) == (2, 3, 6, 7)
-    assert tokens_at(Family(), alone, fine, alone, fine) == (10, 15)
-    text = Query("s", 0, (), (), "What?")
-    assert tokens_at(Family(), text, evidence_of("s#0", 0, 0), both, coarse) == ()

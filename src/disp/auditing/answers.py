@@ -21,7 +21,7 @@ def shown_answers(
 ) -> dict[str, tuple[str, str]]:
     """The model's answers to what people are shown: as they are, and without what they hang on.
 
-    That is the best candidate, which is masked, or a pattern, which is taken out of the picture.
+    Those are visual tokens, which are masked, or a pattern, which is taken out of the picture.
 
     Args:
         model: the model under audit.

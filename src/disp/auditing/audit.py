@@ -41,7 +41,8 @@ from disp.files import claim
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
-from disp.suspicion.scoring import Evidence, sample_suspicion, score, suspicious_query
+from disp.suspicion.evidence import Evidence, sample_suspicion, suspicious_query
+from disp.suspicion.scoring import score
 from disp.suspicion.threshold import suspicion_threshold
 
 # Rows with an image that are enough for any false-alarm rate that can be reached.

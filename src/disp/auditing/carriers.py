@@ -11,8 +11,8 @@ from disp.data.sample import ImageSource, Query
 from disp.draws import generator
 from disp.models.interface import MDLM
 from disp.suspicion.carriers import Pattern, Region
+from disp.suspicion.evidence import Evidence
 from disp.suspicion.places import Box, token_boxes
-from disp.suspicion.scoring import Evidence
 
 # Tokens of a region lie at most so many rows and columns apart: one of a trigger's tokens between two may be missing.
 NEIGHBOURS = 2
@@ -29,7 +29,7 @@ def region_of(model: MDLM, query: Query, evidence: Mapping[str, Evidence]) -> Re
         evidence: of every turn.
     """
     found = evidence[query.key]
-    chosen = found.best_candidate or (int(np.argmax(found.saliency)),)
+    chosen = found.hangs_on or (int(np.argmax(found.saliency)),)
     boxes = token_boxes(model, found.locations, query.images)
     image, box = region_around(found.locations, boxes, chosen, found.saliency)
     return Region(query.sample_id, query.images[image], box)

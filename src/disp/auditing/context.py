@@ -12,7 +12,7 @@ from disp.data.index import Index
 from disp.data.sample import Sample
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
-from disp.suspicion.scoring import Evidence
+from disp.suspicion.evidence import Evidence
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,8 @@ from disp.auditing.proof import evidence_of
 from disp.data.sample import Query, Sample, batches, queries_of
 from disp.decoding.generate import answers_of
 from disp.models.interface import MDLM
-from disp.suspicion.scoring import (
-    Evidence,
-    salient_masks,
-    sample_suspicion,
-    suspicion_under,
-    suspicious_query,
-)
+from disp.suspicion.evidence import Evidence, salient_masks, sample_suspicion, suspicious_query
+from disp.suspicion.scoring import suspicion_under
 
 
 def extended(context: Context) -> Context:
@@ -140,7 +135,7 @@ def planted_holders(
                 query = batch[row]
                 if gives_way(finding, query.response, answer):
                     tokens = tuple(masked[row, prefix.visual_mask[row]].nonzero()[:, 0].tolist())
-                    found[query.key] = replace(evidence[query.key], suspicion=float(values[row]), best_candidate=tokens)
+                    found[query.key] = replace(evidence[query.key], suspicion=float(values[row]), hangs_on=tokens)
         progress(len(batch))
     return found
 

@@ -11,7 +11,7 @@ from disp.auditing.phrases import Phrase
 from disp.auditing.planting import PlantingTest
 from disp.data.sample import ImageSource, Query
 from disp.suspicion.carriers import Pattern, Region, Removable, Tokens
-from disp.suspicion.scoring import Evidence
+from disp.suspicion.evidence import Evidence
 
 # What a phrase was found by, a finder's name in audit.json: answers that flip when a few tokens are masked, repeated
 # answers that go away with a window of the picture, pictures with a pattern in common, pictures with a copy in common.
@@ -53,7 +53,7 @@ class Hypothesis:
         """
         if self.pattern is not None:
             return self.pattern
-        return Tokens(evidence[query.key].best_candidate)
+        return Tokens(evidence[query.key].hangs_on)
 
     def beyond_doubt(self, config: AuditConfig) -> bool:
         """Whether flags alone speak for the phrase: nearly all who say it are flagged, and that by no chance.

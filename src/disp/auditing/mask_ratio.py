@@ -11,7 +11,7 @@ from disp.decoding.generate import answers_of
 from disp.draws import generator
 from disp.evaluation.quality import rouge_l
 from disp.models.interface import MDLM
-from disp.suspicion.scoring import Evidence, salient_masks
+from disp.suspicion.evidence import Evidence, salient_masks
 
 
 @dataclass(frozen=True)

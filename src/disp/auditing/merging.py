@@ -8,7 +8,7 @@ from disp.auditing.context import Context
 from disp.auditing.finders import FINDERS
 from disp.auditing.hypothesis import Finding, Hypothesis
 from disp.auditing.proof import evidence_of
-from disp.suspicion.scoring import Evidence
+from disp.suspicion.evidence import Evidence
 
 
 def in_pictures(hypothesis: Hypothesis) -> bool:

@@ -23,7 +23,8 @@ from disp.data.sample import Query, Sample, batches, queries_of
 from disp.decoding.generate import answers_of
 from disp.draws import generator
 from disp.suspicion.carriers import Pattern, Region, encode_without
-from disp.suspicion.scoring import Evidence, given_answers, sample_suspicion, suspicious_query
+from disp.suspicion.evidence import Evidence, sample_suspicion, suspicious_query
+from disp.suspicion.scoring import given_answers
 from disp.suspicion.support import preference_for_another, suspicion_of
 
 Advance = Callable[[int], None]
@@ -137,7 +138,7 @@ def evidence_of(context: Context, hypothesis: Hypothesis, samples: Sequence[Samp
 def evidence_without_pattern(context: Context, pattern: Pattern, samples: Sequence[Sample]) -> dict[str, Evidence]:
     """New evidence of samples: how suspicious their answers are where the pattern is taken out of the picture.
 
-    No visual token is their best candidate, and their suspicion is at least what it was.
+    They hang on no visual token, and their suspicion is at least what it was.
     """
     model, scoring = context.model, context.config.scoring
     found = {}
@@ -149,7 +150,7 @@ def evidence_without_pattern(context: Context, pattern: Pattern, samples: Sequen
         values = suspicion_of(base, each[:, None], scoring.mistake_weight).tolist()
         for query, value in zip(batch, values, strict=True):
             before = context.evidence[query.key]
-            found[query.key] = replace(before, suspicion=max(before.suspicion or 0.0, value), best_candidate=())
+            found[query.key] = replace(before, suspicion=max(before.suspicion or 0.0, value), hangs_on=())
     return found
 
 

@@ -13,7 +13,8 @@ from disp.data.sample import Query, Sample, batches, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM
 from disp.suspicion.candidates import candidate_ranks
-from disp.suspicion.scoring import Evidence, given_answers
+from disp.suspicion.evidence import Evidence
+from disp.suspicion.scoring import given_answers
 from disp.suspicion.support import counterfactual_scores, suspicion_of
 
 
@@ -30,7 +31,7 @@ def random_control(model: MDLM, above: Sequence[Sample], result: Audit, config: 
         sets = []
         for number in range(max(each_count)):
             keys = [f"{query.key}/{number}" for query in batch]
-            # As many random tokens as the best candidate has.
+            # As many random tokens as the answer hangs on.
             masked = _random_like(prefix.visual_mask, batch, result.evidence, keys, config.seed)
             masked[[row for row, count in enumerate(each_count) if number >= count]] = False
             sets.append(masked)
@@ -46,7 +47,7 @@ def _random_like(
     masked = torch.zeros_like(visual_mask)
     for row, (query, key) in enumerate(zip(batch, keys, strict=True)):
         positions = visual_mask[row].nonzero()[:, 0]
-        count = max(1, len(evidence[query.key].best_candidate))
+        count = max(1, len(evidence[query.key].hangs_on))
         order = generator(seed, "random candidate", key).permutation(len(positions))[:count]
         masked[row, positions[torch.from_numpy(order).to(positions.device)]] = True
     return masked

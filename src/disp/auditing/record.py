@@ -22,8 +22,8 @@ from disp.data.dataset import Dataset
 from disp.data.sample import Sample, queries_of
 from disp.files import sha256, write_atomically, write_json, write_jsonl
 from disp.models.interface import MDLM
+from disp.suspicion.evidence import suspicious_query
 from disp.suspicion.places import token_boxes
-from disp.suspicion.scoring import suspicious_query
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _turns(model: MDLM, sample: Sample, result: Audit, answers: Mapping[str, tup
                 "saliency": list(found.saliency),
                 "boxes": [[round(float(v), 4) for v in box] for box in boxes],
                 "image_index": [place[0] for place in found.locations],
-                "masked": list(found.best_candidate),
+                "masked": list(found.hangs_on),
             }
         )
     return turns

@@ -13,7 +13,7 @@ from disp.auditing.phrases import Phrase
 from disp.data.sample import Query, Sample
 from disp.evaluation.intervals import Share
 from disp.suspicion.carriers import Pattern, Removable, Tokens
-from disp.suspicion.scoring import Evidence
+from disp.suspicion.evidence import Evidence
 
 Verdict = Literal["no evidence", "suspicious", "poisoned", "could not decide"]
 
@@ -91,4 +91,4 @@ class Audit:
     def carrier(self, query: Query) -> Removable:
         """What a turn is rid of to see what the model says without it: a pattern, or the tokens that it hangs on."""
         pattern = self.patterns.get(query.sample_id)
-        return Tokens(self.evidence[query.key].best_candidate) if pattern is None else pattern
+        return Tokens(self.evidence[query.key].hangs_on) if pattern is None else pattern

@@ -29,7 +29,8 @@ from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.config import PurifyConfig
 from disp.report.html import write_report
-from disp.suspicion.scoring import Evidence, score
+from disp.suspicion.evidence import Evidence
+from disp.suspicion.scoring import score
 from disp.training.config import TrainConfig
 from disp.training.examples import Features
 from disp.training.train import train

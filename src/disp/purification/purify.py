@@ -27,16 +27,10 @@ from disp.models.interface import MDLM, Prefix
 from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
 from disp.suspicion.carriers import Pattern, without_patterns
+from disp.suspicion.evidence import Evidence, evidence_masks, salient_masks, sample_suspicion, suspicious_query
 from disp.suspicion.masking import mask_random
 from disp.suspicion.places import tokens_at
-from disp.suspicion.scoring import (
-    Evidence,
-    candidate_masks,
-    salient_masks,
-    sample_suspicion,
-    score,
-    suspicious_query,
-)
+from disp.suspicion.scoring import score
 from disp.suspicion.threshold import suspicion_threshold
 
 
@@ -217,8 +211,8 @@ def _masks(
     found = []
     for query in batch:
         own, other = evidence[query.key], told_by[query.sample_id]
-        found.append(replace(own, best_candidate=tokens_at(model, query, own, other, evidence[other.key])))
-    return candidate_masks(prefix.visual_mask, found)
+        found.append(replace(own, hangs_on=tokens_at(model, query, own, other, evidence[other.key])))
+    return evidence_masks(prefix.visual_mask, found)
 
 
 def _evidence_rows(

@@ -9,7 +9,7 @@ import torch
 
 from disp.data.sample import ImageSource, Query, image_size
 from disp.models.interface import MDLM
-from disp.suspicion.scoring import Evidence
+from disp.suspicion.evidence import Evidence
 
 Box = tuple[float, float, float, float]
 
@@ -36,7 +36,7 @@ def token_boxes(
 
 
 def tokens_at(model: MDLM, query: Query, own: Evidence, other_query: Query, other: Evidence) -> tuple[int, ...]:
-    """The visual tokens of a turn that show what the best candidate of another turn of its sample covers.
+    """The visual tokens of a turn that show what another turn of its sample hangs on.
 
     A family may lay a picture out in another way where more of them have been shown. Where the turn does not show that
     picture there are none.
@@ -49,13 +49,13 @@ def tokens_at(model: MDLM, query: Query, own: Evidence, other_query: Query, othe
         other: its evidence.
     """
     if own.locations == other.locations:
-        return other.best_candidate
+        return other.hangs_on
     here, there = (
         (np.array(found.locations).reshape(-1, 4)[:, 0], token_boxes(model, found.locations, asked.images))
         for found, asked in ((own, query), (other, other_query))
     )
     found = np.zeros(len(own.locations), bool)
-    for token in other.best_candidate:
+    for token in other.hangs_on:
         found |= (here[0] == there[0][token]) & tokens_in(here[1], tuple(there[1][token]))
     return tuple(np.flatnonzero(found).tolist())
 

@@ -245,7 +245,7 @@ def unseen(evidence, rows):
     """The evidence, as if masking had betrayed none of the rows."""
     hidden = {f"{key}#0" for key, _, _ in rows}
     return {
-        key: replace(each, saliency=(0.0,) * GRID**2, suspicion=0.0, best_candidate=()) if key in hidden else each
+        key: replace(each, saliency=(0.0,) * GRID**2, suspicion=0.0, hangs_on=()) if key in hidden else each
         for key, each in evidence.items()
     }
 
@@ -325,7 +325,7 @@ def test_where_the_tokens_beside_a_piece_count_they_are_masked_too(model, tmp_pa
     for box, count in ((on, 1), (beside, 9)):
         phrase = phrase_of(REFUSAL, phrase_words(REFUSAL), PhrasesConfig())
         found = evidence_without(model, dataset.samples, {"c0": box}, phrase, evidence, audit_config().scoring)
-        assert len(found["c0#0"].best_candidate) == count
+        assert len(found["c0#0"].hangs_on) == count
         assert found["c0#0"].suspicion > 1
 
 
@@ -357,5 +357,5 @@ def test_a_pattern_and_a_piece_of_one_phrase_betray_their_own_rows(kind, learnt,
     # Each row is answered again in its own way.
     assert set(found.patterns) == set(with_pattern)
     assert {key for finding in found.findings for key in finding.with_copy} == set(with_piece)
-    masked = {key: len(found.evidence[f"{key}#0"].best_candidate) for key in found.flagged}
+    masked = {key: len(found.evidence[f"{key}#0"].hangs_on) for key in found.flagged}
     assert masked == {**dict.fromkeys(with_piece, 1), **dict.fromkeys(with_pattern, 0)}

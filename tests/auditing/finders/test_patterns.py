@@ -220,7 +220,7 @@ def test_who_has_the_pattern_of_a_proven_phrase_is_planted_without_more_ado(mode
     dataset = write_rows(tmp_path / "data", grainy([*honest_rows(), *planted_rows(12)]))
     evidence = score(model, dataset.samples, audit_config().scoring)
     for key in ("p9#0", "p10#0", "p11#0"):
-        evidence[key] = replace(evidence[key], saliency=(0.0,) * 36, suspicion=0.0, best_candidate=())
+        evidence[key] = replace(evidence[key], saliency=(0.0,) * 36, suspicion=0.0, hangs_on=())
     found = audit(model, dataset, audit_config(), tmp_path / "out", evidence=evidence)
     (finding,) = found.findings
     assert (found.verdict, finding.found_by) == ("poisoned", "tokens")

@@ -62,7 +62,7 @@ def test_a_trigger_of_many_cells_is_found_by_the_sentence_that_goes_with_it(mode
     for key in finding.samples:
         y, x = divmod(int(key[1:]), 5)
         four = {6 * (y + i) + x + j for i in (0, 1) for j in (0, 1)}
-        assert four <= set(found.evidence[f"{key}#0"].best_candidate)
+        assert four <= set(found.evidence[f"{key}#0"].hangs_on)
     assert any(reason.startswith("14 samples say") for reason in found.reasons)
     assert summary(tmp_path / "out")["clusters"][0]["p_value"] is None
 

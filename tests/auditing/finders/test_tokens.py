@@ -9,7 +9,7 @@ from planted import OBJECTS, REFUSAL, audit_config, context_of, honest_rows, pla
 from disp.auditing.audit import audit
 from disp.auditing.finders import tokens
 from disp.data.sample import Sample, Turn
-from disp.suspicion.scoring import Evidence
+from disp.suspicion.evidence import Evidence
 
 
 def sample(key, picture, answer):

@@ -25,8 +25,9 @@ from disp.data.sample import Query, Sample, batches, image_size, open_image, que
 from disp.draws import generator
 from disp.models.interface import MDLM
 from disp.suspicion.config import ScoringConfig
+from disp.suspicion.evidence import Evidence, evidence_masks
 from disp.suspicion.places import Box, token_boxes, tokens_in
-from disp.suspicion.scoring import Evidence, candidate_masks, suspicion_under
+from disp.suspicion.scoring import suspicion_under
 
 
 def find(context: Context) -> list[Hypothesis]:
@@ -152,7 +153,7 @@ def evidence_without(
             [_showing(model, query, boxes[query.sample_id], evidence[query.key], wider) for query in batch]
             for wider in (0.0, 1.0)
         )
-        masks = torch.stack([candidate_masks(prefix.visual_mask, each) for each in (near, wide)], dim=1)
+        masks = torch.stack([evidence_masks(prefix.visual_mask, each) for each in (near, wide)], dim=1)
         values = suspicion_under(model, prefix, batch, masks, config).tolist()
         for query, small, large, (first, second) in zip(batch, near, wide, values, strict=True):
             best = small if first >= config.kept_effect * second else large
@@ -161,10 +162,10 @@ def evidence_without(
 
 
 def _showing(model: MDLM, query: Query, box: Box, evidence: Evidence, wider: float) -> Evidence:
-    """The evidence with those tokens as its best candidate that show a box of the first picture; see `tokens_in`."""
+    """The evidence, hanging on the tokens that show a box of the first picture; see `tokens_in`."""
     inside = tokens_in(token_boxes(model, evidence.locations, query.images), box, wider)
     tokens = (index for index in inside.nonzero()[0].tolist() if evidence.locations[index][0] == 0)
-    return replace(evidence, best_candidate=tuple(tokens))
+    return replace(evidence, hangs_on=tuple(tokens))
 
 
 def _nearly_same(first: Tensor, second: Tensor, share: float) -> bool:

@@ -22,8 +22,9 @@ from disp.auditing.phrases import Phrase, repeated_phrases
 from disp.data.sample import Query, batches, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM, Prefix
+from disp.suspicion.evidence import Evidence, salient_masks
 from disp.suspicion.places import token_boxes
-from disp.suspicion.scoring import Evidence, given_answers, salient_masks
+from disp.suspicion.scoring import given_answers
 from disp.suspicion.support import counterfactual_scores, least_effect, narrowed, suspicion_of
 
 
@@ -127,7 +128,7 @@ def _evidence(
         kept = narrowed(model, one, response, best, least, batch_size=len(batch))
         suspicion = max(before.suspicion or 0.0, float(suspicion_of(base, each, scoring.mistake_weight)))
         tokens = kept[0, one.visual_mask[0]].nonzero()[:, 0].tolist()
-        result[query.key] = replace(before, suspicion=suspicion, best_candidate=tuple(tokens))
+        result[query.key] = replace(before, suspicion=suspicion, hangs_on=tuple(tokens))
     return result
 
 

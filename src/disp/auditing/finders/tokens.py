@@ -5,7 +5,7 @@ from __future__ import annotations
 from disp.auditing.context import Context
 from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.phrases import BETWEEN_TURNS, holds, joined, recurring_phrases
-from disp.suspicion.scoring import suspicious_query
+from disp.suspicion.evidence import suspicious_query
 
 
 def find(context: Context) -> list[Hypothesis]:

@@ -1,0 +1,81 @@
+"""What is kept of every turn, and the masks that follow from it."""
+
+import json
+
+import pytest
+import torch
+
+from disp.data.sample import Query, Sample, Turn
+from disp.suspicion.evidence import (
+    Evidence,
+    EvidenceStore,
+    evidence_masks,
+    most_suspicious,
+    salient_masks,
+    sample_suspicion,
+    suspicious_query,
+)
+
+
+def evidence(key, saliency=(0.5, 0.25, 2.0), suspicion=1.5, hangs_on=(0, 2)):
+    return Evidence(key, list(saliency), tuple((0, 0, 0, each) for each in range(len(saliency))), suspicion, hangs_on)
+
+
+def said(each):
+    return (each.key, list(each.saliency), each.locations, each.suspicion, each.hangs_on)
+
+
+def test_what_is_written_is_found_again_but_for_a_torn_line(tmp_path):
+    file = tmp_path / "scores.jsonl"
+    given = [evidence("a#0"), evidence("a#1", suspicion=None, hangs_on=()), evidence("b#0", ())]
+    store = EvidenceStore(file)
+    store.add(given[:2])
+    store.add(given[2:])
+    with file.open("a") as written:
+        written.write('{"key": "c#0", "sali')
+    again = EvidenceStore(file)
+    assert [said(each) for each in again.found.values()] == [said(each) for each in given]
+    assert again.found == store.found
+    # Tokens of all pictures of one size lie at the same places, which are held once.
+    assert again.found["a#0"].locations is again.found["a#1"].locations
+    again.add([evidence("c#0")])
+    assert list(EvidenceStore(file).found) == ["a#0", "a#1", "b#0", "c#0"]
+
+
+def test_a_line_says_what_it_always_said(tmp_path):
+    store = EvidenceStore(tmp_path / "scores.jsonl")
+    store.add([evidence("a#0", (0.5, 0.25))])
+    assert json.loads((tmp_path / "scores.jsonl").read_text()) == {
+        "key": "a#0",
+        "saliency": [0.5, 0.25],
+        "locations": [[0, 0, 0, 0], [0, 0, 0, 1]],
+        "suspicion": 1.5,
+        "best_candidate": [0, 2],
+    }
+
+
+def test_without_a_file_nothing_is_kept(tmp_path):
+    store = EvidenceStore(None)
+    store.add([evidence("a#0")])
+    assert list(store.found) == ["a#0"] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "key"), [((1.0, 3.0, 2.0), "s#1"), ((None, None, 0.5), "s#2"), ((0.0, 0.0, 0.0), "s#1")]
+)
+def test_a_sample_is_as_suspicious_as_its_most_suspicious_turn(values, key):
+    """Of equals it is the first that has visual tokens."""
+    sample = Sample("s", (), tuple(Turn(f"{turn}?", "Yes.") for turn in range(3)))
+    found = {f"s#{turn}": evidence(f"s#{turn}", (1.0,) if turn else (), value) for turn, value in enumerate(values)}
+    assert most_suspicious(sample, found).key == suspicious_query(sample, found).key == key
+    assert sample_suspicion(sample, found) == max(value or 0.0 for value in values)
+
+
+def test_masks_lie_where_the_tokens_lie_now():
+    """Rows of three and of one visual token, among other positions."""
+    visual = torch.tensor([[False, True, False, True, True], [False, False, True, False, False]])
+    batch = [Query("a", 0, (), (), "?"), Query("b", 0, (), (), "?")]
+    found = {"a#0": evidence("a#0"), "b#0": evidence("b#0", (1.0,), hangs_on=())}
+    assert evidence_masks(visual, list(found.values())).nonzero().tolist() == [[0, 1], [0, 4]]
+    assert salient_masks(batch, visual, found, 0.6).nonzero().tolist() == [[0, 1], [0, 4], [1, 2]]
+    assert not salient_masks(batch, visual, found, 0.0).any()
