@@ -10,6 +10,7 @@ from typing import Literal
 from disp.commands.options import ROWS, RUNTIME, Data, Flag, Limit, Model, Out, Rows, Runtime, Seed, app, list_problems
 from disp.commands.scoring import AUDITING, ESTIMATING, REWRITING, Auditing, Estimating, Preset, Rewriting
 from disp.commands.training import RECOVERY, Recovery
+from disp.commands.treating import TREATING, Treating, what_was_done, why_left_out
 from disp.progress import progress_bar
 
 
@@ -44,6 +45,7 @@ def purify(
     *,
     out: Out,
     rewriting: Rewriting = REWRITING,
+    treating: Treating = TREATING,
     seed: Seed = 0,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
@@ -51,10 +53,13 @@ def purify(
     """Let the model rewrite its training answers with salient visual tokens masked."""
     from disp.purification.purify import purify as run
 
+    treating.check()
     dataset = rows.load(data, pictured=True)  # first: a wrong path is said before weights are loaded
+    treatment = treating.treatment(dataset, rows)
     mdlm = runtime.load(model)
-    result = run(mdlm, dataset, rewriting.config(mdlm, seed), out, progress=progress_bar)
-    print(f"{len(result.rewritten)} of {len(dataset.samples)} rows rewritten; purified set in {result.dataset.path}")
+    result = run(mdlm, dataset, rewriting.config(mdlm, seed), out, treatment=treatment, progress=progress_bar)
+    list_problems(result.untrusted)
+    print(f"{what_was_done(treatment, result, len(dataset.samples))}; purified set in {result.dataset.path}")
 
 
 @app.command
@@ -125,6 +130,7 @@ def defend(
     preset: Preset | None = None,
     recovery: Recovery = RECOVERY,
     truth: Path | None = None,
+    treating: Treating = TREATING,
     seed: Seed = 0,
     auditing: Auditing = AUDITING,
     rows: Rows = ROWS,
@@ -155,7 +161,9 @@ def defend(
     if preset is not None and recovery.recipe is None:
         recovery = replace(recovery, recipe="disp")
     training = recovery.config(seed)
+    treating.check()
     dataset = rows.load(data, pictures=False)  # they are looked at in the run
+    treatment = treating.treatment(dataset, rows)
     config = DefenceConfig(audit=auditing.config(seed), training=training, rounds=rounds, preset=preset)
     found = run(
         model,
@@ -165,18 +173,21 @@ def defend(
         start=start,
         truth=truth,
         strict=rows.strict,
+        treatment=treatment,
         load=runtime.load,
         progress=progress_bar,
     )
-    list_problems((*found.dataset.problems[len(dataset.problems) :], *found.untrained))
+    list_problems((*found.dataset.problems[len(dataset.problems) :], *found.untrained, *found.untrusted))
     print("\n".join((f"Verdict: {found.before.verdict}", *found.before.reasons)))
     print(f"Report: {write_report(out / 'audit')}")
     if found.after is None:
+        if found.before.flagged:
+            print("Each flagged row was decided to be honest; nothing is done")
         if found.before.verdict == "could not decide":
             sys.exit(2)
         return
-    if found.left_out:
-        print(f"{len(found.left_out)} rows keep their phrase whatever is masked, and are not in the purified data")
+    if told := why_left_out(treatment, found):
+        print(told)
     print(f"After recovery: {found.after.verdict}")
     for row in found.residual:
         (said, asked), (said_pasted, asked_pasted) = row["clean"], row["triggered"]

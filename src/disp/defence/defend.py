@@ -30,6 +30,7 @@ from disp.models.loading import load_model
 from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
 from disp.purification.purify import Purified, purify
+from disp.purification.remedies import REWRITE, Treatment
 from disp.suspicion.carriers import Pattern
 from disp.training.config import TrainConfig
 from disp.training.train import check_training, devices_of_run, train
@@ -75,9 +76,12 @@ class Defence:
         after: the audit of the recovered model on the same data; None where nothing was done, as nothing was found.
         model: folder of the recovered model, or of its adapter where the training saves that alone, or None.
         data: the purified set, or None.
-        left_out: ids of flagged samples that are not in it, since they keep their phrase whatever is masked.
+        left_out: ids of flagged samples that are not in it: they keep their phrase whatever is masked, there are no
+            trusted answers for them, or they were to be left out.
         untrained: rows of the purified set that the model was not fine-tuned on, as an answer is too long for it.
         residual: for each confirmed phrase, how often the recovered model still says it; see `residual_phrases`.
+        restored: ids of samples that have trusted answers in the purified set.
+        untrusted: flagged samples that there are no trusted answers for, and why.
     """
 
     dataset: Dataset
@@ -88,6 +92,8 @@ class Defence:
     left_out: tuple[str, ...]
     untrained: tuple[Problem, ...]
     residual: tuple[dict[str, Any], ...]
+    restored: tuple[str, ...] = ()
+    untrusted: tuple[Problem, ...] = ()
 
 
 def defend(
@@ -99,6 +105,7 @@ def defend(
     start: str | Path | None = None,
     strict: bool = False,
     truth: Path | None = None,
+    treatment: Treatment = REWRITE,
     load: Callable[[str | Path], MDLM] = load_model,
     progress: ProgressBar = no_progress,
 ) -> Defence:
@@ -117,6 +124,8 @@ def defend(
             under audit itself if None.
         strict: stop at the first row that cannot be read or trained on instead of setting it aside.
         truth: the manifest of a planted attack, to measure the audit; it decides nothing.
+        treatment: what is done with the rows that count as poisoned, and what a person decided. A row decided to be
+            poisoned is treated even where the audit finds nothing.
         load: loads a model, to choose its device and precision.
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
@@ -124,7 +133,10 @@ def defend(
         DispError: nothing can be decided (see `audit`), the model cannot be fine-tuned as asked (see
             `check_training`), or ``out`` holds another run.
     """
-    # What the training lacks is said before the audit, not after it.
+    # What the training or the treatment lacks is said before the audit, not after it.
+    treatment.check(dataset.samples)
+    if config.preset is not None and treatment.remedy != "rewrite":
+        raise DispError(f"the published preset rewrites every row, which --remedy {treatment.remedy} does not")
     if start is not None:
         resolve(start)
         check_training(load(start), config.training)
@@ -136,26 +148,34 @@ def defend(
     if strict:
         with_fitting_answers(dataset, current, strict=True)
     before = audit(current, dataset, config.audit, out / "audit", truth=truth, name=str(model), progress=progress)
-    if not before.findings and config.preset is None:
-        write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0})
+    decided, data = _decided(before, dataset, treatment), dataset
+    if not decided.flagged and config.preset is None:
+        write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0, **treatment.summary()})
         return Defence(
             dataset=dataset, before=before, after=None, model=None, data=None, left_out=(), untrained=(), residual=()
         )
-    found, data = before, dataset
     rounds: list[dict[str, Any]] = []
     left_out: tuple[str, ...] = ()
     untrained: tuple[Problem, ...] = ()
+    restored: tuple[str, ...] = ()
+    untrusted: tuple[Problem, ...] = ()
+    in_round = treatment
     for number in range(1, config.rounds + 1):
         suffix = "" if number == 1 else f"-{number}"
         # 1. Rewrite what is flagged, keep what is supported; or every row, as published.
+        purified = out / f"purified{suffix}"
         if config.preset is None:
-            cleaned = purify_flagged(current, data, found, config.audit, out / f"purified{suffix}", progress=progress)
-            samples = recovery_samples(cleaned, found, config.audit.seed)
+            cleaned = purify_flagged(
+                current, data, decided, config.audit, purified, treatment=in_round, progress=progress
+            )
+            samples = recovery_samples(cleaned, decided, config.audit.seed)
         else:
             settings = PurifyConfig.published(current, seed=config.audit.seed, batch_size=config.audit.batch_size)
-            cleaned = purify(current, data, settings, out / f"purified{suffix}", progress=progress)
+            cleaned = purify(current, data, settings, purified, treatment=in_round, progress=progress)
             samples = list(cleaned.dataset.samples)
         left_out += cleaned.left_out
+        restored += cleaned.restored
+        untrusted += cleaned.untrusted
         # 2. Fine-tune on it. One model in memory at a time is enough.
         fitting = with_fitting_answers(replace(cleaned.dataset, samples=tuple(samples)), current, strict=strict)
         untrained = fitting.problems[len(cleaned.dataset.problems) :]
@@ -178,17 +198,27 @@ def defend(
                 "left_out": len(cleaned.left_out),
                 "verdict_after": found.verdict,
                 "flagged_after": len(found.flagged),
-                "rewriting": asdict(_loss(dataset, cleaned.dataset, cleaned.rewritten)),
+                **({"restored": len(cleaned.restored)} if treatment.remedy == "restore" else {}),
+                "rewriting": asdict(_loss(dataset, cleaned.dataset, (*cleaned.rewritten, *cleaned.restored))),
             }
         )
-        if not found.findings:
+        # Who was decided to be poisoned has new answers by now, or is gone; who is honest stays so.
+        in_round = replace(treatment, decisions=treatment.decisions.only("no"))
+        decided = _decided(found, dataset, in_round)
+        if not decided.flagged:
             break
     confirmed = [finding for finding in before.findings if finding.confirmed] or list(before.findings)
     with progress("searching for the phrases", 2 * config.probes * len(confirmed)) as advance:
         residual = [
             residual_phrases(current, dataset, finding, before, config, progress=advance) for finding in confirmed
         ]
-    summary = {"verdict": before.verdict, "rounds": len(rounds), "by_round": rounds, "residual": residual}
+    summary = {
+        "verdict": before.verdict,
+        "rounds": len(rounds),
+        "by_round": rounds,
+        "residual": residual,
+        **treatment.summary(),
+    }
     # The report on the given model tells what became of it.
     verified = json.loads((out / f"verify{suffix}" / "audit.json").read_text(encoding="utf-8"))
     write_json(out / "audit" / "verify.json", {**verified, "residual": residual})
@@ -202,7 +232,14 @@ def defend(
         left_out=left_out,
         untrained=untrained,
         residual=tuple(residual),
+        restored=restored,
+        untrusted=untrusted,
     )
+
+
+def _decided(found: Audit, dataset: Dataset, treatment: Treatment) -> Audit:
+    """The audit with the rows flagged that count as poisoned once a person has decided."""
+    return replace(found, flagged=treatment.decisions.over(found.flagged, [sample.id for sample in dataset.samples]))
 
 
 def purify_flagged(
@@ -212,6 +249,7 @@ def purify_flagged(
     config: AuditConfig,
     out: Path,
     *,
+    treatment: Treatment = REWRITE,
     progress: ProgressBar = no_progress,
 ) -> Purified:
     """Rewrite what an audit flagged, and leave out what keeps its phrase all the same; see `purify`.
@@ -222,6 +260,7 @@ def purify_flagged(
         found: the audit.
         config: how it was audited, and how answers are decoded.
         out: folder of the run.
+        treatment: what is done instead of rewriting, and what a person decided.
         progress: see `disp.progress`.
     """
     return purify(
@@ -233,6 +272,7 @@ def purify_flagged(
         rewrite=found.flagged,
         patterns=found.patterns,
         leave_out=found.still_planted,
+        treatment=treatment,
         progress=progress,
     )
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from disp.data.dataset import Dataset, identity
+from disp.data.dataset import Dataset, Problem, identity
+from disp.data.index import Index
 from disp.data.sample import Query, Sample, batches, queries_of, unanswered
 from disp.data.saving import data_path, link_images, save_dataset
+from disp.data.trusted import answers_from
 from disp.decoding.generate import answers_of
 from disp.decoding.samplers import own_settings
 from disp.errors import DispError
@@ -26,6 +27,8 @@ from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM, Prefix
 from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
+from disp.purification.record import Done, evidence_rows
+from disp.purification.remedies import REWRITE, Treatment
 from disp.suspicion.carriers import Pattern, without_patterns
 from disp.suspicion.evidence import Evidence, evidence_masks, salient_masks, sample_suspicion, suspicious_query
 from disp.suspicion.masking import mask_random
@@ -41,9 +44,11 @@ class Purified:
     Attributes:
         dataset: the purified set.
         rewritten: ids of the samples whose answers were regenerated.
-        left_out: ids of those of them that are not in the purified set.
-        threshold: the suspicion above which a sample was rewritten, in "selective" mode.
+        left_out: ids of the samples that are not in the purified set.
+        threshold: the suspicion above which a sample counts as poisoned, in "selective" mode.
         evidence: one a turn, by key.
+        restored: ids of the samples that have trusted answers now.
+        untrusted: samples that there were no trusted answers for, and why; they are among ``left_out``.
     """
 
     dataset: Dataset
@@ -51,6 +56,8 @@ class Purified:
     left_out: tuple[str, ...]
     threshold: float | None
     evidence: Mapping[str, Evidence]
+    restored: tuple[str, ...] = ()
+    untrusted: tuple[Problem, ...] = ()
 
 
 def purify(
@@ -63,13 +70,15 @@ def purify(
     rewrite: Collection[str] | None = None,
     patterns: Mapping[str, Pattern] | None = None,
     leave_out: Callable[[Sample], bool] | None = None,
+    treatment: Treatment = REWRITE,
     progress: ProgressBar = no_progress,
 ) -> Purified:
     """Purify a fine-tuning set and write it in its own format.
 
     ``out`` receives ``data.json`` or ``data.jsonl`` and a link ``images`` to the input's images, ``evidence.jsonl``
     with one row a sample (saliency, masked tokens, old and new answers), and ``purify.json`` with the configuration
-    and the counts. A killed run goes on where it stopped.
+    and the counts; and ``decisions.jsonl`` with what a person decided, if one did. A killed run goes on where it
+    stopped.
 
     Args:
         model: the compromised model.
@@ -82,12 +91,20 @@ def purify(
             tokens; see `disp.auditing.result.Audit.patterns`. The pictures in the purified set stay as they are.
         leave_out: of a rewritten sample, whether it is left out of the purified set; see
             `disp.auditing.result.Audit.still_planted`. It is counted and named.
+        treatment: what is done with the rows that are found, instead of rewriting them, and what a person decided. A
+            row that a person takes for poisoned is left out, too, where all of its new answers are the old ones.
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
-        DispError: ``out`` holds a run with another model, configuration or data, or no sample is left.
+        DispError: ``out`` holds a run with another model, configuration or data, no sample is left, or the treatment
+            does not fit the mode or the samples.
     """
-    patterns = patterns or {}
+    patterns, samples, index = patterns or {}, dataset.samples, Index(dataset.samples)
+    treatment.check(samples)
+    if treatment.remedy != "rewrite" and rewrite is None and config.mode != "selective":
+        raise DispError(
+            f"mode {config.mode!r} takes every row for poisoned; --remedy {treatment.remedy} needs --mode selective"
+        )
     config = replace(config, decode=config.decode or own_settings(model))
     chosen_by_caller = None if rewrite is None else sorted(rewrite)
     claim(
@@ -95,14 +112,16 @@ def purify(
         {
             "weights": fingerprint(model),
             "config": asdict(config),
-            **identity(dataset),
+            **identity(dataset, index),
             "rewrite": chosen_by_caller,
             "patterns": sorted(patterns),
+            **treatment.identity(),
         },
         "a purification",
         ignore=("batch_size",),
     )
-    samples = dataset.samples
+    if treatment.decisions.by_id:
+        write_jsonl(out / "decisions.jsonl", (each.to_json() for each in treatment.decisions.by_id.values()))
     asked = [config.asked(sample) for sample in samples]
     if evidence is None:
         selective = config.mode == "selective"
@@ -110,31 +129,28 @@ def purify(
             evidence = score(
                 model, asked, config.scoring, out / "scores.jsonl", counterfactual=selective, progress=advance
             )
-    # 1. Which samples are rewritten.
-    threshold = None
-    chosen = [sample for sample in asked if any(evidence[key].saliency for key in sample.keys)]
-    if rewrite is not None:
-        asked_for = frozenset(rewrite)
-        chosen = [sample for sample in chosen if sample.id in asked_for]
-    elif config.mode == "selective":
-        suspicion = np.array([sample_suspicion(sample, evidence) for sample in chosen])
-        threshold = suspicion_threshold(suspicion, config.scoring.least_suspicion)
-        chosen = [sample for sample, value in zip(chosen, suspicion, strict=True) if value > threshold]
-    # 2. Regenerate them under masking.
-    with progress("rewriting", len(queries_of(chosen))) as advance:
-        answers, masks = _rewrite(model, chosen, evidence, patterns, config, out, advance)
-    rewritten = tuple(sample.id for sample in chosen)
-    again = set(rewritten)
-    purified = [
-        sample.with_responses(
-            [answers.get(key, turn.response) for key, turn in zip(sample.keys, sample.turns, strict=True)]
-        )
-        if sample.id in again
-        else sample
-        for sample in samples
-    ]
-    left_out = tuple(sample.id for sample in purified if leave_out and sample.id in again and leave_out(sample))
-    gone = set(left_out)
+    # 1. Which samples count as poisoned.
+    found, threshold = _suspicious(asked, evidence, config, rewrite)
+    poisoned = treatment.decisions.over(found, index.by_id)
+    # 2. Their new answers, by id: regenerated under masking, or trusted ones.
+    new: Mapping[str, Sequence[str]] = {}
+    masks: dict[str, tuple[int, ...]] = {}
+    untrusted: tuple[Problem, ...] = ()
+    if treatment.remedy == "rewrite":
+        again = frozenset(poisoned)
+        chosen = [sample for sample in asked if sample.id in again]
+        with progress("rewriting", len(queries_of(chosen))) as advance:
+            answers, masks = _rewrite(model, chosen, evidence, patterns, config, out, advance)
+        new = {key: _answers_of(index.by_id[key], answers) for key in poisoned}
+    elif treatment.trusted is not None:
+        new, untrusted = answers_from(treatment.trusted, index, poisoned)
+        if untrusted and treatment.strict:
+            raise DispError(f"{untrusted[0].place}: {untrusted[0].reason}")
+    purified = [sample.with_responses(new[sample.id]) if sample.id in new else sample for sample in samples]
+    gone = frozenset(poisoned) - new.keys()
+    if treatment.remedy == "rewrite":
+        gone = frozenset(_still_poisoned(samples, purified, poisoned, treatment, leave_out))
+    left_out = tuple(key for key in poisoned if key in gone)
     kept = [sample for sample in purified if sample.id not in gone]
     if not kept:
         raise DispError(f"{dataset.path}: every row was to be left out; nothing remains to train on")
@@ -142,7 +158,9 @@ def purify(
     path = data_path(dataset, out)
     save_dataset(kept, path, dataset.image_root, like=dataset)
     link_images(dataset, out)
-    write_jsonl(out / "evidence.jsonl", _evidence_rows(asked, purified, again, gone, evidence, masks, patterns))
+    done = Done(treatment, frozenset(poisoned), gone, masks, patterns)
+    write_jsonl(out / "evidence.jsonl", evidence_rows(asked, purified, evidence, done))
+    rewritten, restored = (tuple(new), ()) if treatment.remedy == "rewrite" else ((), tuple(new))
     summary = {
         "config": asdict(config),
         "samples": len(samples),
@@ -151,10 +169,58 @@ def purify(
         "without_image": sum(not sample.images for sample in samples),
         "threshold": threshold,
         "set_aside": [asdict(problem) for problem in dataset.problems],
+        **treatment.summary(),
     }
+    if treatment.remedy == "restore":
+        summary["restored"] = list(restored)
+        summary["untrusted"] = [asdict(problem) for problem in untrusted]
     write_json(out / "purify.json", summary)
     result = replace(dataset, samples=tuple(kept), path=path)
-    return Purified(result, rewritten, left_out, threshold, evidence)
+    return Purified(
+        dataset=result,
+        rewritten=rewritten,
+        left_out=left_out,
+        threshold=threshold,
+        evidence=evidence,
+        restored=restored,
+        untrusted=untrusted,
+    )
+
+
+def _suspicious(
+    samples: Sequence[Sample], evidence: Mapping[str, Evidence], config: PurifyConfig, asked_for: Collection[str] | None
+) -> tuple[list[str], float | None]:
+    """Ids of the samples that the mode chooses, or of those asked for, and the threshold where there was one."""
+    shown = [sample for sample in samples if any(evidence[key].saliency for key in sample.keys)]
+    if asked_for is not None:
+        wanted = frozenset(asked_for)
+        return [sample.id for sample in shown if sample.id in wanted], None
+    if config.mode != "selective":
+        return [sample.id for sample in shown], None
+    suspicion = np.array([sample_suspicion(sample, evidence) for sample in shown])
+    threshold = suspicion_threshold(suspicion, config.scoring.least_suspicion)
+    return [sample.id for sample, value in zip(shown, suspicion, strict=True) if value > threshold], threshold
+
+
+def _answers_of(sample: Sample, answers: Mapping[str, str]) -> list[str]:
+    """The new answers of a sample, and the old ones of the turns that were not asked."""
+    return [answers.get(key, turn.response) for key, turn in zip(sample.keys, sample.turns, strict=True)]
+
+
+def _still_poisoned(
+    samples: Sequence[Sample],
+    purified: Sequence[Sample],
+    poisoned: Collection[str],
+    treatment: Treatment,
+    leave_out: Callable[[Sample], bool] | None,
+) -> Iterator[str]:
+    """Ids of the rewritten samples that are left out all the same."""
+    rewritten, certain = frozenset(poisoned), treatment.decisions.ids("yes")
+    for before, after in zip(samples, purified, strict=True):
+        if after.id not in rewritten:
+            continue
+        if (leave_out and leave_out(after)) or (after.id in certain and after.turns == before.turns):
+            yield after.id
 
 
 def _rewrite(
@@ -213,36 +279,3 @@ def _masks(
         own, other = evidence[query.key], told_by[query.sample_id]
         found.append(replace(own, hangs_on=tokens_at(model, query, own, other, evidence[other.key])))
     return evidence_masks(prefix.visual_mask, found)
-
-
-def _evidence_rows(
-    samples: Sequence[Sample],
-    purified: Sequence[Sample],
-    rewritten: set[str],
-    left_out: set[str],
-    evidence: Mapping[str, Evidence],
-    masks: dict[str, tuple[int, ...]],
-    patterns: Collection[str],
-) -> Iterator[dict[str, Any]]:
-    for before, after in zip(samples, purified, strict=True):
-        turns = []
-        for query, turn in zip(before.queries, after.turns, strict=False):  # of the answers that were looked at
-            found = evidence[query.key]
-            turns.append(
-                {
-                    "prompt": query.prompt,
-                    "old": query.response,
-                    "new": turn.response,
-                    "suspicion": found.suspicion,
-                    "masked": list(masks.get(query.key, ())),
-                    "saliency": list(found.saliency),
-                    "locations": [list(place) for place in found.locations],
-                }
-            )
-        yield {
-            "id": before.id,
-            "rewritten": before.id in rewritten,
-            "left_out": before.id in left_out,
-            "pattern_taken_out": before.id in rewritten and before.id in patterns,
-            "turns": turns,
-        }
