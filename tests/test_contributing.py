@@ -9,9 +9,13 @@ import pytest
 import torch
 from models.tiny import write_checkpoint
 from PIL import Image
+from planted import PLANTED, REFUSAL, audit_config, honest_rows, planted_model, planted_rows, write_rows
 
 from disp.attacks import targets, triggers
 from disp.attacks.poison import load_attack
+from disp.auditing.audit import audit
+from disp.auditing.finders import FINDERS
+from disp.auditing.wording import WORDS
 from disp.baselines.table import DEFENCES
 from disp.cli import app
 from disp.data.loading import load_dataset
@@ -23,10 +27,14 @@ from disp.draws import generator
 from disp.errors import DispError
 from disp.models.families import FAMILIES
 from disp.models.loading import load_model
+from disp.report.html import write_report
 
 GUIDE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 MOST_LINES = 40
-TABLES = (triggers.KINDS, triggers.PRESETS, targets.TARGETS, targets.PRESETS, DEFENCES, SAMPLERS, FAMILIES)
+TABLES = (
+    *(triggers.KINDS, triggers.PRESETS, targets.TARGETS, targets.PRESETS),
+    *(DEFENCES, SAMPLERS, FAMILIES, FINDERS, WORDS),
+)
 
 
 def blocks_of(heading: str) -> list[str]:
@@ -122,6 +130,21 @@ def test_target(run_example, honest, tmp_path):
         assert target.exact(sample.turns[0].response, answers[sample.id])
         assert not target.exact(answers[sample.id], answers[sample.id])
     assert target.keyword("Well, AS EVERYBODY knows: a dog.", "A dog.")
+
+
+def test_finder(run_example, tmp_path):
+    FINDERS.clear()  # none of the others finds the phrase first
+    run_example("A finder")
+    dataset = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows()])
+    config = audit_config()
+    config = replace(config, scoring=replace(config.scoring, least_suspicion=1e6))  # no row is flagged by itself
+    found = audit(planted_model(), dataset, config, tmp_path / "out")
+    (finding,) = found.findings
+    assert (found.verdict, finding.found_by, finding.phrase.text) == ("suspicious", "answer", REFUSAL)
+    assert finding.confirmed and found.flagged == PLANTED
+    assert any("8 samples have the same answer" in reason for reason in found.reasons)
+    write_report(tmp_path / "out")
+    assert "the whole answer of 8 samples" in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
 
 
 def test_sampler(run_example, tiny_model64, queries):
