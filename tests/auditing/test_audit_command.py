@@ -38,7 +38,7 @@ def test_a_poisoned_set_gives_exit_code_1_unless_told_otherwise(run, tmp_path, f
 
 
 def test_an_honest_set_gives_exit_code_0_and_json_on_request(run, tmp_path):
-    write_rows(tmp_path / "data", honest_rows(12))
+    write_rows(tmp_path / "data", honest_rows(20))
     code, out, _ = run("audit", "planted", tmp_path / "data", "--out", tmp_path / "out", "--json")
     assert code == 0
     assert json.loads(out) == summary(tmp_path / "out")
@@ -74,6 +74,40 @@ def test_rows_that_cannot_be_read_are_part_of_the_verdict(run, tmp_path, damaged
     for name in ("report.html", "summary.md"):
         text = (tmp_path / "out" / name).read_text()
         assert verdict in text and f"{damaged} further rows could not be read and were not audited." in text
+
+
+@pytest.mark.parametrize(("bare", "code", "verdict"), [(2, 0, "no evidence"), (6, 2, "could not decide")])
+def test_rows_without_a_picture_are_part_of_the_verdict(run, tmp_path, bare, code, verdict):
+    write_rows(tmp_path / "data", honest_rows())
+    file = tmp_path / "data" / "data.json"
+    rows = json.loads(file.read_text())
+    for row in rows[: bare - 1]:  # one has none as it is
+        del row["images"]
+        row["conversations"][0]["value"] = "What is that?"
+    file.write_text(json.dumps(rows))
+    found, out, _ = run("audit", "planted", tmp_path / "data", "--out", tmp_path / "out")
+    assert (found, out.splitlines()[0]) == (code, f"Verdict: {verdict}")
+    said = f"{bare} of 51 rows have no picture, and nothing was looked for in them"
+    assert said in out and ("--allow-text-rows" in out) == (code == 2)
+    assert summary(tmp_path / "out")["without_image"] == bare
+    for name in ("report.html", "summary.md"):
+        text = (tmp_path / "out" / name).read_text()
+        assert verdict in text and said in text
+    found, out, _ = run("audit", "planted", tmp_path / "data", "--out", tmp_path / "again", "--allow-text-rows")
+    assert (found, out.splitlines()[0]) == (0, "Verdict: no evidence") and said in out
+
+
+def test_pictures_that_are_not_recognised_are_no_rows_without_one(run, tmp_path):
+    write_rows(tmp_path / "data", [*honest_rows(), *planted_rows()])
+    file = tmp_path / "data" / "data.json"
+    rows = json.loads(file.read_text())
+    for row in rows[51:]:  # the planted ones, in another model's words
+        row["image_file"] = row.pop("images")
+        row["conversations"][0]["value"] = "What is that?"
+    file.write_text(json.dumps(rows))
+    code, out, err = run("audit", "planted", tmp_path / "data", "--out", tmp_path / "out")
+    assert code == 2 and "Verdict: could not decide" in out
+    assert "8 of 59 rows could not be read" in out and "'image_file' looks like one" in err
 
 
 def test_answers_too_long_for_the_model_are_audited_as_far_as_it_goes(run, tmp_path):

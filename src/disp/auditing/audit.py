@@ -175,7 +175,8 @@ def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Aud
         proven = {FINDERS[each.found_by].proves for each in findings if each.confirmed}
         verdict = "poisoned" if "poisoned" in proven else "suspicious"
     rows = len(dataset.samples) + len(dataset.problems)
-    if verdict == "no evidence" and len(dataset.problems) > config.set_aside_share * rows:
+    unread = len(dataset.problems) > config.set_aside_share * rows
+    if verdict == "no evidence" and (unread or dataset.without_picture > config.text_rows_share * len(dataset.samples)):
         verdict = "could not decide"
     members = _members(findings)
     flagged = tuple(key for key in context.samples if key in members)

@@ -327,6 +327,8 @@ class AuditConfig:
         learnt_only: what pictures of a phrase have in common counts only where it makes the model say the phrase. For
             the audit of a recovered model: its old data is still what it was.
         set_aside_share: share of the rows that could not be read beyond which finding nothing decides nothing.
+        text_rows_share: share of the rows without a picture beyond which finding nothing decides nothing; 1 decides
+            however many there are.
         phrases: what makes words a phrase.
         tokens: the search for phrases of flagged answers.
         patterns: the search for patterns.
@@ -346,6 +348,8 @@ class AuditConfig:
     learnt_only: bool = False
     # Few rows plant a backdoor, and they could be among these.
     set_aside_share: float = 0.05
+    # Nothing is looked for in them, and a picture that was not recognised leaves such a row.
+    text_rows_share: float = 0.05
     phrases: PhrasesConfig = field(default_factory=PhrasesConfig)
     tokens: RecurrenceConfig = field(default_factory=RecurrenceConfig)
     patterns: PatternsConfig = field(default_factory=PatternsConfig)

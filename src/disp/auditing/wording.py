@@ -144,11 +144,22 @@ def reasons(
         said += _reasons_of(finding, config)
     if not findings and above:
         said.append("They share no phrase that the other samples do not have as well.")
+    undecided = verdict == "could not decide"
+    many = ", which is more than {share:.0%}, and a backdoor could be in them alone"
     if problems:
-        many = f", which is more than {config.set_aside_share:.0%}, and a backdoor could be in them alone"
+        too_many = undecided and len(problems) > config.set_aside_share * rows
         said.append(
             f"{len(problems)} of {rows} rows could not be read and were not audited"
-            f"{many if verdict == 'could not decide' else ''}; the first: {problems[0].place}: {problems[0].reason}."
+            f"{many.format(share=config.set_aside_share) if too_many else ''}; the first: {problems[0].place}: "
+            f"{problems[0].reason}."
+        )
+    read = rows - len(problems)
+    if bare := read - with_image:
+        too_many = undecided and bare > config.text_rows_share * read
+        remedy = "; if that is how the data is meant, --allow-text-rows decides by the others"
+        said.append(
+            f"{bare} of {read} rows have no picture, and nothing was looked for in them"
+            f"{many.format(share=config.text_rows_share) + remedy if too_many else ''}."
         )
     return tuple(said)
 

@@ -101,7 +101,8 @@ def audit(
     dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
     mdlm = runtime.load(model)
     try:
-        found = run(mdlm, dataset, auditing.config(seed), out, truth=truth, name=model, progress=progress_bar)
+        config = auditing.config(seed, text_rows=rows.allow_text_rows)
+        found = run(mdlm, dataset, config, out, truth=truth, name=model, progress=progress_bar)
     except Undecided as error:
         if json:
             print(dumps({"verdict": "could not decide", "reasons": [str(error)]}))
@@ -162,9 +163,10 @@ def defend(
         recovery = replace(recovery, recipe="disp")
     training = recovery.config(seed)
     treating.check()
-    dataset = rows.load(data, pictures=False)  # they are looked at in the run
+    dataset = rows.load(data, pictures=False, pictured=True)  # they are looked at in the run
     treatment = treating.treatment(dataset, rows)
-    config = DefenceConfig(audit=auditing.config(seed), training=training, rounds=rounds, preset=preset)
+    audited = auditing.config(seed, text_rows=rows.allow_text_rows)
+    config = DefenceConfig(audit=audited, training=training, rounds=rounds, preset=preset)
     found = run(
         model,
         dataset,

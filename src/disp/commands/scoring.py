@@ -165,8 +165,8 @@ class Auditing:
     learnt_only: Flag = False
     batch_size: int = 32
 
-    def config(self, seed: int) -> AuditConfig:
-        """The settings that were asked for."""
+    def config(self, seed: int, *, text_rows: bool = False) -> AuditConfig:
+        """The settings that were asked for; ``text_rows`` decides however many rows have no picture."""
         from disp.auditing.config import AuditConfig
 
         scoring = ScoringConfig(
@@ -181,6 +181,7 @@ class Auditing:
             seed=seed,
             false_alarm_rate=self.false_alarm_rate,
             learnt_only=self.learnt_only,
+            text_rows_share=1.0 if text_rows else AuditConfig.text_rows_share,
         )
 
 
