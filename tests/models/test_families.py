@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ import disp.models
 from disp.cli import app
 from disp.data.scene_dataset import write_scenes
 from disp.errors import DispError
-from disp.models.families import FAMILIES, all_families, detect, family
+from disp.models.families import FAMILIES, all_families, family, recognise
 from disp.models.family import Family
+from disp.models.loading import load_model
 from disp.training.recipes import recipe, recipes
 from scripts.model_tables import PAGE, written
 
@@ -56,9 +58,10 @@ def test_recognising_and_recipes_load_no_torch():
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_a_config_of_no_family_is_told_the_choices():
-    with pytest.raises(DispError, match=r"unknown model type in a/config.json: 'mmaba'; .*Did you mean 'mmada'"):
-        detect({"model_type": "mmaba"}, "a/config.json")
+def test_a_config_of_no_family_is_told_the_choices(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mmaba"}')
+    with pytest.raises(DispError, match=r"unknown model type in .*config.json: 'mmaba'; .*Did you mean 'mmada'"):
+        load_model(tmp_path)
 
 
 def test_the_toy_is_planned_trained_and_audited(tmp_path, capsys):
@@ -73,10 +76,26 @@ def test_the_toy_is_planned_trained_and_audited(tmp_path, capsys):
         options = ["--probes", 1, "--candidates", 1, "--false-alarm-rate", 0.3, "--fail-on", "never"]
         disp_command("audit", tmp_path / "trained", tmp_path / "data", "--out", tmp_path / "audit", *options)
     assert (tmp_path / "audit" / "audit.json").is_file()
-    with pytest.raises(DispError, match="unknown model type"):
-        detect({"model_type": "toy"}, "config.json")
+    assert recognise({"model_type": "toy"}) is None
 
 
 def test_the_guide_shows_the_toy_as_it_is():
     family_file = Path(__file__).parent / "toy" / "family.py"
     assert f"```python\n{family_file.read_text(encoding='utf-8')}```" in GUIDE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("llada_v", "vocab_size"),
+        ("lavida_llada", "n_heads"),
+        ("lavida_dream", "intermediate_size"),
+        ("mmada", "d_model"),
+    ],
+)
+def test_a_config_without_a_size_is_refused_by_its_name(tmp_path, name, field):
+    folder = write_checkpoint(name, tmp_path / "model", ["What?"])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != field}))
+    with pytest.raises(DispError, match=f"no field '{field}'"):
+        load_model(folder, device="cpu")

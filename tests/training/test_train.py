@@ -361,7 +361,7 @@ def test_the_floor_of_a_familys_loss_is_not_put_in_twice(model, samples, tmp_pat
 @pytest.mark.parametrize(
     ("options", "about", "message"),
     [
-        ({"learning_rate": None}, {"source": "a checkpoint"}, "give --recipe .* or --learning-rate"),
+        ({"learning_rate": None}, {"learning_rate": None}, "give --recipe .* or --learning-rate"),
         ({"method": "projector"}, {"projector_names": ()}, "'projector' trains nothing in this model; use 'lora'"),
         ({}, {"is_loaded_in_4bit": True}, "--method lora --keep-adapter"),
         ({"method": "lora"}, {"is_loaded_in_8bit": True}, "--method lora --keep-adapter"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from disp.errors import DispError, unknown_name
 from disp.models.family import Config, Family
 
 # Name -> the module whose ``FAMILY`` is the family. A config.json is offered to them in this order.
@@ -30,22 +29,6 @@ def all_families() -> list[Family]:
     return [family(name) for name in FAMILIES]
 
 
-def detect(config: Config, what: str) -> Family:
-    """The family of a checkpoint.
-
-    Args:
-        config: the fields of its config.json.
-        what: names the config.json in the error.
-
-    Raises:
-        DispError: no family knows it.
-    """
-    for each in all_families():
-        if each.detect(config):
-            return each
-    raise unknown_family(str(config.get("model_type", "")), what)
-
-
-def unknown_family(kind: str, what: str) -> DispError:
-    """The error for a config.json of no family; ``kind`` is its model type."""
-    return unknown_name(f"model type in {what}:", kind, FAMILIES)
+def recognise(config: Config) -> Family | None:
+    """The family of a checkpoint, by the fields of its config.json; None if no family knows it."""
+    return next((each for each in all_families() if each.detect(config)), None)

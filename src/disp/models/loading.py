@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from disp.errors import DispError
+from disp.errors import DispError, unknown_name
 from disp.models.adapters import base_of, check_adapter, is_adapter, put_on
 from disp.models.checkpoint import read_json, stored_dtype, weight_files
-from disp.models.families import detect
+from disp.models.families import FAMILIES, recognise
 from disp.models.family import Family
 from disp.models.hub import BUILTIN, lasting_name, resolve
 from disp.models.interface import MDLM
@@ -111,14 +111,17 @@ def _device(name: str | None) -> str:
     return name
 
 
-def family_of(folder: Path) -> Family:
-    """The family of the checkpoint in a folder.
+def family_of(folder: Path, name: str | None = None) -> Family:
+    """The family of the checkpoint in a folder; ``name`` is what the model is called in errors, if not the folder.
 
     Raises:
         DispError: config.json is missing, or no family knows it.
     """
-    config = folder / "config.json"
-    return detect(read_json(config, f"model {folder.name!r}"), str(config))
+    config = read_json(folder / "config.json", f"model {(name or folder.name)!r}")
+    found = recognise(config)
+    if found is None:
+        raise unknown_name(f"model type in {folder / 'config.json'}:", str(config.get("model_type", "")), FAMILIES)
+    return found
 
 
 def _dtype(dtype: torch.dtype | str | None, folder: Path, device: str) -> torch.dtype:
@@ -137,8 +140,7 @@ def _dtype(dtype: torch.dtype | str | None, folder: Path, device: str) -> torch.
 def _load_whole(
     folder: Path, name: str, device: str, wanted: torch.dtype | str | None, options: dict[str, Any]
 ) -> MDLM:
-    config = read_json(folder / "config.json", f"model {name!r}")
-    own = detect(config, str(folder / "config.json"))
+    own = family_of(folder, name)
     weight_files(folder)
     dtype = _dtype(wanted, folder, device)
     chosen = {key: value for key, value in options.items() if value is not None}
@@ -151,7 +153,7 @@ def _load_whole(
         raise DispError(
             f"model {name!r}: the family {own.name} is not available in this installation ({missing})"
         ) from None
-    model.generation_presets = own.presets(config)
+    model.generation_presets = own.presets(read_json(folder / "config.json"))
     if own.keeps_layout:
         model.source = folder
     model.name_or_path = model.config._name_or_path = lasting_name(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from disp.errors import DispError
-from disp.models.families import all_families
+from disp.models.families import all_families, recognise
 from disp.models.sizes import Sizes
 
 
@@ -41,7 +41,7 @@ def sizes_of(config: Mapping[str, Any], folder: Path | None = None) -> Sizes:
     Raises:
         DispError: the config is of no known family, or lacks a field.
     """
-    known = next((each for each in all_families() if each.detect(config)), None)
+    known = recognise(config)
     if known is None:
         names = ", ".join(each.title for each in all_families() if each.folder is None)
         raise DispError(

@@ -9,7 +9,7 @@ from typing import Any
 from disp.errors import DispError
 from disp.models.checkpoint import read_json
 from disp.models.dimple.published import PROCESSING, SIZES, VISION
-from disp.models.parts.config import LanguageConfig, qwen2_sizes
+from disp.models.parts.config import LanguageConfig, qwen2_sizes, required
 
 
 class DimpleConfig(LanguageConfig):
@@ -70,39 +70,36 @@ class DimpleConfig(LanguageConfig):
             if value != expected:
                 raise DispError(f"config.json: {name} is {config[name]!r}; Dimple has no such thing, so not supported")
         length = config.get("disp", {}).get("gen_length", 64)
-        try:
-            width, heads = config["hidden_size"], config["num_attention_heads"]
-            sections = sections or (16, 24, 24)
-            if sum(sections) * 2 != width // heads:
-                raise DispError(
-                    f"config.json: mrope_section {list(sections)} must add up to half a head, {width // heads // 2}"
-                )
-            ids = {
-                name: config[name]
-                for name in ("mask_token_id", "image_token_id", "vision_start_token_id", "vision_end_token_id")
-                if config.get(name) is not None
-            }
-            return cls(
-                **qwen2_sizes(config),
-                mrope_section=sections,
-                end_token_ids=(_first(config.get("eos_token_id"), 151645), _first(config.get("pad_token_id"), 151643)),
-                vision={name: value for name, value in sizes.items() if name in VISION},
-                gen_length=length,
-                # The model card's.
-                generation={
-                    "steps": length,
-                    "sampler": "dim",
-                    "algorithm": "origin",
-                    "temperature": 0.2,
-                    "top_p": 0.95,
-                    "top_k": 50,
-                    "confidence_threshold": 0.95,
-                    "prefix_cache": True,
-                },
-                **ids,
+        width, heads = required(config, "hidden_size"), required(config, "num_attention_heads")
+        sections = sections or (16, 24, 24)
+        if sum(sections) * 2 != width // heads:
+            raise DispError(
+                f"config.json: mrope_section {list(sections)} must add up to half a head, {width // heads // 2}"
             )
-        except KeyError as error:
-            raise DispError(f"config.json: no field {error}; is this a Dimple checkpoint?") from None
+        ids = {
+            name: config[name]
+            for name in ("mask_token_id", "image_token_id", "vision_start_token_id", "vision_end_token_id")
+            if config.get(name) is not None
+        }
+        return cls(
+            **qwen2_sizes(config),
+            mrope_section=sections,
+            end_token_ids=(_first(config.get("eos_token_id"), 151645), _first(config.get("pad_token_id"), 151643)),
+            vision={name: value for name, value in sizes.items() if name in VISION},
+            gen_length=length,
+            # The model card's.
+            generation={
+                "steps": length,
+                "sampler": "dim",
+                "algorithm": "origin",
+                "temperature": 0.2,
+                "top_p": 0.95,
+                "top_k": 50,
+                "confidence_threshold": 0.95,
+                "prefix_cache": True,
+            },
+            **ids,
+        )
 
 
 def _first(value: int | Sequence[int] | None, default: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from disp.errors import DispError
 from disp.models.lavida.published import PINPOINTS, POOLING, TOKENS, Variant, default_generation, variant_of
-from disp.models.llada_v.config import LladaVConfig, tower_sizes
+from disp.models.llada_v.config import LladaVConfig, tower_arguments
 from disp.models.parts.anyres import parse_pinpoints
 from disp.models.parts.config import llada_sizes, qwen2_sizes
 
@@ -52,7 +52,7 @@ class LavidaConfig(LladaVConfig):
         variant = variant_of(config)
         _check_supported(config, variant)
         extra = config.get("disp", {})
-        vision = tower_sizes(vision)
+        vision = tower_arguments(vision)
         ids = {
             name: config[f"{name}_token_id"] for name in ("eos", "mask") if config.get(f"{name}_token_id") is not None
         }

@@ -69,7 +69,7 @@ class LladaVConfig(LanguageConfig):
             if value not in expected:
                 raise DispError(f"config.json: {name} {value!r} is not supported for LLaDA-V; expected {expected[0]!r}")
         extra = config.get("disp", {})
-        vision = tower_sizes(vision)
+        vision = tower_arguments(vision)
         aspect = str(config.get("image_aspect_ratio", "anyres_max_4"))
         ratio = re.fullmatch(r"anyres(?:_max_(\d+))?", aspect)
         if ratio is None:
@@ -87,7 +87,7 @@ class LladaVConfig(LanguageConfig):
         )
 
 
-def tower_sizes(vision: Mapping[str, Any] | None) -> dict[str, Any]:
+def tower_arguments(vision: Mapping[str, Any] | None) -> dict[str, Any]:
     """Arguments of the vision tower, whose last layer is left out.
 
     Args:

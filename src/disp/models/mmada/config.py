@@ -84,18 +84,15 @@ class MMadaConfig(LanguageConfig):
         for name, values in _SUPPORTED.items():
             if config.get(name, values[0]) not in values:
                 raise DispError(f"config.json: {name} is {config[name]!r}, but MMaDA has {values[0]!r}; not supported")
-        try:
-            stride = 2 ** (len(vision["multipliers"]) - 1) if vision else 16
-            extra = config.get("disp", {})
-            mask = {"mask": config["mask_token_id"]} if "mask_token_id" in config else {}
-            return cls(
-                **llada_sizes(config, rope_theta=10_000.0),
-                token_ids={**mask, **token_ids, **extra.get("token_ids", {})},
-                codebook_size=2 ** vision["code_bits"] if vision else config.get("codebook_size", 8192),
-                vision=vision,
-                image_size=math.isqrt(config.get("num_vq_tokens", 1024)) * stride,
-                squash=extra.get("squash", False),
-                gen_length=extra.get("gen_length", 512),
-            )
-        except KeyError as error:
-            raise DispError(f"config.json: no field {error}; is this an MMaDA checkpoint?") from None
+        stride = 2 ** (len(vision["multipliers"]) - 1) if vision else 16
+        extra = config.get("disp", {})
+        mask = {"mask": config["mask_token_id"]} if "mask_token_id" in config else {}
+        return cls(
+            **llada_sizes(config, rope_theta=10_000.0),
+            token_ids={**mask, **token_ids, **extra.get("token_ids", {})},
+            codebook_size=2 ** vision["code_bits"] if vision else config.get("codebook_size", 8192),
+            vision=vision,
+            image_size=math.isqrt(config.get("num_vq_tokens", 1024)) * stride,
+            squash=extra.get("squash", False),
+            gen_length=extra.get("gen_length", 512),
+        )

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from disp.errors import DispError
+
 
 class LanguageConfig(PreTrainedConfig):
     """Sizes of a `disp.models.parts.language.LanguageModel`, under Llama's names; by default the built-in model's."""
@@ -35,6 +37,17 @@ class LanguageConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
 
 
+def required(config: Mapping[str, Any], name: str) -> Any:
+    """A field of a published config.json.
+
+    Raises:
+        DispError: it is missing.
+    """
+    if name not in config:
+        raise DispError(f"config.json: no field {name!r}; is it of a whole checkpoint of this family?")
+    return config[name]
+
+
 def llama_sizes(config: Mapping[str, Any], *, rope_theta: float, rms_norm_eps: float) -> dict[str, Any]:
     """Arguments of `LanguageConfig` from a published config.json with Llama's field names.
 
@@ -44,12 +57,12 @@ def llama_sizes(config: Mapping[str, Any], *, rope_theta: float, rms_norm_eps: f
         rms_norm_eps: likewise.
 
     Raises:
-        KeyError: a size is missing.
+        DispError: a size is missing.
     """
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     rope = config.get("rope_parameters") or {}
     return {
-        **{name: config[name] for name in names},
+        **{name: required(config, name) for name in names},
         "num_key_value_heads": config.get("num_key_value_heads"),
         "attention_bias": config.get("attention_bias", False),
         "rope_theta": config.get("rope_theta") or rope.get("rope_theta") or rope_theta,
@@ -62,7 +75,7 @@ def qwen2_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     """`llama_sizes` of Qwen2.5, which Dream grew out of: it has biases, which its config does not mention.
 
     Raises:
-        KeyError: a size is missing.
+        DispError: a size is missing.
     """
     return {**llama_sizes(config, rope_theta=1_000_000.0, rms_norm_eps=1e-6), "attention_bias": True}
 
@@ -71,15 +84,15 @@ def llada_sizes(config: Mapping[str, Any], *, rope_theta: float) -> dict[str, An
     """`llama_sizes` from a config.json with LLaDA's own field names.
 
     Raises:
-        KeyError: a size is missing.
+        DispError: a size is missing.
     """
-    width, heads = config["d_model"], config["n_heads"]
+    width, heads = required(config, "d_model"), required(config, "n_heads")
     return {
         # The embedding may have more rows than the vocabulary has words.
-        "vocab_size": config.get("embedding_size") or config["vocab_size"],
+        "vocab_size": config.get("embedding_size") or required(config, "vocab_size"),
         "hidden_size": width,
-        "intermediate_size": config.get("mlp_hidden_size") or int(config["mlp_ratio"] * width),
-        "num_hidden_layers": config["n_layers"],
+        "intermediate_size": config.get("mlp_hidden_size") or int(required(config, "mlp_ratio") * width),
+        "num_hidden_layers": required(config, "n_layers"),
         "num_attention_heads": heads,
         "num_key_value_heads": config.get("n_kv_heads") or (1 if config.get("multi_query_attention") else heads),
         "attention_bias": bool(config.get("include_qkv_bias")),
