@@ -166,5 +166,7 @@ def test_a_damaged_model_is_named(tmp_path, file, monkeypatch, capsys):
         cli.main()
     captured = capsys.readouterr()
     assert exit.value.code == 2
-    assert captured.err.startswith(f"disp: model '{tmp_path / 'model'}': ")
+    folder = tmp_path / "model"
+    named = f"model '{folder}': " if file == "model.safetensors" else f"{folder / file} is no JSON"
+    assert captured.err.startswith(f"disp: {named}")
     assert len(captured.err.splitlines()) == 1
