@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from disp.errors import DispError
+from disp.report import html
+from disp.report.escape import visible
 from disp.report.html import write_report
 
 # All that a page without scripts, forms and addresses needs.
@@ -186,6 +188,31 @@ def test_the_number_of_samples_is_chosen(audit_folder):
     page = Page(write_report(audit_folder, top=3).read_text(encoding="utf-8"))
     samples = [attrs["id"] for attrs in page.attributes("article") if "id" in attrs]
     assert samples == [f"sample-{index}" for index in range(1, 3 + 4 + 1)]
+
+
+def test_every_flagged_row_is_found_by_its_id(audit_folder):
+    page = write_report(audit_folder, top=3).read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in (audit_folder / "evidence.jsonl").open(encoding="utf-8")]
+    flagged = sorted((row for row in rows if row["flagged"]), key=lambda row: -row["suspicion"])
+    section = page.partition('<section id="flagged"')[2].partition("</section>")[0]
+    lines = re.findall(r'<tr id="flagged-(\d+)">(.*?)</tr>', section, flags=re.DOTALL)
+    assert [int(number) for number, _ in lines] == list(range(1, len(flagged) + 1))
+    for (_, line), row in zip(lines, flagged, strict=True):
+        assert str(visible(row["id"], 120)) in line
+    reasons = [re.findall(r'<td class="prose">([^<]*)</td>$', line)[0] for _, line in lines]
+    assert all(reason.startswith(("Another answer takes", "Its answer", "Its picture")) for reason in reasons)
+    assert len(set(reasons)) == 4
+    # Rows with their evidence on the page are linked to it, and phrases to the rows.
+    assert section.count('href="#sample-') == 3
+    links = set(re.findall(r'href="#(flagged-\d+|sample-\d+)"', page))
+    assert links and all(f'id="{link}"' in page for link in links)
+    assert any(link.startswith("flagged-") for link in links)
+
+
+def test_a_long_index_is_cut_and_says_so(audit_folder, monkeypatch):
+    monkeypatch.setattr(html, "MAX_INDEXED", 5)
+    page = write_report(audit_folder, top=3).read_text(encoding="utf-8")
+    assert page.count('<tr id="flagged-') == 5 and "9 more rows, see" in " ".join(page.split())
 
 
 def test_every_cluster_is_shown_by_a_sample(audit_folder):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -18,12 +18,17 @@ from disp.auditing.config import AuditConfig
 from disp.auditing.hypothesis import Finding
 from disp.auditing.result import Audit
 from disp.auditing.saliency_map import saliency_map
+from disp.data.cells import write_csv
 from disp.data.dataset import Dataset
 from disp.data.sample import Sample, queries_of
+from disp.data.saving import name_in
 from disp.files import sha256, write_atomically, write_json, write_jsonl
 from disp.models.interface import MDLM
 from disp.suspicion.evidence import suspicious_query
 from disp.suspicion.places import token_boxes
+
+# The columns of flagged.csv.
+FLAGGED = ("id", "picture", "phrase", "suspicion", "reason")
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Measured:
 def write_record(
     model: MDLM, dataset: Dataset, result: Audit, config: AuditConfig, measured: Measured, out: Path
 ) -> None:
-    """Write ``audit.json``, ``evidence.jsonl`` and ``candidates/*.png``.
+    """Write ``audit.json``, ``evidence.jsonl``, ``flagged.csv`` and ``candidates/*.png``.
 
     Args:
         model: the model under audit, which says where its tokens lie.
@@ -67,7 +72,21 @@ def write_record(
     if (out / "audit.json").exists():
         before = json.loads((out / "audit.json").read_text(encoding="utf-8"))["cost"]
         summary["cost"] = max(before, summary["cost"], key=lambda cost: cost["seconds"])
+    write_csv(out / "flagged.csv", FLAGGED, _flagged(dataset, result, summary["clusters"]))
     write_json(out / "audit.json", summary)
+
+
+def _flagged(
+    dataset: Dataset, result: Audit, clusters: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str | float, ...]]:
+    """The flagged rows, the most suspicious first, under the names `FLAGGED`."""
+    by_id = {sample.id: sample for sample in dataset.samples}
+    why = wording.why_flagged(clusters)
+    for key in sorted(result.flagged, key=result.ranks.__getitem__):
+        phrase, reason = why[key]
+        files = [source for source in by_id[key].images if isinstance(source, Path)]
+        pictures = " | ".join(str(name_in(dataset.image_root, file)) for file in files)
+        yield key, pictures, phrase, round(result.scores[key], 4), reason
 
 
 def _candidate(finding: Finding) -> Image.Image | None:

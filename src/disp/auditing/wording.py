@@ -35,6 +35,7 @@ class Words:
         planting_control: the same of the comparison.
         rows: the two rows of the report's table of answers.
         untested: what to say where no other picture was made to bring the phrase up.
+        row: why a single row speaks for the phrase.
     """
 
     found: str
@@ -48,12 +49,15 @@ class Words:
     planting_control: str = "pasting control regions"
     rows: tuple[str, str] = ("regions of flagged samples", "regions of unflagged samples (control)")
     untested: str = "not pasted into other pictures: there is no test of cause and effect for this phrase"
+    row: str = "another answer takes the place of its own when a few salient visual tokens are masked"
 
 
 _NOT_LEARNT = (
     "what these pictures have in common was not seen to make the model say it: the model has not learnt that, or "
     "learnt these answers by heart, or unlearnt it"
 )
+_HAS_PATTERN = "its picture has the pattern that those of other rows with the phrase have"
+_HAS_PIECE = "its picture has the piece in it that those of other rows with the phrase have"
 # By what a phrase was found by, as audit.json has it.
 WORDS: Mapping[str, Words] = {
     "tokens": Words(
@@ -73,6 +77,7 @@ WORDS: Mapping[str, Words] = {
         planting_control="laying random patterns over them",
         rows=("the pattern", "random patterns as strong (control)"),
         untested=_NOT_LEARNT,
+        row=_HAS_PATTERN,
     ),
     "copy": Words(
         found="The pictures of {samples} samples that say {phrase!r} have the same piece somewhere in them, which "
@@ -81,14 +86,18 @@ WORDS: Mapping[str, Words] = {
         "have not",
         test="pasting the piece",
         untested=_NOT_LEARNT,
+        row=_HAS_PIECE,
     ),
     "window": Words(
         found="{all} samples say {phrase!r}; of {samples} it was seen to go away when the {wide:.0%} most salient "
         "visual tokens are masked.",
         where="in {all}; of {count} it was seen to go away under a large mask",
         test="pasting the window",
+        row="its answer loses the phrase when many of the most salient visual tokens are masked",
     ),
 }
+
+_SAYS_IT_TOO = "its answer holds the phrase, too, and loses it when more of the salient visual tokens are masked"
 
 ASSUMPTIONS = (
     "The model under audit was fine-tuned on this dataset, so that it learnt what the dataset teaches.",
@@ -250,6 +259,25 @@ def too_few(path: Path, pictures: int, enough: int | None, false_alarm_rate: flo
         f"{path}: rows with {pictures} different pictures are too few to decide anything at a false-alarm rate of "
         f"{false_alarm_rate:g}; {remedy} (--false-alarm-rate)"
     )
+
+
+def why_flagged(clusters: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """By id of a flagged row the phrase that it is flagged for, and why in words.
+
+    Args:
+        clusters: as ``audit.json`` has them. Of several phrases the first counts for a row.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for cluster in clusters:
+        by_picture = {**dict.fromkeys(cluster["by_piece"], _HAS_PIECE)}
+        by_picture |= dict.fromkeys(cluster["with_pattern"], _HAS_PATTERN)
+        row = WORDS[cluster["found_by"]].row
+        for key, said in [
+            *((key, row) for key in cluster["samples"]),
+            *((key, _SAYS_IT_TOO) for key in cluster["more"]),
+        ]:
+            found.setdefault(key, (cluster["phrase"], by_picture.get(key, said)))
+    return found
 
 
 def cost(forward: float, batch: int, scored_before: bool) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from disp.auditing.wording import WORDS
+from disp.auditing.wording import WORDS, why_flagged
 from disp.files import write_text
 from disp.report import numbers
 from disp.report.escape import changes_html, compare, plain, visible
@@ -32,6 +32,7 @@ from disp.report.wording import advice, found_more, found_where, headline, mask_
 
 MAX_TURNS = 8  # of a sample
 MAX_LISTED = 50  # rows set aside, samples of a cluster
+MAX_INDEXED = 2000  # flagged rows in the index; flagged.csv has them all
 _TONES = {"poisoned": "bad", "suspicious": "doubt", "no evidence": "calm"}
 
 
@@ -63,8 +64,10 @@ def render(given: ReportInput) -> str:
     shown = [*given.flagged, *given.unflagged]
     # Numbers rather than names in the page's addresses: a name is data.
     samples = [_sample(given.folder, row, f"sample-{at}", phrases) for at, row in enumerate(shown, 1)]
+    anchors = {sample["id"]: sample["anchor"] for sample in samples}
     style = _file("report.css")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
+    index = _index(given, anchors)
     return _template().render(
         style=Markup(style),
         # The policy and the style sheet are ours; everything else is escaped.
@@ -80,11 +83,29 @@ def render(given: ReportInput) -> str:
         mean_map=mean_map_figure(audit["mean_map"]) if audit["mean_map"] else None,
         flagged=samples[: len(given.flagged)],
         unflagged=samples[len(given.flagged) :],
-        anchors={sample["id"]: sample["anchor"] for sample in samples},
+        anchors={row["id"]: row["anchor"] for row in index} | anchors,
+        index=index,
         settings={key: _as_text(value) for key, value in audit["settings"].items()},
         max_listed=MAX_LISTED,
+        max_indexed=MAX_INDEXED,
         palette=HEAT_COLOURS.astype(int).tolist(),
     )
+
+
+def _index(given: ReportInput, anchors: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One line for each flagged row; ``detail`` is the anchor of its evidence, where that is shown."""
+    why = why_flagged(given.audit["clusters"])
+    return [
+        {
+            "anchor": f"flagged-{number}",
+            "id": key,
+            "suspicion": suspicion,
+            "detail": anchors.get(key),
+            "phrase": why.get(key, ("", ""))[0],
+            "reason": why.get(key, ("", ""))[1],
+        }
+        for number, (key, suspicion) in enumerate(given.index[:MAX_INDEXED], 1)
+    ]
 
 
 def _cluster(folder: Path, cluster: Mapping[str, Any]) -> dict[str, Any]:

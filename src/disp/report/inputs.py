@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class ReportInput:
         evaluation: the rows of ``evaluation.json``, none where there is no such file.
         flagged: rows of ``evidence.jsonl`` to be shown, the most suspicious first; each cluster has at least one.
         unflagged: rows to be shown beside them: from the most suspicious of the unflagged to their median.
+        index: id and suspicion of every flagged row, the most suspicious first.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class ReportInput:
     evaluation: list[dict[str, Any]]
     flagged: list[dict[str, Any]]
     unflagged: list[dict[str, Any]]
+    index: list[tuple[str, float]] = field(default_factory=list)
 
 
 def read_input(folder: Path, top: int) -> ReportInput:
@@ -57,20 +59,32 @@ def read_input(folder: Path, top: int) -> ReportInput:
     verify_path, evaluation_path = folder / "verify.json", folder / "evaluation.json"
     verify = _with_defaults(_read_json(verify_path), verify_path) if verify_path.exists() else None
     evaluation = _read_json(evaluation_path).get("rows", []) if evaluation_path.exists() else []
-    flagged, unflagged = _chosen(folder / "evidence.jsonl", top)
+    flagged, unflagged, index = _chosen(folder / "evidence.jsonl", top)
     return ReportInput(
-        folder=folder, audit=audit, verify=verify, evaluation=list(evaluation), flagged=flagged, unflagged=unflagged
+        folder=folder,
+        audit=audit,
+        verify=verify,
+        evaluation=list(evaluation),
+        flagged=flagged,
+        unflagged=unflagged,
+        index=index,
     )
 
 
-def _chosen(path: Path, top: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows to show. A first pass keeps one number a row, since a row may hold thousands of scores."""
+def _chosen(path: Path, top: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[tuple[str, float]]]:
+    """The rows to show, and the index of the flagged ones.
+
+    A first pass keeps one number a row, and of flagged ones the id, since a row may hold thousands of scores.
+    """
+    names: dict[int, str] = {}
     flagged: list[tuple[float, int]] = []
     unflagged: list[tuple[float, int]] = []
     strongest: dict[int, tuple[float, int]] = {}
     for number, row in _rows(path):
         place = (-float(row["suspicion"]), number)
         (flagged if row["flagged"] else unflagged).append(place)
+        if row["flagged"]:
+            names[number] = str(row["id"])
         cluster = row.get("cluster")
         if row["flagged"] and cluster is not None:
             strongest[cluster] = min(strongest.get(cluster, place), place)
@@ -82,7 +96,8 @@ def _chosen(path: Path, top: int) -> tuple[list[dict[str, Any]], list[dict[str, 
 
     wanted = {number for _, number in (*shown, *beside)}
     kept = {number: row for number, row in _rows(path) if number in wanted} if wanted else {}
-    return [kept[number] for _, number in shown], [kept[number] for _, number in beside]
+    index = [(names[number], -place) for place, number in sorted(flagged)]
+    return [kept[number] for _, number in shown], [kept[number] for _, number in beside], index
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
