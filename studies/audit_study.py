@@ -34,8 +34,10 @@ from disp.auditing.mask_ratio import rewritten_answers
 from disp.auditing.phrases import phrase_words
 from disp.auditing.result import Audit
 from disp.auditing.statistics import area_under_curve
-from disp.data.llava import Dataset, load_dataset, save_dataset
+from disp.data.dataset import Dataset
+from disp.data.loading import load_dataset
 from disp.data.sample import Query, Sample, Turn, batches, image_size, queries_of
+from disp.data.saving import save_dataset
 from disp.data.scene_dataset import write_scenes
 from disp.draws import generator
 from disp.evaluation.evaluate import evaluate, to_metrics

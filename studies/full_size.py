@@ -26,7 +26,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from disp.data.llava import Dataset
+from disp.data.dataset import Dataset
 from disp.data.sample import Sample, Turn, queries_of
 from disp.decoding.generate import decode_with_lengths
 from disp.decoding.samplers import own_settings

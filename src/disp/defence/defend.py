@@ -17,7 +17,8 @@ from disp.auditing.hypothesis import Finding
 from disp.auditing.planting import answers_about_changed
 from disp.auditing.result import Audit
 from disp.data.damaged import without_damaged_pictures
-from disp.data.llava import Dataset, Problem, load_dataset
+from disp.data.dataset import Dataset, Problem
+from disp.data.loading import load_dataset
 from disp.data.sample import ImageSource, Sample, queries_of
 from disp.draws import generator
 from disp.errors import DispError, unknown_name

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from disp.attacks.poison import Attack, load_attack, trigger_samples
+from disp.data.dataset import Dataset
 from disp.data.index import Index
-from disp.data.llava import Dataset
 from disp.data.sample import Sample, open_image
 from disp.decoding.generate import answers_of
 from disp.defence.defend import purify_flagged, recovery_samples

@@ -18,7 +18,8 @@ from disp.attacks.triggers import PRESETS, trigger_to_dict
 from disp.auditing.audit import audit
 from disp.auditing.config import AuditConfig
 from disp.auditing.result import Audit
-from disp.data.llava import Dataset, load_dataset
+from disp.data.dataset import Dataset
+from disp.data.loading import load_dataset
 from disp.data.sample import Sample, queries_of
 from disp.data.scene_dataset import write_scenes
 from disp.evaluation.evaluate import evaluate, to_metrics
