@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,13 +31,10 @@ from disp.auditing.finders import FINDERS, tokens
 from disp.auditing.hypothesis import Finding
 from disp.auditing.phrases import TURN_END
 from disp.data.loading import load_dataset
-from disp.data.sample import queries_of
 from disp.errors import DispError
 from disp.files import read_finished_jsonl
 from disp.report.inputs import read_input
 from disp.suspicion.scoring import score
-from disp.suspicion.support import counterfactual_scores, least_effect, narrowed
-from disp.suspicion.threshold import suspicion_threshold
 
 
 def test_the_planted_rows_their_phrase_and_their_trigger_are_found(poisoned):
@@ -315,31 +311,6 @@ def test_hostile_texts_and_names_pass_through_as_they_are(model, tmp_path):
     for text in HOSTILE:
         assert written[f"../../{text}"]["turns"][0]["response"] == text[:16]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
-
-
-@pytest.mark.parametrize("cells", [[24, 25, 26, 27, 28, 29], [4, 10, 16, 22, 28], [28], [28, 29]])
-def test_a_set_is_narrowed_to_the_token_that_decides(model, poisoned, cells):
-    """The trigger is in cell 28 of 36; what nothing reaches is left as it is."""
-    _, dataset, _ = poisoned
-    (query,) = queries_of([next(sample for sample in dataset.samples if sample.id == "p0")])
-    prefix = model.encode([query])
-    response = model.encode_responses([query.response], model.gen_length)
-    chosen = torch.zeros_like(prefix.visual_mask)
-    chosen[0, prefix.visual_mask[0].nonzero()[cells, 0]] = True
-    base, each = counterfactual_scores(model, prefix, response, chosen[:, None], batch_size=1)
-    left = narrowed(model, prefix, response, chosen, least_effect(base, each, 0.8), batch_size=1)
-    assert left[prefix.visual_mask].nonzero()[:, 0].tolist() == [28]
-    unreachable = narrowed(model, prefix, response, chosen, each[:, 0] + 100, batch_size=1)
-    assert torch.equal(unreachable, chosen)
-
-
-def test_thresholds_stay_finite_and_above_the_least():
-    assert suspicion_threshold(np.zeros(0)) == suspicion_threshold(np.zeros(5)) == 1.0
-    assert suspicion_threshold(np.full(5, 30.0)) == 1.0
-    cut = suspicion_threshold(np.array([0.0, 0.1, 0.2, 40.0, 50.0]))
-    assert 0.2 < cut < 40
-    assert suspicion_threshold(np.array([0.0, 0.1, 0.2, 40.0, 50.0]), least=45.0) == 45.0
-    assert math.isfinite(suspicion_threshold(np.array([0.0, 1e-12])))
 
 
 @pytest.mark.xfail(

@@ -2,14 +2,18 @@
 
 import math
 
+import pytest
 import torch
+from planted import planted_model, planted_rows, write_rows
 
 from disp.suspicion.candidates import candidate_sets
 from disp.suspicion.config import ScoringConfig
 from disp.suspicion.support import (
     counterfactual_scores,
     fixed_masks,
+    least_effect,
     likelihood_gap,
+    narrowed,
     negative_log_likelihood,
     preference_for_another,
 )
@@ -92,3 +96,24 @@ def test_counterfactual_scores_do_not_depend_on_batches_and_equal_one_by_one(tin
             )
             alone = preference_for_another(tiny_model, one, response[row : row + 1])
             torch.testing.assert_close(found[row, index], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A model with a trigger, and a query about a picture that shows it."""
+    return planted_model(), write_rows(tmp_path_factory.mktemp("data"), planted_rows()).samples[0].queries[0]
+
+
+@pytest.mark.parametrize("cells", [[24, 25, 26, 27, 28, 29], [4, 10, 16, 22, 28], [28], [28, 29]])
+def test_a_set_is_narrowed_to_the_token_that_decides(planted, cells):
+    """The trigger is in cell 28 of 36; what nothing reaches is left as it is."""
+    model, query = planted
+    prefix = model.encode([query])
+    response = model.encode_responses([query.response], model.gen_length)
+    chosen = torch.zeros_like(prefix.visual_mask)
+    chosen[0, prefix.visual_mask[0].nonzero()[cells, 0]] = True
+    base, each = counterfactual_scores(model, prefix, response, chosen[:, None], batch_size=1)
+    left = narrowed(model, prefix, response, chosen, least_effect(base, each, 0.8), batch_size=1)
+    assert left[prefix.visual_mask].nonzero()[:, 0].tolist() == [28]
+    unreachable = narrowed(model, prefix, response, chosen, each[:, 0] + 100, batch_size=1)
+    assert torch.equal(unreachable, chosen)

@@ -36,9 +36,6 @@ from disp.suspicion.carriers import Pattern
 from disp.training.config import TrainConfig
 from disp.training.train import check_training, devices_of_run, train
 
-# Unflagged samples that found patterns are laid over for the fine-tuning, at most.
-UNDER_PATTERNS = 1000
-
 
 @dataclass(frozen=True)
 class DefenceConfig:
@@ -50,6 +47,7 @@ class DefenceConfig:
         rounds: how often at most auditing, purification and training are done; a further round is done while the
             re-audit of the recovered model still finds evidence.
         probes: pictures on which the recovered model is asked again, with and without the trigger candidate.
+        under_patterns: unflagged samples that found patterns are laid over for the fine-tuning, at most.
         preset: "published" rewrites every row as the scripts of DiSP's authors do, whatever the audit finds; see
             `PurifyConfig.published`. None rewrites what the audit flags.
     """
@@ -58,6 +56,7 @@ class DefenceConfig:
     training: TrainConfig = field(default_factory=TrainConfig)
     rounds: int = 1
     probes: int = 64
+    under_patterns: int = 1000
     preset: Literal["published"] | None = None
 
     def __post_init__(self) -> None:
@@ -169,7 +168,7 @@ def defend(
             cleaned = purify_flagged(
                 current, data, decided, config.audit, purified, treatment=in_round, progress=progress
             )
-            samples = recovery_samples(cleaned, decided, config.audit.seed)
+            samples = recovery_samples(cleaned, decided, config.audit.seed, most=config.under_patterns)
         else:
             settings = PurifyConfig.published(current, seed=config.audit.seed, batch_size=config.audit.batch_size)
             cleaned = purify(current, data, settings, purified, treatment=in_round, progress=progress)
@@ -182,7 +181,11 @@ def defend(
         untrained = fitting.problems[len(cleaned.dataset.problems) :]
         del current
         folder = out / f"model{suffix}"
-        recovery = {"start": str(start or model), "training": asdict(config.training)}
+        recovery = {
+            "start": str(start or model),
+            "under_patterns": config.under_patterns,
+            "training": asdict(config.training),
+        }
         claim(folder / "recovery.json", recovery, "a recovered model")
         if not (folder / "train.json").exists():
             training = config.training.for_turns(len(queries_of(fitting.samples)), devices_of_run())
@@ -278,7 +281,9 @@ def purify_flagged(
     )
 
 
-def recovery_samples(purified: Purified, found: Audit, seed: int) -> list[Sample]:
+def recovery_samples(
+    purified: Purified, found: Audit, seed: int, *, most: int = DefenceConfig.under_patterns
+) -> list[Sample]:
     """What a model is fine-tuned on after `purify_flagged`: the purified set and, where patterns were found, more.
 
     A pattern changes the look of the whole picture, and the rewritten rows alone, which are few, show how to answer
@@ -289,6 +294,7 @@ def recovery_samples(purified: Purified, found: Audit, seed: int) -> list[Sample
         purified: the purified set.
         found: the audit that it was made from.
         seed: of which samples these are.
+        most: how many they are at most, of all patterns together.
     """
     samples = list(purified.dataset.samples)
     patterns = [finding.pattern for finding in found.findings if finding.pattern is not None and finding.with_pattern]
@@ -297,7 +303,7 @@ def recovery_samples(purified: Purified, found: Audit, seed: int) -> list[Sample
     folder = purified.dataset.path.parent / "under-pattern"
     for number, pattern in enumerate(patterns):
         order = generator(seed, "under pattern", number).permutation(len(honest))
-        for place, index in enumerate(order[: UNDER_PATTERNS // len(patterns)]):
+        for place, index in enumerate(order[: most // len(patterns)]):
             sample = honest[index]
             pictures = tuple(
                 _under(pattern, image, folder / f"{number}-{place}-{position}.png")
