@@ -79,7 +79,7 @@ def audit(
 ) -> None:
     """Is this dataset poisoned, by what, and where is the trigger? Needs no labels and no clean data.
 
-    Exit code 0: no evidence. 1: suspicious or poisoned. 2: it could not be decided, or a mistake.
+    Exit code 0: no evidence. 1: suspicious or poisoned. 2: could not decide, or an error.
 
     Parameters
     ----------
@@ -139,8 +139,8 @@ def defend(
 ) -> None:
     """Audit, purify, train and verify in one run that goes on where it was stopped.
 
-    Exit code 0: no evidence, or none left. 1: the recovered model still shows evidence. 2: it could not be decided, or
-    a mistake.
+    Exit code 0: no evidence, or none left. 1: the recovered model still shows evidence. 2: could not decide, or an
+    error.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def defend(
     start
         The model to fine-tune on the purified set, such as the checkpoint before fine-tuning; the given one if none.
     rounds
-        How often to do it all at most, while evidence is left.
+        Rounds at most; another one follows while evidence is left.
     preset
         Rewrite every row and recover as the scripts of DiSP's authors do ("published"), not what the audit flags.
     truth

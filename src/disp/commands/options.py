@@ -52,7 +52,7 @@ Model = Annotated[str, Parameter(help='"builtin", a folder with a model or a LoR
 Data = Annotated[
     Path,
     Parameter(
-        help="JSON as LLaVA, ShareGPT, LLaMA-Factory, ms-swift or Qwen-VL have it, parquet, tar files of WebDataset, a "
+        help="JSON of LLaVA, ShareGPT, LLaMA-Factory, ms-swift or Qwen-VL, parquet, tar files of WebDataset, a "
         "folder of Hugging Face datasets or of pictures with metadata, or the id of a dataset on the hub."
     ),
 ]
@@ -75,14 +75,15 @@ class Rows:
         False
     )
     format: Annotated[
-        str | None, Parameter(help="The data's format, instead of finding it out; a wrong name lists them all.")
+        str | None,
+        Parameter(help="The data's format; found out if not given. A wrong name lists them all."),
     ] = None
     split: Annotated[str | None, Parameter(help='Part of a dataset that has several; "train" if not given.')] = None
     allow_download: Annotated[
         bool, Parameter(help="Fetch pictures that rows name by http or https; they are kept in a cache.", negative=())
     ] = False
     allow_text_rows: Annotated[
-        bool, Parameter(help="Go on however many rows have no picture, which nothing is looked for in.", negative=())
+        bool, Parameter(help="Go on even if many rows have no picture; nothing is looked for in these.", negative=())
     ] = False
 
     def reading(self) -> dict[str, Any]:

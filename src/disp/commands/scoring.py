@@ -53,7 +53,7 @@ class Rewriting:
             directional.
         steps: Denoising steps of the new answers; the model's own if not given.
         threshold: Confidence at which a token is committed early; the model's own if not given.
-        batch_size: Assistant turns a pass.
+        batch_size: Assistant turns in one pass.
         preset: All of these as the scripts of DiSP's authors have them ("published"); --mask-ratio, --probes and
             --batch-size win over it, the others do not go with it.
     """
@@ -118,7 +118,7 @@ class PlannedRewriting:
         mask_ratio: Share of the visual tokens that are masked.
         candidates: Salient tokens that are masked one at a time.
         probes: Hutchinson probes.
-        batch_size: Assistant turns a pass.
+        batch_size: Assistant turns in one pass.
     """
 
     mode: Mode = "selective"
@@ -153,9 +153,9 @@ class Auditing:
         mask_ratio: Largest part of the visual tokens that is masked at once, as a share of them all.
         candidates: Salient tokens that are masked one at a time.
         probes: Hutchinson probes of the saliency score.
-        false_alarm_rate: Chance of a wrong "poisoned" verdict that the tests are run at.
-        learnt_only: What pictures have in common counts only where the model has learnt it: for a recovered model.
-        batch_size: Assistant turns a pass of the audit.
+        false_alarm_rate: Accepted chance of a wrong "poisoned" verdict.
+        learnt_only: Count what pictures have in common only if the model has learnt it: for a recovered model.
+        batch_size: Assistant turns in one pass of the audit.
     """
 
     mask_ratio: float = ScoringConfig.mask_ratio

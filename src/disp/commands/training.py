@@ -26,9 +26,9 @@ class Training:
         recipe: Published settings, such as llada-v or disp; other options win over them. A wrong name lists them all.
         steps: Optimiser steps, 100 by default.
         epochs: Passes over the data, instead of --steps.
-        batch_size: Assistant turns a pass, 32 by default.
+        batch_size: Assistant turns in one pass, 32 by default.
         accumulate: Passes a step: 1, or as many as the recipe's batch size takes.
-        learning_rate: Peak of the cosine schedule; 1e-3 for the built-in model, to be given for others if no recipe is.
+        learning_rate: Peak of the cosine schedule; 1e-3 for the built-in model; others need it, or a recipe.
         projector_learning_rate: The projector's own peak.
         vision_learning_rate: The vision tower's own peak, with --train-vision.
         min_mask_ratio: Lower end of the mask ratio t, 1e-3 by default; a higher one means steadier gradients.
@@ -87,8 +87,8 @@ class Recovery:
             lists them all.
         steps: Optimiser steps, 100 by default.
         epochs: Passes over the data, instead of --steps.
-        train_batch_size: Assistant turns a pass of the training, 32 by default.
-        learning_rate: Peak of the cosine schedule; 1e-3 for the built-in model, to be given for others if no recipe is.
+        train_batch_size: Assistant turns in one pass of the training, 32 by default.
+        learning_rate: Peak of the cosine schedule; 1e-3 for the built-in model; others need it, or a recipe.
         projector_learning_rate: The projector's own peak.
         min_mask_ratio: Lower end of the mask ratio t in training, 1e-3 by default.
         method: Train everything but the vision tower, which is the default, LoRA adapters, or the projector alone.
@@ -133,7 +133,7 @@ class PlannedTraining:
         method: What is trained: "full" by default.
         steps: Optimiser steps, 100 by default.
         epochs: Passes over the data, instead of --steps.
-        train_batch_size: Assistant turns a pass of the training, 32 by default.
+        train_batch_size: Assistant turns in one pass of the training, 32 by default.
         gradient_checkpointing: Recompute activations in the backward pass.
     """
 
