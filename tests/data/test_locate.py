@@ -107,6 +107,10 @@ def test_a_name_that_is_no_file_may_be_one_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: 1 / 0)
     with pytest.raises(DispError, match=r"owner/name: no such file, and no dataset of the hub .*division by zero"):
         load_dataset("owner/name")
+    # A mistyped path is no name for the hub.
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DispError, match="in/gone: no such data file"):
+        load_dataset("in/gone")
     assert not any(map(hub.is_hub_id, ("data.json", "a/b.json", "/a/b", "./b", "a/b/c")))
 
 

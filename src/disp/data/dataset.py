@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from disp.data.formats.row import Origin
+from disp.data.formats.row import Dialect, Origin
 from disp.data.index import Index
 from disp.data.sample import Sample, pictures_sha256
 from disp.errors import DispError
@@ -30,13 +30,13 @@ class Source:
 
     Attributes:
         files: how the rows lie in files; a key of `disp.data.formats.table.FILES`.
-        declared: columns and tags that a file beside the data declares, as LLaMA-Factory's dataset_info.json does.
+        declared: how the rows are read by the columns and tags that LLaMA-Factory's dataset_info.json declares.
         entry: that file's entry for the data, and its name.
         split: the part of the dataset that was read, where it has several.
     """
 
     files: str
-    declared: Any = None
+    declared: Dialect | None = None
     entry: tuple[str, Mapping[str, Any]] | None = None
     split: str | None = None
 

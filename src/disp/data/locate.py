@@ -34,7 +34,8 @@ def locate(path: Path, format: str | None = None, split: str | None = None) -> t
     except (OSError, ValueError):
         exists = False
     if not exists:
-        if hub.is_hub_id(str(path)) and files in (None, "huggingface"):
+        # What begins with a folder of this machine is a mistyped path: no name of it goes to the network.
+        if hub.is_hub_id(str(path)) and files in (None, "huggingface") and not path.parent.is_dir():
             return _folder(hub.fetch(str(path), split), None)
         raise DispError(f"{shortened(str(path), 300)}: no such data file")
     found = _folder(path, split) if path.is_dir() else _file(path)

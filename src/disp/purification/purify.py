@@ -75,7 +75,8 @@ def purify(
 ) -> Purified:
     """Purify a fine-tuning set and write it in its own format.
 
-    ``out`` receives ``data.json`` or ``data.jsonl`` and a link ``images`` to the input's images, ``evidence.jsonl``
+    ``out`` receives the set in its own format (``data.json``, ``data.jsonl`` …; see `disp.data.saving.data_path`) and,
+    where its rows name files, a link ``images`` to the input's images; ``evidence.jsonl``
     with one row a sample (saliency, masked tokens, old and new answers), and ``purify.json`` with the configuration
     and the counts; and ``decisions.jsonl`` with what a person decided, if one did. A killed run goes on where it
     stopped.
