@@ -201,7 +201,7 @@ def test_a_start_that_is_missing_is_said_before_the_audit(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("options", "about", "message"),
     [
-        ({"learning_rate": None}, {"source": "a checkpoint"}, "--learning-rate"),
+        ({"learning_rate": None}, {"learning_rate": None}, "--learning-rate"),
         ({"method": "projector"}, {}, "'projector' trains nothing in this model"),
         ({}, {"is_loaded_in_4bit": True}, "--keep-adapter"),
     ],
