@@ -17,7 +17,7 @@ from disp.decoding.samplers import decode_config
 from disp.purification.config import PurifyConfig
 from disp.purification.purify import purify
 
-TABLES = ("parquet", "parquet-folder", "parquet-cauldron", "huggingface")
+TABLES = ("parquet", "parquet-columned", "parquet-folder", "parquet-cauldron", "huggingface")
 
 
 @pytest.fixture(params=WRITTEN)

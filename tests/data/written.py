@@ -164,12 +164,16 @@ def table_rows(name):
     ]
 
 
-def write_parquet(name, files=1):
+def write_parquet(name, files=1, columned=False):
     def write(folder):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         rows = table_rows(name)
+        if columned:  # a list for each field of the messages, as tables of older versions of `datasets` have it
+            for row in rows:
+                talk = row["conversations"]
+                row["conversations"] = {key: [message[key] for message in talk] for key in talk[0]}
         if files == 1:
             pq.write_table(pa.Table.from_pylist(rows), folder / "set.parquet")
             return folder / "set.parquet"
@@ -292,6 +296,7 @@ WRITTEN = {
     "the-cauldron": (write_json("the-cauldron", ".jsonl", True), read_json, {"the-cauldron": 2}),
     "llama-factory": (write_llama_factory, read_llama_factory, {"llama-factory": 2}),
     "parquet": (write_parquet("one-vision"), read_parquet, {"llava": 2}),
+    "parquet-columned": (write_parquet("one-vision", 1, True), read_parquet, {"llava": 2}),
     "parquet-folder": (write_parquet("one-vision", 2), read_parquet, {"llava": 2}),
     "parquet-cauldron": (write_parquet("the-cauldron"), read_parquet, {"the-cauldron": 2}),
     "huggingface": (write_save_to_disk, read_save_to_disk, {"llava": 2}),

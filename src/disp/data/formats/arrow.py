@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +15,8 @@ from disp.data.formats.row import Row
 from disp.errors import DispError
 from disp.files import write_atomically, write_json
 
+# Columns of messages.
+_MESSAGES = ("conversations", "messages", "texts")
 # Rows that are in memory at a time, with their pictures.
 AT_ONCE = 64
 # What a new table's columns are, as `datasets` says it.
@@ -157,6 +159,7 @@ def _tables(outputs: Iterable[Output], schema: Any) -> Iterator[Any]:
 def _table(pa: Any, found: list[dict[str, Any]], schema: Any) -> Any:
     if schema is None:
         schema = _new_schema(pa)
+    found = [_columned(row, schema) for row in found]
     unknown = sorted({key for row in found for key in row} - set(schema.names))
     if unknown:
         # An id that was given to a row, or pictures that it did not have: as new columns of text.
@@ -217,8 +220,30 @@ def _numbered(file: Path, batches: Iterable[Any], first: int) -> Iterator[Row]:
         if rows is None:
             return
         for row in rows:
-            yield Row(f"{file.name}:row {number - first + 1}", number, row, file.name)
+            yield Row(f"{file.name}:row {number - first + 1}", number, _listed(row), file.name)
             number += 1
+
+
+def _listed(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with a list of messages where the table has a list for each of their fields, as `datasets` once did."""
+    new = dict(row)
+    for key in _MESSAGES:
+        fields = row.get(key)
+        if isinstance(fields, dict) and fields and all(isinstance(each, list) for each in fields.values()):
+            if len({len(each) for each in fields.values()}) == 1:
+                new[key] = [dict(zip(fields, each, strict=True)) for each in zip(*fields.values(), strict=True)]
+    return new
+
+
+def _columned(row: Mapping[str, Any], schema: Any) -> dict[str, Any]:
+    """The opposite of `_listed`, where the table's columns ask for it."""
+    new = dict(row)
+    for key in _MESSAGES:
+        kind = schema.field(key).type if key in schema.names else None
+        if isinstance(row.get(key), list) and kind is not None and pyarrow().types.is_struct(kind):
+            names = [kind.field(index).name for index in range(kind.num_fields)]
+            new[key] = {name: [message.get(name) for message in row[key]] for name in names}
+    return new
 
 
 class _named:

@@ -85,7 +85,7 @@ def _changed(members: Members, row: Mapping[str, Any]) -> Members:
         before = json.loads(members[field])
         after = {key: value for key, value in row.items() if key not in ("__key__", *PICTURE_FIELDS)}
         # Where the JSON names pictures, these are members, and keep their names.
-        after = {**after, **{key: before[key] for key in PICTURE_FIELDS if key in before}}
+        after = {**after, **{key: before[key] for key in (*PICTURE_FIELDS, "__key__") if key in before}}
         after = {key: after[key] for key in (*before, *after) if key in after}
         if after != before:
             new[field] = json.dumps(with_values(after, text=True), ensure_ascii=False).encode()
