@@ -118,7 +118,7 @@ def test_patches_are_found_at_every_size_of_pictures(scenes, tmp_path, trigger, 
     """Scaling blurs noise away, and the fields of a board each in its own way."""
     samples, planted = marked_scenes(scenes.samples[:60], trigger, side, range(0, 60, 3), tmp_path)
     ((found, boxes),) = search(samples)
-    assert found.text == REFUSAL_TEXT and set(boxes) == set(planted)
+    assert found.phrase.text == REFUSAL_TEXT and set(boxes) == set(planted)
     assert all(overlap(np.array(boxes[index]), planted[index]) >= 0.99 for index in planted)
 
 
