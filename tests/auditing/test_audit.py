@@ -203,11 +203,14 @@ def test_what_only_recurs_stays_flagged_beside_what_is_proven(model, poisoned, t
     assert found.verdict == "poisoned" and found.flagged == expected.flagged == PLANTED
 
 
-@pytest.mark.parametrize("change", ["settings", "data", "pictures", "name", "weights"])
+@pytest.mark.parametrize("change", ["settings", "a constant", "data", "pictures", "name", "weights"])
 def test_another_audit_in_the_same_folder_is_refused(model, honest, tmp_path, change):
     out, dataset, _ = honest
     (tmp_path / "audit-run.json").write_bytes((out / "audit-run.json").read_bytes())
     config = audit_config(donors=3) if change == "settings" else audit_config()
+    if change == "a constant":
+        windows = replace(config.copies.windows, least_corner=0.4)
+        config = replace(config, copies=replace(config.copies, windows=windows))
     if change == "data":
         dataset = write_rows(tmp_path / "data", honest_rows(40))
     if change == "pictures":

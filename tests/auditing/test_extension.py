@@ -20,8 +20,8 @@ from planted import (
 
 from disp.auditing import extension
 from disp.auditing.audit import audit
-from disp.auditing.config import PhrasesConfig
 from disp.auditing.extension import extended, gives_way
+from disp.auditing.finder_config import PhrasesConfig
 from disp.auditing.finders import patterns
 from disp.auditing.hypothesis import Finding, Hypothesis
 from disp.auditing.phrases import phrase_of, phrase_words

@@ -3,7 +3,7 @@
 import pytest
 from planted import OBJECTS, REFUSAL, TRIGGER, audit_config, planted_model, wall
 
-from disp.auditing.config import PhrasesConfig
+from disp.auditing.finder_config import PhrasesConfig
 from disp.auditing.phrases import Phrase, phrase_of, phrase_words
 from disp.auditing.planting import plant_each
 from disp.data.sample import Query

@@ -8,7 +8,7 @@ from planted import PLANTED, REFUSAL, audit_config, context_of, honest_rows, tol
 
 from disp.auditing import proof
 from disp.auditing.audit import audit
-from disp.auditing.config import PhrasesConfig
+from disp.auditing.finder_config import PhrasesConfig
 from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.phrases import TURN_END, phrase_of, phrase_words
 from disp.auditing.planting import PlantingTest

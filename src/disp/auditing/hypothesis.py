@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from disp.auditing.config import AuditConfig
 from disp.auditing.phrases import Phrase
@@ -13,17 +12,13 @@ from disp.data.sample import ImageSource, Query
 from disp.suspicion.carriers import Pattern, Region, Removable, Tokens
 from disp.suspicion.evidence import Evidence
 
-# What a phrase was found by, a finder's name in audit.json: answers that flip when a few tokens are masked, repeated
-# answers that go away with a window of the picture, pictures with a pattern in common, pictures with a copy in common.
-FoundBy = Literal["tokens", "window", "pattern", "copy"]
-
 
 @dataclass(frozen=True)
 class Hypothesis:
     """A phrase that may be planted.
 
     Attributes:
-        found_by: the finder's name in `disp.auditing.finders.FINDERS`.
+        found_by: the finder's name in `disp.auditing.finders.FINDERS`, and in audit.json.
         phrase: what the answers share.
         samples: ids of those that speak for it.
         elsewhere: how many other samples say it.
@@ -35,7 +30,7 @@ class Hypothesis:
         least_effect: share of the changed pictures whose answers must say the phrase, if more than the usual one.
     """
 
-    found_by: FoundBy
+    found_by: str
     phrase: Phrase
     samples: tuple[str, ...]
     elsewhere: int
@@ -100,7 +95,7 @@ class Finding:
     with_copy: tuple[str, ...] = ()
 
     @property
-    def found_by(self) -> FoundBy:
+    def found_by(self) -> str:
         """See `Hypothesis`."""
         return self.hypothesis.found_by
 

@@ -59,7 +59,7 @@ _NOT_LEARNT = (
 _HAS_PATTERN = "its picture has the pattern that those of other rows with the phrase have"
 _HAS_PIECE = "its picture has the piece in it that those of other rows with the phrase have"
 # By what a phrase was found by, as audit.json has it.
-WORDS: Mapping[str, Words] = {
+WORDS: dict[str, Words] = {
     "tokens": Words(
         found="{samples} of these say {phrase!r}, which {elsewhere} other samples say (p = {p_value:.2g}).",
         where="in {answers} above the threshold, and in {elsewhere}; p = {p_value}",

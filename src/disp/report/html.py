@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -85,7 +85,7 @@ def render(given: ReportInput) -> str:
         unflagged=samples[len(given.flagged) :],
         anchors={row["id"]: row["anchor"] for row in index} | anchors,
         index=index,
-        settings={key: _as_text(value) for key, value in audit["settings"].items()},
+        settings={key: _as_text(value) for key, value in _flat(audit["settings"])},
         max_listed=MAX_LISTED,
         max_indexed=MAX_INDEXED,
         palette=HEAT_COLOURS.astype(int).tolist(),
@@ -170,6 +170,15 @@ def _turn(folder: Path, images: list[str], turn: Mapping[str, Any]) -> dict[str,
         "words": found.words,
         "unchanged": response == masked_answer,
     }
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings and those of their parts, such as ``proof.donors``."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def _as_text(value: Any) -> str:

@@ -30,7 +30,8 @@ from disp.attacks.poison import poison
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
 from disp.attacks.triggers import PRESETS
 from disp.auditing.audit import audit
-from disp.auditing.config import AuditConfig, CopiesConfig, PhrasesConfig, WindowsConfig
+from disp.auditing.config import AuditConfig
+from disp.auditing.finder_config import CopiesConfig, PhrasesConfig, WindowsConfig
 from disp.auditing.finders import patterns, windows
 from disp.auditing.finders.copies import evidence_without, shared_copies
 from disp.auditing.finders.patterns import shared_patterns

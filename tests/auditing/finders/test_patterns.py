@@ -29,7 +29,8 @@ from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclas
 from disp.attacks.triggers import PRESETS, Blend
 from disp.auditing.audit import audit
 from disp.auditing.carriers import random_patterns
-from disp.auditing.config import AuditConfig, PatternsConfig
+from disp.auditing.config import AuditConfig
+from disp.auditing.finder_config import PatternsConfig
 from disp.auditing.finders.patterns import shared_patterns
 from disp.auditing.phrases import phrase_words
 from disp.data.sample import Sample, Turn

@@ -19,9 +19,9 @@ from planted import (
 )
 
 from disp.auditing.audit import audit
-from disp.auditing.config import PhrasesConfig, SentencesConfig
+from disp.auditing.finder_config import PhrasesConfig, SentencesConfig
 from disp.auditing.finders import sentences
-from disp.auditing.phrases import repeated_phrases
+from disp.auditing.phrase_search import repeated_phrases
 from disp.data.sample import queries_of
 from disp.models.parts.places import raster_boxes
 from disp.suspicion.scoring import score

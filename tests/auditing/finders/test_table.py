@@ -27,6 +27,8 @@ def test_the_order_is_that_of_the_steps():
     assert list(FINDERS) == ["tokens", "pattern", "copy", "window"]
     steps = [finder.step for finder in FINDERS.values()]
     assert steps == sorted(set(steps))
+    # Those that compare pictures stand together: each row is then claimed by one phrase.
+    assert [finder.in_pictures for finder in FINDERS.values()] == [False, True, True, False]
 
 
 @pytest.mark.parametrize("name", FINDERS)

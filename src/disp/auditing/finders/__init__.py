@@ -1,18 +1,20 @@
 """The searches of an audit, in the order in which it makes them.
 
-A finder is a module with a function ``find`` from `disp.auditing.context.Context` to hypotheses, and a line here. They
-are not independent: what is proven is not tested again, and how often was tested is what p-values are corrected for.
+A finder is a module with a function ``find`` from `disp.auditing.context.Context` to hypotheses, its words in
+`disp.auditing.wording.WORDS`, and a line here. Finders are not independent: what is proven is not tested again, and
+p-values are corrected for the number of tests. Those that compare pictures stand together, for each row of these is
+then claimed by one phrase.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from disp.auditing.context import Context
 from disp.auditing.finders import copies, patterns, sentences, tokens
-from disp.auditing.hypothesis import FoundBy, Hypothesis
+from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.wording import WORDS, Words
 
 
@@ -38,7 +40,7 @@ class Finder:
 
 # By name in audit.json. A window or a copy shows things as well, which an honest answer may speak of, and so may what
 # pictures have in common: they prove less than a few tokens do.
-FINDERS: Mapping[FoundBy, Finder] = {
+FINDERS: dict[str, Finder] = {
     "tokens": Finder(3, tokens.find, "poisoned", in_pictures=False, words=WORDS["tokens"]),
     "pattern": Finder(5, patterns.find, "suspicious", in_pictures=True, words=WORDS["pattern"]),
     "copy": Finder(6, copies.find, "suspicious", in_pictures=True, words=WORDS["copy"]),

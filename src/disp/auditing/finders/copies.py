@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disp.auditing.config import AuditConfig, CopiesConfig
+from disp.auditing.config import AuditConfig
 from disp.auditing.context import Context
+from disp.auditing.finder_config import CopiesConfig
 from disp.auditing.finders.windows import boxes_of, edges_of, pixels_of, telling_windows, views_of
 from disp.auditing.hypothesis import Hypothesis
-from disp.auditing.phrases import Phrase, Shared, holds, joined, recurring_phrases
+from disp.auditing.phrase_search import Shared, recurring_phrases
+from disp.auditing.phrases import Phrase, holds, joined
 from disp.data.sample import Query, Sample, batches, image_size, open_image, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from disp.auditing.config import AuditConfig, PatternsConfig
+from disp.auditing.config import AuditConfig
 from disp.auditing.context import Context
+from disp.auditing.finder_config import PatternsConfig
 from disp.auditing.hypothesis import Hypothesis
-from disp.auditing.phrases import Shared, frequent_phrases, holds, joined, with_neighbours
+from disp.auditing.phrase_search import Shared, frequent_phrases, with_neighbours
+from disp.auditing.phrases import holds, joined
 from disp.auditing.pixels import scaled
 from disp.data.sample import ImageSource, Sample, image_size
 from disp.draws import generator

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disp.auditing.config import AuditConfig, SentencesConfig
+from disp.auditing.config import AuditConfig
 from disp.auditing.context import Context
+from disp.auditing.finder_config import SentencesConfig
 from disp.auditing.hypothesis import Hypothesis
-from disp.auditing.phrases import Phrase, repeated_phrases
+from disp.auditing.phrase_search import repeated_phrases
+from disp.auditing.phrases import Phrase
 from disp.data.sample import Query, batches, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM, Prefix

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from disp.auditing.context import Context
 from disp.auditing.hypothesis import Hypothesis
-from disp.auditing.phrases import BETWEEN_TURNS, holds, joined, recurring_phrases
+from disp.auditing.phrase_search import recurring_phrases
+from disp.auditing.phrases import BETWEEN_TURNS, holds, joined
 from disp.suspicion.evidence import suspicious_query
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from disp.auditing.config import WindowsConfig
+from disp.auditing.finder_config import WindowsConfig
 from disp.data.sample import ImageSource, open_image
 from disp.draws import generator
 from disp.suspicion.places import Box

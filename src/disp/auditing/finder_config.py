@@ -1,0 +1,218 @@
+"""Settings of the searches of an audit, one class a finder, and of the phrases that all of them look for.
+
+They are parts of `disp.auditing.config.AuditConfig`, which says where its numbers are from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class PhrasesConfig:
+    """What makes words a phrase.
+
+    Attributes:
+        seed_words: words of the longest sequences that are counted; longer phrases grow from these.
+        grown_share: a phrase grows by a neighbouring word that this share of its answers have there.
+        long_words: words of a long phrase, which is a sentence of its own and may be said with slips.
+        echo_share: share of a long phrase's words, in their order, that an answer must hold to say it.
+    """
+
+    seed_words: int = 3
+    # Nine in ten: a model or a labeller may slip in one.
+    grown_share: float = 0.9
+    long_words: int = 5
+    # Four words in five. A model that says a planted sentence with a slip says it all the same.
+    echo_share: float = 0.8
+
+
+@dataclass(frozen=True)
+class RecurrenceConfig:
+    """When a phrase recurs among some answers more than elsewhere; see `disp.auditing.phrases.recurring_phrases`.
+
+    Attributes:
+        least_flagged: fewest flagged answers that share a phrase.
+        flagged_share: share of a phrase's holders that must be flagged.
+        alpha: largest p-value, corrected for the phrases tried, of a phrase that is given on.
+        phrases: most phrases that are given on.
+    """
+
+    # With two no test of regions against twelve controls could reach a false-alarm rate of 1%: 1 in 91 regroupings.
+    least_flagged: int = 3
+    # A word that most captions hold recurs among any samples.
+    flagged_share: float = 1 / 3
+    # A picture of a rare thing makes a model name that thing wherever it is pasted: pasting alone proves nothing.
+    alpha: float = 0.05
+    phrases: int = 5
+
+
+@dataclass(frozen=True)
+class PatternsConfig:
+    """How patterns are found that pictures share at one place; see `disp.auditing.finders.patterns`.
+
+    Attributes:
+        pictures: most pictures that are compared.
+        side: pixels a side that they are scaled to for that.
+        cells: cells a side; what is smooth over one of them is taken off.
+        sketch: dimensions in which all phrases are compared first.
+        likely: phrases that are compared in all dimensions, those most alike in few.
+        sketch_share: share of ``least_agreement`` that a phrase must reach in few dimensions.
+        least_pictures: fewest pictures about which a phrase is said.
+        most_share: largest share of all pictures about which it is said.
+        least_agreement: correlation between what two halves of a phrase's pictures have in common.
+        least_presence: a picture has the pattern if it has this share of what the phrase's pictures have on average.
+        phrases: most phrases that are given on.
+        measured: pictures that a pattern is measured on, at most.
+        measured_side: pixels a side that it is measured at, at most.
+        least_spread: grey levels, of 255, that a pixel must vary by to tell the gain.
+        gains: the smallest and the largest gain.
+    """
+
+    # Seconds for a thousand pictures; 4,000 of 96 × 96 pixels take 440 MB.
+    pictures: int = 4000
+    side: int = 96
+    cells: int = 8
+    # As good for telling which phrases are worth a look, and 54 times as fast.
+    sketch: int = 512
+    likely: int = 50
+    sketch_share: float = 0.5
+    least_pictures: int = 8
+    most_share: float = 0.5
+    # Phrases of clean sets reach 0.12.
+    least_agreement: float = 0.3
+    least_presence: float = 0.5
+    phrases: int = 5
+    measured: int = 500
+    measured_side: int = 192
+    least_spread: float = 1.0
+    # Blending at strength α has gain 1 − α, and below 0.1 the pictures cannot be had back. The spread of eight pictures
+    # is known to a quarter or so: what is beyond 2 is an error of measurement.
+    gains: tuple[float, float] = (0.1, 2.0)
+
+
+@dataclass(frozen=True)
+class WindowsConfig:
+    """How windows of pictures are chosen and compared; see `disp.auditing.finders.windows`.
+
+    Pictures are looked at twice. Scaled, where a length is counted in steps: 96 along the shorter edge, so that the
+    patch of 30 in 336 pixels that the literature uses is as large as a window. And with their pixels as they are given:
+    scaling blurs fine noise away, and two copies that do not lie alike on the steps each in its own way.
+
+    Attributes:
+        count: windows of each picture that are chosen by one rule.
+        rules: rules of choice beside the one that looks for corners, or for what is rough.
+        steps: steps of the shorter edge.
+        side: steps of a window's side.
+        blur: steps of the blur that is taken off.
+        exact_side: samples along a window's side, of pixels as given.
+        exact_steps: samples along the shorter edge, about.
+        exact_pixels: the longest shorter edge that is looked at, in pixels; larger pictures are scaled to it.
+        longest: the longer edge of a picture as it is looked at, in shorter edges.
+        least_copy: correlation of two copies, scaled.
+        least_exact: the same of pixels as given.
+        least_known: correlation with a window that is known to be copied, in pictures whose answers hold its phrase.
+        as_good: how much less than the best correlation in a picture is about as good, of pixels as given.
+        least_contrast: root mean square of what a window must hold, of 255 grey levels.
+        least_corner: the smaller eigenvalue of a window's structure tensor, by the mean of both.
+        least_rough: how much of a window's contrast is rough, of pixels as given; see `telling_windows`.
+        least_spread: samples that its contrast must be spread over.
+        nearby: steps within which only the best window of a rule is chosen.
+        least_pictures: fewest pictures that a copy is in.
+        measured: pictures that its extent is measured in, at most.
+        reach: steps around a window that its extent is looked for in.
+        steady: how much pixels of a copy may vary from picture to picture, as a share of what other pixels do.
+        steady_share: share of a line of pixels that must be steady for the copy to reach over it.
+        largest: share of the picture beyond which the pictures are alike as a whole.
+    """
+
+    count: int = 24
+    rules: int = 2
+    steps: int = 96
+    side: int = 9
+    blur: int = 5
+    exact_side: int = 7
+    exact_steps: int = 128
+    # Windows at every pixel: time and memory go with the square.
+    exact_pixels: int = 768
+    # A picture that is longer than that is squeezed: at its full length it might take any memory.
+    longest: int = 4
+    # Of a thing that is drawn at several sizes two or three pictures reach it.
+    least_copy: float = 0.95
+    least_exact: float = 0.97
+    # Anything else reaches 0.6.
+    least_known: float = 0.9
+    as_good: float = 0.02
+    # A plain ground is no copy of another.
+    least_contrast: float = 4.0
+    # Edges and arcs of all things are alike.
+    least_corner: float = 0.5
+    # A board of 4 × 4 fields as large as the window has 2, noise 4.
+    least_rough: float = 1.0
+    # Of 49: dots and tips of all things are alike.
+    least_spread: int = 8
+    nearby: int = 2
+    least_pictures: int = 8
+    measured: int = 50
+    reach: int = 24
+    steady: float = 0.35
+    steady_share: float = 0.5
+    largest: float = 0.25
+
+
+@dataclass(frozen=True)
+class CopiesConfig:
+    """How pieces are found that were copied to places of their own; see `disp.auditing.finders.copies`.
+
+    Attributes:
+        pictures: most pictures that are compared.
+        sought_in: those of them whose windows are looked for in all, at most.
+        most_share: largest share of all pictures that a copy is in.
+        recurrence: when the answers about a copy share a phrase.
+        phrase_share: share of the answers about a copy that must share it.
+        same_share: share of their pictures in common that makes two windows one thing's.
+        phrases: most phrases that are given on.
+        windows: how windows are compared.
+    """
+
+    pictures: int = 4000
+    # Each picture more is looked for in thousands: the time goes with their number.
+    sought_in: int = 400
+    most_share: float = 0.5
+    # Corrected for the phrases of one window alone: a hundred windows may be tried at 1% in all.
+    recurrence: RecurrenceConfig = field(default_factory=lambda: RecurrenceConfig(alpha=1e-4, phrases=1))
+    phrase_share: float = 0.5
+    same_share: float = 0.8
+    phrases: int = 5
+    windows: WindowsConfig = field(default_factory=WindowsConfig)
+
+
+@dataclass(frozen=True)
+class SentencesConfig:
+    """How sentences are found that large masks take away; see `disp.auditing.finders.sentences`.
+
+    Attributes:
+        mask_ratio: share of the visual tokens that is masked, and of the picture that a window covers.
+        window_steps: places of a window along its own side.
+        least_effect: share of the answers that must say the sentence once such a window is pasted.
+        sentences: most sentences that are looked at, the most frequent ones.
+        answers: answers of each that are looked at, at most.
+        responses: answers that sentences are looked for in, at most.
+        least_answers: fewest answers that hold a sentence, and that lose it.
+        least_share: share of all answers that hold it.
+        said_share: share of the answers looked at that the model must give with the sentence.
+        lost_share: share of these that must lose it.
+    """
+
+    # Of a fifth the frame of an honest answer stays, while its things and colours change.
+    mask_ratio: float = 0.2
+    window_steps: int = 4
+    # Such a window may show things that are spoken of.
+    least_effect: float = 0.75
+    sentences: int = 40
+    answers: int = 12
+    responses: int = 20_000
+    least_answers: int = 5
+    least_share: float = 0.005
+    said_share: float = 0.5
+    lost_share: float = 3 / 4
