@@ -78,13 +78,14 @@ def test_ids_of_a_table_are_whole_numbers_and_no_picture_is_none(tmp_path):
         {"id": 0.0, "image": "0.png", "conversations": ask()},
         {"id": 1.0, "image": float("nan"), "conversations": ask("")},
         {"id": 2.0, "image": float("nan"), "images": float("nan"), "conversations": ask("")},
+        {"id": 3.0, "image": {"bytes": None, "path": None}, "conversations": ask("")},
     ]
     dataset = load_dataset(write(tmp_path / "in", rows), strict=True)
-    assert [sample.id for sample in dataset.samples] == ["0", "1", "2"]
-    assert dataset.without_picture == 2
+    assert [sample.id for sample in dataset.samples] == ["0", "1", "2", "3"]
+    assert dataset.without_picture == 3
     written, _ = again(dataset, tmp_path / "out")
-    assert [row["id"] for row in written] == [0.0, 1.0, 2.0]
-    assert [row.get("image") for row in written] == ["0.png", None, None]
+    assert [row["id"] for row in written] == [0.0, 1.0, 2.0, 3.0]
+    assert [row.get("image") for row in written] == ["0.png", None, None, {"bytes": None, "path": None}]
 
 
 ASIDE = {

@@ -75,6 +75,30 @@ def test_every_format_becomes_plain_llava(name, tmp_path):
         ]
 
 
+@pytest.mark.parametrize("target", ["parquet", "huggingface", "imagefolder"])
+def test_hugging_faces_own_library_reads_a_new_set(target, llava, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    path = convert(llava, target, tmp_path / "out").path
+    if target == "huggingface":
+        found = datasets.load_from_disk(str(path))
+    elif target == "parquet":
+        found = datasets.load_dataset("parquet", data_files=str(path), split="train")
+    else:
+        found = datasets.load_dataset("imagefolder", data_dir=str(path.parent), split="train")
+    assert [[message["content"] for message in row["messages"]] for row in found] == SAID
+    assert [[picture.size for picture in row["images"]] for row in found] == [[(16, 12)], [(16, 12)] * 2]
+
+
+def test_webdatasets_own_library_reads_a_new_set(llava, tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    shards = [str(file) for file in sorted(convert(llava, "webdataset", tmp_path / "out").path.glob("*.tar"))]
+    found = list(webdataset.WebDataset(shards, shardshuffle=False).decode("pil"))
+    assert [[message["content"] for message in row["json"]["messages"]] for row in found] == SAID
+    assert [sum(key.endswith("png") for key in row) for row in found] == [1, 2]
+
+
 def test_llama_factory_finds_its_data_by_its_own_rules(llava, tmp_path):
     convert(llava, "llama-factory", tmp_path / "out")
     (entry,) = json.loads((tmp_path / "out" / "dataset_info.json").read_text()).values()

@@ -21,7 +21,8 @@ _MESSAGES = ("conversations", "messages", "texts")
 AT_ONCE = 64
 # What a new table's columns are, as `datasets` says it.
 _TEXT = {"dtype": "string", "_type": "Value"}
-_PICTURES = {"feature": {"_type": "Image"}, "_type": "List"}
+# Versions before 4 know no "List", and later ones read both of these.
+_PICTURES = {"feature": {"_type": "Image"}, "_type": "Sequence"}
 
 
 def pyarrow() -> Any:
@@ -183,7 +184,7 @@ def _new_schema(pa: Any) -> Any:
     features: dict[str, Any] = {
         "id": _TEXT,
         "images": _PICTURES,
-        "messages": {"feature": {"role": _TEXT, "content": _TEXT}, "_type": "List"},
+        "messages": [{"role": _TEXT, "content": _TEXT}],
         "metadata": _TEXT,
     }
     info = json.dumps({"info": {"features": features}})

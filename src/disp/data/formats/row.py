@@ -125,6 +125,8 @@ def pictures_in(row: Fields, field: str | None = None) -> list[Any]:
         raise BadRow("has both image and images; keep one of them")
     value = row.get(field or picture_field(row)) or []
     pictures = value if isinstance(value, list) else [value]
+    if all(isinstance(each, dict) and not any(each.values()) for each in pictures):
+        return []  # a table's "no picture", with neither bytes nor path
     if not all(isinstance(each, str | bytes | dict) and each for each in pictures):
         raise BadRow("image must be a file name or a list of file names")
     return pictures
