@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "architecture.svg"
 # From top to bottom: each may import those after it, and none before it.
 ORDER = (
-    "cli", "commands", "experiments", "report", "planning", "benchmarks", "defence", "baselines", "auditing",
+    "cli", "commands", "experiments", "review", "report", "planning", "benchmarks", "defence", "baselines", "auditing",
     "purification", "suspicion", "scale", "evaluation", "training", "decoding", "models", "diffusion", "attacks",
     "data",
 )  # fmt: skip
@@ -24,21 +24,22 @@ PLACES = {
     "cli": (0, 325, "the program"),
     "commands": (0, 535, "one thin command a verb"),
     "benchmarks": (1, 115, "lmms-eval"),
-    "report": (1, 325, "HTML report, pictures"),
+    "review": (1, 325, "a person decides"),
+    "report": (2, 325, "HTML report, pictures"),
     "experiments": (1, 535, "the demo"),
     "planning": (1, 745, "memory and passes"),
-    "defence": (2, 535, "audit, purify, train, audit"),
-    "baselines": (2, 220, "rival defences"),
-    "auditing": (3, 325, "the verdict, its evidence"),
-    "purification": (4, 535, "rewriting answers"),
-    "suspicion": (5, 430, "saliency, scores"),
-    "evaluation": (6, 325, "ASR, quality"),
-    "training": (6, 745, "fine-tuning"),
-    "decoding": (7, 325, "samplers, answers"),
-    "models": (8, 430, "the interface, families"),
-    "attacks": (9, 115, "triggers, targets"),
-    "diffusion": (9, 640, "noise and loss"),
-    "data": (10, 430, "samples, readers, scenes"),
+    "defence": (3, 535, "audit, purify, train, audit"),
+    "baselines": (3, 220, "rival defences"),
+    "auditing": (4, 325, "the verdict, its evidence"),
+    "purification": (5, 535, "rewriting answers"),
+    "suspicion": (6, 430, "saliency, scores"),
+    "evaluation": (7, 325, "ASR, quality"),
+    "training": (7, 745, "fine-tuning"),
+    "decoding": (8, 325, "samplers, answers"),
+    "models": (9, 430, "the interface, families"),
+    "attacks": (10, 115, "triggers, targets"),
+    "diffusion": (10, 640, "noise and loss"),
+    "data": (11, 430, "samples, readers, scenes"),
 }
 WIDTH, BOX, HEIGHT, ROW, MARGIN = 860, 190, 46, 82, 20
 INK, FRAME, FILL, ARROW = "#1f2328", "#8c959f", "#f6f8fa", "#57606a"

@@ -8,11 +8,23 @@ import traceback
 
 from cyclopts import CycloptsError
 
-from disp.commands import answers, baselines, benchmarks, data, defend, demo, model, planning
+from disp.commands import answers, baselines, benchmarks, data, defend, demo, model, planning, review
 from disp.commands.options import app
 from disp.errors import DispError
 
-__all__ = ["answers", "app", "baselines", "benchmarks", "data", "defend", "demo", "main", "model", "planning"]
+__all__ = [
+    "answers",
+    "app",
+    "baselines",
+    "benchmarks",
+    "data",
+    "defend",
+    "demo",
+    "main",
+    "model",
+    "planning",
+    "review",
+]
 
 
 def main() -> None:

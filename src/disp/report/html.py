@@ -22,15 +22,15 @@ from markupsafe import Markup
 from disp.auditing.wording import WORDS, why_flagged
 from disp.files import write_text
 from disp.report import numbers
-from disp.report.escape import changes_html, compare, plain, visible
-from disp.report.figures import MAX_IMAGES, candidate_figure, mean_map_figure, originals, saliency_figures
+from disp.report.figures import candidate_figure, mean_map_figure
 from disp.report.histogram import histogram
 from disp.report.inputs import ReportInput, read_input
 from disp.report.picture import HEAT_COLOURS
+from disp.report.samples import sample_view
 from disp.report.summary import summary_text
-from disp.report.wording import advice, found_more, found_where, headline, mask_ratio_worth, why_untested
+from disp.report.templates import template
+from disp.report.wording import found_more, found_where, why_untested
 
-MAX_TURNS = 8  # of a sample
 MAX_LISTED = 50  # rows set aside, samples of a cluster
 MAX_INDEXED = 2000  # flagged rows in the index; flagged.csv has them all
 _TONES = {"poisoned": "bad", "suspicious": "doubt", "no evidence": "calm"}
@@ -63,7 +63,7 @@ def render(given: ReportInput) -> str:
     phrases = {index: cluster["phrase"] for index, cluster in enumerate(audit["clusters"])}
     shown = [*given.flagged, *given.unflagged]
     # Numbers rather than names in the page's addresses: a name is data.
-    samples = [_sample(given.folder, row, f"sample-{at}", phrases) for at, row in enumerate(shown, 1)]
+    samples = [sample_view(given.folder, row, f"sample-{at}", phrases) for at, row in enumerate(shown, 1)]
     anchors = {sample["id"]: sample["anchor"] for sample in samples}
     style = _file("report.css")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
@@ -121,57 +121,6 @@ def _cluster(folder: Path, cluster: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sample(folder: Path, row: Mapping[str, Any], anchor: str, phrases: Mapping[int, str]) -> dict[str, Any]:
-    images = list(row.get("images") or ())
-    turns = row["turns"]
-    # The first ones, and the one that the sample is flagged for wherever it stands.
-    telling = max(range(len(turns)), key=lambda index: turns[index].get("suspicion") or 0.0, default=0)
-    shown = sorted({*range(min(len(turns), MAX_TURNS - (telling >= MAX_TURNS))), telling}) if turns else []
-    return {
-        "anchor": anchor,
-        "id": row["id"],
-        "suspicion": row["suspicion"],
-        "flagged": row["flagged"],
-        "phrase": phrases.get(row["cluster"]) if row.get("cluster") is not None else None,
-        "originals": originals(folder, images),
-        "images_left_out": max(0, len(images) - MAX_IMAGES),
-        "pattern_taken_out": row.get("pattern_taken_out", False),
-        "turns": [_turn(folder, images, turns[index]) for index in shown],
-        "turns_left_out": max(0, len(turns) - MAX_TURNS),
-    }
-
-
-def _turn(folder: Path, images: list[str], turn: Mapping[str, Any]) -> dict[str, Any]:
-    response, answer, masked_answer = turn["response"], turn.get("answer"), turn.get("masked_answer")
-    problem, figures = "", []
-    try:
-        figures = saliency_figures(folder, images, turn)
-    except (ValueError, TypeError) as error:
-        problem = f"The saliency cannot be placed: {error}."
-    view = {
-        "prompt": turn["prompt"],
-        "suspicion": turn.get("suspicion"),
-        "figures": figures,
-        "problem": problem,
-        "answer": answer,
-        "same_answer": answer == response,
-        "masked_answer": masked_answer,
-        "masked": len(turn.get("masked") or ()),
-        "tokens": len(turn.get("saliency") or ()),
-    }
-    if masked_answer is None:
-        return {**view, "old": visible(response), "new": None}
-    found = compare(response, masked_answer)
-    return {
-        **view,
-        "old": changes_html(found.old, found.old_left_out),
-        "new": changes_html(found.new, found.new_left_out),
-        "kept": found.kept,
-        "words": found.words,
-        "unchanged": response == masked_answer,
-    }
-
-
 def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Settings and those of their parts, such as ``proof.donors``."""
     for key, value in settings.items():
@@ -185,34 +134,10 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _safe(value: Any) -> Any:
-    """What the template prints: text of unknown origin loses its hidden characters; jinja then escapes it."""
-    if isinstance(value, Markup):
-        return value
-    return plain(value) if isinstance(value, str) else value
-
-
 def _file(name: str) -> str:
     return resources.files("disp.report").joinpath(name).read_text(encoding="utf-8")
 
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_safe, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "text": visible,
-        "percent": numbers.percent,
-        "interval": numbers.interval,
-        "number": numbers.number,
-        "p_value": numbers.p_value,
-        "duration": numbers.duration,
-        "counted": numbers.counted,
-        "mask_ratio_worth": mask_ratio_worth,
-        "headline": headline,
-        "advice": advice,
-        "cell": numbers.table_cell,
-        "title": numbers.column_title,
-    }
-    return environment.from_string(_file("report.html.jinja"))
+    return template(_file("report.html.jinja"))

@@ -55,7 +55,7 @@ def read_input(folder: Path, top: int) -> ReportInput:
     Raises:
         DispError: a file is missing or damaged; the message names the place.
     """
-    audit = _with_defaults(_read_json(folder / "audit.json"), folder / "audit.json")
+    audit = read_audit(folder)
     verify_path, evaluation_path = folder / "verify.json", folder / "evaluation.json"
     verify = _with_defaults(_read_json(verify_path), verify_path) if verify_path.exists() else None
     evaluation = _read_json(evaluation_path).get("rows", []) if evaluation_path.exists() else []
@@ -80,7 +80,7 @@ def _chosen(path: Path, top: int) -> tuple[list[dict[str, Any]], list[dict[str, 
     flagged: list[tuple[float, int]] = []
     unflagged: list[tuple[float, int]] = []
     strongest: dict[int, tuple[float, int]] = {}
-    for number, row in _rows(path):
+    for number, row in evidence_rows(path):
         place = (-float(row["suspicion"]), number)
         (flagged if row["flagged"] else unflagged).append(place)
         if row["flagged"]:
@@ -95,26 +95,40 @@ def _chosen(path: Path, top: int) -> tuple[list[dict[str, Any]], list[dict[str, 
     beside = [unflagged[place] for place in unflagged_places(len(unflagged))]
 
     wanted = {number for _, number in (*shown, *beside)}
-    kept = {number: row for number, row in _rows(path) if number in wanted} if wanted else {}
+    kept = {number: row for number, row in evidence_rows(path) if number in wanted} if wanted else {}
     index = [(names[number], -place) for place, number in sorted(flagged)]
     return [kept[number] for _, number in shown], [kept[number] for _, number in beside], index
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every row with its line number from 1."""
+def evidence_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every row of ``evidence.jsonl`` with the place where it begins, in bytes.
+
+    Raises:
+        DispError: the file is missing or damaged.
+    """
+    place = 0
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict) or not {"id", "suspicion", "flagged", "turns"} <= row.keys():
-                    raise DispError(f"{path}, line {number}: not a row of evidence; run `disp audit` again")
-                yield number, row
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict) or not {"id", "suspicion", "flagged", "turns"} <= row.keys():
+                        raise DispError(f"{path}, line {number}: not a row of evidence; run `disp audit` again")
+                    yield place, row
+                place += len(line)
     except FileNotFoundError:
         raise _missing(path) from None
     except ValueError as error:
         raise DispError(f"{path}: damaged ({error}); run `disp audit` again") from None
+
+
+def read_audit(folder: Path) -> dict[str, Any]:
+    """``audit.json`` of an audit's folder, with every key that may be absent filled in.
+
+    Raises:
+        DispError: the file is missing or damaged.
+    """
+    return _with_defaults(_read_json(folder / "audit.json"), folder / "audit.json")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
