@@ -10,6 +10,8 @@ import sys
 import pytest
 from chromium import CONTRASTS, OUTSIDE, PROGRAM, Browser
 
+pytest.importorskip("uvicorn", reason="the extra review is not installed")
+
 from disp.data.decisions import read_decisions
 from disp.review.run import open_run
 

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytest.importorskip("uvicorn", reason="the extra review is not installed")
+
 from disp import cli
 from disp.review import server
 
