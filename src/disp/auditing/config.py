@@ -129,7 +129,7 @@ class AuditConfig:
         phrases: what makes words a phrase.
         tokens: the search for phrases of flagged answers.
         patterns: the search for patterns.
-        copies: the search for copied pieces.
+        copies: the search for what was copied into pictures.
         sentences: the search for repeated sentences.
         proof: how a phrase is proven.
         extension: how further rows of a proven phrase are found.

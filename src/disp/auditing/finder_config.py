@@ -162,7 +162,7 @@ class WindowsConfig:
 
 @dataclass(frozen=True)
 class CopiesConfig:
-    """How pieces are found that were copied to places of their own; see `disp.auditing.finders.copies`.
+    """How copies are found that lie at places of their own; see `disp.auditing.finders.copies`.
 
     Attributes:
         pictures: most pictures that are compared.

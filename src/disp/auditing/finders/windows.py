@@ -1,4 +1,4 @@
-"""Small windows of pictures that are the same to the pixel wherever a piece was copied to, and how far it reaches."""
+"""Small windows of pictures that are the same to the pixel in all copies of a thing, and how far a copy reaches."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _largest_nearby(values: Tensor, reach: int) -> Tensor:
 
 
 def boxes_of(window: Tensor, images: Sequence[ImageSource], view: View) -> list[Box | None]:
-    """Where the piece that a window (float32 ``[D]``) is part of lies in each picture; None where it is not."""
+    """Where the copy that a window (float32 ``[D]``) is part of lies in each picture; None where it is not."""
     config = view.config
     found: list[tuple[int, int, int, int] | None] = []
     crops: list[Tensor] = []
@@ -190,12 +190,12 @@ def _crop(pixels: Tensor, row: int, column: int, view: View) -> Tensor:
 
 
 def _extent(crops: Tensor, view: View, largest: float) -> tuple[int, int, int, int] | None:
-    """How far a piece reaches around its window: x0, y0, x1, y1 from the window's corner; None if it is no piece.
+    """How far a copy reaches around its window: x0, y0, x1, y1 from the window's corner; None if it is none.
 
     Args:
         crops: float32 ``[n, 3, S, S]`` of `_crop`.
         view: how the pictures are looked at.
-        largest: pixels of more than which it is no piece.
+        largest: pixels of more than which it is no copy.
     """
     there = ~crops.isnan()
     counts = there.sum(0)
