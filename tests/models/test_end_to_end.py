@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from disp.errors import DispError
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
 from disp.training.config import TrainConfig
-from disp.training.recipes import recipes
 from disp.training.train import train
 
 # An adapter's file names modules that Gemma's encoder and decoder share only once.
@@ -274,22 +272,3 @@ def test_a_published_checkpoint_is_not_trained_at_the_builtin_models_rate(source
     samples = load_dataset(scenes / "train").samples
     with pytest.raises(DispError, match=r"--recipe .* or --learning-rate"):
         train(load_model(source, device="cpu"), samples, TrainConfig(steps=1), tmp_path)
-
-
-PAGES = sorted((Path(__file__).parents[2] / "docs" / "models").glob("*.md"))
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_of_the_pages_exist(page):
-    """Verbs, options and their values, not what they do; recipes are looked up."""
-    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("disp ")]
-    assert commands or page.stem == "builtin"  # which needs no command of its own
-    for command in commands:
-        _, bound, _ = app.parse_args(command, print_error=False, exit_on_error=False)
-        if name := bound.arguments.get("recipe"):
-            assert name in recipes()
-    if page.stem == "index":
-        text = page.read_text(encoding="utf-8")
-        assert all(f"| `{name}` |" in text for name in recipes())
