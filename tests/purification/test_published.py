@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from families.tiny import write_checkpoint
+from models.tiny import write_checkpoint
 
 from disp.cli import app
 from disp.data.loading import load_dataset
