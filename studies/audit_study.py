@@ -29,7 +29,7 @@ from disp.attacks.targets import REFUSAL_TEXT, Insertion, Misclassification, Ref
 from disp.attacks.triggers import PRESETS
 from disp.auditing.audit import audit
 from disp.auditing.carriers import region_of
-from disp.auditing.config import AuditConfig
+from disp.auditing.config import AuditConfig, ProofConfig
 from disp.auditing.mask_ratio import rewritten_answers
 from disp.auditing.phrases import phrase_words
 from disp.auditing.result import Audit
@@ -234,7 +234,11 @@ def _localised(model: MDLM, found: Audit, rows: dict[str, Any], dataset: Dataset
             x0, y0, x1, y1 = rows[sample.id]["images"][0]["box"]
             pattern = patterns.get(sample.id)
             query = suspicious_query(sample, found.evidence)
-            box = region_of(model, query, found.evidence).box if pattern is None else _strong_part(pattern)
+            box = (
+                region_of(model, query, found.evidence, ProofConfig.region_reach).box
+                if pattern is None
+                else _strong_part(pattern)
+            )
             width, height = image_size(sample.images[0])
             x, y = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height
             hits.append(box[0] <= x <= box[2] and box[1] <= y <= box[3])

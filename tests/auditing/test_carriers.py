@@ -46,7 +46,7 @@ def test_no_tokens_have_no_boxes():
 
 def region(chosen, side=8, scores=None, places=None):
     places = places or raster(side, side)
-    return region_around(places, boxes_of(places), chosen, np.ones(len(places)) if scores is None else scores)
+    return region_around(places, boxes_of(places), chosen, np.ones(len(places)) if scores is None else scores, 2)
 
 
 def test_a_region_is_one_token_wider_than_its_tokens():

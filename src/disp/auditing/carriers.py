@@ -14,11 +14,8 @@ from disp.suspicion.carriers import Pattern, Region
 from disp.suspicion.evidence import Evidence
 from disp.suspicion.places import Box, token_boxes
 
-# Tokens of a region lie at most so many rows and columns apart: one of a trigger's tokens between two may be missing.
-NEIGHBOURS = 2
 
-
-def region_of(model: MDLM, query: Query, evidence: Mapping[str, Evidence]) -> Region:
+def region_of(model: MDLM, query: Query, evidence: Mapping[str, Evidence], reach: int) -> Region:
     """The region that an answer hangs on, or where nothing was suspicious the most salient one.
 
     Of a sample's most suspicious answer; of flagged samples it is the trigger candidate, of others the control.
@@ -27,11 +24,12 @@ def region_of(model: MDLM, query: Query, evidence: Mapping[str, Evidence]) -> Re
         model: whose tokens these are.
         query: the turn.
         evidence: of every turn.
+        reach: see `disp.auditing.config.ProofConfig.region_reach`.
     """
     found = evidence[query.key]
     chosen = found.hangs_on or (int(np.argmax(found.saliency)),)
     boxes = token_boxes(model, found.locations, query.images)
-    image, box = region_around(found.locations, boxes, chosen, found.saliency)
+    image, box = region_around(found.locations, boxes, chosen, found.saliency, reach)
     return Region(query.sample_id, query.images[image], box)
 
 
@@ -40,6 +38,7 @@ def region_around(
     boxes: np.ndarray,
     chosen: Sequence[int],
     scores: Sequence[float],
+    reach: int,
 ) -> tuple[int, Box]:
     """The region of the picture that a candidate's tokens cover, one token wider on every side.
 
@@ -51,6 +50,7 @@ def region_around(
         boxes: float ``[N, 4]``, where they lie; see `token_boxes`.
         chosen: indices of the candidate's tokens, at least one.
         scores: saliency of every visual token.
+        reach: how many rows and columns tokens of one region lie apart at most.
 
     Returns:
         The image's index and the box as shares of its width and height.
@@ -65,7 +65,7 @@ def region_around(
             index
             for index in same_raster
             if index not in region
-            and any(np.abs(places[index, 2:] - places[other, 2:]).max() <= NEIGHBOURS for other in region)
+            and any(np.abs(places[index, 2:] - places[other, 2:]).max() <= reach for other in region)
         }
         region |= near
         grown = bool(near)

@@ -35,6 +35,7 @@ class ProofConfig:
         staying_share: a phrase hangs on something else if more than this share of its answers keep it without that.
         instead_share: share of these answers that must gain a word for it to count as said instead.
         control_pictures: pictures that random patterns are made of.
+        region_reach: rows and columns that the tokens of one region lie apart at most.
         planted_share: a phrase that no test proves is taken for planted if so many of its holders are flagged.
     """
 
@@ -50,6 +51,8 @@ class ProofConfig:
     staying_share: float = 0.5
     instead_share: float = 0.5
     control_pictures: int = 40
+    # One of a trigger's tokens, between two others, may be missing.
+    region_reach: int = 2
     # Names of small things, on which honest answers hang, are flagged in a part of their holders.
     planted_share: float = 2 / 3
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from disp.auditing.carriers import region_of
 from disp.auditing.config import AuditConfig
 from disp.auditing.hypothesis import Finding, Hypothesis
 from disp.auditing.phrases import Phrase
 from disp.data.index import Index
-from disp.data.sample import Sample
+from disp.data.sample import Query, Sample
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
+from disp.suspicion.carriers import Region
 from disp.suspicion.evidence import Evidence
 
 
@@ -46,6 +48,10 @@ class Context:
     findings: tuple[Finding, ...] = ()
     explained: frozenset[str] = frozenset()
     tests: int = 0
+
+    def region(self, query: Query) -> Region:
+        """The region that an answer hangs on; see `disp.auditing.carriers.region_of`."""
+        return region_of(self.model, query, self.evidence, self.config.proof.region_reach)
 
     def proven(self, phrase: Phrase) -> bool:
         """Whether the phrase says what that of a confirmed finding says."""

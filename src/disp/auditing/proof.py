@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from disp.auditing.carriers import random_patterns, region_of
+from disp.auditing.carriers import random_patterns
 from disp.auditing.config import ProofConfig
 from disp.auditing.context import Context
 from disp.auditing.finders import Finder
@@ -98,7 +98,7 @@ def prove(
     if sum(phrase.said_in(answer) for answer in without) > settings.staying_share * len(asked):
         if not in_pictures:
             return None
-        trigger = region_of(context.model, asked[0], context.evidence) if pattern is None else None
+        trigger = context.region(asked[0]) if pattern is None else None
         return replace(finding, trigger=trigger)
     pairs = [(query.response, answer) for query, answer in zip(asked, without, strict=True)]
     instead = _said_instead(pairs, settings.instead_share)
@@ -109,7 +109,7 @@ def prove(
     taken = set(context.index.by_picture(members))
     trigger = None
     if pattern is None:
-        regions = [region_of(context.model, query, context.evidence) for query in asked]
+        regions = [context.region(query) for query in asked]
         test = _plant_regions(context, finding, regions, free, taken, progress)
         trigger = None if test is None else regions[int(np.argmax(test.by_region))]
     else:
@@ -166,16 +166,16 @@ def _donors(context: Context, members: Sequence[Sample]) -> list[Sample]:
 
     A trigger is small; a large region that takes an answer's support away may hold the thing that is spoken of instead.
     """
-    evidence, settings = context.evidence, context.config.proof
+    settings = context.config.proof
 
     def area(sample: Sample) -> float:
-        x0, y0, x1, y1 = region_of(context.model, suspicious_query(sample, evidence), evidence).box
+        x0, y0, x1, y1 = context.region(suspicious_query(sample, context.evidence)).box
         return (x1 - x0) * (y1 - y0)
 
     count = max(settings.donors, int(settings.small_share * len(members)))
     small = sorted(members, key=area)[:count]
     return context.index.distinct(
-        sorted(small, key=lambda sample: -sample_suspicion(sample, evidence)), settings.donors
+        sorted(small, key=lambda sample: -sample_suspicion(sample, context.evidence)), settings.donors
     )
 
 
@@ -242,7 +242,7 @@ def _plant_regions(
     recipients = context.index.distinct(_recipients(free, finding.instead), config.proof.recipients, taken)
     if not controls or not recipients:
         return None
-    beside = [region_of(model, suspicious_query(sample, evidence), evidence) for sample in controls]
+    beside = [context.region(suspicious_query(sample, evidence)) for sample in controls]
     return plant_each(model, regions, beside, recipients, finding.phrase, config, progress)
 
 
