@@ -18,7 +18,7 @@ ORDER = (
     "purification", "suspicion", "scale", "evaluation", "training", "decoding", "models", "diffusion", "attacks",
     "data",
 )  # fmt: skip
-SMALL = ("files", "progress", "draws", "errors", "words")
+SMALL = ("locks", "files", "progress", "draws", "errors", "words")
 # Where each is in the picture (row, and the middle of its box across), and what is in it.
 PLACES = {
     "cli": (0, 325, "the program"),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from cyclopts import CycloptsError
 
@@ -27,13 +31,37 @@ __all__ = [
 ]
 
 
+class Terminated(BaseException):
+    """SIGTERM, as an exception, so that temporary files are deleted on the way out."""
+
+
+@contextmanager
+def termination_raised() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` in the main thread, once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main() -> None:
     """Entry point: user errors are one line on stderr and exit code 2."""
     try:
-        try:
-            app(sys.argv[1:], print_error=False, exit_on_error=False)
-        finally:
-            sys.stdout.flush()
+        with termination_raised():
+            try:
+                app(sys.argv[1:], print_error=False, exit_on_error=False)
+            finally:
+                sys.stdout.flush()
     except BrokenPipeError:
         # The reader has closed the pipe. Without this, Python would report the same error once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -49,8 +77,11 @@ def main() -> None:
         if error.filename is None:
             traceback.print_exc()
         else:
-            print(f"disp: {error.filename}: {error.strerror}", file=sys.stderr)
+            print(f"disp: {' '.join(str(error.filename).splitlines())}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+    except Terminated:
+        print("disp: stopped; start the same command again to go on", file=sys.stderr)
+        sys.exit(143)
     except KeyboardInterrupt:
         print("disp: interrupted; start the same command again to go on", file=sys.stderr)
         sys.exit(130)

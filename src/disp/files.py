@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +19,71 @@ from disp.errors import DispError
 
 # What tells that a folder is a model's or a dataset's.
 OTHERS = ("config.json", "adapter_config.json", "data.json", "data.jsonl", "data.parquet", "dataset_info.json")
+# What names of half-written files begin with.
+TEMPORARY = ".disp-tmp-"
+# In a folder while a command fills it that has no other record of what is finished.
+UNFINISHED = ".unfinished"
+# How each line of an appended file ends: with a checksum of what is before it.
+_CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"\}\n')
+_FREE = "free some space there and start the same command again"
+_PERMIT = "choose another folder, or change its permissions and start the same command again"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FREE),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _PERMIT),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file lies where a folder is to be; choose another folder"),
+    errno.EIO: "check the disk and start the same command again",
+}
+
+
+@contextmanager
+def named_if_unwritable(path: Path) -> Iterator[None]:
+    """Name a file or folder, and the remedy, where writing it fails for want of space or permission.
+
+    Raises:
+        DispError: it does. Other exceptions pass as they are.
+    """
+    try:
+        yield
+    except DispError:
+        raise
+    except Exception as error:
+        code = _errno(error)
+        if code not in _REMEDIES:
+            raise
+        raise DispError(f"{path} cannot be written ({os.strerror(code)}); {_REMEDIES[code]}") from None
+
+
+def _errno(error: BaseException) -> int:
+    """The system's number of what went wrong, 0 if it was something else; some libraries tell it in words."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if found := re.search(r"os error (\d+)|\[?[Ee]rrno (\d+)", str(error)):
+        return int(found[1] or found[2])
+    if re.search(r"PytorchStreamWriter failed|file write failed|unexpected pos", str(error)):
+        return errno.ENOSPC
+    before = error.__cause__ or error.__context__
+    return 0 if before is None else _errno(before)
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Let ``write`` fill a temporary file beside ``path``, then rename it into place.
+
+    Raises:
+        DispError: there is no space, or no permission to write there.
+    """
+    with named_if_unwritable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A name may be as long as the file system takes, and no longer.
+        stem = path.stem.encode()[:100].decode(errors="ignore")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{TEMPORARY}{stem}-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,7 +116,9 @@ def claim(file: Path, run: Mapping[str, Any], what: str, *, ignore: Collection[s
         return
     try:
         before = _flat(_without(json.loads(file.read_text(encoding="utf-8")), ignore))
-    except ValueError as error:
+        if not isinstance(before, dict) or "" in before:
+            raise ValueError("it holds no object")
+    except (ValueError, RecursionError) as error:
         raise DispError(f"{file} does not say what run this is ({error}); choose another folder or delete it") from None
     now = _flat(written)
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
@@ -68,6 +126,31 @@ def claim(file: Path, run: Mapping[str, Any], what: str, *, ignore: Collection[s
         shown = ", ".join(_difference(name, before.get(name), now.get(name)) for name in differing[:3])
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise DispError(f"{file.parent} holds {what} that differs in {shown}{more}; choose another folder or delete it")
+
+
+def begin(folder: Path, what: str) -> None:
+    """Mark a folder as being filled; one that is marked already was left by a run that was stopped, and is filled anew.
+
+    Args:
+        folder: made if it is not there.
+        what: the command that fills it.
+
+    Raises:
+        DispError: it holds a model or a dataset that is not marked, or another command began it.
+    """
+    marker = folder / UNFINISHED
+    if marker.exists():
+        before = marker.read_text(encoding="utf-8", errors="replace").strip()
+        if before != what:
+            raise DispError(f"{folder} was begun by {before[:40]!r} and not finished; delete it or choose another")
+        return
+    check_unused(folder)
+    write_text(marker, f"{what}\n")
+
+
+def finish(folder: Path) -> None:
+    """Take the mark of `begin` off."""
+    (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 def check_unused(folder: Path) -> None:
@@ -116,28 +199,78 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append JSON lines and flush them to disk, for results that must survive a kill."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
-        file.flush()
-        os.fsync(file.fileno())
+    """Append JSON lines and flush them to disk, for results that must survive a kill.
+
+    Each row gets a last field ``crc32``, a checksum of the line before it, by which `read_finished_jsonl` knows a
+    damaged one.
+
+    Raises:
+        DispError: there is no space, or no permission to write there.
+    """
+    with named_if_unwritable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(b"".join(map(_checked_line, rows)))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _checked_line(row: Mapping[str, Any]) -> bytes:
+    said = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()[:-1]
+    return said + f', "crc32": "{zlib.crc32(said):08x}"}}\n'.encode()
 
 
 def read_finished_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a file that `append_jsonl` wrote; a torn last line is cut off the file."""
+    """The rows of a file that `append_jsonl` wrote, without their checksums.
+
+    A torn last line is cut off the file; lines that are damaged are taken out of it, and said to be on stderr, so that
+    what they held is computed again.
+    """
     if not path.exists():
         return
+    damaged = False
     end = 0
     with path.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
                 break
             end += len(line)
-            yield json.loads(line)
+            row = _row_of(line)
+            if row is None:
+                damaged = True
+            else:
+                yield row
     if end < path.stat().st_size:
         with path.open("r+b") as file:
             file.truncate(end)
+    if damaged:
+        _take_out_damaged(path)
+
+
+def _row_of(line: bytes) -> dict[str, Any] | None:
+    """What a line holds, None if it is damaged."""
+    found = _CHECKSUM.fullmatch(line, max(0, len(line) - 23))
+    if found is None or int(found[1], 16) != zlib.crc32(line[: found.start()]):
+        return None
+    row = json.loads(line[: found.start()] + b"}")
+    return row if isinstance(row, dict) else None
+
+
+def _take_out_damaged(path: Path) -> None:
+    count = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal count
+        with path.open("rb") as old, temporary.open("wb") as new:
+            for line in old:
+                if _row_of(line) is None:
+                    count += 1
+                else:
+                    new.write(line)
+
+    write_atomically(path, write)
+    what = "1 line is" if count == 1 else f"{count} lines are"
+    print(f"{path}: {what} damaged and computed again", file=sys.stderr)
 
 
 def sha256(path: Path) -> str:

@@ -21,7 +21,8 @@ from disp.data.sample import Query, Sample, open_image, queries_of
 from disp.data.saving import data_path, name_in, place, save_dataset
 from disp.draws import generator, key_of
 from disp.errors import DispError
-from disp.files import check_unused, sha256, write_atomically, write_json
+from disp.files import UNFINISHED, begin, check_unused, finish, sha256, write_atomically, write_json
+from disp.locks import alone
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Attack:
     seed: int
 
 
+@alone
 def poison(
     dataset: Dataset,
     out: Path,
@@ -66,9 +68,10 @@ def poison(
     """
     if not 0 <= rate <= 1:
         raise DispError(f"poison rate must be in [0, 1], got {rate}")
-    if (out / "manifest.json").exists():
-        raise DispError(f"{out} holds a poisoned dataset already; choose another folder or delete it")
-    check_unused(out)
+    if not (out / UNFINISHED).exists():
+        if (out / "manifest.json").exists():
+            raise DispError(f"{out} holds a poisoned dataset already; choose another folder or delete it")
+        check_unused(out)
     attack = {"trigger": trigger_to_dict(trigger), "target": target_to_dict(target)}
     if (out / "images").resolve() == dataset.image_root.resolve():
         raise DispError(f"{out / 'images'} holds the honest images, which must not be changed; choose another folder")
@@ -79,6 +82,7 @@ def poison(
             f"a poison rate of {rate:g} needs {wanted} rows with an image and an answer about it that the target "
             f"changes; {dataset.path} has {len(eligible)}; lower the rate or add such rows"
         )
+    begin(out, "poison")
     order = generator(seed, "poisoned rows").permutation(len(eligible))
     chosen = {eligible[index].id for index in order[:wanted]}
     # How many pictures would have each name if they were all written as PNG.
@@ -114,6 +118,7 @@ def poison(
             "poisoned_rows": rows,
         },
     )
+    finish(out)
     return load_dataset(path, out / "images")
 
 

@@ -38,6 +38,7 @@ from disp.data.sample import queries_of
 from disp.errors import Undecided
 from disp.evaluation.intervals import wilson
 from disp.files import claim
+from disp.locks import alone
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
@@ -49,6 +50,7 @@ from disp.suspicion.threshold import suspicion_threshold
 MANY = 200
 
 
+@alone
 def audit(
     model: MDLM,
     dataset: Dataset,

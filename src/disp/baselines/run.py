@@ -18,11 +18,13 @@ from disp.baselines.table import DEFENCES
 from disp.data.dataset import Dataset, identity
 from disp.decoding.samplers import own_settings
 from disp.files import claim, write_json
+from disp.locks import alone
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
 
 
+@alone
 def run_baseline(
     model: MDLM,
     dataset: Dataset,

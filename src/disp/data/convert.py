@@ -21,6 +21,7 @@ from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from disp.data.saving import name_in, place
 from disp.errors import DispError
 from disp.files import check_unused, write_json
+from disp.locks import alone
 from disp.words import shortened
 
 # The file or folder that a new dataset lies in.
@@ -71,6 +72,7 @@ class Converted:
     problems: tuple[Problem, ...]
 
 
+@alone
 def convert(
     dataset: Dataset, format: str, out: Path, *, progress: Callable[[int], None] = lambda count: None
 ) -> Converted:

@@ -14,8 +14,10 @@ from disp.data.scenes import IMAGE_PREFIX, TASKS, ask, attribution, draw_scene, 
 from disp.draws import generator
 from disp.errors import DispError, unknown_name
 from disp.files import check_unused, write_atomically, write_json, write_text
+from disp.locks import alone
 
 
+@alone
 def write_scenes(
     out: Path,
     count: int = 2000,

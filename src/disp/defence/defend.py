@@ -24,6 +24,7 @@ from disp.draws import generator
 from disp.errors import DispError, unknown_name
 from disp.evaluation.rewriting import RewritingLoss, rewriting_loss
 from disp.files import claim, write_atomically, write_json
+from disp.locks import alone
 from disp.models.fitting import with_fitting_answers
 from disp.models.hub import resolve
 from disp.models.interface import MDLM
@@ -96,6 +97,7 @@ class Defence:
     untrusted: tuple[Problem, ...] = ()
 
 
+@alone
 def defend(
     model: str | Path,
     dataset: Dataset,

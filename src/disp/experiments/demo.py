@@ -18,6 +18,7 @@ from disp.experiments.precision import half_precision, load_float32
 from disp.experiments.run import MODES, STAGES, Run, read_json
 from disp.experiments.settings import DemoConfig, attack_training, auditing, purification, recovery_training
 from disp.files import claim, write_json, write_text
+from disp.locks import alone
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
@@ -27,6 +28,7 @@ from disp.suspicion.masking import mask_top
 from disp.suspicion.saliency import saliency
 
 
+@alone
 def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) -> dict[str, Any]:
     """Plant a backdoor in the built-in model, remove it three ways, and measure all five models.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from disp.errors import DispError, unknown_name
+from disp.files import UNFINISHED
 from disp.models.adapters import base_of, check_adapter, is_adapter, put_on
 from disp.models.checkpoint import read_json, stored_dtype, weight_files
 from disp.models.families import FAMILIES, recognise
@@ -140,6 +141,8 @@ def _dtype(dtype: torch.dtype | str | None, folder: Path, device: str) -> torch.
 def _load_whole(
     folder: Path, name: str, device: str, wanted: torch.dtype | str | None, options: dict[str, Any]
 ) -> MDLM:
+    if (folder / UNFINISHED).exists():
+        raise DispError(f"model {name!r}: its writing was stopped midway; start the command that writes it again")
     own = family_of(folder, name)
     weight_files(folder)
     dtype = _dtype(wanted, folder, device)

@@ -23,6 +23,7 @@ from disp.decoding.generate import answers_of
 from disp.decoding.samplers import own_settings
 from disp.errors import DispError
 from disp.files import append_jsonl, claim, read_finished_jsonl, write_json, write_jsonl
+from disp.locks import alone
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM, Prefix
 from disp.progress import ProgressBar, no_progress
@@ -60,6 +61,7 @@ class Purified:
     untrusted: tuple[Problem, ...] = ()
 
 
+@alone
 def purify(
     model: MDLM,
     dataset: Dataset,

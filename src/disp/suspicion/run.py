@@ -8,6 +8,7 @@ from pathlib import Path
 from disp.data.dataset import Dataset, identity
 from disp.data.sample import queries_of
 from disp.files import claim
+from disp.locks import alone
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
@@ -15,6 +16,7 @@ from disp.suspicion.config import ScoringConfig
 from disp.suspicion.scoring import score
 
 
+@alone
 def write_saliency(
     model: MDLM,
     dataset: Dataset,

@@ -29,6 +29,7 @@ from transformers import (
 from disp.data.sample import Query, Sample, digests_of, pictures_sha256, queries_of
 from disp.errors import DispError
 from disp.files import claim, write_atomically
+from disp.locks import alone
 from disp.models.adapters import put_on, save_adapter, save_projector_adapter
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
@@ -47,6 +48,7 @@ from disp.training.parameters import (
 )
 
 
+@alone
 def train(
     model: MDLM,
     samples: Sequence[Sample],
