@@ -1,5 +1,8 @@
 """Files are whole or absent, and a torn line is cut off."""
 
+import errno
+import json
+
 import pytest
 
 from disp.errors import DispError
@@ -58,3 +61,52 @@ def test_a_run_file_that_is_none_is_named(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(DispError, match=r"run\.json does not say what run this is"):
         claim(tmp_path / "run.json", {}, "a run")
+
+
+def test_a_list_in_place_of_a_run_file_is_named(tmp_path):
+    (tmp_path / "run.json").write_text("[1]")
+    with pytest.raises(DispError, match=r"run\.json does not say what run this is"):
+        claim(tmp_path / "run.json", {}, "a run")
+
+
+@pytest.mark.parametrize("damage", ["changed digit", "no checksum", "not UTF-8", "no JSON", "cut in the middle"])
+def test_a_damaged_line_is_never_believed_and_taken_out(tmp_path, damage, capsys):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"key": "a", "value": 1.25}, {"key": "é", "value": 2.5}, {"key": "c", "value": [3.75, None]}]
+    append_jsonl(file, rows)
+    lines = file.read_bytes().splitlines(keepends=True)
+    assert [json.loads(line)["value"] for line in lines] == [1.25, 2.5, [3.75, None]]
+    lines[1] = {
+        "changed digit": lines[1].replace(b"2.5", b"9.5"),
+        "no checksum": b'{"key": "b", "value": 2.5}\n',
+        "not UTF-8": b"\xff" + lines[1],
+        "no JSON": b"\0" * 40 + b"\n",
+        "cut in the middle": lines[1][:9] + b"\n",
+    }[damage]
+    file.write_bytes(b"".join(lines))
+    assert list(read_finished_jsonl(file)) == [rows[0], rows[2]]
+    assert capsys.readouterr().err == f"{file}: 1 line is damaged and computed again\n"
+    append_jsonl(file, rows[1:2])
+    assert list(read_finished_jsonl(file)) == [rows[0], rows[2], rows[1]]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:662] . PytorchStreamWriter failed writing file data/0"),
+    ],
+)
+def test_a_full_disk_is_one_line_with_the_file_and_the_remedy(tmp_path, error):
+    def fail(temporary):
+        raise error
+
+    with pytest.raises(DispError) as raised:
+        write_atomically(tmp_path / "a.json", fail)
+    assert str(raised.value) == (
+        f"{tmp_path / 'a.json'} cannot be written (No space left on device); "
+        "free some space there and start the same command again"
+    )
+    assert not list(tmp_path.iterdir())

@@ -17,9 +17,6 @@ from random import Random
 
 from planted import load_planted
 
-from disp import cli
-from disp.models import loading
-
 # Loaded by commands when they run; here once for all children.
 import disp.auditing.audit
 import disp.baselines.run
@@ -28,6 +25,8 @@ import disp.defence.defend
 import disp.models.merging
 import disp.report.html
 import disp.training.train  # noqa: F401
+from disp import cli
+from disp.models import loading
 
 # Tries and failures by campaign, for the table at the end.
 COUNTS: dict[str, list[int]] = {}

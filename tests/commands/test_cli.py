@@ -1,6 +1,8 @@
 """The command line: mistakes are one line on stderr and exit code 2."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,6 +13,7 @@ from disp import cli
 from disp.attacks.poison import load_attack
 from disp.data.loading import load_dataset
 from disp.errors import DispError
+from disp.files import write_atomically
 from disp.models.loading import load_model
 from disp.models.saving import save_model
 
@@ -147,6 +150,22 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path)
         cli.main()
     assert exit.value.code == 130
     assert "interrupted; start the same command again" in capsys.readouterr().err
+
+
+def test_a_terminated_command_says_how_to_go_on_and_leaves_nothing_half_written(monkeypatch, capsys, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate(path, value):
+        write_atomically(path, lambda temporary: os.kill(os.getpid(), signal.SIGTERM))
+
+    monkeypatch.setattr("disp.data.scene_dataset.write_json", terminate)
+    monkeypatch.setattr(sys, "argv", ["disp", "scenes", "--count", "1", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 143
+    assert capsys.readouterr().err.endswith("disp: stopped; start the same command again to go on\n")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ATTRIBUTION.txt", "images"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
