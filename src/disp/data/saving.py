@@ -17,6 +17,7 @@ from disp.data.formats.table import DIALECTS, FILES
 from disp.data.references import reference_to
 from disp.data.sample import Sample
 from disp.errors import DispError
+from disp.files import named_if_unwritable
 from disp.words import shortened
 
 
@@ -81,12 +82,13 @@ def place(source: Path, target: Path) -> None:
     """Make a picture be there under another name too: as the same file, or as a copy on another file system."""
     if target.exists() and target.samefile(source):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # left by a killed run, with a trigger if that run chose other rows
-    try:
-        os.link(source.resolve(), target)  # what a symbolic link points to may not be there in the copy
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)
+    with named_if_unwritable(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # left by a killed run, with a trigger if that run chose other rows
+        try:
+            os.link(source.resolve(), target)  # what a symbolic link points to may not be there in the copy
+        except OSError:  # another file system, or one without hard links
+            shutil.copy2(source, target)
 
 
 def _files_of(path: Path) -> Files:
