@@ -81,12 +81,10 @@ PICTURES: dict[str, tuple[Callable[[Path], object], bool]] = {
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
-@pytest.mark.timeout(60)
+# A pipe is refused where rows name pictures, before one is opened.
+@pytest.mark.parametrize("name", sorted(PICTURES.keys() - {"an endless one"}))
 def test_a_picture_is_opened_or_named(name, tmp_path):
     write, usable = PICTURES[name]
-    if name == "an endless one":
-        pytest.skip("a pipe is refused where rows name pictures, before one is opened")
     file = tmp_path / "picture.png"
     write(file)
     for look in (open_image, check_image):
@@ -202,8 +200,9 @@ TEXTS = [
     "Ein Hund läuft über die Straße.", "一只狗在街上跑。", "犬が走っています。", "개가 달린다.", "كلب يجري في الشارع.",
     "כלב רץ ברחוב.", "कुत्ता सड़क पर दौड़ रहा है।", "สุนัขวิ่งบนถนน", "Собака бежит.", "Ο σκύλος τρέχει.", "ძაღლი გარბის",
     "ውሻ እየሮጠ ነው", "👩‍👩‍👧‍👦 🏳️‍🌈 🐕‍🦺", "e\u0301\u0323\u0324" * 40, "a\u202eb\u202cc\u2066d\u2069", "\u200b\u200d\ufeff",
-    "\x00\x01\x07\x1b[31mred\x1b[0m", "a\r\nb\rc\u2028d\u2029e\x85f", "</script><img src=x onerror=alert(1)>", "{{ 7 * 7 }}{% raw %}",
-    "=HYPERLINK(\"http://x\")", "\\u0000\\ud800", "\U0010ffff\ufffe", "<|mdm_mask|><|eot_id|><|endoftext|>", " ", "ﷺ" * 300,
+    "\x00\x01\x07\x1b[31mred\x1b[0m", "a\r\nb\rc\u2028d\u2029e\x85f", "</script><img src=x onerror=alert(1)>",
+    "{{ 7 * 7 }}{% raw %}", "=HYPERLINK(\"http://x\")", "\\u0000\\ud800", "\U0010ffff\ufffe",
+    "<|mdm_mask|><|eot_id|><|endoftext|>", " ", "ﷺ" * 300,
 ]  # fmt: skip
 
 
