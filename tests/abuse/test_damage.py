@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -105,7 +106,7 @@ def damage_left(name: str, file: str, data: Path, source: Path, folder: Path, tr
         else:
             wanted = expected
         named = (ended.code == 2 and Path(file).name in ended.error) or "holds" in ended.error
-        right = found == wanted or (found is not None and file in ("run.json", "train.json", "audit-run.json"))
+        right = found == wanted or (found is not None and file in ("run.json", "audit-run.json"))
         fine = ended.in_one_line and (right or named)
         tried(f"damage: {name} {file}", failed=not fine)
         assert fine, (number, ended.said)
@@ -178,6 +179,16 @@ FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 def test_models(file, tries, tmp_path):
     save_model(load_model("builtin"), tmp_path / "whole")
     damage_model(tmp_path / "whole", file, tmp_path, tries)
+
+
+@pytest.mark.parametrize("change", [{"vision": {}}, {"hidden_size": -4}, {"hidden_size": "a"}, {"vision": [1]}])
+def test_a_config_with_a_field_of_the_wrong_kind_is_named(change, tmp_path):
+    save_model(load_model("builtin"), tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(DispError, match=r"model '.*model': .*; copy the folder anew") as error:
+        load_model(tmp_path / "model")
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ def load_attack(manifest: Path) -> Attack:
         return typed(Attack, "manifest", known)
     except FileNotFoundError:
         raise DispError(f"{manifest}: no such manifest; `disp poison` writes it as manifest.json") from None
-    except (OSError, ValueError, DispError) as error:
+    except (OSError, ValueError, RecursionError, DispError) as error:
         raise DispError(
             f"{manifest} is no manifest of `disp poison`; give the manifest.json that it wrote: {error}"
         ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -69,9 +70,10 @@ def write_record(
             write_atomically(out / "candidates" / f"{number}.png", partial(picture.save, format="PNG"))
     summary = _summary(model, dataset, result, config, measured)
     # A run that finds its scores and answers done took that long before.
-    if (out / "audit.json").exists():
+    # A damaged record is written anew.
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         before = json.loads((out / "audit.json").read_text(encoding="utf-8"))["cost"]
-        summary["cost"] = max(before, summary["cost"], key=lambda cost: cost["seconds"])
+        summary["cost"] = max(before, summary["cost"], key=lambda cost: float(cost["seconds"]))
     write_csv(out / "flagged.csv", FLAGGED, _flagged(dataset, result, summary["clusters"]))
     write_json(out / "audit.json", summary)
 

@@ -21,7 +21,7 @@ def read_truth(manifest: Path) -> frozenset[str]:
     try:
         rows = json.loads(manifest.read_text(encoding="utf-8"))["poisoned_rows"]
         return frozenset(row["id"] for row in rows)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DispError(f"{manifest} is no manifest of `disp poison` ({error!r})") from None
 
 

@@ -36,7 +36,7 @@ def read_json(path: Path, what: str = "checkpoint") -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DispError(f"{what}: {path} does not exist; give a folder with config.json and safetensors") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DispError(f"{what}: {path} cannot be read ({error})") from None
     if not isinstance(value, dict):
         raise DispError(f"{what}: {path} holds no JSON object")
@@ -56,7 +56,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise DispError(f"no {WEIGHTS} or {INDEX} in {folder}; disp reads no other weight format")
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise DispError(f"{index} cannot be read ({error!r}); download the file again") from None
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:

@@ -18,6 +18,19 @@ from disp.models.hub import BUILTIN, lasting_name, resolve
 from disp.models.interface import MDLM
 from disp.models.parts.transformer import use_attention
 from disp.models.projector import put_projector, read_projector
+from disp.words import shortened
+
+# What building a model from a config with wrong values ends in.
+_DAMAGED = (
+    TypeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    ArithmeticError,
+    RecursionError,
+    RuntimeError,
+)
 
 
 def load_model(
@@ -156,6 +169,13 @@ def _load_whole(
         raise DispError(
             f"model {name!r}: the family {own.name} is not available in this installation ({missing})"
         ) from None
+    except _DAMAGED as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()))
+        raise DispError(
+            f"model {name!r}: its config.json or another of its files is damaged ({reason}); copy the folder anew"
+        ) from error
     model.generation_presets = own.presets(read_json(folder / "config.json"))
     if own.keeps_layout:
         model.source = folder

@@ -24,7 +24,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         config = None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DispError(f"{file} cannot be read ({error})") from None
     if not isinstance(config, dict):
         raise DispError(f"{folder} has no config.json; give the folder of a checkpoint")
@@ -52,6 +52,10 @@ def sizes_of(config: Mapping[str, Any], folder: Path | None = None) -> Sizes:
         return known.sizes(config, folder)
     except KeyError as missing:
         raise DispError(f"config.json has no field {missing}; is it of a whole checkpoint of this family?") from None
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        raise DispError(
+            f"config.json has a field of the wrong kind ({' '.join(str(error).split())}); download it again"
+        ) from None
 
 
 def stored_parameters(folder: Path) -> dict[str, int] | None:

@@ -20,6 +20,7 @@ import jinja2
 from markupsafe import Markup
 
 from disp.auditing.wording import WORDS, why_flagged
+from disp.errors import DispError
 from disp.files import write_text
 from disp.report import numbers
 from disp.report.figures import candidate_figure, mean_map_figure
@@ -30,6 +31,7 @@ from disp.report.samples import sample_view
 from disp.report.summary import summary_text
 from disp.report.templates import template
 from disp.report.wording import found_more, found_where, why_untested
+from disp.words import shortened
 
 MAX_LISTED = 50  # rows set aside, samples of a cluster
 MAX_INDEXED = 2000  # flagged rows in the index; flagged.csv has them all
@@ -50,10 +52,26 @@ def write_report(folder: Path, top: int = 12) -> Path:
     Raises:
         DispError: a file of the audit is missing or damaged. A picture that is missing is named in its place instead.
     """
-    given = read_input(folder, top)
     path = folder / "report.html"
-    write_text(path, render(given))
-    write_text(folder / "summary.md", summary_text(given))
+    try:
+        given = read_input(folder, top)
+        page, summary = render(given), summary_text(given)
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        ArithmeticError,
+        RecursionError,
+        jinja2.TemplateError,
+    ) as error:
+        reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()))
+        raise DispError(
+            f"{folder}: audit.json or evidence.jsonl is damaged ({reason}); run `disp audit` again"
+        ) from error
+    write_text(path, page)
+    write_text(folder / "summary.md", summary)
     return path
 
 

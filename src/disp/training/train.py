@@ -28,7 +28,7 @@ from transformers import (
 
 from disp.data.sample import Query, Sample, digests_of, pictures_sha256, queries_of
 from disp.errors import DispError
-from disp.files import claim, write_atomically
+from disp.files import claim, named_if_unwritable, write_atomically
 from disp.locks import alone
 from disp.models.adapters import put_on, save_adapter, save_projector_adapter
 from disp.models.fingerprint import fingerprint
@@ -36,6 +36,7 @@ from disp.models.interface import MDLM
 from disp.models.library import no_bar
 from disp.models.loading import load_model
 from disp.models.saving import save_model
+from disp.training.checkpoints import check_checkpoint, checkpoints_in
 from disp.training.config import TrainConfig
 from disp.training.examples import Collator, Examples, Features, cached_features
 from disp.training.parameters import (
@@ -145,13 +146,15 @@ def train(
         rate_of=partial(peak_rate, model, config),
     )
     trainer.remove_callback(PrinterCallback)
-    newest, torn = _checkpoints(out / "checkpoints")
+    newest, torn = checkpoints_in(out / "checkpoints")
     if trainer.is_world_process_zero():
         for folder in torn:
             shutil.rmtree(folder)
     trained.train()
     mixed = (arguments.bf16 or arguments.fp16) and not config.trainer.get("fsdp")
-    with no_bar(), trained_in_float32(trained) if mixed else nullcontext():
+    if newest is not None:
+        check_checkpoint(newest)
+    with no_bar(), named_if_unwritable(out / "checkpoints"), trained_in_float32(trained) if mixed else nullcontext():
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     # A model with the library's mark is taken as it is, without autocast, where it is trained once more.
     trained.__dict__.pop("_is_accelerate_prepared", None)
@@ -238,19 +241,6 @@ def _with_saved_weights(model: MDLM, config: TrainConfig, out: Path) -> MDLM:
         model.load_state_dict(saved.state_dict())
         model.requires_grad_(True)
     return model.eval()
-
-
-def _checkpoints(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The checkpoint of the latest step, if any, and those whose saving was cut short."""
-    torn = []
-    whole: dict[int, Path] = {}
-    for path in folder.glob("checkpoint-*"):
-        try:
-            # The library writes it last.
-            whole[json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]] = path
-        except (FileNotFoundError, ValueError):
-            torn.append(path)
-    return (whole[max(whole)] if whole else None), torn
 
 
 class _Trainer(Trainer):
