@@ -94,8 +94,7 @@ def test_a_fine_tuned_checkpoint_keeps_the_published_names(model, dialogues, tmp
     samples = [Sample(str(n), (photo(56, 84, n),), (Turn("<image>\nA cat?", "Yes."),)) for n in range(3)]
     config = TrainConfig(steps=2, batch_size=2, learning_rate=0.01, method=method, merge=False)
     train(load_model(tmp_path / "base", device="cpu", gen_length=8), samples, config, tmp_path / "tuned")
-    tuned = tmp_path / "tuned" / "adapter" if method == "lora" else tmp_path / "tuned"
-    merge(tuned, tmp_path / "merged")
+    merge(tmp_path / "tuned" / "adapter", tmp_path / "merged")
     written = load_file(tmp_path / "merged" / "model.safetensors")
     assert written.keys() == weights.keys()
     changed = {name for name in weights if not written[name].equal(weights[name])}
