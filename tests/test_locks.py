@@ -19,10 +19,12 @@ def other():
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
-            with locked(folder):
-                os.write(write, b"1")
-                signal.pause()
-            os._exit(0)
+            try:
+                with locked(folder):
+                    os.write(write, b"1")
+                    signal.pause()
+            finally:
+                os._exit(0)
         started.append(child)
         assert os.read(read, 1) == b"1"
         return child

@@ -10,7 +10,9 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -27,6 +29,7 @@ import disp.report.html
 import disp.training.train  # noqa: F401
 from disp import cli
 from disp.models import loading
+from disp.training import train as training
 
 # Tries and failures by campaign, for the table at the end.
 COUNTS: dict[str, list[int]] = {}
@@ -75,7 +78,8 @@ class Ended:
 
 def planted_instead() -> None:
     """Let the name "planted" and folders that training wrote be loaded as the model of `planted`."""
-    loading.load_model = lambda name, **options: load_planted(name)  # type: ignore[assignment]
+    for module in (loading, training):
+        module.load_model = lambda name, **options: load_planted(name)
 
 
 def forked(
@@ -96,13 +100,15 @@ def forked(
         before: what the child does first.
     """
     start = time.monotonic()
+    # A pipe, since limits on the size of files are no limits on it.
+    read, write = os.pipe()
     child = os.fork()
     if child == 0:
         code = 70
-        try:
-            stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(stream, 1)
-            os.dup2(stream, 2)
+        try:  # whatever happens, the child must not go on as another run of the tests
+            os.close(read)
+            os.dup2(write, 1)
+            os.dup2(write, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             before()
@@ -112,21 +118,31 @@ def forked(
                 code = 0
             except SystemExit as exit:
                 code = exit.code if isinstance(exit.code, int) else 0
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except BaseException:
+            with suppress(BaseException):
+                os.write(2, traceback.format_exc().encode())
         finally:
-            for each in (sys.stdout, sys.stderr):
-                each.flush()
             os._exit(code)
+    os.close(write)
+    os.set_blocking(read, False)
+    said = bytearray()
     end = None if after is None else start + after
-    while True:
+    done = 0
+    while not done:
         done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            break
-        if end is not None and time.monotonic() >= end:
+        if end is not None and not done and time.monotonic() >= end:
             os.kill(child, number)
             end = None
+        with suppress(BlockingIOError):
+            while part := os.read(read, 1 << 16):
+                said += part
         time.sleep(0.002)
+    os.close(read)
+    log.write_bytes(said)
     seconds = time.monotonic() - start
-    return Ended(os.waitstatus_to_exitcode(status), log.read_text(errors="replace"), seconds)
+    return Ended(os.waitstatus_to_exitcode(status), said.decode(errors="replace"), seconds)
 
 
 def contents(folder: Path, skip: Callable[[str], bool]) -> dict[str, bytes]:

@@ -73,7 +73,7 @@ def test_files_that_may_not_grow(name, data, tmp_path):
     starve(name, data, tmp_path, 3 if name == "defend" else 5)
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", [*SHORT, "merge"])
 def test_files_that_may_not_grow_a_few(name, data, tmp_path):
     starve(name, data, tmp_path, 2)
 
@@ -186,8 +186,11 @@ def test_two_processes_on_one_folder(name, data, tmp_path):
     for log in logs:
         child = os.fork()
         if child == 0:
-            ended = forked(command(CASES[name], data, out), log)
-            os._exit(0 if ended.in_one_line else 1)
+            code = 1
+            try:
+                code = 0 if forked(command(CASES[name], data, out), log).in_one_line else 1
+            finally:
+                os._exit(code)
         children.append(child)
     ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     told = "".join(log.read_text() for log in logs)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from disp.errors import DispError
-from disp.files import write_json
+from disp.files import named_if_unwritable, write_json
 from disp.models.checkpoint import read_json
 from disp.models.interface import MDLM
 from disp.models.projector import PROJECTOR, put_projector, read_projector, save_projector
@@ -123,8 +123,9 @@ def save_adapter(
         state_dict: the adapter's weights, where they have been gathered from several processes.
     """
     # No look at the base model for resized embeddings: none are, and the base may be on the network.
-    adapted.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
-    readable(folder)
+    with named_if_unwritable(folder):
+        adapted.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+        readable(folder)
     write_json(folder / _SETTINGS, {"gen_length": gen_length})
 
 

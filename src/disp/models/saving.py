@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from disp.errors import DispError
-from disp.files import write_atomically, write_json
+from disp.files import named_if_unwritable, write_atomically, write_json
 from disp.models.checkpoint import INDEX, read_json
 from disp.models.interface import MDLM
 from disp.models.library import no_bar
@@ -33,23 +33,24 @@ def save_model(model: MDLM, folder: Path, *, state_dict: dict[str, Tensor] | Non
         folder: where to.
         state_dict: the model's weights, where they have been gathered from several processes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if model.source is None:
-        model.config.gen_length, model.config.generation = model.gen_length, dict(model.generation_defaults)
-        with no_bar():
-            model.save_pretrained(folder, state_dict=state_dict)
-        readable(folder)
-    else:
-        official = None
-        if state_dict is not None:
-            official = model.official_state_dict(state_dict)
-        write_official(model, folder, model.source, state_dict=official)
-        config = read_json(folder / "config.json")
-        if model.gen_length != config.get("disp", {}).get("gen_length", model.config.gen_length):
-            config["disp"] = {**config.get("disp", {}), "gen_length": model.gen_length}
-            write_json(folder / "config.json", config)
-    if getattr(model, "tokenizer", None) is not None:
-        model.tokenizer.save_pretrained(folder)
+    with named_if_unwritable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if model.source is None:
+            model.config.gen_length, model.config.generation = model.gen_length, dict(model.generation_defaults)
+            with no_bar():
+                model.save_pretrained(folder, state_dict=state_dict)
+            readable(folder)
+        else:
+            official = None
+            if state_dict is not None:
+                official = model.official_state_dict(state_dict)
+            write_official(model, folder, model.source, state_dict=official)
+            config = read_json(folder / "config.json")
+            if model.gen_length != config.get("disp", {}).get("gen_length", model.config.gen_length):
+                config["disp"] = {**config.get("disp", {}), "gen_length": model.gen_length}
+                write_json(folder / "config.json", config)
+        if getattr(model, "tokenizer", None) is not None:
+            model.tokenizer.save_pretrained(folder)
 
 
 def write_official(
