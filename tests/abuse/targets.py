@@ -15,7 +15,7 @@ from disp.files import claim, read_finished_jsonl
 from disp.models.adapters import base_of
 from disp.models.checkpoint import weight_files
 from disp.models.loading import family_of
-from disp.planning.checkpoints import read_config, sizes_of
+from disp.planning.checkpoints import adapter_base, read_config, sizes_of, stored_parameters
 from disp.report.html import write_report
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -70,6 +70,16 @@ def weights(folder: Path, content: bytes) -> object:
     return weight_files(folder)
 
 
+def stored(folder: Path, content: bytes) -> object:
+    (folder / "model.safetensors.index.json").write_bytes(content)
+    return stored_parameters(folder)
+
+
+def base(folder: Path, content: bytes) -> object:
+    (folder / "adapter_config.json").write_bytes(content)
+    return adapter_base(folder)
+
+
 def adapter(folder: Path, content: bytes) -> object:
     (folder / "adapter_config.json").write_bytes(content)
     return base_of(folder)
@@ -101,7 +111,7 @@ TARGETS: dict[str, Callable[[Path, bytes], object]] = {
     each.__name__: each
     for each in (
         data, lines, results, run, manifest, truth, config, sizes, weights, adapter, audit, evidence, decisions,
-        decisions_table,
+        decisions_table, stored, base,
     )
 }  # fmt: skip
 

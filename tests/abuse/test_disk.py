@@ -129,6 +129,7 @@ def lose_pictures(name: str, data: Path, folder: Path, seed: int) -> None:
         "no usable row",
         "cannot be read",
         "has a picture",
+        "has an image",
     )
     away.rename(given / "images")
     after = forked(command(CASES[name], given, out), folder / "log")

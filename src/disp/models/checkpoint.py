@@ -56,6 +56,8 @@ def weight_files(folder: Path) -> list[Path]:
         raise DispError(f"no {WEIGHTS} or {INDEX} in {folder}; disp reads no other weight format")
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("it names files by what is no text")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise DispError(f"{index} cannot be read ({error!r}); download the file again") from None
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from disp.errors import DispError
+from disp.models.checkpoint import read_json
 from disp.models.families import all_families, recognise
 from disp.models.sizes import Sizes
 
@@ -66,7 +67,10 @@ def stored_parameters(folder: Path) -> dict[str, int] | None:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        named = read_json(index).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+            raise DispError(f"{index} names no weight files; download it again")
+        names = sorted(set(named.values()))
     else:
         names = ["model.safetensors"]
     counts: dict[str, int] = {}
@@ -86,4 +90,4 @@ def adapter_base(folder: Path) -> str | None:
     file = folder / "adapter_config.json"
     if not file.is_file():
         return None
-    return json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+    return str(read_json(file, "adapter").get("base_model_name_or_path") or "")
