@@ -80,10 +80,11 @@ def print_stage_table(stages: Mapping[str, Mapping[str, Any]], console: Console 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="before and after")
+    # Without frames, so that eight columns find room on eighty characters.
+    table = Table(title="before and after", box=None, padding=(0, 1, 0, 0))
     table.add_column("stage", no_wrap=True)
     for name in COLUMNS:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", min_width=max(map(len, name.split())))
     for row in stage_rows(stages):
         # Text, not str: rich would read a bracket in a stage's name as markup.
         table.add_row(*(Text(cell) for cell in row))
