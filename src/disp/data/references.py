@@ -260,9 +260,10 @@ def _embedded(content: bytes, form: Literal["bytes", "dict", "dict of text", "ur
     try:
         if not file.exists() or file.stat().st_size != len(content):
             write_atomically(file, lambda temporary: temporary.write_bytes(content))
-    except OSError as error:
+    except (OSError, DispError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise DispError(
-            f"{file.parent}: a picture cannot be kept here ({error.strerror}); name another folder in DISP_CACHE"
+            f"{file.parent}: a picture cannot be kept here ({reason}); name another folder in DISP_CACHE"
         ) from None
     return Found(file, Embedded(file, form, name))
 
