@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -168,7 +167,7 @@ def _settings(recipe: str | None, *, keep_adapter: bool = False, **given: Any) -
         DispError: there is no such recipe, a value is out of range, steps and epochs are given, or there is no
             adapter to be kept.
     """
-    from disp.training.config import TrainConfig
+    from disp.training.config import TrainConfig, devices_of_run
     from disp.training.recipes import recipe as settings_of
 
     if given.get("steps") is not None and given.get("epochs") is not None:
@@ -177,7 +176,7 @@ def _settings(recipe: str | None, *, keep_adapter: bool = False, **given: Any) -
     if recipe is None:
         config = TrainConfig(**{name: value for name, value in given.items() if value is not None})
     else:
-        config = settings_of(recipe, devices=int(os.environ.get("WORLD_SIZE", "1")), **given)
+        config = settings_of(recipe, devices=devices_of_run(), **given)
     if keep_adapter and config.method == "full":
         raise DispError("--keep-adapter needs --method lora or projector; a full fine-tuning has no adapter")
     return config

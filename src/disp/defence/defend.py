@@ -34,8 +34,8 @@ from disp.purification.config import PurifyConfig
 from disp.purification.purify import Purified, purify
 from disp.purification.remedies import REWRITE, Treatment
 from disp.suspicion.carriers import Pattern
-from disp.training.config import TrainConfig
-from disp.training.train import check_training, devices_of_run, train
+from disp.training.config import TrainConfig, devices_of_run
+from disp.training.train import check_training, train
 
 
 @dataclass(frozen=True)

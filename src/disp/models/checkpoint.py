@@ -64,7 +64,7 @@ def weight_files(folder: Path) -> list[Path]:
     if missing:
         raise DispError(
             f"{folder}: {len(missing)} of {len(names)} weight files named in {INDEX} are missing "
-            f"({_some(missing)}); download the checkpoint again"
+            f"({first_few(missing)}); download the checkpoint again"
         )
     return [folder / name for name in names]
 
@@ -134,7 +134,7 @@ def load_into(
         _assign(model, name, tensor, dtype, device(name) if callable(device) else device)
     missing = sorted(expected.keys() - found)
     problems = [
-        f"{len(names)} {kind} ({_some(names)})"
+        f"{len(names)} {kind} ({first_few(names)})"
         for kind, names in (("missing keys", missing), ("surplus keys", surplus), ("wrong shapes", shapes))
         if names
     ]
@@ -238,6 +238,6 @@ def _assign(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, dev
         module._buffers[leaf] = tensor.to(device)
 
 
-def _some(names: Sequence[str]) -> str:
-    """The first few of a list."""
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def first_few(names: Sequence[str], shown: int = _SHOWN) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

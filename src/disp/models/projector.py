@@ -16,6 +16,7 @@ from torch import Tensor
 
 from disp.errors import DispError
 from disp.files import write_atomically
+from disp.models.checkpoint import first_few
 from disp.models.interface import MDLM
 
 PROJECTOR = "mm_projector.safetensors"
@@ -54,7 +55,9 @@ def read_projector(file: Path) -> dict[str, Tensor]:
         raise DispError(f"projector {file} holds a {type(values).__name__}, not tensors by name")
     wrong = [str(name) for name, value in values.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if wrong:
-        raise DispError(f"projector {file}: {_some(wrong)} is no tensor; save the projector's weights alone")
+        raise DispError(
+            f"projector {file}: {first_few(wrong, _SHOWN)} is no tensor; save the projector's weights alone"
+        )
     return values
 
 
@@ -79,11 +82,12 @@ def put_projector(model: MDLM, weights: dict[str, Tensor], what: str) -> None:
         matching = [each for each in own if _tail(model, each) == _tail(model, name)]
         if len(matching) != 1:
             raise DispError(
-                f"{what}: {name} is no weight of the model's projector ({_some(sorted(own))}); give the projector alone"
+                f"{what}: {name} is no weight of the model's projector ({first_few(sorted(own), _SHOWN)}); give the "
+                "projector alone"
             )
         found[matching[0]] = tensor
     if missing := sorted(own.keys() - found.keys()):
-        raise DispError(f"{what} lacks {_some(missing)}; a projector is taken whole or not at all")
+        raise DispError(f"{what} lacks {first_few(missing, _SHOWN)}; a projector is taken whole or not at all")
     for name, tensor in found.items():
         if tensor.shape != own[name].shape:
             raise DispError(
@@ -125,7 +129,3 @@ def _tail(model: MDLM, name: str) -> str | None:
     """A parameter's name from that of the projector on; None where that is not in it."""
     places = [name.index(part) for part in model.projector_names if part in name]
     return name[min(places) :] if places else None
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -37,7 +37,7 @@ from disp.models.library import no_bar
 from disp.models.loading import load_model
 from disp.models.saving import save_model
 from disp.training.checkpoints import check_checkpoint, checkpoints_in
-from disp.training.config import TrainConfig
+from disp.training.config import TrainConfig, devices_of_run
 from disp.training.examples import Collator, Examples, Features, cached_features
 from disp.training.parameters import (
     half_precision_arguments,
@@ -178,11 +178,6 @@ def train(
     if first:
         write_atomically(out / "train.json", lambda temporary: trainer.state.save_to_json(str(temporary)))
     return model.eval()
-
-
-def devices_of_run() -> int:
-    """How many devices share a step: as many as processes were started by ``torchrun`` or ``accelerate launch``."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_training(model: MDLM, config: TrainConfig) -> None:
