@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -13,6 +15,43 @@ from disp.progress import progress_bar
 
 if TYPE_CHECKING:
     from disp.attacks.targets import Target
+    from disp.data.grounds import Look
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Pictures:
+    """How the pictures look.
+
+    Attributes:
+        grounds: What lies behind the objects: a shaded colour, textures in a colour (noise, stripes, gradients, blobs,
+            wood, cloth), or photographs.
+        photos: Folder of photographs, for `--grounds photo`; questions then name no background.
+        size: Pixels a side, from 96 to 512; a range such as 96-512 gives each picture a side of its own.
+        jpeg: Store JPEG of this quality, from 1 to 100, or of a range such as 75-95; PNG if not given.
+    """
+
+    grounds: Literal["plain", "textured", "photo"] = "plain"
+    photos: Path | None = None
+    size: str = "96"
+    jpeg: str | None = None
+
+    def look(self) -> Look:
+        """What was asked for; raises `DispError` where it cannot be."""
+        from disp.data.grounds import Look
+
+        jpeg = None if self.jpeg is None else _range("--jpeg", self.jpeg)
+        return Look(self.grounds, self.photos, _range("--size", self.size), jpeg)
+
+
+PICTURES = Pictures()
+
+
+def _range(option: str, text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", text, flags=re.ASCII)
+    if found is None:
+        raise DispError(f"{option} takes a number or a range of two, joined by '-', got {text!r}")
+    return int(found[1]), int(found[2] or found[1])
 
 
 @app.command
@@ -25,8 +64,9 @@ def scenes(
     held_out: Flag = False,
     must_show: Annotated[list[str] | None, Several] = None,
     must_show_share: float = 1.0,
+    pictures: Pictures = PICTURES,
 ) -> None:
-    """Draw OpenMoji scenes with questions and answers: PNG pictures and LLaVA JSON.
+    """Draw OpenMoji scenes with questions and answers: pictures and LLaVA JSON.
 
     Parameters
     ----------
@@ -44,6 +84,7 @@ def scenes(
     from disp.data.scene_dataset import write_scenes
     from disp.data.scenes import attribution
 
+    look = pictures.look()
     with progress_bar("drawing scenes", count) as advance:
         write_scenes(
             out,
@@ -53,6 +94,7 @@ def scenes(
             held_out=held_out,
             must_show=tuple(must_show or ()),
             must_show_share=must_show_share,
+            look=look,
             progress=advance,
         )
     print(f"{count} scenes in {out}\n{attribution()}")

