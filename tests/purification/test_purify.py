@@ -220,3 +220,15 @@ def test_tokens_are_masked_in_the_turns_that_show_their_picture(model, picture, 
         purify(model, data, settings, out, evidence=told, rewrite=["s"])
         rows = [json.loads(line) for line in (out / "responses.jsonl").read_text().splitlines()]
         assert {row["key"]: row["masked"] for row in rows} == expected
+
+
+def test_what_a_masked_token_becomes_is_a_setting(model, dataset, tmp_path):
+    answers = {}
+    for substitute in ("mask", "zeros", "left out"):
+        settings = replace(config(mask_ratio=1.0), substitute=substitute)
+        result = purify(model, dataset, settings, tmp_path / substitute.replace(" ", "-"))
+        # Nothing is left of the pictures, so that the same question has the same answer.
+        found = {sample.turns[0].response for sample in result.dataset.samples if sample.id in ("r0", "r1", "r3", "r4")}
+        assert len(found) == 1
+        answers[substitute] = found
+    assert answers["mask"] != answers["zeros"] and answers["mask"] != answers["left out"]

@@ -1,6 +1,7 @@
 """Masks have the right size and place, whatever the batch."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disp.errors import DispError
-from disp.suspicion.masking import mask_counts, mask_random, mask_top
+from disp.suspicion.masking import hide, mask_counts, mask_random, mask_top
 from disp.suspicion.saliency import rank_tokens
 
 rows = st.lists(st.lists(st.booleans(), min_size=12, max_size=12), min_size=1, max_size=4)
@@ -84,3 +85,62 @@ def test_ratio_out_of_range(ratio):
         mask_top(torch.zeros(1, 4), visual, ratio)
     with pytest.raises(DispError, match=r"must be in \[0, 1\], got"):
         mask_random(visual, ratio, ["a"], 0)
+
+
+@pytest.fixture
+def halved(tiny_model, queries):
+    """Two rows with a picture, and every second visual token of each."""
+    prefix = tiny_model.encode(queries[:2])
+    masked = prefix.visual_mask & (prefix.visual_mask.cumsum(-1) % 2 == 1)
+    return prefix, masked
+
+
+@torch.no_grad()
+def test_hidden_tokens_become_what_was_asked_for(tiny_model, halved):
+    prefix, masked = halved
+    assert 0 < masked.sum() < prefix.visual_mask.sum()
+    expected = {
+        "mask": lambda row: tiny_model.mask_embedding,
+        "zeros": lambda row: torch.zeros_like(tiny_model.mask_embedding),
+        "mean": lambda row: torch.stack([prefix.embeds[row, place] for place in visual_places(prefix, row)]).mean(0),
+    }
+    for substitute, value in expected.items():
+        hidden = hide(prefix, masked, tiny_model.mask_embedding, substitute)
+        assert torch.equal(hidden.embeds[~masked], prefix.embeds[~masked])
+        assert torch.equal(hidden.attention_mask, prefix.attention_mask)
+        for row in range(len(prefix)):
+            found = hidden.embeds[row, masked[row]]
+            torch.testing.assert_close(found, value(row).expand_as(found))
+
+
+def visual_places(prefix, row):
+    return [place for place in range(prefix.visual_mask.shape[1]) if prefix.visual_mask[row, place]]
+
+
+@torch.no_grad()
+def test_a_token_that_is_left_out_is_as_if_it_were_not_there(tiny_model, halved):
+    prefix, masked = halved
+    response = torch.full((len(prefix), 4), tiny_model.mask_token_id)
+    found = tiny_model.denoise(hide(prefix, masked, tiny_model.mask_embedding, "left out"), response)
+    for row in range(len(prefix)):
+        kept = ~masked[row]
+        one = prefix.select(torch.tensor([row]))
+        shorter = replace(
+            one,
+            embeds=one.embeds[:, kept],
+            attention_mask=one.attention_mask[:, kept],
+            visual_mask=one.visual_mask[:, kept],
+            locations=one.locations[:, kept],
+        )
+        torch.testing.assert_close(
+            found[row : row + 1], tiny_model.denoise(shorter, response[:1]), atol=1e-5, rtol=1e-4
+        )
+
+
+def test_only_visual_tokens_are_hidden_and_only_in_known_ways(tiny_model, halved):
+    prefix, masked = halved
+    for substitute in ("mask", "zeros", "mean", "left out"):
+        with pytest.raises(ValueError, match="only visual tokens"):
+            hide(prefix, ~prefix.visual_mask, tiny_model.mask_embedding, substitute)
+    with pytest.raises(DispError, match=r"unknown substitute of a masked token 'zero'.*Did you mean 'zeros'"):
+        hide(prefix, masked, tiny_model.mask_embedding, "zero")

@@ -11,7 +11,7 @@ from disp.decoding.samplers import decode_config, own_settings
 from disp.errors import DispError, unknown_name
 from disp.models.interface import MDLM
 from disp.suspicion.config import MASK_RATIO, SaliencyConfig, ScoringConfig
-from disp.suspicion.masking import Rounding
+from disp.suspicion.masking import Rounding, Substitute
 
 # What the scripts of DiSP's authors (arXiv 2602.22246) set, beside their saliency.
 PUBLISHED_RATIO, PUBLISHED_SLOTS, PUBLISHED_QUESTION = 0.3, 32, "Describe this image in detail."
@@ -32,6 +32,7 @@ class PurifyConfig:
         rounding: "up" masks ⌈ρN⌉ tokens of N, "down" ⌊ρN⌋.
         question: what is asked about every picture instead of the row's own question; None for that.
         first_only: rewrite the first answer of each row alone.
+        substitute: what a masked token becomes; see `disp.suspicion.masking.hide`.
     """
 
     mode: Literal["all", "selective", "random"] = "selective"
@@ -43,8 +44,11 @@ class PurifyConfig:
     rounding: Rounding = "up"
     question: str | None = None
     first_only: bool = False
+    substitute: Substitute = "mask"
 
     def __post_init__(self) -> None:
+        if self.substitute not in get_args(Substitute):
+            raise unknown_name("substitute of a masked token", self.substitute, get_args(Substitute))
         if self.rounding not in get_args(Rounding):
             raise unknown_name("rounding", self.rounding, get_args(Rounding))
         if self.question is not None and not (self.question.strip() and self.first_only):

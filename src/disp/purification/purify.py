@@ -32,7 +32,7 @@ from disp.purification.record import Done, evidence_rows
 from disp.purification.remedies import REWRITE, Treatment
 from disp.suspicion.carriers import Pattern, without_patterns
 from disp.suspicion.evidence import Evidence, evidence_masks, salient_masks, sample_suspicion, suspicious_query
-from disp.suspicion.masking import mask_random
+from disp.suspicion.masking import hide, mask_random
 from disp.suspicion.places import tokens_at
 from disp.suspicion.scoring import score
 from disp.suspicion.threshold import suspicion_threshold
@@ -250,7 +250,7 @@ def _rewrite(
             prefix = model.encode(without_patterns(batch, patterns))
             masked = _masks(model, batch, prefix, told_by, evidence, config)
             masked[[index for index, query in enumerate(batch) if query.sample_id in patterns]] = False
-            hidden = prefix.with_masked(masked, model.mask_embedding)
+            hidden = hide(prefix, masked, model.mask_embedding, config.substitute)
             texts = answers_of(model, hidden, config.decode, keys=[query.key for query in batch], seed=config.seed)
             rows = []
             for index, (query, text) in enumerate(zip(batch, texts, strict=True)):

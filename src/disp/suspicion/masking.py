@@ -1,19 +1,23 @@
-"""Which visual tokens to hide: the most salient ones, or as many random ones for comparison."""
+"""Which visual tokens to hide, the most salient ones or as many random ones for comparison, and what they become."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from disp.draws import generator
-from disp.errors import DispError
+from disp.errors import DispError, unknown_name
+from disp.models.interface import Prefix
 from disp.suspicion.saliency import rank_tokens
 
 Rounding = Literal["up", "down"]
+# What a masked visual token becomes.
+Substitute = Literal["mask", "zeros", "mean", "left out"]
 
 
 def mask_top(scores: Tensor, visual_mask: Tensor, ratio: float, *, rounding: Rounding = "up") -> Tensor:
@@ -77,3 +81,33 @@ def mask_counts(visual_mask: Tensor, ratio: float, *, rounding: Rounding = "up")
         return [math.floor(ratio * count) for count in counts]
     # 0.07 · 100 is a little more than 7 in floating point, and must not become 8.
     return [math.ceil(ratio * count * (1 - 1e-12)) for count in counts]
+
+
+def hide(prefix: Prefix, masked: Tensor, mask_embedding: Tensor, substitute: Substitute = "mask") -> Prefix:
+    """The prefix with some visual tokens hidden.
+
+    Args:
+        prefix: B rows.
+        masked: bool ``[B, P]``, true at visual tokens or separators only.
+        mask_embedding: ``[d]``, the model's own.
+        substitute: what a hidden token becomes: "mask", the mask embedding or whatever the family has in its place, as
+            DiSP does; "zeros"; "mean", the mean of all visual tokens of its row; "left out", nothing: the other tokens
+            do not see it, as if it were padding.
+
+    Raises:
+        DispError: there is no such substitute.
+        ValueError: ``masked`` is true at another position.
+    """
+    hidden = prefix.with_masked(masked, mask_embedding)
+    if substitute == "mask":
+        return hidden
+    if substitute == "left out":
+        return replace(prefix, attention_mask=prefix.attention_mask & ~masked)
+    if substitute == "zeros":
+        other = torch.zeros_like(prefix.embeds[:, :1])
+    elif substitute == "mean":
+        visual = prefix.visual_mask[..., None].to(prefix.embeds.dtype)
+        other = (prefix.embeds * visual).sum(1, keepdim=True) / visual.sum(1, keepdim=True).clamp(min=1)
+    else:
+        raise unknown_name("substitute of a masked token", substitute, get_args(Substitute))
+    return replace(prefix, embeds=torch.where(masked[..., None], other, prefix.embeds))
