@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from disp.attacks.kinds import kind_from_dict, kind_to_dict
+from disp.attacks.ring import Ring
 from disp.data.scenes import drawing, emoji_drawing
 from disp.draws import generator
 from disp.errors import DispError, unknown_name
@@ -174,7 +175,7 @@ class Trigger(Protocol):
         """The marked picture, and what a manifest should tell of it, such as its place."""
 
 
-KINDS: dict[str, type[Trigger]] = {"patch": Patch, "blend": Blend, "sinusoid": Sinusoid, "object": Object}
+KINDS: dict[str, type[Trigger]] = {"patch": Patch, "blend": Blend, "sinusoid": Sinusoid, "object": Object, "ring": Ring}
 
 PRESETS: dict[str, Trigger] = {
     "patch": Patch("checkerboard", 30 / 336, "bottom-right"),
@@ -195,6 +196,8 @@ PRESETS: dict[str, Trigger] = {
     "sig": Sinusoid(40, 6),
     # A thing in the scene, as in physical backdoors.
     "object": Object(),
+    # Another look and place in every picture: nothing is the same to the pixel.
+    "ring": Ring(),
 }
 
 

@@ -165,7 +165,7 @@ def poison(
     Parameters
     ----------
     trigger
-        A preset, such as patch, patch-random, object, badnets, blended or sig; a wrong name lists them all.
+        A preset, such as patch, patch-random, object, badnets, ring, blended or sig; a wrong name lists them all.
     """
     from disp.attacks.poison import poison as run
     from disp.attacks.triggers import PRESETS

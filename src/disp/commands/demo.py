@@ -30,7 +30,7 @@ def demo(
     target
         What the attacker wants said, or all three one after the other.
     trigger
-        A preset, such as patch, patch-random, object, badnets, blended or sig; a wrong name lists them all.
+        A preset, such as patch, patch-random, object, badnets, ring, blended or sig; a wrong name lists them all.
     poison_rate
         Share of the fine-tuning rows that are poisoned.
     mask_ratio
