@@ -52,6 +52,53 @@ class DecodeConfig:
         return False
 
 
+@dataclass(frozen=True)
+class StepConfig(DecodeConfig):
+    """What the samplers of models with a mask token share: how much a step computes, and when an answer is done.
+
+    `disp.decoding.profiles` has settings of these under names.
+
+    Attributes:
+        open_slots: compute the last layer and the head at the slots that a step may fill, and not at the others: the
+            same answers.
+        end_early: an answer is done once an end token stands in it and nothing is open before that: the same texts.
+        refresh: compute the prompt in every so many steps only, counted from the first one of each block; between them
+            its keys and values stay as they are (`MDLM.denoise_slots`). 1 gives the same answers, more gives others
+            unless the prompt does not see the answer. None computes it in every step. It does not go with
+            ``prefix_cache``, which is a family's own way of the same.
+        gap: fill every open slot of the block at once when in each of them the likeliest token's logit is so far above
+            the second one's; None to switch off.
+    """
+
+    open_slots: bool = False
+    end_early: bool = False
+    refresh: int | None = None
+    gap: float | None = None
+
+    @property
+    def keeps_prompt(self) -> bool:
+        """Whether keys and values of the prompt are kept from a step to the next by ``refresh``."""
+        return self.refresh is not None and self.refresh > 1
+
+    @property
+    def looks_closely(self) -> bool:
+        """Whether steps go by `MDLM.denoise_slots`."""
+        return self.open_slots or self.keeps_prompt
+
+    def is_fresh(self, step: int) -> bool:
+        """Whether step ``step`` of a block computes the prompt."""
+        return self.refresh is None or step % self.refresh == 0
+
+    def check_steps(self) -> None:
+        """Raise `DispError` where one of these does not fit."""
+        if self.refresh is not None and self.refresh < 1:
+            raise DispError(f"refresh must be at least 1, got {self.refresh}")
+        if self.gap is not None and not self.gap > 0:
+            raise DispError(f"gap must be more than 0, got {self.gap}")
+        if self.refresh is not None and getattr(self, "prefix_cache", False):
+            raise DispError("refresh and prefix_cache keep the prompt in two ways; choose one (prefix_cache=False)")
+
+
 def check_parts(config: DecodeConfig, *names: str) -> None:
     """Raise `DispError` where an option is neither None nor in (0, 1]."""
     for name in names:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disp.decoding.config import DecodeConfig, Decoded, check_not_negative, check_parts
-from disp.decoding.predictor import Predictor
+from disp.decoding.config import Decoded, StepConfig, check_not_negative, check_parts
+from disp.decoding.predictor import Predictor, all_sure, at_end, first_open
 from disp.decoding.schedule import Schedule, check_schedule, commit_schedule
 from disp.draws import generator
 from disp.errors import DispError, unknown_name
@@ -27,8 +27,8 @@ LAST_TIME = 1e-3
 
 
 @dataclass(frozen=True)
-class GridConfig(DecodeConfig):
-    """Options of both samplers; ``steps`` is the S of the time grid.
+class GridConfig(StepConfig):
+    """Options of both samplers: those of `StepConfig`, and these. ``steps`` is the S of the time grid.
 
     Attributes:
         temperature: 0 for greedy; otherwise tokens are drawn from the logits divided by it.
@@ -62,6 +62,7 @@ class GridConfig(DecodeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_steps()
         check_schedule(self.schedule, self.schedule_shift)
         check_not_negative(self, "temperature", "algorithm_temperature")
         check_parts(self, "top_p")
@@ -82,7 +83,7 @@ class GridConfig(DecodeConfig):
 
     @property
     def keeps_prefix(self) -> bool:
-        return self.prefix_cache
+        return self.prefix_cache or self.keeps_prompt
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,9 @@ def decode_on_grid(
     """
     if keys is None and config.draws_anything:
         raise ValueError(f"sampling and the algorithm {config.algorithm!r} need `keys`, one a row")
-    predict = Predictor(model, prefix, prefix_cache=config.prefix_cache, ban_mask=config.ban_mask)
+    predict = Predictor(
+        model, prefix, prefix_cache=config.prefix_cache, ban_mask=config.ban_mask, keep=config.keeps_prompt
+    )
     response = torch.full((len(prefix), config.gen_length), model.mask_token_id, device=prefix.embeds.device)
     is_open = torch.ones_like(response, dtype=torch.bool)
     if predict.first_logits is not None:
@@ -168,19 +171,31 @@ def decode_on_grid(
         if not len(active):
             break
         step = Step(index, steps, total, grid, None if counts is None else counts[index])
-        logits = predict(response, active)  # [A, L, V]
+        looked_at = first_open(is_open[active], config.open_slots)
+        logits = predict(
+            response, active, looked_at if config.looks_closely else None, fresh=config.is_fresh(index)
+        )  # [A, M, V]
+        sure = None if config.gap is None else all_sure(logits, is_open[active].gather(-1, looked_at), config.gap)
         for place, row in enumerate(active.tolist()):
             slots = is_open[row].nonzero()[:, 0]
+            # The open slots come first, if not all slots are looked at.
+            seen = logits[place, : len(slots)] if config.open_slots else logits[place, slots]
             uniforms: Tensor | None = None
             if keys is not None and config.draws_anything:
                 # By slot, so that which slots are open changes nothing for the others.
                 numbers = generator(seed, "decode", keys[row], index).random((2, config.gen_length))
                 uniforms = torch.from_numpy(numbers).to(slots.device)[:, slots]
             for_tokens, for_slots = (None, None) if uniforms is None else uniforms
-            tokens, confidence = predict_tokens(logits[place, slots], config, for_tokens)
+            tokens, confidence = predict_tokens(seen, config, for_tokens)
             chosen = choose(confidence, for_slots, config, step)
+            if sure is not None and sure[place]:
+                chosen = torch.arange(len(slots), device=slots.device)
             response[row, slots[chosen]] = tokens[chosen]
             is_open[row, slots[chosen]] = tokens[chosen] == model.mask_token_id
+        if config.end_early:
+            done = at_end(response, is_open, model.end_token_ids)
+            response = torch.where(done & is_open, model.end_token_ids[-1], response)
+            is_open &= ~done
     return Decoded.whole(response)
 
 

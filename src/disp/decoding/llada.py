@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disp.decoding.config import DecodeConfig, Decoded, check_not_negative, check_parts
-from disp.decoding.predictor import Predictor
+from disp.decoding.config import Decoded, StepConfig, check_not_negative, check_parts
+from disp.decoding.predictor import Predictor, all_sure, at_end, first_open
 from disp.decoding.schedule import Schedule, check_schedule, commit_schedule
 from disp.draws import generator
 from disp.errors import DispError
@@ -21,8 +21,8 @@ REMASKING = ("low_confidence", "random", "entropy", "margin")
 
 
 @dataclass(frozen=True)
-class LladaConfig(DecodeConfig):
-    """Options of the sampler "llada"; ``steps`` are those of the whole response.
+class LladaConfig(StepConfig):
+    """Options of the sampler "llada": those of `StepConfig`, and its own. ``steps`` are those of the whole response.
 
     Attributes:
         block_length: blocks decoded one after the other; None for one block of ``gen_length``.
@@ -60,6 +60,7 @@ class LladaConfig(DecodeConfig):
         if isinstance(self.stop, str):
             raise DispError(f"stop must be a list of texts or of token sequences, got the text {self.stop!r}")
         self._check_blocks()
+        self.check_steps()
         check_schedule(self.schedule, self.schedule_shift)
         check_not_negative(self, "temperature", "cfg_scale")
         check_parts(self, "threshold")
@@ -94,11 +95,11 @@ class LladaConfig(DecodeConfig):
 
     @property
     def may_end_early(self) -> bool:
-        return self.threshold is not None or bool(self.stop)
+        return self.threshold is not None or bool(self.stop) or self.end_early or self.gap is not None
 
     @property
     def keeps_prefix(self) -> bool:
-        return self.prefix_cache
+        return self.prefix_cache or self.keeps_prompt
 
 
 def decode_llada(
@@ -127,28 +128,32 @@ def decode_llada(
         ban_mask=config.ban_mask,
         cfg_scale=config.cfg_scale,
         suffix=config.suffix,
+        keep=config.keeps_prompt,
     )
     response = torch.full((batch, length), model.mask_token_id, device=device)
     is_open = torch.ones_like(response, dtype=torch.bool)
-    slots = torch.arange(length, device=device)
+    places = torch.arange(length, device=device)
     ends = torch.full((batch, 1), length, device=device)  # where each row's answer stops
     for first in range(0, length, block):
-        in_block = (slots >= first) & (slots < first + block)
+        in_block = (places >= first) & (places < first + block)
         quotas = commit_schedule(block, steps, config.schedule, config.schedule_shift)
         for step in range(steps):
             # 1. Rows that still have something to fill in this block; the others cost nothing.
-            active = (is_open & in_block & (slots < ends)).any(-1).nonzero()[:, 0]
+            waiting = is_open & in_block & (places < ends)
+            active = waiting.any(-1).nonzero()[:, 0]
             if not len(active):
                 break
-            logits = predict(response, active)  # [A, L, V]
+            waiting = waiting[active]
+            slots = first_open(waiting, config.open_slots)  # [A, M]
+            candidates = waiting.gather(-1, slots)
+            logits = predict(response, active, slots if config.looks_closely else None, fresh=config.is_fresh(step))
             draws = (
                 [generator(seed, "decode", keys[row], first + step) for row in active.tolist()]
                 if random and keys
                 else []
             )
             # 2. Predict every open slot.
-            tokens, confidence = _tokens(logits, config, draws)
-            candidates = (is_open & in_block & (slots < ends))[active]
+            tokens, confidence = _tokens(logits, config, draws, slots, length)
             confidence = confidence.masked_fill(~candidates, -torch.inf)
             # 3. Commit the most confident: this step's quota and, with a threshold, all that reach it.
             order = confidence.argsort(dim=-1, descending=True, stable=True)
@@ -159,26 +164,41 @@ def decode_llada(
                 # A row may be ahead of the schedule; the quota is of what the schedule still owes.
                 owed = sum(quotas[: step + 1]) - (block - candidates.sum(-1, keepdim=True))
                 commit = candidates & ((rank < owed.clamp(min=1)) | (confidence >= config.threshold))
+            if config.gap is not None:
+                commit |= candidates & all_sure(logits, candidates, config.gap)
             # 4. Write them. A slot that was given the mask token (`ban_mask` off) is as open as before.
-            response[active] = torch.where(commit, tokens, response[active])
-            is_open[active] = is_open[active] & ~(commit & (tokens != model.mask_token_id))
-            # 5. A stop sequence ends the answer.
+            written = torch.where(commit, tokens, response[active].gather(-1, slots))
+            response[active] = response[active].scatter(-1, slots, written)
+            still = is_open[active].gather(-1, slots) & ~(commit & (tokens != model.mask_token_id))
+            is_open[active] = is_open[active].scatter(-1, slots, still)
+            # 5. A stop sequence ends the answer, and nothing after an end token is read.
             for row in active.tolist() if stops else ():
                 ends[row] = min(int(ends[row]), _first_of(response[row].tolist(), stops))
+            if config.end_early:
+                done = at_end(response, is_open, model.end_token_ids)
+                response = torch.where(done & is_open, model.end_token_ids[-1], response)
+                is_open &= ~done
     return _finish(model, response, ends, config.suffix)
 
 
-def _tokens(logits: Tensor, config: LladaConfig, draws: list[np.random.Generator]) -> tuple[Tensor, Tensor]:
-    """The predicted token of each slot and the confidence that decides which are committed; both ``[A, L]``."""
+def _tokens(
+    logits: Tensor, config: LladaConfig, draws: list[np.random.Generator], slots: Tensor, length: int
+) -> tuple[Tensor, Tensor]:
+    """The predicted token of each slot and the confidence that decides which are committed; both ``[A, M]``.
+
+    Random numbers are drawn for all ``length`` slots, so that which ones are looked at changes none.
+    """
     probabilities = logits.double().softmax(-1)
     if config.temperature > 0:
-        uniforms = np.stack([draw.random(logits.shape[1:]) for draw in draws])
-        gumbel = -torch.log(-torch.log(torch.from_numpy(uniforms).to(logits.device)))
+        numbers = torch.from_numpy(np.stack([draw.random((length, logits.shape[-1])) for draw in draws]))
+        uniforms = numbers.to(logits.device).gather(1, slots[..., None].expand_as(logits))
+        gumbel = -torch.log(-torch.log(uniforms))
         tokens = (logits.double() + config.temperature * gumbel).argmax(-1)
     else:
         tokens = logits.argmax(-1)
     if config.remasking == "random":
-        confidence = torch.from_numpy(np.stack([draw.random(logits.shape[1]) for draw in draws])).to(logits.device)
+        numbers = torch.from_numpy(np.stack([draw.random(length) for draw in draws]))
+        confidence = numbers.to(logits.device).gather(-1, slots)
     elif config.remasking == "entropy":
         confidence = (probabilities * torch.log(probabilities + 1e-10)).sum(-1)
     elif config.remasking == "margin":

@@ -80,6 +80,14 @@ class Prefix:
         return mask_embedding.to(self.embeds.dtype)
 
 
+class Past:
+    """What a denoising step keeps of the prompt for later steps; each family's own."""
+
+    def select(self, rows: Tensor) -> Past:
+        """The given rows; ``rows`` int64 ``[B']``."""
+        raise NotImplementedError
+
+
 class MDLM(PreTrainedModel):
     """A model that answers by denoising masked text; DiSP asks for nothing else. Families subclass it.
 
@@ -126,6 +134,12 @@ class MDLM(PreTrainedModel):
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
     main_input_name = "clean"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "denoise" in cls.__dict__ and "denoise_slots" not in cls.__dict__:
+            # What the class above computes with fewer rows is no longer what `denoise` says.
+            cls.denoise_slots = MDLM.denoise_slots  # type: ignore[method-assign]
 
     @property
     def mask_embedding(self) -> Tensor:
@@ -214,6 +228,28 @@ class MDLM(PreTrainedModel):
         ``cache`` is what `cache_prefix` returned for the same rows.
         """
         raise NotImplementedError
+
+    def denoise_slots(
+        self, prefix: Prefix, response: Tensor, slots: Tensor, past: Past | None = None, *, keep: bool = False
+    ) -> tuple[Tensor, Past | None]:
+        """`denoise` at some slots alone, and what it read of the prompt.
+
+        Families that are built on a `disp.models.parts.language.LanguageModel` compute no more than that
+        (`disp.models.parts.slots`). This one computes everything and keeps nothing, which is always right.
+
+        Args:
+            prefix: prompts and visual tokens, B rows.
+            response: int64 ``[B, L]``, the mask id at open slots.
+            slots: int64 ``[B, M]``, each row's slots.
+            past: what an earlier call returned for the same rows and prefix; the prompt is then not computed again,
+                as if it saw what the response was in that call. It is changed.
+            keep: whether ``past`` is wanted where none is given.
+
+        Returns:
+            Logits ``[B, M, V]``, and what is kept; None where nothing is.
+        """
+        logits = self.denoise(prefix, response)
+        return logits.gather(1, slots[..., None].expand(-1, -1, logits.shape[-1])), None
 
     def cache_prefix(self, prefix: Prefix) -> object:
         """What the family's published decoder computes of a prefix once; None where it has no such cache.

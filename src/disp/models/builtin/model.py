@@ -11,11 +11,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from disp.data.sample import ImageSource, Query, open_image
-from disp.models.interface import MDLM, Prefix
+from disp.models.interface import MDLM, Past, Prefix
 from disp.models.parts.config import LanguageConfig
 from disp.models.parts.language import LanguageModel
 from disp.models.parts.places import token_locations
 from disp.models.parts.prompts import prompt_rows
+from disp.models.parts.slots import denoise_slots
 from disp.models.parts.vision import VisionTower, normalise_pixels, projector
 
 
@@ -143,3 +144,9 @@ class BuiltinModel(MDLM):
     def denoise(self, prefix: Prefix, response: Tensor, cache: Any = None) -> Tensor:
         """One denoising pass: int64 ``[B, L]`` to logits ``[B, L, V]``."""
         return self.lm_head(self.model.after(prefix.embeds, prefix.attention_mask, response))
+
+    def denoise_slots(
+        self, prefix: Prefix, response: Tensor, slots: Tensor, past: Past | None = None, *, keep: bool = False
+    ) -> tuple[Tensor, Past | None]:
+        """See `disp.models.interface.MDLM.denoise_slots`."""
+        return denoise_slots(self.model, self.lm_head, prefix, response, slots, past, keep=keep)

@@ -24,9 +24,10 @@ from disp.models.dimple.cache import PromptCache
 from disp.models.dimple.config import DimpleConfig
 from disp.models.dimple.images import cut_into_patches, lay_out, mrope_table, normalise_patches
 from disp.models.dimple.padding import padded_lengths
-from disp.models.interface import MDLM, Prefix
+from disp.models.interface import MDLM, Past, Prefix
 from disp.models.parts.language import LanguageModel
 from disp.models.parts.prompts import interleave, left_pad, messages_of, name_all_images, render_around_images
+from disp.models.parts.slots import Inputs, denoise_slots
 
 
 class Projector(nn.Module):
@@ -205,6 +206,19 @@ class Dimple(MDLM):
                 of all masks, so the logits differ from those without a cache as soon as a slot is filled.
         """
         return self.next_token_logits(prefix, response, cache)[:, :-1]
+
+    def denoise_slots(
+        self, prefix: Prefix, response: Tensor, slots: Tensor, past: Past | None = None, *, keep: bool = False
+    ) -> tuple[Tensor, Past | None]:
+        """See `disp.models.interface.MDLM.denoise_slots`."""
+
+        def inputs(prefix: Prefix, response: Tensor) -> Inputs:
+            embeds, positions = self._joined(prefix, response)
+            padded = not prefix.attention_mask.all()
+            mask = F.pad(prefix.attention_mask, (0, response.shape[1]), value=True)[:, None, None, :]
+            return Inputs(embeds, self._table(positions), mask if padded else None)
+
+        return denoise_slots(self.model, self.lm_head, prefix, response, slots, past, keep=keep, shift=1, inputs=inputs)
 
     def next_token_logits(self, prefix: Prefix, response: Tensor, cache: PromptCache | None = None) -> Tensor:
         """What the head says at the last prompt token and at each slot about the token after it, ``[B, L + 1, V]``."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from disp.models.interface import Prefix
+from disp.models.interface import Past, Prefix
 from disp.models.lavida.config import LavidaConfig
 from disp.models.lavida.key_names import official_name
 from disp.models.lavida.masks import complementary_pair
@@ -23,6 +23,7 @@ from disp.models.lavida.published import POOLING
 from disp.models.llada_v.model import IGNORED, LladaV
 from disp.models.parts.anyres import Merged
 from disp.models.parts.prefix_cache import block_after
+from disp.models.parts.slots import denoise_slots
 from disp.models.parts.transformer import attention_inputs
 
 
@@ -63,6 +64,12 @@ class Lavida(LladaV):
                 return self.lm_head(hidden)
             return torch.cat((cache["first_logits"][:, None], self.lm_head(hidden[:, :-1])), dim=1)
         return self.lm_head(self._response_hidden(prefix, response, length + self.shift)[:, :length])
+
+    def denoise_slots(
+        self, prefix: Prefix, response: Tensor, slots: Tensor, past: Past | None = None, *, keep: bool = False
+    ) -> tuple[Tensor, Past | None]:
+        """See `disp.models.interface.MDLM.denoise_slots`."""
+        return denoise_slots(self.model, self.lm_head, prefix, response, slots, past, keep=keep, shift=self.shift)
 
     def unaligned_logits(self, prefix: Prefix, response: Tensor) -> Tensor:
         """Logits ``[B, 1 + L, V]`` as the head puts them out: of the last prompt position, then of the response."""

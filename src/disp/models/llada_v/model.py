@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from disp.data.sample import ImageSource, Query, image_size, open_image
 from disp.diffusion.forward import MIN_RATIO
 from disp.errors import DispError
-from disp.models.interface import MDLM, Prefix
+from disp.models.interface import MDLM, Past, Prefix
 from disp.models.llada_v.config import LladaVConfig
 from disp.models.llada_v.published import SYSTEM
 from disp.models.llada_v.splice import splice_images
@@ -25,6 +25,7 @@ from disp.models.parts.anyres import Merged, grid_of, merge_tiles, pad_to_square
 from disp.models.parts.key_names import to_llava
 from disp.models.parts.language import LanguageModel
 from disp.models.parts.prompts import prompt_rows
+from disp.models.parts.slots import denoise_slots
 from disp.models.parts.vision import VisionTower, normalise_pixels, projector
 
 IGNORED = -100
@@ -183,6 +184,12 @@ class LladaV(MDLM):
         hidden = self.model.after(prefix.embeds, prefix.attention_mask, response)
         # The head of a model spread over devices is not where the response is.
         return self.lm_head(hidden).to(response.device)
+
+    def denoise_slots(
+        self, prefix: Prefix, response: Tensor, slots: Tensor, past: Past | None = None, *, keep: bool = False
+    ) -> tuple[Tensor, Past | None]:
+        """See `disp.models.interface.MDLM.denoise_slots`."""
+        return denoise_slots(self.model, self.lm_head, prefix, response, slots, past, keep=keep)
 
     # --- training -------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from disp.data.sample import ImageSource, Query, open_image
 from disp.diffusion.forward import MIN_RATIO, add_noise, diffusion_loss
 from disp.errors import DispError
-from disp.models.interface import MDLM, Prefix
+from disp.models.interface import MDLM, Past, Prefix
 from disp.models.mmada.config import MMadaConfig
 from disp.models.mmada.published import VQ_FILE, VQ_HUB_ID
 from disp.models.mmada.vq import VQEncoder, quantize, square_image
@@ -28,6 +28,7 @@ from disp.models.parts.key_names import to_llada
 from disp.models.parts.language import LanguageModel
 from disp.models.parts.places import raster_boxes
 from disp.models.parts.prompts import IMAGE_PLACEHOLDER, left_pad, messages_of, unnamed_images
+from disp.models.parts.slots import denoise_slots
 
 
 class MMada(MDLM):
@@ -211,6 +212,12 @@ class MMada(MDLM):
         x = torch.cat((prefix.embeds, self.model.embed_tokens(response)), dim=1)
         valid = torch.cat((prefix.attention_mask, torch.ones_like(response, dtype=torch.bool)), dim=1)
         return self.lm_head(self.model.hidden(x, valid, rows=response.shape[1], seen=attention_bias))
+
+    def denoise_slots(
+        self, prefix: Prefix, response: Tensor, slots: Tensor, past: Past | None = None, *, keep: bool = False
+    ) -> tuple[Tensor, Past | None]:
+        """See `disp.models.interface.MDLM.denoise_slots`."""
+        return denoise_slots(self.model, self.lm_head, prefix, response, slots, past, keep=keep)
 
     def _floored(self, ratio: Tensor) -> Tensor:
         return (1 - self.ratio_floor) * ratio + self.ratio_floor
