@@ -17,6 +17,28 @@ def test_rows_of_a_prefix(tiny_model, queries):
     assert masked.extras is prefix.extras
 
 
+@torch.no_grad()
+def test_packing_a_prefix_changes_no_prediction(tiny_model, queries):
+    prefix = tiny_model.encode(queries)
+    hidden = prefix.visual_mask & (torch.arange(prefix.visual_mask.shape[1]) % 3 == 0)
+    places = torch.arange(prefix.visual_mask.numel()).view(*prefix.visual_mask.shape, 1)
+    numbered = {"positions": places, "rows": torch.arange(4)}
+    loose = replace(prefix, attention_mask=prefix.attention_mask & ~hidden, extras=numbered)
+    packed = loose.packed()
+    counts = loose.attention_mask.sum(-1)
+    assert packed.embeds.shape[1] == counts.max() < prefix.embeds.shape[1]
+    assert torch.equal(packed.extras["rows"], torch.arange(4))
+    for row, count in enumerate(counts):
+        kept, there = loose.attention_mask[row], packed.attention_mask[row]
+        assert there.tolist() == [False] * int(counts.max() - count) + [True] * int(count)
+        for name in ("embeds", "visual_mask", "locations"):
+            assert torch.equal(getattr(packed, name)[row, there], getattr(loose, name)[row, kept])
+        assert torch.equal(packed.extras["positions"][row, there], numbered["positions"][row, kept])
+    response = torch.full((4, 4), tiny_model.mask_token_id)
+    torch.testing.assert_close(tiny_model.denoise(packed, response), tiny_model.denoise(loose, response))
+    assert torch.equal(packed.packed().embeds, packed.embeds)
+
+
 def test_a_prefix_without_its_content(tiny_model, queries):
     prefix = tiny_model.encode(queries)
     empty = tiny_model.unconditional(prefix)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import Flag, OutFile, Rows, Several
+from disp.commands.options import Flag, OutFile, Profile, Rows, Several
 from disp.errors import DispError
 from disp.suspicion.config import MASK_RATIO
 
@@ -65,6 +65,7 @@ class Sampling:
         remasking: Which predictions stay masked.
         temperature: 0 for greedy decoding.
         threshold: Confidence at which a token is committed early.
+        profile: How much a step computes: exact, fast or fastest; docs/method.md says what each changes.
     """
 
     steps: int | None = None
@@ -72,6 +73,7 @@ class Sampling:
     remasking: Literal["low_confidence", "random"] | None = None
     temperature: float | None = None
     threshold: float | None = None
+    profile: Profile = "exact"
 
 
 @Parameter(name="*")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from disp.commands.answering import ASKED, GUARDING, SAMPLING, Asked, Guarding, Sampling
 from disp.commands.defences import PARAMETERS, Parameters
-from disp.commands.options import ROWS, RUNTIME, Data, Limit, Model, OutFile, Rows, Runtime, Seed, app
+from disp.commands.options import ROWS, RUNTIME, Data, Limit, Model, OutFile, Profile, Rows, Runtime, Seed, app
 from disp.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def evaluate(
     attack: Path | None = None,
     defence: str | None = None,
     parameters: Parameters = PARAMETERS,
+    profile: Profile = "exact",
     out: OutFile = None,
     limit: Limit = None,
     batch_size: int = 32,
@@ -103,6 +104,8 @@ def evaluate(
         The manifest.json that `disp poison` wrote: the same trigger is put on these held-out images.
     defence
         Answer under a rival defence, such as gtm or random-mask; docs/baselines.md lists them.
+    profile
+        How much a step of decoding computes: exact, fast or fastest; docs/method.md says what each changes.
     out
         JSON file for the metrics.
     """
@@ -112,6 +115,7 @@ def evaluate(
     from disp.attacks.poison import load_attack
     from disp.baselines.answering import answer_under
     from disp.data.sample import queries_of
+    from disp.decoding.samplers import own_settings
     from disp.evaluation.evaluate import evaluate as run
     from disp.evaluation.evaluate import to_metrics
     from disp.files import write_json
@@ -127,6 +131,7 @@ def evaluate(
             mdlm,
             samples,
             attack=planted,
+            decode=own_settings(mdlm, profile=profile),
             answer=partial(answer_under, mdlm, config=rival) if rival else None,
             seed=seed,
             batch_size=batch_size,

@@ -7,7 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from disp.commands.options import ROWS, RUNTIME, Data, Flag, Limit, Model, Out, Rows, Runtime, Seed, app, list_problems
+from disp.commands.options import (
+    ROWS,
+    RUNTIME,
+    Data,
+    Flag,
+    Limit,
+    Model,
+    Out,
+    Profile,
+    Rows,
+    Runtime,
+    Seed,
+    app,
+    list_problems,
+)
 from disp.commands.scoring import AUDITING, ESTIMATING, REWRITING, Auditing, Estimating, Preset, Rewriting
 from disp.commands.training import RECOVERY, Recovery
 from disp.commands.treating import TREATING, Treating, what_was_done, why_left_out
@@ -129,6 +143,8 @@ def defend(
     start: str | None = None,
     rounds: int = 1,
     preset: Preset | None = None,
+    profile: Profile = "exact",
+    drop_masked: Flag = False,
     recovery: Recovery = RECOVERY,
     truth: Path | None = None,
     treating: Treating = TREATING,
@@ -152,6 +168,10 @@ def defend(
         Rounds at most; another one follows while evidence is left.
     preset
         Rewrite every row and recover as the scripts of DiSP's authors do ("published"), not what the audit flags.
+    profile
+        How much a step of decoding new answers computes: exact, fast or fastest; docs/method.md says what each changes.
+    drop_masked
+        Leave masked visual tokens out of the sequence while answers are rewritten.
     truth
         The manifest.json of a planted attack, to measure the audit itself; it decides nothing.
     """
@@ -166,7 +186,14 @@ def defend(
     dataset = rows.load(data, pictures=False, pictured=True)  # they are looked at in the run
     treatment = treating.treatment(dataset, rows)
     audited = auditing.config(seed, text_rows=rows.allow_text_rows)
-    config = DefenceConfig(audit=audited, training=training, rounds=rounds, preset=preset)
+    config = DefenceConfig(
+        audit=audited,
+        training=training,
+        rounds=rounds,
+        preset=preset,
+        profile=profile,
+        substitute="left out" if drop_masked else "mask",
+    )
     found = run(
         model,
         dataset,

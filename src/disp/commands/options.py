@@ -62,6 +62,8 @@ Limit = Annotated[int | None, Parameter(help="Only the first so many rows.", val
 Count = Annotated[int | None, Parameter(validator=Number(gte=1))]
 Flag = Annotated[bool, Parameter(negative=())]
 Several = Parameter(consume_multiple=True, negative=())
+# The names of `disp.decoding.profiles.PROFILES`, which is not imported here: it brings torch along.
+Profile = Literal["exact", "fast", "fastest"]
 Seed = Annotated[int, Parameter(help="Seed of every random draw.")]
 
 

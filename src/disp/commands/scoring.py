@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import Flag
+from disp.commands.options import Flag, Profile
 from disp.suspicion.config import PROBES, SCORING_PROBES, SaliencyConfig, ScoringConfig
 
 if TYPE_CHECKING:
     from disp.auditing.config import AuditConfig
     from disp.models.interface import MDLM
     from disp.purification.config import PurifyConfig
+    from disp.suspicion.masking import Substitute
 
 Score = Literal["isotropic", "directional"]
 Mode = Literal["selective", "all", "random"]
@@ -53,9 +54,12 @@ class Rewriting:
             directional.
         steps: Denoising steps of the new answers; the model's own if not given.
         threshold: Confidence at which a token is committed early; the model's own if not given.
+        profile: How much a step of decoding computes: exact, fast or fastest; docs/method.md says what each changes.
+        drop_masked: Leave masked visual tokens out of the sequence, instead of showing the mask in their place: another
+            defence, and a faster one.
         batch_size: Assistant turns in one pass.
-        preset: All of these as the scripts of DiSP's authors have them ("published"); --mask-ratio, --probes and
-            --batch-size win over it, the others do not go with it.
+        preset: All of these as the scripts of DiSP's authors have them ("published"); --mask-ratio, --probes,
+            --profile, --drop-masked and --batch-size win over it, the others do not go with it.
     """
 
     mode: Mode = "selective"
@@ -65,6 +69,8 @@ class Rewriting:
     probes: int | None = None
     steps: int | None = None
     threshold: float | None = None
+    profile: Profile = "exact"
+    drop_masked: Flag = False
     batch_size: int = 32
     preset: Preset | None = None
 
@@ -87,10 +93,15 @@ class Rewriting:
                 saliency=SaliencyConfig(score=self.score, probes=probes, seed=seed),
                 batch_size=self.batch_size,
             ),
-            decode=own_settings(model, steps=self.steps, threshold=self.threshold),
+            decode=own_settings(model, profile=self.profile, steps=self.steps, threshold=self.threshold),
             batch_size=self.batch_size,
             seed=seed,
+            substitute=self._substitute,
         )
+
+    @property
+    def _substitute(self) -> Substitute:
+        return "left out" if self.drop_masked else "mask"
 
     def _published(self, model: MDLM, seed: int) -> PurifyConfig:
         from disp.errors import DispError
@@ -105,7 +116,8 @@ class Rewriting:
             estimator = replace(estimator, probes=self.probes)
         ratio = found.mask_ratio if self.mask_ratio == Rewriting.mask_ratio else self.mask_ratio
         scoring = replace(found.scoring, saliency=estimator, batch_size=self.batch_size)
-        return replace(found, mask_ratio=ratio, scoring=scoring)
+        found = replace(found, mask_ratio=ratio, scoring=scoring)
+        return found.with_profile(model, self.profile, self._substitute)
 
 
 @Parameter(name="*")

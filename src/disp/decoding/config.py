@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -88,6 +89,14 @@ class StepConfig(DecodeConfig):
     def is_fresh(self, step: int) -> bool:
         """Whether step ``step`` of a block computes the prompt."""
         return self.refresh is None or step % self.refresh == 0
+
+    def fewer_steps(self, times: int) -> dict[str, Any]:
+        """The fields that change where every step commits ``times`` as many tokens, and what they become."""
+        return {"steps": -(-self.steps // times)}
+
+    def surer(self, threshold: float) -> dict[str, Any]:
+        """The same where also every prediction of this confidence is committed; nothing where it was so before."""
+        return {}
 
     def check_steps(self) -> None:
         """Raise `DispError` where one of these does not fit."""

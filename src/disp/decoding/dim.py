@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +38,10 @@ class DimConfig(GridConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_parts(self, "confidence_threshold")
+
+    def surer(self, threshold: float) -> dict[str, Any]:
+        own = self.confidence_threshold
+        return {"confidence_threshold": threshold if own is None else min(threshold, own)}
 
 
 def decode_dim(

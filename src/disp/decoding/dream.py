@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -34,6 +34,10 @@ class DreamConfig(GridConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_parts(self, "step_ratio")
+
+    def fewer_steps(self, times: int) -> dict[str, Any]:
+        part = {} if self.step_ratio is None else {"step_ratio": self.step_ratio / times}
+        return {**super().fewer_steps(times), **part}
 
     @property
     def most_steps(self) -> int:

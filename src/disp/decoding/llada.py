@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -83,6 +83,12 @@ class LladaConfig(StepConfig):
     def blocks(self) -> int:
         """How many blocks there are."""
         return self.gen_length // (self.block_length or self.gen_length)
+
+    def fewer_steps(self, times: int) -> dict[str, Any]:
+        return {"steps": self.blocks * -(-(self.most_steps // self.blocks) // times)}
+
+    def surer(self, threshold: float) -> dict[str, Any]:
+        return {"threshold": threshold if self.threshold is None else min(threshold, self.threshold)}
 
     @property
     def most_steps(self) -> int:

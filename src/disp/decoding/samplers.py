@@ -11,6 +11,7 @@ from disp.decoding.config import DecodeConfig, Decoded
 from disp.decoding.dim import DimConfig, decode_dim
 from disp.decoding.dream import DreamConfig, decode_dream
 from disp.decoding.llada import LladaConfig, decode_llada
+from disp.decoding.profiles import profiled
 from disp.errors import DispError, unknown_name
 from disp.models.interface import MDLM
 
@@ -89,10 +90,18 @@ def decode_config(gen_length: int = 32, steps: int = 32, *, sampler: str = DEFAU
     return kind.config(gen_length=gen_length, steps=steps, **known)
 
 
-def own_settings(model: MDLM, **given: Any) -> DecodeConfig:
-    """How the model decodes by itself, but for the settings that are given and not None; see `changed_config`."""
+def own_settings(model: MDLM, *, profile: str | None = None, **given: Any) -> DecodeConfig:
+    """How the model decodes by itself, but for the settings that are given and not None; see `changed_config`.
+
+    Args:
+        model: the model.
+        profile: a name of `disp.decoding.profiles.PROFILES`, whose settings come before the model's own and after those
+            that are given; None for none.
+        given: settings.
+    """
     given = {name: value for name, value in given.items() if value is not None}
-    return changed_config({"gen_length": model.gen_length, **model.generation_defaults}, given)
+    config = changed_config({"gen_length": model.gen_length, **model.generation_defaults}, given)
+    return config if profile is None else profiled(config, profile, keep=given)
 
 
 def changed_config(own: Mapping[str, Any], given: Mapping[str, Any]) -> DecodeConfig:

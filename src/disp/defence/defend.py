@@ -20,6 +20,7 @@ from disp.data.damaged import without_damaged_pictures
 from disp.data.dataset import Dataset, Problem
 from disp.data.loading import load_dataset
 from disp.data.sample import ImageSource, Sample, queries_of
+from disp.decoding.profiles import ProfileName
 from disp.draws import generator
 from disp.errors import DispError, unknown_name
 from disp.evaluation.rewriting import RewritingLoss, rewriting_loss
@@ -34,6 +35,7 @@ from disp.purification.config import PurifyConfig
 from disp.purification.purify import Purified, purify
 from disp.purification.remedies import REWRITE, Treatment
 from disp.suspicion.carriers import Pattern
+from disp.suspicion.masking import Substitute
 from disp.training.config import TrainConfig, devices_of_run
 from disp.training.train import check_training, train
 
@@ -51,6 +53,8 @@ class DefenceConfig:
         under_patterns: unflagged samples that found patterns are laid over for the fine-tuning, at most.
         preset: "published" rewrites every row as the scripts of DiSP's authors do, whatever the audit finds; see
             `PurifyConfig.published`. None rewrites what the audit flags.
+        profile: how new answers are decoded, a name of `disp.decoding.profiles.PROFILES`. The audits decode exactly.
+        substitute: what a masked token becomes while answers are rewritten, see `disp.suspicion.masking.hide`.
     """
 
     audit: AuditConfig = field(default_factory=AuditConfig)
@@ -59,6 +63,8 @@ class DefenceConfig:
     probes: int = 64
     under_patterns: int = 1000
     preset: Literal["published"] | None = None
+    profile: ProfileName = "exact"
+    substitute: Substitute = "mask"
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -168,11 +174,20 @@ def defend(
         purified = out / f"purified{suffix}"
         if config.preset is None:
             cleaned = purify_flagged(
-                current, data, decided, config.audit, purified, treatment=in_round, progress=progress
+                current,
+                data,
+                decided,
+                config.audit,
+                purified,
+                treatment=in_round,
+                profile=config.profile,
+                substitute=config.substitute,
+                progress=progress,
             )
             samples = recovery_samples(cleaned, decided, config.audit.seed, most=config.under_patterns)
         else:
             settings = PurifyConfig.published(current, seed=config.audit.seed, batch_size=config.audit.batch_size)
+            settings = settings.with_profile(current, config.profile, config.substitute)
             cleaned = purify(current, data, settings, purified, treatment=in_round, progress=progress)
             samples = list(cleaned.dataset.samples)
         left_out += cleaned.left_out
@@ -256,6 +271,8 @@ def purify_flagged(
     out: Path,
     *,
     treatment: Treatment = REWRITE,
+    profile: ProfileName = "exact",
+    substitute: Substitute = "mask",
     progress: ProgressBar = no_progress,
 ) -> Purified:
     """Rewrite what an audit flagged, and leave out what keeps its phrase all the same; see `purify`.
@@ -267,12 +284,17 @@ def purify_flagged(
         config: how it was audited, and how answers are decoded.
         out: folder of the run.
         treatment: what is done instead of rewriting, and what a person decided.
+        profile: see `DefenceConfig`.
+        substitute: see `DefenceConfig`.
         progress: see `disp.progress`.
     """
+    settings = PurifyConfig(
+        scoring=config.scoring, decode=config.decode, batch_size=config.batch_size, seed=config.seed
+    )
     return purify(
         model,
         dataset,
-        PurifyConfig(scoring=config.scoring, decode=config.decode, batch_size=config.batch_size, seed=config.seed),
+        settings.with_profile(model, profile, substitute),
         out,
         evidence=found.evidence,
         rewrite=found.flagged,

@@ -32,7 +32,8 @@ class Prefix:
         visual_mask: bool ``[B, P]``, true at image-patch tokens only: not at separators, newlines or padding.
         locations: int64 ``[B, P, 4]``: image, tile, row and column of each visual token, -1 elsewhere. Tile 0 is the
             whole picture; where a family merges its other tiles into one map, that map is tile 1.
-        extras: a family's own tensors, first dimension B.
+        extras: a family's own tensors, first dimension B. One whose second dimension is P says something of each
+            position.
         separators: bool ``[B, P]``, true at what a family puts between visual tokens, such as newline vectors; None
             where there is nothing of the kind. Published DiSP ranks and masks these like visual tokens.
     """
@@ -57,6 +58,33 @@ class Prefix:
             locations=self.locations[rows],
             extras={name: tensor[rows] for name, tensor in self.extras.items()},
             separators=None if self.separators is None else self.separators[rows],
+        )
+
+    def packed(self) -> Prefix:
+        """The same without the positions that nobody sees, as far as rows are as long as the longest one of them.
+
+        Positions count the tokens that are there, unless a family numbers them, so this changes no prediction.
+        """
+        there = self.attention_mask
+        length = int(there.sum(-1).max()) if len(self) else 0
+        # Those that are seen in their order, on the right.
+        order = there.int().argsort(dim=-1, stable=True)[:, there.shape[1] - length :]
+
+        def at(tensor: Tensor) -> Tensor:
+            return tensor[torch.arange(len(self), device=tensor.device)[:, None], order.to(tensor.device)]
+
+        width = there.shape[1]
+        return replace(
+            self,
+            embeds=at(self.embeds),
+            attention_mask=at(there),
+            visual_mask=at(self.visual_mask),
+            locations=at(self.locations),
+            extras={
+                name: at(tensor) if tensor.ndim > 1 and tensor.shape[1] == width else tensor
+                for name, tensor in self.extras.items()
+            },
+            separators=None if self.separators is None else at(self.separators),
         )
 
     def scored(self, separators: bool) -> Tensor:

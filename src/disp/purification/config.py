@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from disp.decoding.config import DecodeConfig
+from disp.decoding.profiles import ProfileName, profiled
 from disp.decoding.samplers import decode_config, own_settings
 from disp.errors import DispError, unknown_name
 from disp.models.interface import MDLM
@@ -86,6 +87,11 @@ class PurifyConfig:
             "seed": seed,
         }
         return cls(**(settings | changes))
+
+    def with_profile(self, model: MDLM, profile: ProfileName, substitute: Substitute) -> PurifyConfig:
+        """The same with a profile of `disp.decoding.profiles`, and with what a masked token becomes."""
+        decode = profiled(self.decode or own_settings(model), profile)
+        return replace(self, decode=decode, substitute=substitute)
 
     def asked(self, sample: Sample) -> Sample:
         """What is asked about a sample: its own turns, or the first alone, or one question about its first pictures."""

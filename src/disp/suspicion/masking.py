@@ -91,8 +91,8 @@ def hide(prefix: Prefix, masked: Tensor, mask_embedding: Tensor, substitute: Sub
         masked: bool ``[B, P]``, true at visual tokens or separators only.
         mask_embedding: ``[d]``, the model's own.
         substitute: what a hidden token becomes: "mask", the mask embedding or whatever the family has in its place, as
-            DiSP does; "zeros"; "mean", the mean of all visual tokens of its row; "left out", nothing: the other tokens
-            do not see it, as if it were padding.
+            DiSP does; "zeros"; "mean", the mean of all visual tokens of its row; "left out", nothing: the sequence
+            is shorter, and costs less.
 
     Raises:
         DispError: there is no such substitute.
@@ -102,7 +102,7 @@ def hide(prefix: Prefix, masked: Tensor, mask_embedding: Tensor, substitute: Sub
     if substitute == "mask":
         return hidden
     if substitute == "left out":
-        return replace(prefix, attention_mask=prefix.attention_mask & ~masked)
+        return replace(prefix, attention_mask=prefix.attention_mask & ~masked).packed()
     if substitute == "zeros":
         other = torch.zeros_like(prefix.embeds[:, :1])
     elif substitute == "mean":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +118,7 @@ def _whole(
     """Hidden states ``[B, M, d]`` of all positions' layers, and their keys and values if they are kept."""
     x, length = given.x, given.x.shape[1]
     keys, values = [], []
-    *layers, last = language.layers
+    *layers, last = _blocks(language)
     for layer in layers:
         if keep:
             x, key, value = _layer(layer, x, given.table, given.mask)
@@ -141,10 +142,10 @@ def _whole(
 
 def _tail(language: LanguageModel, x: Tensor, past: KeyValues, slots: Tensor) -> Tensor:
     """Hidden states ``[B, M, d]`` of the last positions alone, ``x`` ``[B, L + shift, d]``, behind a kept prompt."""
-    final = len(language.layers) - 1
-    for index, layer in enumerate(language.layers):
+    layers = _blocks(language)
+    for index, layer in enumerate(layers):
         joined = past.keys[index], past.values[index]
-        rows = slots if index == final else None
+        rows = slots if index == len(layers) - 1 else None
         x, _, _ = _layer(layer, x, past.table, past.mask, rows=rows, joined=joined, first=past.first)
     return x
 
@@ -194,6 +195,10 @@ def _layer(
     out = attention.o_proj(attend(query, key, value, mask, attention.implementation).transpose(1, 2).flatten(2))
     x = x.to(out.device) + out
     return x + block.mlp(block.post_attention_layernorm(x)), key, value
+
+
+def _blocks(language: LanguageModel) -> list[Block]:
+    return cast(list[Block], list(language.layers))
 
 
 def _rows_of(x: Tensor, rows: Tensor) -> Tensor:
