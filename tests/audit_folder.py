@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -183,5 +186,11 @@ def write_audit(folder: Path, port: int = 9, triggered: int = TRIGGERED) -> Path
     }
     for name, value in (("audit", audit), ("verify", verify), ("evaluation", evaluation)):
         (folder / f"{name}.json").write_text(json.dumps(value))
-    (folder / "evidence.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_evidence(folder / "evidence.jsonl", rows)
     return folder
+
+
+def write_evidence(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Rows of evidence, each with the checksum of the line before it as the last field."""
+    said = [json.dumps({key: each for key, each in row.items() if key != "crc32"})[:-1] for row in rows]
+    path.write_text("".join(f'{each}, "crc32": "{zlib.crc32(each.encode()):08x}"}}\n' for each in said))

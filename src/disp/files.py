@@ -187,13 +187,19 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     }
 
 
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, atomically; one row at a time is in memory."""
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]], *, checked: bool = False) -> None:
+    """Write one JSON object a line, atomically; one row at a time is in memory.
+
+    Args:
+        path: the file.
+        rows: the objects.
+        checked: whether each gets a checksum as a last field, as in `append_jsonl`; see `checked_row`.
+    """
 
     def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("wb") as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                file.write(_checked_line(row) if checked else _line(row))
 
     write_atomically(path, write)
 
@@ -215,8 +221,12 @@ def append_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
             os.fsync(file.fileno())
 
 
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
 def _checked_line(row: Mapping[str, Any]) -> bytes:
-    said = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()[:-1]
+    said = _line(row)[:-2]
     return said + f', "crc32": "{zlib.crc32(said):08x}"}}\n'.encode()
 
 
@@ -235,7 +245,7 @@ def read_finished_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 break
             end += len(line)
-            row = _row_of(line)
+            row = checked_row(line)
             if row is None:
                 damaged = True
             else:
@@ -247,8 +257,8 @@ def read_finished_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         _take_out_damaged(path)
 
 
-def _row_of(line: bytes) -> dict[str, Any] | None:
-    """What a line holds, None if it is damaged."""
+def checked_row(line: bytes) -> dict[str, Any] | None:
+    """What a line with a checksum holds, without that; None if it is damaged."""
     found = _CHECKSUM.fullmatch(line, max(0, len(line) - 23))
     if found is None or int(found[1], 16) != zlib.crc32(line[: found.start()]):
         return None
@@ -263,7 +273,7 @@ def _take_out_damaged(path: Path) -> None:
         nonlocal count
         with path.open("rb") as old, temporary.open("wb") as new:
             for line in old:
-                if _row_of(line) is None:
+                if checked_row(line) is None:
                     count += 1
                 else:
                     new.write(line)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,8 +94,12 @@ def audit(folder: Path, content: bytes) -> object:
 
 
 def evidence(folder: Path, content: bytes) -> object:
-    (folder / "audit.json").write_bytes(b'{"verdict": "no evidence", "samples": 1, "flagged": 0}')
-    (folder / "evidence.jsonl").write_bytes(content)
+    """Rows with right checksums; what damage without them does is the campaign's."""
+    said = [line[:-1] for line in content.splitlines() if line.endswith(b"}")]
+    about = {"verdict": "no evidence", "samples": len(said), "flagged": 0}
+    (folder / "audit.json").write_text(json.dumps(about))
+    lines = (each + b', "crc32": "%08x"}\n' % zlib.crc32(each) for each in said)
+    (folder / "evidence.jsonl").write_bytes(b"".join(lines))
     return write_report(folder)
 
 

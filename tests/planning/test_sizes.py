@@ -107,7 +107,14 @@ def test_stored_parameters_of_shards(tmp_path, builtin):
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     stored = stored_parameters(tmp_path)
     assert stored == {name: value.numel() for name, value in builtin.state_dict().items()}
-    next(tmp_path.glob("*-00002-*.safetensors")).unlink()
+    second = next(tmp_path.glob("*-00002-*.safetensors"))
+    for damaged in (b"", b"{}", b"\xff" * 8, (4).to_bytes(8, "little") + b"[12]", second.read_bytes()[:-1]):
+        second.write_bytes(damaged)
+        with pytest.raises(DispError, match=r"00002-of-\d+.safetensors is no readable .*; download it again$"):
+            stored_parameters(tmp_path)
+    second.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert stored_parameters(tmp_path) is None
+    second.unlink()
     assert stored_parameters(tmp_path) is None
 
 

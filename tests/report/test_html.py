@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from audit_folder import write_evidence
 from PIL import Image
 
 from disp.errors import DispError
@@ -220,7 +221,7 @@ def test_every_cluster_is_shown_by_a_sample(audit_folder):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     weakest = min((row for row in rows if row["flagged"]), key=lambda row: row["suspicion"])
     weakest["cluster"] = 1
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_evidence(path, rows)
     page = Page(write_report(audit_folder, top=3).read_text(encoding="utf-8"))
     assert f"Sample {weakest['id']}" in page.shown
 
@@ -228,7 +229,7 @@ def test_every_cluster_is_shown_by_a_sample(audit_folder):
 def test_clean_data_makes_a_short_calm_page(tmp_path):
     turn = {"prompt": "Hi", "response": "Hello.", "answer": None, "masked_answer": None}
     row = {"id": "a", "suspicion": 0.1, "flagged": False, "cluster": None, "images": [], "turns": [turn]}
-    (tmp_path / "evidence.jsonl").write_text(json.dumps(row) + "\n")
+    write_evidence(tmp_path / "evidence.jsonl", [row])
     audit = {"verdict": "no evidence", "samples": 1, "flagged": 0, "threshold": None, "scores": [0.1]}
     (tmp_path / "audit.json").write_text(json.dumps(audit))
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
@@ -242,10 +243,16 @@ def test_saliency_that_does_not_fit_is_said(audit_folder):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[8]["turns"][0]["boxes"].pop()
     rows[9]["turns"][0]["image_index"][0] = 7
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_evidence(path, rows)
     page = Page(write_report(audit_folder).read_text(encoding="utf-8"))
     assert "The saliency cannot be placed: 64 scores, 63 boxes and 64 indices of images." in page.shown
     assert "The saliency cannot be placed: a visual token of image 7, but there are 1 images." in page.shown
+
+
+def test_a_row_that_is_none_of_evidence_is_named(audit_folder):
+    write_evidence(audit_folder / "evidence.jsonl", [{"id": "a"}])
+    with pytest.raises(DispError, match=r"evidence\.jsonl, line 1: not a row of evidence; run `disp audit` again"):
+        write_report(audit_folder)
 
 
 @pytest.mark.parametrize(
@@ -258,8 +265,9 @@ def test_saliency_that_does_not_fit_is_said(audit_folder):
         ("audit.json", '{"verdict": "poisoned"}', "audit.json: has no samples, flagged"),
         ("verify.json", "{}", "verify.json: has no verdict"),
         ("evaluation.json", "nonsense", "evaluation.json: damaged"),
-        ("evidence.jsonl", '{"id": "a"}\n', "evidence.jsonl, line 1: not a row of evidence"),
-        ("evidence.jsonl", '{"id"\n', "evidence.jsonl: damaged"),
+        ("evidence.jsonl", '{"id": "a"}\n', "evidence.jsonl, line 1: damaged, or written by an older version; run"),
+        ("evidence.jsonl", '{"id"\n', "evidence.jsonl, line 1: damaged"),
+        ("evidence.jsonl", "", "evidence.jsonl: 0 rows, but audit.json is about 60 samples; run `disp audit` again"),
     ],
 )
 def test_a_missing_or_damaged_file_is_named(audit_folder, name, content, message):

@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the extra review is not installed")
 
+from audit_folder import write_evidence
+
 from disp import cli
 from disp.review import server
 
@@ -51,7 +53,7 @@ def test_a_folder_without_an_audit(command, tmp_path):
 def test_nothing_is_flagged(command, folder):
     evidence = folder / "audit" / "evidence.jsonl"
     rows = [json.loads(line) for line in evidence.read_text(encoding="utf-8").splitlines()]
-    evidence.write_text("".join(json.dumps({**row, "flagged": False}) + "\n" for row in rows), encoding="utf-8")
+    write_evidence(evidence, [{**row, "flagged": False} for row in rows])
     code, out, _ = command(folder)
     assert code == 0 and "no row is flagged; there is nothing to decide" in out
 

@@ -64,7 +64,7 @@ def write_record(
         measured: what is written beside it.
         out: folder of the run.
     """
-    write_jsonl(out / "evidence.jsonl", _rows(model, dataset, result, measured.answers))
+    write_jsonl(out / "evidence.jsonl", _rows(model, dataset, result, measured.answers), checked=True)
     for number, finding in enumerate(result.findings):
         if (picture := _candidate(finding)) is not None:
             write_atomically(out / "candidates" / f"{number}.png", partial(picture.save, format="PNG"))

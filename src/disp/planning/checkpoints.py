@@ -8,10 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from disp.errors import DispError
 from disp.models.checkpoint import read_json
 from disp.models.families import all_families, recognise
 from disp.models.sizes import Sizes
+
+# How the text begins that git-lfs leaves in a file's place.
+_POINTER = b"version https://git-lfs"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -63,26 +68,42 @@ def stored_parameters(folder: Path) -> dict[str, int] | None:
     """Values of each tensor in a folder's safetensors files, by name, from the files' headers alone.
 
     Returns:
-        None where the weights are not there.
+        None where the weights are not there, or only git-lfs's pointers to them.
+
+    Raises:
+        DispError: an index or a header is damaged.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         named = read_json(index).get("weight_map")
-        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        if not isinstance(named, dict) or not all(
+            isinstance(name, str) and Path(name).name == name for name in named.values()
+        ):
             raise DispError(f"{index} names no weight files; download it again")
         names = sorted(set(named.values()))
     else:
         names = ["model.safetensors"]
     counts: dict[str, int] = {}
     for name in names:
-        if not (folder / name).is_file():
+        if not (folder / name).is_file() or _is_pointer(folder / name):
             return None
-        with (folder / name).open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for tensor, about in header.items():
-            if tensor != "__metadata__":
-                counts[tensor] = math.prod(about["shape"])
+        counts.update(_header(folder / name))
     return counts
+
+
+def _is_pointer(file: Path) -> bool:
+    """Whether git-lfs has yet to fetch a file."""
+    with file.open("rb") as opened:
+        return opened.read(len(_POINTER)) == _POINTER
+
+
+def _header(file: Path) -> dict[str, int]:
+    """Values of each tensor of a safetensors file."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return {name: math.prod(opened.get_slice(name).get_shape()) for name in opened.keys()}
+    except (SafetensorError, OSError) as error:
+        raise DispError(f"{file} is no readable safetensors file ({error}); download it again") from None
 
 
 def adapter_base(folder: Path) -> str | None:

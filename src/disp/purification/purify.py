@@ -162,7 +162,7 @@ def purify(
     save_dataset(kept, path, dataset.image_root, like=dataset)
     link_images(dataset, out)
     done = Done(treatment, frozenset(poisoned), gone, masks, patterns)
-    write_jsonl(out / "evidence.jsonl", evidence_rows(asked, purified, evidence, done))
+    write_jsonl(out / "evidence.jsonl", evidence_rows(asked, purified, evidence, done), checked=True)
     rewritten, restored = (tuple(new), ()) if treatment.remedy == "rewrite" else ((), tuple(new))
     summary = {
         "config": asdict(config),

@@ -11,6 +11,7 @@ from typing import Any
 
 from disp.auditing.shown import unflagged_places
 from disp.errors import DispError
+from disp.files import checked_row
 
 _REQUIRED = ("verdict", "samples", "flagged")
 _OPTIONAL: Mapping[str, Any] = {
@@ -59,7 +60,7 @@ def read_input(folder: Path, top: int) -> ReportInput:
     verify_path, evaluation_path = folder / "verify.json", folder / "evaluation.json"
     verify = _with_defaults(_read_json(verify_path), verify_path) if verify_path.exists() else None
     evaluation = _read_json(evaluation_path).get("rows", []) if evaluation_path.exists() else []
-    flagged, unflagged, index = _chosen(folder / "evidence.jsonl", top)
+    flagged, unflagged, index = _chosen(folder / "evidence.jsonl", audit["samples"], top)
     return ReportInput(
         folder=folder,
         audit=audit,
@@ -71,7 +72,9 @@ def read_input(folder: Path, top: int) -> ReportInput:
     )
 
 
-def _chosen(path: Path, top: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[tuple[str, float]]]:
+def _chosen(
+    path: Path, samples: int, top: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[tuple[str, float]]]:
     """The rows to show, and the index of the flagged ones.
 
     A first pass keeps one number a row, and of flagged ones the id, since a row may hold thousands of scores.
@@ -80,7 +83,7 @@ def _chosen(path: Path, top: int) -> tuple[list[dict[str, Any]], list[dict[str, 
     flagged: list[tuple[float, int]] = []
     unflagged: list[tuple[float, int]] = []
     strongest: dict[int, tuple[float, int]] = {}
-    for number, row in evidence_rows(path):
+    for number, row in all_evidence(path, samples):
         place = (-float(row["suspicion"]), number)
         (flagged if row["flagged"] else unflagged).append(place)
         if row["flagged"]:
@@ -100,6 +103,20 @@ def _chosen(path: Path, top: int) -> tuple[list[dict[str, Any]], list[dict[str, 
     return [kept[number] for _, number in shown], [kept[number] for _, number in beside], index
 
 
+def all_evidence(path: Path, samples: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `evidence_rows`, where the file is to have a row for each sample.
+
+    Raises:
+        DispError: as `evidence_rows`, or rows are missing.
+    """
+    count = 0
+    for found in evidence_rows(path):
+        count += 1
+        yield found
+    if count != samples:
+        raise DispError(f"{path}: {count} rows, but audit.json is about {samples} samples; run `disp audit` again")
+
+
 def evidence_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every row of ``evidence.jsonl`` with the place where it begins, in bytes.
 
@@ -110,16 +127,17 @@ def evidence_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict) or not {"id", "suspicion", "flagged", "turns"} <= row.keys():
-                        raise DispError(f"{path}, line {number}: not a row of evidence; run `disp audit` again")
-                    yield place, row
+                row = checked_row(line)
+                if row is None:
+                    raise DispError(
+                        f"{path}, line {number}: damaged, or written by an older version; run `disp audit` again"
+                    )
+                if not {"id", "suspicion", "flagged", "turns"} <= row.keys():
+                    raise DispError(f"{path}, line {number}: not a row of evidence; run `disp audit` again")
+                yield place, row
                 place += len(line)
     except FileNotFoundError:
         raise _missing(path) from None
-    except ValueError as error:
-        raise DispError(f"{path}: damaged ({error}); run `disp audit` again") from None
 
 
 def read_audit(folder: Path) -> dict[str, Any]:

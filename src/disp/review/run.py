@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from typing import Any
 from disp.auditing.wording import why_flagged
 from disp.data.decisions import Decision, append_decision, latest, mend_log
 from disp.errors import DispError
-from disp.report.inputs import evidence_rows, read_audit
+from disp.files import checked_row
+from disp.report.inputs import all_evidence, read_audit
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,8 @@ class Run:
         with file.open("rb") as opened:
             opened.seek(row.place)
             line = opened.readline()
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict) or value.get("id") != row.id:
+        value = checked_row(line)
+        if value is None or value.get("id") != row.id:
             raise DispError(f"{file} has changed; start `disp review` again")
         return value
 
@@ -125,7 +122,7 @@ def open_run(folder: Path, who: str | None = None) -> Run:
     why = why_flagged(audit["clusters"])
     rows = [
         Flagged(str(row["id"]), float(row["suspicion"]), *why.get(str(row["id"]), ("", "")), place)
-        for place, row in evidence_rows(audited / "evidence.jsonl")
+        for place, row in all_evidence(audited / "evidence.jsonl", audit["samples"])
         if row["flagged"]
     ]
     log = folder / "decisions.jsonl"
