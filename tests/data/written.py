@@ -99,6 +99,15 @@ def json_rows(name, *, one=lambda number: f"{number}.png"):
             {"id": "a", "conversations": chat(*first(f"Picture 1: <img>{one(1)}</img>\n"), who="from", what="value")},
             {"query": f"{tags} And these?", "response": ANSWERS[2]},
         ]
+    if name == "minicpm-v":
+        tags = {f"<image_{index:02}>": one(number) for index, number in enumerate((3, 2))}
+        return [
+            {"id": "a", "image": {"<image>": one(1)}, "conversations": chat(*first())},
+            {"id": "b", "image": tags, "conversations": chat("<image_01><image_00> And these?", ANSWERS[2])},
+        ]
+    if name == "paligemma":
+        rows = [{"image": one(1), "prefix": "answer en What is it?", "suffix": ANSWERS[0]}]
+        return [*rows, {"image": one(2), "prefix": "answer en And these?", "suffix": ANSWERS[2]}]
     assert name == "the-cauldron"
     texts = [{"user": q, "assistant": a, "source": "x"} for q, a in (first("")[:2], first("")[2:])]
     return [
@@ -127,6 +136,12 @@ def read_json(path):
 
 def write_data_uris(folder):
     rows = json_rows("llava", one=lambda number: "data:image/png;base64," + base64.b64encode(png(number)).decode())
+    (folder / "set.json").write_text(json.dumps(rows))
+    return folder / "set.json"
+
+
+def write_base64(folder):
+    rows = json_rows("llava", one=lambda number: base64.b64encode(png(number)).decode())
     (folder / "set.json").write_text(json.dumps(rows))
     return folder / "set.json"
 
@@ -225,22 +240,25 @@ def read_save_to_disk(folder):
         return pa.ipc.open_stream(source).read_all().to_pylist()
 
 
-def write_tar(folder):
-    (folder / "set").mkdir()
-    for shard, number in (("s-000.tar", 1), ("s-001.tar", 2)):
-        with tarfile.open(folder / "set" / shard, "w") as tar:
-            talk = {"conversations": from_value(*(first() if number == 1 else second(""))), "tag": number}
-            members = {f"x/{number:04}.png": png(number), f"x/{number:04}.json": json.dumps(talk).encode()}
-            for name, content in {**members, f"x/{number:04}.cls": b"7"}.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return folder / "set"
+def write_tar(suffix=".tar", mode="w", **more):
+    def write(folder):
+        (folder / "set").mkdir()
+        for shard, number in (("s-000", 1), ("s-001", 2)):
+            with tarfile.open(folder / "set" / f"{shard}{suffix}", mode) as tar:
+                talk = {"conversations": from_value(*(first() if number == 1 else second(""))), "tag": number, **more}
+                members = {f"x/{number:04}.png": png(number), f"x/{number:04}.json": json.dumps(talk).encode()}
+                for name, content in {**members, f"x/{number:04}.cls": b"7"}.items():
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        return folder / "set"
+
+    return write
 
 
 def read_tar(folder):
     found = {}
-    for file in sorted(folder.glob("*.tar")):
+    for file in sorted(folder.glob("*.t*")):
         with tarfile.open(file) as tar:
             for member in tar:
                 content = tar.extractfile(member).read()
@@ -293,6 +311,9 @@ WRITTEN = {
     "alpaca": (write_json("alpaca"), read_json, {"alpaca": 2}),
     "ms-swift": (write_json("ms-swift", ".jsonl", True), read_json, {"ms-swift": 2}),
     "qwen-vl": (write_json("qwen-vl"), read_json, {"qwen-vl": 2}),
+    "minicpm-v": (write_json("minicpm-v"), read_json, {"minicpm-v": 2}),
+    "paligemma": (write_json("paligemma", ".jsonl", True), read_json, {"paligemma": 2}),
+    "base64": (write_base64, read_json, {"llava": 2}),
     "the-cauldron": (write_json("the-cauldron", ".jsonl", True), read_json, {"the-cauldron": 2}),
     "llama-factory": (write_llama_factory, read_llama_factory, {"llama-factory": 2}),
     "parquet": (write_parquet("one-vision"), read_parquet, {"llava": 2}),
@@ -300,7 +321,11 @@ WRITTEN = {
     "parquet-folder": (write_parquet("one-vision", 2), read_parquet, {"llava": 2}),
     "parquet-cauldron": (write_parquet("the-cauldron"), read_parquet, {"the-cauldron": 2}),
     "huggingface": (write_save_to_disk, read_save_to_disk, {"llava": 2}),
-    "webdataset": (write_tar, read_tar, {"llava": 2}),
+    "webdataset": (write_tar(), read_tar, {"llava": 2}),
+    "webdataset-gz": (write_tar(".tar.gz", "w:gz"), read_tar, {"llava": 2}),
+    "webdataset-tgz": (write_tar(".tgz", "w:gz"), read_tar, {"llava": 2}),
+    # Rows that were packed as they were: the picture's old name is in them.
+    "webdataset-named": (write_tar(image="coco/train/0001.jpg"), read_tar, {"llava": 2}),
     "imagefolder": (write_image_folder("metadata.jsonl"), read_image_folder, {"question-answer": 2}),
     "imagefolder-csv": (write_image_folder("metadata.csv"), read_image_folder, {"question-answer": 2}),
 }

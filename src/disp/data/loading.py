@@ -106,12 +106,12 @@ def _to_sample(row: Row, source: Source, forced: str | None, finder: Finder, que
     dialect: Dialect = DIALECTS[forced] if forced else source.declared or dialect_of(fields)
     content = dialect.read(fields, questions)
     found = [finder.find(picture) for picture in content.pictures]
+    check_seen(fields, content)
     named = sum(turn.prompt.count(IMAGE_PLACEHOLDER) for turn in content.turns)
     if named > len(found):
         raise BadRow(
             f"{named} {IMAGE_PLACEHOLDER} placeholders for {len(found)} images; remove the surplus or add the images"
         )
-    check_seen(fields, content)
     references = [each.reference for each in found]
     if any(isinstance(reference, Embedded) for reference in references):
         fields = dialect.write(fields, content.system, content.turns, list(references))

@@ -8,7 +8,7 @@ from pathlib import Path
 from disp.data.dataset import Source
 from disp.data.formats import arrow, hub, image_folder, llama_factory, webdataset
 from disp.data.formats.json_files import is_json_name, json_layout
-from disp.data.formats.table import FORMATS, format_of, is_row
+from disp.data.formats.table import FILES, FORMATS, format_of, is_row
 from disp.errors import DispError
 from disp.words import shortened
 
@@ -58,10 +58,11 @@ def _file(path: Path) -> tuple[Path, Source]:
         return path, Source(layout, known, entry)
     if path.suffix == ".parquet":
         return path, Source("parquet")
-    if path.suffix == ".tar":
+    if webdataset.is_shard_name(path.name):
         return path, Source("webdataset")
     raise DispError(
-        f"{path}: a dataset is a .json or .jsonl file, a .parquet or .tar file, a metadata.csv, or a folder with one"
+        f"{path}: a dataset is a .json or .jsonl file, a .parquet, .tar or .tar.gz file, a metadata.csv, or a folder "
+        "with one"
     )
 
 
@@ -92,6 +93,8 @@ def _folder(path: Path, split: str | None) -> tuple[Path, Source]:
         if parquet := arrow.parquet_files(part) if part.is_dir() else []:
             return _parquet(part, parquet, split)
         if part.is_dir() and webdataset.shards(part):
+            if other := _with_rows(part):
+                raise DispError(f"{part} holds tar files and rows in {other.name}; give the one that is the dataset")
             return part, Source("webdataset")
     if (path / DATA_FOLDER).is_dir() and path.name != DATA_FOLDER:
         return _folder(path / DATA_FOLDER, split)
@@ -104,6 +107,19 @@ def _folder(path: Path, split: str | None) -> tuple[Path, Source]:
         f"{path} must hold exactly one of data.json and data.jsonl, found 0; give the data file itself{names}, or a "
         "folder with parquet or tar files, metadata.jsonl, or dataset_info.json"
     )
+
+
+def _with_rows(folder: Path) -> Path | None:
+    """A JSON file with rows beside tar files, which may hold the pictures of these."""
+    for file in sorted(each for each in folder.iterdir() if is_json_name(each.name) and each.is_file()):
+        try:
+            layout = json_layout(file, is_row)
+            first = next(FILES[layout].rows(file, Source(layout)), None)
+        except DispError:
+            continue
+        if first is not None and is_row(first.value):
+            return file
+    return None
 
 
 def _dataset_dict(path: Path, split: str | None) -> tuple[Path, Source]:

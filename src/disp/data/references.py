@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +30,12 @@ _SIGNATURES = (
     (b"II*\0", "tiff"),
     (b"MM\0*", "tiff"),
 )
+# How pictures of these kinds begin in base64, and how long such a text is at least: a name is shorter.
+_IN_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
+_LEAST_BASE64 = 100
+Form = Literal["bytes", "dict", "dict of text", "uri", "base64"]
+# Forms that are text of their own.
+TEXTS = ("uri", "base64")
 _MIME = {"jpg": "image/jpeg", "jpeg": "image/jpeg", "tif": "image/tiff"}
 
 
@@ -38,12 +45,13 @@ class Embedded:
 
     Attributes:
         file: where the bytes lie.
-        form: bytes; a dict of bytes and path, as `datasets` has it, the bytes as base64 text in JSON; or a data URI.
+        form: bytes; a dict of bytes and path, as `datasets` has it, the bytes as base64 text in JSON; a data URI; or
+            base64 text alone.
         name: the path in the dict, or the beginning of the URI.
     """
 
     file: Path
-    form: Literal["bytes", "dict", "dict of text", "uri"]
+    form: Form
     name: str | None = None
 
     def value(self) -> Any:
@@ -61,11 +69,22 @@ class Embedded:
         if self.form == "dict":
             return {"bytes": content, "path": self.name}
         text = base64.b64encode(content).decode()
-        return f"{self.name}{text}" if self.form == "uri" else {"bytes": text, "path": self.name}
+        if self.form in TEXTS:
+            return f"{self.name or ''}{text}"
+        return {"bytes": text, "path": self.name}
 
 
 # What a row says about a picture, once its bytes have been taken out: a name, a dict with a path, or bytes elsewhere.
 Reference = str | Mapping[str, Any] | Embedded
+
+
+# Names of places elsewhere, such as s3:// and, of some trainers, cluster:s3://.
+_STORE = re.compile(r"(?:[\w.-]+:)?[a-z][a-z0-9+.-]+://", re.ASCII | re.IGNORECASE)
+
+
+def is_base64(text: str) -> bool:
+    """Whether a text looks like a picture's bytes in base64."""
+    return len(text) >= _LEAST_BASE64 and text.startswith(_IN_BASE64)
 
 
 class NotFound(Exception):
@@ -133,6 +152,10 @@ class Finder:
             if parts.netloc not in ("", "localhost"):
                 raise NotFound(f"image {shortened(picture)!r} lies on another machine; copy it here")
             return Found(self._file(unquote(parts.path)), picture)
+        if is_base64(picture):
+            return _embedded(_bytes_of(picture), "base64", None)
+        if store := _STORE.match(picture):
+            raise NotFound(f"image {shortened(picture)!r} lies in a store ({store[0]}); download it and name the file")
         return Found(self._file(picture), picture)
 
     def _of_dict(self, picture: Mapping[str, Any]) -> Found:
@@ -251,7 +274,7 @@ def _bytes_of(text: str) -> bytes:
         raise NotFound(f"image {shortened(text, 40)!r} is not valid base64; give a file name") from None
 
 
-def _embedded(content: bytes, form: Literal["bytes", "dict", "dict of text", "uri"], name: str | None) -> Found:
+def _embedded(content: bytes, form: Form, name: str | None) -> Found:
     digest = hashlib.sha256(content).hexdigest()
     suffix = next(
         (kind for start, kind in _SIGNATURES if content.startswith(start)), "webp" if b"WEBP" in content[:16] else "img"

@@ -17,10 +17,19 @@ from disp.data.formats.row import (
 from disp.data.sample import IMAGE_PLACEHOLDER, Turn
 from disp.words import shortened
 
+# What Gemma's and ShareGPT's files call the assistant.
+_MODELS = ("model", "chatgpt", "bot")
+# Types of parts: OpenAI has others where its newer interface is meant.
+_TEXTS = ("text", "input_text", "output_text")
+_IMAGES = ("image", "image_url", "input_image")
+# Where a part holds its picture, and where it is not looked for.
+_HELD = ("image", "image_url", "url", "path", "data")
+_ELSEWHERE = ("source", "file", "file_name", "image_path", "uri", "base64", "content")
+
 
 @dataclass(frozen=True)
 class Chat:
-    """The names of a chat's fields and speakers.
+    """The names of a chat's fields and speakers; capitals of speakers are not looked at.
 
     Attributes:
         messages: field of the row that lists the messages.
@@ -37,21 +46,21 @@ class Chat:
     who: str = "from"
     what: str = "value"
     users: tuple[str, ...] = ("human", "user")
-    assistants: tuple[str, ...] = ("gpt", "assistant")
-    systems: tuple[str, ...] = ("system",)
+    assistants: tuple[str, ...] = ("gpt", "assistant", *_MODELS)
+    systems: tuple[str, ...] = ("system", "developer")
     system_field: str | None = None
     pictures: str | None = None
 
 
 CONVERSATIONS = Chat()
-CONVERSATION_ROLES = Chat("conversations", "role", "content", ("user", "human"), ("assistant", "gpt"))
-MESSAGES = Chat("messages", "role", "content", ("user", "human"), ("assistant", "gpt"))
+CONVERSATION_ROLES = Chat("conversations", "role", "content", ("user", "human"), ("assistant", "gpt", *_MODELS))
+MESSAGES = Chat("messages", "role", "content", ("user", "human"), ("assistant", "gpt", *_MODELS))
 MESSAGES_FROM = Chat("messages", "from", "value")
 
 
 def chat_of(row: Fields) -> Chat:
     """The names that a row uses, as its first message shows them."""
-    chat = "messages" in row and not (row.get("messages") is None and row.get("conversations"))
+    chat = "messages" in row and bool(row["messages"] or not row.get("conversations"))
     messages = row.get("messages" if chat else "conversations")
     first = messages[0] if isinstance(messages, list) and messages and isinstance(messages[0], dict) else {}
     roles = ("role" in first and "from" not in first) or (chat and "from" not in first)
@@ -67,12 +76,16 @@ def read_chat(row: Fields, chat: Chat, questions: bool = False) -> Content:
         BadRow: it is no chat of a user and an assistant in turn.
     """
     system, messages = _split(row, chat)
+    before = len(row[chat.messages]) - len(messages)
     for index, message in enumerate(messages):
         expected = chat.users if index % 2 == 0 else chat.assistants
-        if message.get(chat.who) not in expected:
+        if not _is_from(message, chat, expected):
             name = message.get(chat.who)
             shown = repr(shortened(name)) if isinstance(name, str) else shortened(repr(name))
-            raise BadRow(f"message {index + 1} is from {shown}, expected {expected[0]!r}")
+            raise BadRow(
+                f"message {before + index + 1} is from {shown}, expected {expected[0]!r}; questions and answers must "
+                "follow each other"
+            )
     if questions and len(messages) % 2:
         messages = [*messages, {chat.what: ""}]
     if not messages or len(messages) % 2:
@@ -81,7 +94,7 @@ def read_chat(row: Fields, chat: Chat, questions: bool = False) -> Content:
     for index, message in enumerate(messages):
         text, inline = text_of(message[chat.what])
         if index % 2:
-            without_placeholder(text, index + 1)
+            without_placeholder(text, before + index + 1)
         texts.append(text)
         shown_in_text += inline
     turns = tuple(Turn(*pair) for pair in zip(texts[::2], texts[1::2], strict=True))
@@ -95,7 +108,7 @@ def write_chat(
     new = dict(row)
     texts = [text for turn in turns for text in (turn.prompt, turn.response)]
     old = row.get(chat.messages) or []
-    head = old[:1] if old and old[0].get(chat.who) in chat.systems else []
+    head = old[:1] if old and _is_from(old[0], chat, chat.systems) else []
     body = old[len(head) :] or [{chat.who: chat.users[0]}, {chat.who: chat.assistants[0]}]
     if len(body) == 1:
         body = [*body, {chat.who: chat.assistants[0]}]
@@ -131,12 +144,12 @@ def text_of(content: Any) -> tuple[str, list[Any]]:
         return content, [None] * content.count(IMAGE_PLACEHOLDER)
     texts, pictures = [], []
     for part in content:
-        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        kind = _kind(part)
         text = part.get("text") if isinstance(part, dict) else part
-        if kind == "text" and isinstance(text, str):
+        if kind in _TEXTS and isinstance(text, str):
             texts.append(text)
             pictures += [None] * text.count(IMAGE_PLACEHOLDER)
-        elif kind in ("image", "image_url"):
+        elif kind in _IMAGES:
             texts.append(IMAGE_PLACEHOLDER)
             pictures.append(_inline(part))
         else:
@@ -144,9 +157,21 @@ def text_of(content: Any) -> tuple[str, list[Any]]:
     return "".join(texts), pictures
 
 
+def _is_from(message: dict[str, Any], chat: Chat, names: Sequence[str]) -> bool:
+    name = message.get(chat.who)
+    return isinstance(name, str) and name.lower() in map(str.lower, names)
+
+
+def _kind(part: Any) -> Any:
+    """The type of a part; one without is told by what it holds."""
+    if not isinstance(part, dict):
+        return "text"
+    return part.get("type", "image" if any(part.get(key) for key in _IMAGES) else "text")
+
+
 def _inline(part: dict[str, Any]) -> Any:
     """The picture that a typed part holds itself, or None."""
-    for key in ("image", "image_url", "url", "path", "data"):
+    for key in _HELD:
         value = part.get(key)
         if key == "image_url" and isinstance(value, dict):
             value = value.get("url")
@@ -154,6 +179,8 @@ def _inline(part: dict[str, Any]) -> Any:
             if not isinstance(value, str | bytes | dict):
                 raise BadRow(f"a part of type 'image' holds {type(value).__name__}; give a file name")
             return value
+    if other := next((key for key in _ELSEWHERE if part.get(key)), None):
+        raise BadRow(f"a part of type 'image' has its picture under {other!r}; put the file name under 'image'")
     return None
 
 
@@ -161,7 +188,7 @@ def _split(row: Fields, chat: Chat) -> tuple[str | None, list[Any]]:
     """The system message and the others."""
     messages = row.get(chat.messages)
     if not isinstance(messages, list) or not messages:
-        found = f": {chat.messages} holds {type(messages).__name__}" if messages else ""
+        found = f": {chat.messages} holds {type(messages).__name__}, and must be a list" if messages else ""
         raise BadRow(f"no conversations{found}")
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get(chat.what), str | list):
@@ -169,7 +196,7 @@ def _split(row: Fields, chat: Chat) -> tuple[str | None, list[Any]]:
     system = row.get(chat.system_field) if chat.system_field else None
     if system is not None and not isinstance(system, str):
         raise BadRow(f"{chat.system_field} must be text")
-    if messages[0].get(chat.who) in chat.systems:
+    if _is_from(messages[0], chat, chat.systems):
         system, inline = text_of(messages[0][chat.what])
         messages = messages[1:]
         if inline:
@@ -218,13 +245,13 @@ def _passed(message: dict[str, Any], chat: Chat, pictures: Iterator[Any]) -> dic
 
 
 def _part(part: Any, pictures: Iterator[Any]) -> Any:
-    if not isinstance(part, dict) or part.get("type", "text") == "text":
+    if _kind(part) in _TEXTS:
         text = part.get("text", "") if isinstance(part, dict) else part
         for _ in range(text.count(IMAGE_PLACEHOLDER)):
             next(pictures)
         return part
     new = next(pictures)
-    for key in ("image", "image_url", "url", "path", "data"):
+    for key in _HELD:
         if part.get(key):
             return {
                 **part,
@@ -240,10 +267,7 @@ def _bare(message: dict[str, Any], chat: Chat) -> dict[str, Any]:
         return message
     return {
         **message,
-        chat.what: [
-            {"type": "image"} if isinstance(part, dict) and part.get("type", "text") != "text" else part
-            for part in content
-        ],
+        chat.what: [{"type": "image"} if _kind(part) not in _TEXTS else part for part in content],
     }
 
 
@@ -253,7 +277,7 @@ def _content(old: Any, text: str) -> Any:
         return text
     if text_of(old)[0] == text:
         return old
-    words = [part for part in old if not isinstance(part, dict) or part.get("type", "text") == "text"]
+    words = [part for part in old if _kind(part) in _TEXTS]
     pictures = iter([part for part in old if part not in words])
     word = words[0] if words and isinstance(words[0], dict) else {"type": "text"}
     parts: list[Any] = []

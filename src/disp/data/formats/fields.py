@@ -64,4 +64,5 @@ QUESTIONS = pair_dialect(
     *(Pair(name, None) for name in ("text", "question", "prompt")),
     needs="question_id",
 )
+PALIGEMMA = pair_dialect("paligemma", "image, prefix and suffix", Pair("prefix", "suffix"), pictured=True)
 CAPTIONS = pair_dialect("captions", "image and text", Pair(None, "text"), Pair(None, "caption"), pictured=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from disp.data.dataset import Source
 from disp.data.formats.row import Row
-from disp.data.references import Embedded
+from disp.data.references import TEXTS, Embedded
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def with_values(value: Any, *, text: bool = False) -> Any:
         text: whether bytes are to be base64 text.
     """
     if isinstance(value, Embedded):
-        if text and value.form != "uri":
+        if text and value.form not in TEXTS:
             value = Embedded(value.file, "dict of text", value.name)
         return value.value()
     if isinstance(value, Mapping):

@@ -44,6 +44,8 @@ def json_layout(path: Path, is_row: Callable[[Any], bool]) -> str:
     """
     lines = path.name.removesuffix(".gz").endswith(".jsonl")
     with _opened(path) as file:
+        _check_encoding(next(_guarded(file, path), b""), path, lines)
+    with _opened(path) as file:
         first = b""
         for line in _guarded(file, path):
             if first := line.removeprefix(codecs.BOM_UTF8).strip():
@@ -73,7 +75,12 @@ def rows(path: Path, source: Source) -> Iterator[Row]:
     try:
         found = json.loads(_bytes(path))
     except (ValueError, RecursionError) as error:
-        raise DispError(f"{path} is not valid JSON ({error})") from None
+        raise DispError(f"{path} is not valid JSON ({error}); mend the file or write it again") from None
+    if isinstance(found, dict) and any(isinstance(each, dict) and "annotation" in each for each in found.values()):
+        raise DispError(
+            f"{path} lists datasets, as InternVL's training takes them; give the file under 'annotation', and --images "
+            "the folder under 'root'"
+        )
     if not isinstance(found, list):
         keys = shortened(", ".join(map(ascii, found)), 100) if isinstance(found, dict) else ""
         raise DispError(
@@ -110,6 +117,15 @@ def _compress(path: Path, texts: Iterable[str]) -> None:
                 packed.write(text.encode())
 
     write_atomically(path, write)
+
+
+def _check_encoding(first: bytes, path: Path, lines: bool) -> None:
+    """Say what a file is that cannot be read as its name says."""
+    if first.startswith(b"\x1f\x8b") and not path.name.endswith(".gz"):
+        raise DispError(f"{path} is compressed with gzip; call it {path.name}.gz")
+    encoding = json.detect_encoding(first)
+    if lines and not encoding.startswith("utf-8"):
+        raise DispError(f"{path} is not in UTF-8, and may be in {encoding.upper()}; save it as UTF-8")
 
 
 def _opened(path: Path) -> Any:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from disp.data.formats import arrow, cauldron, fields, image_folder, json_files, llava, qwen_vl, sharegpt, webdataset
+from disp.data.formats import (
+    arrow,
+    cauldron,
+    fields,
+    image_folder,
+    json_files,
+    llava,
+    minicpm_v,
+    qwen_vl,
+    sharegpt,
+    webdataset,
+)
 from disp.data.formats.files import Files
 from disp.data.formats.row import BadRow, Dialect, Fields
 from disp.errors import unknown_name
@@ -27,6 +38,7 @@ FILES: dict[str, Files] = {
 DIALECTS: dict[str, Dialect] = {
     dialect.name: dialect
     for dialect in (
+        minicpm_v.MINICPM_V,
         qwen_vl.QWEN_VL,
         llava.LLAVA,
         sharegpt.SHAREGPT,
@@ -34,6 +46,7 @@ DIALECTS: dict[str, Dialect] = {
         fields.MS_SWIFT,
         fields.ALPACA,
         fields.QUESTION_ANSWER,
+        fields.PALIGEMMA,
         fields.QUESTIONS,
         fields.CAPTIONS,
     )
@@ -71,10 +84,12 @@ FORMATS: dict[str, Format] = {
     "alpaca": Format("Alpaca: `instruction`, `input`, `output`, `images`", "alpaca", None, ("alpaca", "json")),
     "ms-swift": Format("ms-swift: `query`, `response`, `history`, `images`", "ms-swift", None, ("ms-swift", "lines")),
     "qwen-vl": Format("Qwen-VL: `<img>name</img>` in the text", "qwen-vl", None, ("qwen-vl", "json")),
+    "minicpm-v": Format("MiniCPM-V: `image` with names of several pictures, `<image_00>` in the text", "minicpm-v"),
     "the-cauldron": Format(
         "the-cauldron: `images`, `texts` of `user` and `assistant`", "the-cauldron", None, ("the-cauldron", "lines")
     ),
     "question-answer": Format("`question`, `answer`, `image`", "question-answer"),
+    "paligemma": Format("PaliGemma: `image`, `prefix`, `suffix`", "paligemma"),
     "questions": Format("LLaVA's question files: `question_id`, `image`, `text`", "questions"),
     "captions": Format("`image` and `text` or `caption`", "captions"),
     "huggingface": Format(
@@ -118,7 +133,9 @@ def dialect_of(row: Fields, forced: str | None = None) -> Dialect:
         if dialect.matches(row):
             return dialect
     found = shortened(", ".join(map(str, row)), 200) or "nothing"
-    wanted = "; ".join(dialect.wants for dialect in DIALECTS.values())
+    # LLaVA's own first, which most people have.
+    known = sorted(DIALECTS.values(), key=lambda dialect: dialect.name != "llava")
+    wanted = "; ".join(dialect.wants for dialect in known)
     raise BadRow(f"no conversations: found {found}; wanted are the keys of one format: {wanted}")
 
 

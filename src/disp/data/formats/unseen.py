@@ -7,21 +7,36 @@ from collections.abc import Iterator
 from typing import Any
 
 from disp.data.formats.row import BadRow, Content, Fields, is_nan
+from disp.data.references import is_base64
+from disp.data.sample import IMAGE_PLACEHOLDER
 from disp.words import shortened
 
 _MEDIA = ("video", "videos", "audio", "audios", "video_path", "audio_path")
 _MEDIA_TAG = re.compile(r"<(video|audio)>")
-# How other models' rows name a picture in their text.
+_SUFFIXES = (
+    r"\.(?:jpe?g|jpe|jfif|jp2|jxl|png|webp|gif|bmp|tiff?|heic|heif|avif|svg|ppm|pgm|tga|dcm|dicom|nii|nii\.gz|npy|npz)"
+    r"(?:[?#][^\s]*)?"
+)
+# How other models' rows name a picture in their text: a word for it in brackets of some kind, or Markdown.
 _TAG = re.compile(
     r"<img\b|</img>|<\|?(?:image|img|vision|picture)[\w|]*\d*\|?>|<ImageHere>|<IMG_CONTEXT>|!\[[^\]\n]*\]\([^)\n]+\)"
-    r"|\[(?:IMG|image)\]"
-    r"|data:image/"
+    r"|data:image/|(?i:(?<!\w)(?:<|＜|&lt;)[\w\s|/.:#-]{0,24}?(?<![a-z])(?:images?|img|pictures?|photos?|vision|visual|media|frames?"
+    r"|im_(?:start|end|patch)|[sbe]oi)(?![a-z])[\w\s|/.:#-]{0,24}(?:>|＞|&gt;)"
+    r"|(?<!\w)\[\s*(?:image|img|picture|photo)[\s_#-]*\d*\s*\]|\{\{?\s*(?:image|img|picture|photo)_?\d*\s*\})"
 )
-_NAME = re.compile(
-    r"[^\n]{0,400}\.(?:jpe?g|jfif|png|webp|gif|bmp|tiff?|heic|heif|avif|svg)(?:[?#][^\s]*)?|data:image/[^\n]*",
-    re.IGNORECASE | re.DOTALL,
-)
+# A line of a question that begins or ends with a picture's place.
+_PLACE = re.compile(rf"(?:[\w+.-]+://|/|\.\.?/|[a-z]:\\)\S+{_SUFFIXES}", re.IGNORECASE)
+_NAME = re.compile(rf"[^\n]{{0,400}}{_SUFFIXES}|data:image/[^\n]*", re.IGNORECASE | re.DOTALL)
 _KEY = re.compile(r"image|img|picture|photo|pixel|video|frames?$", re.IGNORECASE)
+# Words that a key may have, none of them as a part of another word.
+_KEY_WORDS = {
+    *("pic", "pics", "media", "fig", "figure", "figures", "screenshot", "screenshots", "thumbnail", "scan", "scans"),
+    *("jpg", "jpeg", "png", "webp"),
+}
+# Fields that say what something is.
+_KINDS = ("type", "kind", "modality", "media_type", "mime_type")
+# How the bytes of PNG and JPEG begin in hexadecimal.
+_IN_HEX = re.compile(r"(?:89504e47|ffd8ff)[0-9a-f]{60,}", re.IGNORECASE)
 # Rows are not nested deeper than this in any format; what lies deeper is not looked through.
 _DEPTH = 6
 
@@ -43,14 +58,14 @@ def check_seen(row: Fields, content: Content) -> None:
             raise BadRow(f"is about a {tag[1]} ({tag[0]}), which no model here takes; drop the row")
     if content.pictures:
         return
-    for turn in content.turns:
-        if (tag := _TAG.search(turn.prompt)) and tag[0] != "<image>":
+    for text in (content.system or "", *(turn.prompt for turn in content.turns)):
+        if found := named_in(text):
             raise BadRow(
-                f"names a picture by {tag[0]!r} in its text, which is not understood, and has no picture; "
+                f"names a picture by {shortened(found)!r} in its text, which is not understood, and has no picture; "
                 "name it under 'image', with <image> in the text"
             )
     known = set(texts)
-    for key, value in _named(row, "", 0):
+    for key, value in _named(row, "", 0, False):
         if isinstance(value, str) and value in known:
             continue
         shown = shortened(value if isinstance(value, str) else repr(value))
@@ -59,19 +74,50 @@ def check_seen(row: Fields, content: Content) -> None:
         )
 
 
-def _named(value: Any, key: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Field and value of whatever looks like a picture's name."""
+def named_in(text: str) -> str | None:
+    """How a text names a picture, other than by the placeholder; None where it does not."""
+    for tag in _TAG.finditer(text):
+        if tag[0] != IMAGE_PLACEHOLDER:
+            return tag[0]
+    for line in text.splitlines():
+        words = line.split()
+        for word in words[:1] + words[-1:]:
+            if len(word) < 1000 and _PLACE.fullmatch(word):
+                return word
+    return None
+
+
+def _named(value: Any, key: str, depth: int, within: bool) -> Iterator[tuple[str, Any]]:
+    """Field and value of whatever looks like a picture's name.
+
+    Args:
+        value: a row or a part of it.
+        key: the field that it is in.
+        depth: how many fields and lists it is in.
+        within: whether it is in something that is called as pictures are.
+    """
+    within = within or _is_key(key)
     if isinstance(value, dict):
         for name, each in value.items() if depth < _DEPTH else ():
-            yield from _named(each, str(name), depth + 1)
+            yield from _named(each, str(name), depth + 1, within)
     elif isinstance(value, list):
         for each in value if depth < _DEPTH else ():
-            yield from _named(each, key, depth + 1)
+            yield from _named(each, key, depth + 1, within)
     elif isinstance(value, bytes):
         if value:
             yield key, f"{len(value)} bytes"
     elif isinstance(value, str):
-        if value and (_KEY.search(key) or _NAME.fullmatch(value)):
+        if value and (within or _is_picture(key, value)):
             yield key, value
-    elif value and not isinstance(value, bool) and not is_nan(value) and _KEY.search(key):
+    elif value and not isinstance(value, bool) and not is_nan(value) and within:
         yield key, value
+
+
+def _is_key(key: str) -> bool:
+    return bool(_KEY.search(key)) or not _KEY_WORDS.isdisjoint(re.findall(r"[A-Z]?[a-z]+|[A-Z]+", key.lower()))
+
+
+def _is_picture(key: str, value: str) -> bool:
+    """Whether a text names a picture or is one, whatever its field is called."""
+    kind = key.lower() in _KINDS and re.search(r"image|picture|photo|video", value[:100], re.IGNORECASE)
+    return bool(kind) or is_base64(value) or bool(_NAME.fullmatch(value) or _IN_HEX.match(value))

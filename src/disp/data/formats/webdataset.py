@@ -1,13 +1,15 @@
-"""WebDataset's tar files: the members of a sample share a name up to the first point."""
+"""WebDataset's tar files: the members of a sample share a name up to the first point. They may be packed with gzip."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -16,25 +18,39 @@ from typing import Any
 from disp.data.dataset import Source
 from disp.data.formats.files import Files, Output, with_values
 from disp.data.formats.row import PICTURE_FIELDS, Row
-from disp.data.references import Embedded
+from disp.data.references import TEXTS, Embedded
 from disp.errors import DispError
 from disp.files import write_atomically
 from disp.words import shortened
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jfif", "heic", "avif", "svg")
+_SOME = "jpg, png, webp, gif, bmp or tiff"
+# Members that show something and are no picture that is opened here.
+_OTHERS = {
+    *("jxl", "jp2", "jpe", "dcm", "nii", "npy", "npz", "pth", "pt", "exr", "tga"),
+    *("mp4", "avi", "mov", "webm", "mkv", "wav", "mp3", "flac", "ogg", "m4a"),
+}
 # Members of text, the first of which is a sample's caption.
 CAPTIONS = ("txt", "text", "caption")
 # A larger member is no picture and no text.
 MAX_BYTES = 200_000_000
 # Rows of a new shard.
 SHARD_ROWS = 5_000
+SUFFIXES = (".tar", ".tar.gz", ".tgz")
+# Pictures hardly get smaller by packing; what unpacks to far more is made to fill the memory.
+MOST_UNPACKED, LEAST_LIMIT = 200, 64_000_000
 
 Members = dict[str, bytes]
 
 
 def shards(path: Path) -> list[Path]:
     """The file, or the tar files in a folder in order of their names."""
-    return sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    return sorted(file for file in path.iterdir() if is_shard_name(file.name)) if path.is_dir() else [path]
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a file is called as a shard is."""
+    return name.endswith(SUFFIXES) and not name.startswith(".")
 
 
 def rows(path: Path, source: Source) -> Iterator[Row]:
@@ -61,7 +77,7 @@ def save(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] | None
 
 
 def _rewrite(file: Path, outputs: Iterable[Output], old: Path) -> None:
-    with tarfile.open(file, "w") as tar:
+    with _written(file, packed=_is_packed(old)) as tar:
         wanted = iter(outputs)
         output = next(wanted, None)
         for key, members in _samples(old):
@@ -84,14 +100,19 @@ def _changed(members: Members, row: Mapping[str, Any]) -> Members:
     if (field := _json_field(members)) is not None:
         before = json.loads(members[field])
         after = {key: value for key, value in row.items() if key not in ("__key__", *PICTURE_FIELDS)}
-        # Where the JSON names pictures, these are members, and keep their names.
-        after = {**after, **{key: before[key] for key in (*PICTURE_FIELDS, "__key__") if key in before}}
+        # Where the JSON names pictures, these are members, and keep their names; text that holds one is written.
+        told = {key: _told(row.get(key), before[key]) for key in (*PICTURE_FIELDS, "__key__") if key in before}
+        after = {**after, **told}
         after = {key: after[key] for key in (*before, *after) if key in after}
         if after != before:
             new[field] = json.dumps(with_values(after, text=True), ensure_ascii=False).encode()
     elif (field := _caption_field(members)) is not None and row["text"] != members[field].decode(errors="replace"):
         new[field] = row["text"].encode()
     return new
+
+
+def _told(new: Any, before: Any) -> Any:
+    return new if any(picture.form in TEXTS for picture in _embedded(new)) else before
 
 
 def _save_new(path: Path, outputs: Iterable[Output]) -> None:
@@ -102,7 +123,7 @@ def _save_new(path: Path, outputs: Iterable[Output]) -> None:
         follows: list[tuple[int, Output]] = []
 
         def write(file: Path, first: tuple[int, Output] = first, follows: list[tuple[int, Output]] = follows) -> None:
-            with tarfile.open(file, "w") as tar:
+            with _written(file, packed=file.name.endswith("gz")) as tar:
                 _add_new(tar, *first)
                 for index, output in found:
                     if index % SHARD_ROWS == 0:
@@ -135,8 +156,12 @@ def _samples(shard: Path) -> Iterator[tuple[str, Members]]:
     """Key and members of each sample; neighbours with the same key are one."""
     key, members = None, Members()
     try:
-        with tarfile.open(shard, "r:") as tar:
+        unpacked, limit = 0, max(LEAST_LIMIT, MOST_UNPACKED * shard.stat().st_size)
+        with _read(shard) as tar:
             for member in tar:
+                unpacked += member.size
+                if unpacked > limit:
+                    raise DispError(f"{shard} unpacks to more than {MOST_UNPACKED} times its size; unpack it yourself")
                 folder, _, name = member.name.rpartition("/")
                 stem, point, field = name.partition(".")
                 if not member.isfile() or not stem or not point:
@@ -161,6 +186,30 @@ def _samples(shard: Path) -> Iterator[tuple[str, Members]]:
         ) from None
 
 
+def _is_packed(shard: Path) -> bool:
+    with shard.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+@contextmanager
+def _read(shard: Path) -> Iterator[tarfile.TarFile]:
+    opened = gzip.open(shard, "rb") if _is_packed(shard) else shard.open("rb")
+    with opened as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        yield tar
+
+
+@contextmanager
+def _written(file: Path, *, packed: bool) -> Iterator[tarfile.TarFile]:
+    with file.open("wb") as opened:
+        if not packed:
+            with tarfile.open(fileobj=opened, mode="w") as tar:
+                yield tar
+            return
+        # Without name and time, so that the same rows are the same bytes.
+        with gzip.GzipFile("", "wb", fileobj=opened, mtime=0) as sink, tarfile.open(fileobj=sink, mode="w") as tar:
+            yield tar
+
+
 def _row(key: str, members: Members) -> Any:
     field = _json_field(members)
     if field is not None:
@@ -176,13 +225,32 @@ def _row(key: str, members: Members) -> Any:
         return ValueError(f"no member called json or txt, only {', '.join(sorted(members))[:200]}")
     pictures = {name: content for name, content in members.items() if name.lower().rpartition(".")[2] in PICTURES}
     row["__key__"] = key
+    if not pictures and (other := _not_text(members)):
+        return ValueError(f"{other} is no text and no picture that is understood; a picture is called {_SOME}")
     told = next((name for name in PICTURE_FIELDS if row.get(name)), None)
     if told is None and pictures:
         found = [{"bytes": pictures[name], "path": name} for name in sorted(pictures, key=_natural)]
         row.update({"image": found[0]} if len(found) == 1 else {"images": found})
     elif told:
         row[told] = _with_members(row[told], key, pictures)
+        # A row that was packed as it was names its pictures as they were called before.
+        old = row[told] if isinstance(row[told], list) else [row[told]]
+        if len(old) == len(pictures) and all(isinstance(name, str) and not name.startswith("data:") for name in old):
+            found = [{"bytes": pictures[name], "path": name} for name in sorted(pictures, key=_natural)]
+            row[told] = found if isinstance(row[told], list) else found[0]
     return row
+
+
+def _not_text(members: Members) -> str | None:
+    """The first member that shows or plays something, as its name or its bytes tell; None if there is none."""
+    for name, content in members.items():
+        if name.lower().rpartition(".")[2] in _OTHERS or b"\0" in content:
+            return name
+        try:
+            content.decode()
+        except UnicodeDecodeError:
+            return name
+    return None
 
 
 def _with_members(value: Any, key: str, pictures: Members) -> Any:
