@@ -134,6 +134,19 @@ def test_an_adapter_whose_projector_is_a_pickle_is_not_read_without_it(adapter, 
     assert has(load_model(adapter, device="cpu", projector=beside), changed)
 
 
+def test_an_adapter_that_has_other_keys_is_not_read_in_part(adapter):
+    file = adapter / "adapter_model.safetensors"
+    whole = load_file(file)
+    first = min(whole)
+    for found, said in (
+        ({key: whole[key] for key in whole if key != first}, "1 keys missing: "),
+        ({**whole, "base_model.model.head.lora_A.weight": whole[first].clone()}, "1 keys surplus: "),
+    ):
+        save_file(found, file)
+        with pytest.raises(DispError, match=rf"does not fit the base builtin \({said}base_model.*\); give the model"):
+            load_model(adapter, device="cpu")
+
+
 def test_adapters_that_cannot_be_read_whole(adapter):
     def refused(message: str) -> None:
         with pytest.raises(DispError, match=message) as caught:

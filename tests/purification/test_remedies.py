@@ -80,7 +80,7 @@ def rows_of(folder):
 def test_nothing_new_is_written_where_rows_are_rewritten_as_found(run, tmp_path):
     result = run()
     assert set(result.rewritten) == {"r1", "r4"}
-    keys = {"id", "rewritten", "left_out", "pattern_taken_out", "turns"}
+    keys = {"id", "rewritten", "left_out", "pattern_taken_out", "turns", "crc32"}
     assert all(row.keys() == keys for row in rows_of(tmp_path / "out").values())
     known = {"config", "samples", "rewritten", "left_out", "without_image", "threshold", "set_aside"}
     assert json.loads((tmp_path / "out" / "purify.json").read_text()).keys() == known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from disp.errors import DispError
 from disp.files import named_if_unwritable, write_json
-from disp.models.checkpoint import read_json
+from disp.models.checkpoint import first_few, read_json
 from disp.models.interface import MDLM
 from disp.models.projector import PROJECTOR, put_projector, read_projector, save_projector
 from disp.models.saving import readable
@@ -100,7 +101,17 @@ def _with_low_rank(model: MDLM, folder: Path) -> MDLM:
     from peft import PeftModel
 
     try:
-        merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, str(folder))
+        # PEFT tells what it could not place to those alone who ask it to load once more.
+        told = adapted.load_adapter(str(folder), "default")
+        parts = {"missing": told.missing_keys, "surplus": told.unexpected_keys}
+        if any(parts.values()):
+            raise ValueError(
+                ", ".join(f"{len(keys)} keys {word}: {first_few(keys, 1)}" for word, keys in parts.items() if keys)
+            )
+        merged = adapted.merge_and_unload()
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DispError(
