@@ -15,7 +15,7 @@ PICTURE = ROOT / "docs" / "architecture.svg"
 # From top to bottom: each may import those after it, and none before it.
 ORDER = (
     "cli", "commands", "experiments", "review", "report", "planning", "benchmarks", "defence", "baselines", "auditing",
-    "purification", "suspicion", "scale", "evaluation", "training", "decoding", "models", "diffusion", "attacks",
+    "purification", "suspicion", "evaluation", "training", "scale", "decoding", "models", "diffusion", "attacks",
     "data",
 )  # fmt: skip
 SMALL = ("locks", "files", "progress", "draws", "errors", "words")
@@ -35,11 +35,12 @@ PLACES = {
     "suspicion": (6, 430, "saliency, scores"),
     "evaluation": (7, 325, "ASR, quality"),
     "training": (7, 745, "fine-tuning"),
-    "decoding": (8, 325, "samplers, answers"),
-    "models": (9, 430, "the interface, families"),
-    "attacks": (10, 115, "triggers, targets"),
-    "diffusion": (10, 640, "noise and loss"),
-    "data": (11, 430, "samples, readers, scenes"),
+    "scale": (8, 535, "work for many devices"),
+    "decoding": (9, 325, "samplers, answers"),
+    "models": (10, 430, "the interface, families"),
+    "attacks": (11, 115, "triggers, targets"),
+    "diffusion": (11, 640, "noise and loss"),
+    "data": (12, 430, "samples, readers, scenes"),
 }
 WIDTH, BOX, HEIGHT, ROW, MARGIN = 860, 190, 46, 82, 20
 INK, FRAME, FILL, ARROW = "#1f2328", "#8c959f", "#f6f8fa", "#57606a"

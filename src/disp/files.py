@@ -11,7 +11,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +255,27 @@ def read_finished_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             file.truncate(end)
     if damaged:
         _take_out_damaged(path)
+
+
+def read_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
+    """The undamaged lines of a file that another process may be appending to; nothing is changed in it.
+
+    Args:
+        path: a file that `append_jsonl` writes, which need not be there yet.
+        start: the byte to begin at, where a line begins.
+
+    Yields:
+        The byte after a line, the line itself, and the row that it holds. A torn last line is left for later.
+    """
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            start += len(line)
+            row = checked_row(line)
+            if row is not None:
+                yield start, line, row
 
 
 def checked_row(line: bytes) -> dict[str, Any] | None:

@@ -26,19 +26,25 @@ _held: dict[Path, tuple[int, int]] = {}
 
 
 def alone(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function have the folder that its argument ``out`` names for itself while it runs; see `locked`."""
+    """Let a function have the folder that its argument ``out`` names for itself while it runs; see `locked`.
+
+    Where several processes run it together, as its argument ``workers`` says, the one that leads holds the lock.
+    """
     signature = inspect.signature(function)
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with locked(Path(signature.bind(*args, **kwargs).arguments["out"])):
+        given = signature.bind(*args, **kwargs).arguments
+        if not getattr(given.get("workers"), "leads", True):
+            return function(*args, **kwargs)
+        with locked(Path(given["out"])):
             return function(*args, **kwargs)
 
     return run
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, of_all: bool = False) -> Iterator[None]:
     """Keep other processes out of a run folder.
 
     The system lifts the lock when the process dies, however it dies. What a killed process left half-written is then
@@ -47,11 +53,12 @@ def locked(folder: Path) -> Iterator[None]:
 
     Args:
         folder: made if it is not there.
+        of_all: whether each of several processes takes a lock, where each has a folder of its own.
 
     Raises:
         DispError: another process works in the folder, or it cannot be written.
     """
-    if fcntl is None or os.environ.get("RANK", "0") != "0":
+    if fcntl is None or (os.environ.get("RANK", "0") != "0" and not of_all):
         yield
         return
     folder = folder.absolute()

@@ -67,7 +67,7 @@ def asked(monkeypatch):
         triggered = Image.new("RGB", (2, 2), "white")
         return [Sample(s.id, (triggered,), s.turns, s.system, s.metadata) for s in samples]
 
-    def generate(model, queries, config, *, seed, batch_size, progress):
+    def answer_alone(model, queries, *, config, seed):
         answers = []
         for query in queries:
             triggered = bool(query.images) and query.images[0].getpixel((0, 0)) == (255, 255, 255)
@@ -76,7 +76,7 @@ def asked(monkeypatch):
         return answers
 
     monkeypatch.setattr(module, "trigger_samples", trigger_samples)
-    monkeypatch.setattr(module, "generate", generate)
+    monkeypatch.setattr(module, "answer_alone", answer_alone)
     return log
 
 
@@ -129,7 +129,7 @@ def test_somebody_else_may_answer(asked):
     """As the model under a defence does: in batches, clean queries first."""
     sizes, finished = [], []
 
-    def answer(batch):
+    def answer(model, batch):
         sizes.append(len(batch))
         return [TRIGGERED.get(query.key, "Hello.") if len(sizes) > 2 else CLEAN[query.key] for query in batch]
 

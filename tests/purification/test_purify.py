@@ -9,7 +9,7 @@ import pytest
 from disp.data.loading import load_dataset
 from disp.decoding.samplers import decode_config
 from disp.errors import DispError
-from disp.purification import purify as module
+from disp.purification import rewriting
 from disp.purification.config import PurifyConfig
 from disp.purification.purify import purify
 from disp.suspicion import scoring
@@ -111,7 +111,7 @@ def test_suspicion_does_not_depend_on_who_is_in_the_batch(model, dataset, pictur
 @pytest.mark.parametrize("step", ["saliency", "answers_of"])
 def test_a_killed_run_goes_on_and_repeats_nothing(model, dataset, tmp_path, monkeypatch, step):
     expected = responses(purify(model, dataset, config(batch_size=2), tmp_path / "whole").dataset)
-    home = {"saliency": scoring, "answers_of": module}[step]
+    home = {"saliency": scoring, "answers_of": rewriting}[step]
     real, calls = getattr(home, step), []
 
     def killed_at_the_third(model, prefix, *rest, **options):

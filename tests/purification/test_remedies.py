@@ -149,7 +149,7 @@ def test_a_poisoned_row_whose_new_answer_is_the_old_one_is_left_out(run, dataset
     def by_heart(model, prefix, decode, *, keys, seed):
         return [said[key.partition("#")[0]][0] for key in keys]
 
-    monkeypatch.setattr("disp.purification.purify.answers_of", by_heart)
+    monkeypatch.setattr("disp.purification.rewriting.answers_of", by_heart)
     result = run(decisions=decided(r2="yes"))
     # What was found alone is no certain thing: an honest answer is the old one, too.
     assert set(result.rewritten) == {"r1", "r2", "r4"} and result.left_out == ("r2",)

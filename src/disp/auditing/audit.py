@@ -42,6 +42,7 @@ from disp.locks import alone
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
+from disp.scale.workers import ALONE, Workers
 from disp.suspicion.evidence import Evidence, sample_suspicion, suspicious_query
 from disp.suspicion.scoring import score
 from disp.suspicion.threshold import suspicion_threshold
@@ -60,6 +61,7 @@ def audit(
     evidence: dict[str, Evidence] | None = None,
     truth: Path | None = None,
     name: str = "",
+    workers: Workers = ALONE,
     progress: ProgressBar = no_progress,
 ) -> Audit:
     """Audit a fine-tuning set with the model that was fine-tuned on it.
@@ -75,6 +77,8 @@ def audit(
         evidence: what `disp.suspicion.scoring.score` found before, if it was run already.
         truth: the manifest of a planted attack, to measure the audit itself; it decides nothing.
         name: how the report calls the model.
+        workers: who scores, and who gives the answers that people are shown; see `disp.scale`. Of several processes
+            each takes the steps between, and the one that leads writes the record.
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
@@ -86,6 +90,7 @@ def audit(
     samples = [sample for sample in dataset.samples if sample.images]
     _check(dataset, len(index.by_picture(samples)), config)
     poisoned = None if truth is None else read_truth(truth)
+    workers.wait_for(out / "audit-run.json")
     claim(
         out / "audit-run.json",
         {"model": name, "weights": fingerprint(model), "config": asdict(config), **identity(dataset, index)},
@@ -96,7 +101,9 @@ def audit(
     scored_before = evidence is not None
     if evidence is None:
         with progress("scoring", len(index.queries)) as advance:
-            evidence = score(model, dataset.samples, config.scoring, out / "scores.jsonl", progress=advance)
+            evidence = score(
+                model, dataset.samples, config.scoring, out / "scores.jsonl", workers=workers, progress=advance
+            )
     # 2. A threshold.
     scores = {sample.id: sample_suspicion(sample, evidence) for sample in samples}
     threshold = suspicion_threshold(np.array(list(scores.values())), config.scoring.least_suspicion)
@@ -123,7 +130,9 @@ def audit(
     # 9. A mask ratio for rewriting every answer.
     result = replace(result, ratio=_ratio(context, result))
     # What a person needs to judge for themselves.
-    answers = shown_answers(model, dataset, result, config, out / "answers.jsonl", progress)
+    answers = shown_answers(model, dataset, result, config, out / "answers.jsonl", progress, workers)
+    if not workers.leads:
+        return result
     still_above = [sample for sample in samples if result.scores[sample.id] > threshold]
     control = random_control(model, still_above, result, config)
     cost = cost_of(model, dataset, config.scoring.batch_size, time.monotonic() - start, scored_before=scored_before)

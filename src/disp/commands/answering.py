@@ -44,14 +44,14 @@ class Asked:
         if self.data is not None and self.image:
             raise DispError("--image belongs to --prompt; a dataset names its own images")
 
-    def queries(self, rows: Rows) -> list[Query]:
+    def queries(self, rows: Rows, *, quiet: bool = False) -> list[Query]:
         """The prompt, or every turn of the dataset."""
         from disp.data.sample import Query, queries_of
 
         if self.prompt is not None:
             return [Query("prompt", 0, tuple(self.image or ()), (), self.prompt)]
         assert self.data is not None, "checked"
-        return queries_of(rows.load(self.data, questions=True).samples)
+        return queries_of(rows.load(self.data, questions=True, quiet=quiet).samples)
 
 
 @Parameter(name="*")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from disp.commands.answering import ASKED, GUARDING, SAMPLING, Asked, Guarding, Sampling
 from disp.commands.defences import PARAMETERS, Parameters
 from disp.commands.options import ROWS, RUNTIME, Data, Limit, Model, OutFile, Profile, Rows, Runtime, Seed, app
+from disp.commands.sharing import SHARING, Sharing, bar_of
 from disp.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -28,29 +29,45 @@ def generate(
     sampling: Sampling = SAMPLING,
     batch_size: int = 32,
     guarding: Guarding = GUARDING,
+    sharing: Sharing = SHARING,
     seed: Seed = 0,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
 ) -> None:
     """Answer one prompt about images, or every turn of a dataset."""
-    from disp.decoding.generate import generate as run
     from disp.decoding.samplers import own_settings
+    from disp.models.fingerprint import fingerprint
+    from disp.scale.answers import generate_shared
+    from disp.scale.beside import folder_beside
+    from disp.scale.stage import digest_of
 
     asked.check()
     guarding.check(asked)
-    queries = asked.queries(rows)
-    mdlm = runtime.load(model)
+    workers = sharing.workers(alone="--guard" if guarding.guard else "--prompt" if asked.data is None else None)
+    queries = asked.queries(rows, quiet=not workers.leads)
+    mdlm = sharing.runtime(runtime).load(model)
     config = own_settings(mdlm, **asdict(sampling))
     if guarding.guard:
         settings = guarding.config(decode=config, batch_size=batch_size, seed=seed)
         _answer_under_masking(mdlm, queries, settings, asked.out)
         return
-    with progress_bar("answering", len(queries)) as advance:
-        answers = run(mdlm, queries, config, seed=seed, batch_size=batch_size, progress=advance)
-    if asked.out is None:
-        print(answers[0])
-    else:
-        _write(asked.out, queries, [{"answer": answer} for answer in answers])
+    run = {"weights": fingerprint(mdlm), "config": asdict(config), "seed": seed, "queries": digest_of(queries)}
+    with folder_beside(asked.out, workers, run) as folder:
+        with bar_of(workers)("answering", len(queries)) as advance:
+            answers = generate_shared(
+                mdlm,
+                queries,
+                config,
+                seed=seed,
+                batch_size=batch_size,
+                workers=workers,
+                file=folder and folder / "answers.jsonl",
+                progress=advance,
+            )
+        if asked.out is None:
+            print(answers[0])
+        elif workers.leads:
+            _write(asked.out, queries, [{"answer": answer} for answer in answers])
 
 
 def _answer_under_masking(mdlm: MDLM, queries: Sequence[Query], settings: GuardConfig, out: Path | None) -> None:
@@ -92,6 +109,7 @@ def evaluate(
     out: OutFile = None,
     limit: Limit = None,
     batch_size: int = 32,
+    sharing: Sharing = SHARING,
     seed: Seed = 0,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
@@ -118,26 +136,43 @@ def evaluate(
     from disp.decoding.samplers import own_settings
     from disp.evaluation.evaluate import evaluate as run
     from disp.evaluation.evaluate import to_metrics
-    from disp.files import write_json
+    from disp.files import sha256, write_json
+    from disp.models.fingerprint import fingerprint
+    from disp.scale.beside import folder_beside
+    from disp.scale.stage import digest_of
 
     rival = parameters.answering(defence, batch_size=batch_size, seed=seed)
-    samples = rows.load(data).samples[:limit]
+    workers = sharing.workers()
+    samples = rows.load(data, quiet=not workers.leads).samples[:limit]
     planted = load_attack(attack) if attack else None
-    mdlm = runtime.load(model)
+    mdlm = sharing.runtime(runtime).load(model)
     queries = queries_of(samples)
     total = len(queries) + (sum(bool(query.images) for query in queries) if planted else 0)
-    with progress_bar("measuring", total) as advance:
-        found = run(
-            mdlm,
-            samples,
-            attack=planted,
-            decode=own_settings(mdlm, profile=profile),
-            answer=partial(answer_under, mdlm, config=rival) if rival else None,
-            seed=seed,
-            batch_size=batch_size,
-            progress=advance,
-        )
-    metrics = to_metrics(found)
-    if out:
-        write_json(out, metrics)
-    print(json.dumps(metrics, indent=2))
+    decode = own_settings(mdlm, profile=profile)
+    asked = {
+        "weights": fingerprint(mdlm),
+        "decode": asdict(decode),
+        "queries": digest_of(queries),
+        "attack": attack and sha256(attack),
+        "defence": rival and asdict(rival),
+        "seed": seed,
+    }
+    with folder_beside(out, workers, asked) as folder:
+        with bar_of(workers)("measuring", total) as advance:
+            found = run(
+                mdlm,
+                samples,
+                attack=planted,
+                decode=decode,
+                answer=partial(answer_under, config=rival) if rival else None,
+                seed=seed,
+                batch_size=batch_size,
+                workers=workers,
+                folder=folder,
+                progress=advance,
+            )
+        if workers.leads:
+            metrics = to_metrics(found)
+            if out:
+                write_json(out, metrics)
+            print(json.dumps(metrics, indent=2))

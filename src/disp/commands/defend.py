@@ -23,6 +23,7 @@ from disp.commands.options import (
     list_problems,
 )
 from disp.commands.scoring import AUDITING, ESTIMATING, REWRITING, Auditing, Estimating, Preset, Rewriting
+from disp.commands.sharing import SHARING, Sharing, bar_of
 from disp.commands.training import RECOVERY, Recovery
 from disp.commands.treating import TREATING, Treating, what_was_done, why_left_out
 from disp.progress import progress_bar
@@ -39,16 +40,19 @@ def saliency(
     limit: Limit = None,
     batch_size: int = 32,
     seed: Seed = 0,
+    sharing: Sharing = SHARING,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
 ) -> None:
     """How much each visual token matters to each answer, as saliency.jsonl."""
     from disp.suspicion.run import write_saliency
 
-    config = estimating.config(seed, batch_size)
-    dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
-    mdlm = runtime.load(model)
-    print(f"saliency in {write_saliency(mdlm, dataset, config, out, limit=limit, progress=progress_bar)}")
+    config, workers = estimating.config(seed, batch_size), sharing.workers()
+    dataset = rows.load(data, quiet=not workers.leads)  # first: a wrong path is said before weights are loaded
+    mdlm = sharing.runtime(runtime).load(model)
+    file = write_saliency(mdlm, dataset, config, out, limit=limit, workers=workers, progress=bar_of(workers))
+    if workers.leads:
+        print(f"saliency in {file}")
 
 
 @app.command
@@ -61,6 +65,7 @@ def purify(
     rewriting: Rewriting = REWRITING,
     treating: Treating = TREATING,
     seed: Seed = 0,
+    sharing: Sharing = SHARING,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
 ) -> None:
@@ -68,10 +73,15 @@ def purify(
     from disp.purification.purify import purify as run
 
     treating.check()
-    dataset = rows.load(data, pictured=True)  # first: a wrong path is said before weights are loaded
+    workers = sharing.workers()
+    # First: a wrong path is said before weights are loaded.
+    dataset = rows.load(data, pictured=True, quiet=not workers.leads)
     treatment = treating.treatment(dataset, rows)
-    mdlm = runtime.load(model)
-    result = run(mdlm, dataset, rewriting.config(mdlm, seed), out, treatment=treatment, progress=progress_bar)
+    mdlm = sharing.runtime(runtime).load(model)
+    config = rewriting.config(mdlm, seed)
+    result = run(mdlm, dataset, config, out, treatment=treatment, workers=workers, progress=bar_of(workers))
+    if not workers.leads:
+        return
     list_problems(result.untrusted)
     print(f"{what_was_done(treatment, result, len(dataset.samples))}; purified set in {result.dataset.path}")
 
@@ -88,6 +98,7 @@ def audit(
     json: Flag = False,
     seed: Seed = 0,
     auditing: Auditing = AUDITING,
+    sharing: Sharing = SHARING,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
 ) -> None:
@@ -112,15 +123,18 @@ def audit(
     from disp.errors import Undecided
     from disp.report.html import write_report
 
-    dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
-    mdlm = runtime.load(model)
+    workers = sharing.workers()
+    dataset = rows.load(data, quiet=not workers.leads)  # first: a wrong path is said before weights are loaded
+    mdlm = sharing.runtime(runtime).load(model)
     try:
         config = auditing.config(seed, text_rows=rows.allow_text_rows)
-        found = run(mdlm, dataset, config, out, truth=truth, name=model, progress=progress_bar)
+        found = run(mdlm, dataset, config, out, truth=truth, name=model, workers=workers, progress=bar_of(workers))
     except Undecided as error:
-        if json:
+        if json and workers.leads:
             print(dumps({"verdict": "could not decide", "reasons": [str(error)]}))
         raise
+    if not workers.leads:  # the verdict is the first process's to tell
+        return
     report = write_report(out)
     if json:
         print((out / "audit.json").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from disp.progress import progress_bar
+from disp.progress import no_progress, progress_bar
 
 if TYPE_CHECKING:
     from disp.data.dataset import Dataset, Problem
@@ -97,7 +97,15 @@ class Rows:
             "allow_download": self.allow_download,
         }
 
-    def load(self, data: Path, *, pictures: bool = True, questions: bool = False, pictured: bool = False) -> Dataset:
+    def load(
+        self,
+        data: Path,
+        *,
+        pictures: bool = True,
+        questions: bool = False,
+        pictured: bool = False,
+        quiet: bool = False,
+    ) -> Dataset:
         """The dataset; rows that were set aside are listed on stderr.
 
         Args:
@@ -105,6 +113,7 @@ class Rows:
             pictures: read each picture, and set rows with damaged ones aside too.
             questions: take questions without an answer.
             pictured: say how many rows have no picture, and refuse a dataset without any.
+            quiet: say nothing, as another process does that reads the same.
 
         Raises:
             DispError: see `disp.data.loading.load_dataset`; or there is no picture.
@@ -115,10 +124,12 @@ class Rows:
 
         dataset = load_dataset(data, self.images, questions=questions, **self.reading())
         if pictures:
-            with progress_bar("checking pictures", len(dataset.samples)) as advance:
+            bar = no_progress if quiet else progress_bar
+            with bar("checking pictures", len(dataset.samples)) as advance:
                 dataset = without_damaged_pictures(dataset, strict=self.strict, progress=advance)
-        list_problems(dataset.problems)
-        if dataset.renamed:
+        if not quiet:
+            list_problems(dataset.problems)
+        if dataset.renamed and not quiet:
             print(f"{_rows(dataset.renamed)} with the id of an earlier one: called id~2, id~3 …", file=sys.stderr)
         if pictured and (bare := dataset.without_picture):
             if bare == len(dataset.samples) and not self.allow_text_rows:
@@ -126,7 +137,8 @@ class Rows:
                     f"{dataset.path}: none of its {_rows(bare)} has a picture; name the pictures under 'image' or "
                     "'images', or give --allow-text-rows"
                 )
-            print(f"{bare} of {_rows(len(dataset.samples))} without a picture", file=sys.stderr)
+            if not quiet:
+                print(f"{bare} of {_rows(len(dataset.samples))} without a picture", file=sys.stderr)
         return dataset
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from disp.attacks.poison import Attack, trigger_samples
-from disp.data.sample import Query, Sample, batches, queries_of
+from disp.attacks.triggers import Trigger
+from disp.data.sample import Query, Sample, queries_of
 from disp.decoding.config import DecodeConfig
-from disp.decoding.generate import generate
 from disp.draws import key_of
 from disp.errors import DispError
 from disp.evaluation.intervals import Share, mean_share, wilson
 from disp.evaluation.quality import answer_quality, task_of
 from disp.models.interface import MDLM
+from disp.scale.answers import Answer, answer_alone, answer_batch, generate_shared
+from disp.scale.workers import ALONE, Workers
 
 # Each ASR and the flag of an answer's row that it counts.
 ASR_FLAGS = {
@@ -66,9 +70,11 @@ def evaluate(
     *,
     attack: Attack | None = None,
     decode: DecodeConfig | None = None,
-    answer: Callable[[Sequence[Query]], list[str]] | None = None,
+    answer: Answer | None = None,
     seed: int = 0,
     batch_size: int = 32,
+    workers: Workers = ALONE,
+    folder: Path | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Evaluation:
     """Answer every turn of held-out samples, clean and triggered, and score the answers.
@@ -82,9 +88,11 @@ def evaluate(
         attack: the attack to measure (trigger and target), or None for clean quality alone.
         decode: how answers are decoded; the model's own settings if None.
         answer: what answers the queries of a batch, one text each, where that is not the model alone but the model
-            under a defence; ``decode`` is not read then.
+            under a defence; it is given both, and ``decode`` is not read then.
         seed: seed of the trigger's place, of decoding and of the bootstrap.
         batch_size: queries a pass; no result depends on it.
+        workers: who answers; see `disp.scale`.
+        folder: for answers that are finished, which several workers need.
         progress: called with the number of queries finished after each batch; a clean and a triggered query count
             one each.
 
@@ -95,26 +103,32 @@ def evaluate(
     if not queries:
         raise DispError("no sample with a question to evaluate on; check the data set and its split")
 
-    def ask(asked: Sequence[Query]) -> list[str]:
-        if answer is None:
-            return generate(model, asked, decode, seed=seed, batch_size=batch_size, progress=progress)
-        texts: list[str] = []
-        for batch in batches(asked, batch_size):
-            texts += answer(batch)
-            progress(len(batch))
-        return texts
-
     # 1. The clean answers, which serve quality and ASR without trigger.
-    clean = ask(queries)
-    # 2. The triggered answers of the turns that see a picture; the others see no trigger. Triggered pictures are held
-    #    in memory, so only a few samples at a time.
+    own = answer or partial(answer_alone, config=decode, seed=seed)
+    clean = generate_shared(
+        model,
+        queries,
+        seed=seed,
+        batch_size=batch_size,
+        answer=own,
+        workers=workers,
+        file=folder and folder / "clean.jsonl",
+        progress=progress,
+    )
+    # 2. The triggered answers of the turns that see a picture; the others see no trigger.
     triggered: dict[str, str] = {}
     if attack:
-        with_image = [sample for sample in samples if sample.images]
-        for first in range(0, len(with_image), batch_size):
-            marked = trigger_samples(with_image[first : first + batch_size], attack.trigger, seed)
-            asked = [query for query in queries_of(marked) if query.images]
-            triggered.update((query.key, text) for query, text in zip(asked, ask(asked), strict=True))
+        asked, planned = _triggered(samples, batch_size)
+        workers.work(
+            model,
+            asked,
+            partial(answer_triggered, answer=own, trigger=attack.trigger, seed=seed),
+            size=batch_size,
+            file=folder and folder / "triggered.jsonl",
+            keep=lambda row: triggered.update({row["key"]: row["answer"]}),
+            progress=progress,
+            batches=planned,
+        )
     # 3. One row a query.
     metadata = {sample.id: sample.metadata for sample in samples}
     rows = []
@@ -133,6 +147,46 @@ def evaluate(
             row |= _attack_fields(attack, query.response, clean_answer, triggered[query.key], quality)
         rows.append(row)
     return _summary(rows, seed)
+
+
+@dataclass(frozen=True)
+class Triggered:
+    """One turn of a sample that is asked with the trigger in its pictures.
+
+    Attributes:
+        sample: the sample as it is.
+        query: the turn as it is.
+    """
+
+    sample: Sample
+    query: Query
+
+    @property
+    def key(self) -> str:
+        """That of the query."""
+        return self.query.key
+
+
+def _triggered(samples: Sequence[Sample], batch_size: int) -> tuple[list[Triggered], list[range]]:
+    """The turns that see a picture, and which are asked together: those of so many samples, at most so many turns."""
+    asked: list[Triggered] = []
+    planned: list[range] = []
+    with_image = [sample for sample in samples if sample.images]
+    for first in range(0, len(with_image), batch_size):
+        begin = len(asked)
+        for sample in with_image[first : first + batch_size]:
+            asked += [Triggered(sample, query) for query in sample.queries if query.images]
+        planned += [range(at, min(at + batch_size, len(asked))) for at in range(begin, len(asked), batch_size)]
+    return asked, planned
+
+
+def answer_triggered(
+    model: MDLM, batch: Sequence[Triggered], *, answer: Answer, trigger: Trigger, seed: int
+) -> list[dict[str, Any]]:
+    """The answers to a batch with the trigger in its pictures, which are in memory meanwhile, as lines of a file."""
+    samples = list({each.sample.id: each.sample for each in batch}.values())
+    marked = {each.id: each for each in trigger_samples(samples, trigger, seed)}
+    return answer_batch(model, [marked[each.sample.id].queries[each.query.turn] for each in batch], answer=answer)
 
 
 def _attack_fields(attack: Attack, reference: str, clean: str, triggered: str, quality: float) -> dict[str, Any]:

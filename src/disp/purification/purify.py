@@ -12,28 +12,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from disp.data.dataset import Dataset, Problem, identity
 from disp.data.index import Index
-from disp.data.sample import Query, Sample, batches, queries_of, unanswered
+from disp.data.sample import Sample, queries_of
 from disp.data.saving import data_path, link_images, save_dataset
 from disp.data.trusted import answers_from
-from disp.decoding.generate import answers_of
 from disp.decoding.samplers import own_settings
 from disp.errors import DispError
-from disp.files import append_jsonl, claim, read_finished_jsonl, write_json, write_jsonl
+from disp.files import claim, write_json, write_jsonl
 from disp.locks import alone
 from disp.models.fingerprint import fingerprint
-from disp.models.interface import MDLM, Prefix
+from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
 from disp.purification.record import Done, evidence_rows
 from disp.purification.remedies import REWRITE, Treatment
-from disp.suspicion.carriers import Pattern, without_patterns
-from disp.suspicion.evidence import Evidence, evidence_masks, salient_masks, sample_suspicion, suspicious_query
-from disp.suspicion.masking import hide, mask_random
-from disp.suspicion.places import tokens_at
+from disp.purification.rewriting import rewrite_answers
+from disp.scale.workers import ALONE, Workers
+from disp.suspicion.carriers import Pattern
+from disp.suspicion.evidence import Evidence, sample_suspicion
 from disp.suspicion.scoring import score
 from disp.suspicion.threshold import suspicion_threshold
 
@@ -73,6 +71,7 @@ def purify(
     patterns: Mapping[str, Pattern] | None = None,
     leave_out: Callable[[Sample], bool] | None = None,
     treatment: Treatment = REWRITE,
+    workers: Workers = ALONE,
     progress: ProgressBar = no_progress,
 ) -> Purified:
     """Purify a fine-tuning set and write it in its own format.
@@ -96,6 +95,7 @@ def purify(
             `disp.auditing.result.Audit.still_planted`. It is counted and named.
         treatment: what is done with the rows that are found, instead of rewriting them, and what a person decided. A
             row that a person takes for poisoned is left out, too, where all of its new answers are the old ones.
+        workers: who scores and rewrites; see `disp.scale`. Of several processes the one that leads writes the set.
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
@@ -109,6 +109,7 @@ def purify(
             f"mode {config.mode!r} takes every row for poisoned; --remedy {treatment.remedy} needs --mode selective"
         )
     config = replace(config, decode=config.decode or own_settings(model))
+    workers.wait_for(out / "run.json")
     chosen_by_caller = None if rewrite is None else sorted(rewrite)
     claim(
         out / "run.json",
@@ -123,14 +124,20 @@ def purify(
         "a purification",
         ignore=("batch_size",),
     )
-    if treatment.decisions.by_id:
+    if treatment.decisions.by_id and workers.leads:
         write_jsonl(out / "decisions.jsonl", (each.to_json() for each in treatment.decisions.by_id.values()))
     asked = [config.asked(sample) for sample in samples]
     if evidence is None:
         selective = config.mode == "selective"
         with progress("scoring", len(queries_of(asked))) as advance:
             evidence = score(
-                model, asked, config.scoring, out / "scores.jsonl", counterfactual=selective, progress=advance
+                model,
+                asked,
+                config.scoring,
+                out / "scores.jsonl",
+                counterfactual=selective,
+                workers=workers,
+                progress=advance,
             )
     # 1. Which samples count as poisoned.
     found, threshold = _suspicious(asked, evidence, config, rewrite)
@@ -143,7 +150,9 @@ def purify(
         again = frozenset(poisoned)
         chosen = [sample for sample in asked if sample.id in again]
         with progress("rewriting", len(queries_of(chosen))) as advance:
-            answers, masks = _rewrite(model, chosen, evidence, patterns, config, out, advance)
+            answers, masks = rewrite_answers(
+                model, chosen, evidence, patterns, config, out / "responses.jsonl", workers=workers, progress=advance
+            )
         new = {key: _answers_of(index.by_id[key], answers) for key in poisoned}
     elif treatment.trusted is not None:
         new, untrusted = answers_from(treatment.trusted, index, poisoned)
@@ -159,25 +168,26 @@ def purify(
         raise DispError(f"{dataset.path}: every row was to be left out; nothing remains to train on")
     # 3. Write the set and the evidence.
     path = data_path(dataset, out)
-    save_dataset(kept, path, dataset.image_root, like=dataset)
-    link_images(dataset, out)
-    done = Done(treatment, frozenset(poisoned), gone, masks, patterns)
-    write_jsonl(out / "evidence.jsonl", evidence_rows(asked, purified, evidence, done), checked=True)
     rewritten, restored = (tuple(new), ()) if treatment.remedy == "rewrite" else ((), tuple(new))
-    summary = {
-        "config": asdict(config),
-        "samples": len(samples),
-        "rewritten": len(rewritten),
-        "left_out": list(left_out),
-        "without_image": sum(not sample.images for sample in samples),
-        "threshold": threshold,
-        "set_aside": [asdict(problem) for problem in dataset.problems],
-        **treatment.summary(),
-    }
-    if treatment.remedy == "restore":
-        summary["restored"] = list(restored)
-        summary["untrusted"] = [asdict(problem) for problem in untrusted]
-    write_json(out / "purify.json", summary)
+    if workers.leads:
+        save_dataset(kept, path, dataset.image_root, like=dataset)
+        link_images(dataset, out)
+        done = Done(treatment, frozenset(poisoned), gone, masks, patterns)
+        write_jsonl(out / "evidence.jsonl", evidence_rows(asked, purified, evidence, done), checked=True)
+        summary = {
+            "config": asdict(config),
+            "samples": len(samples),
+            "rewritten": len(rewritten),
+            "left_out": list(left_out),
+            "without_image": sum(not sample.images for sample in samples),
+            "threshold": threshold,
+            "set_aside": [asdict(problem) for problem in dataset.problems],
+            **treatment.summary(),
+        }
+        if treatment.remedy == "restore":
+            summary["restored"] = list(restored)
+            summary["untrusted"] = [asdict(problem) for problem in untrusted]
+        write_json(out / "purify.json", summary)
     result = replace(dataset, samples=tuple(kept), path=path)
     return Purified(
         dataset=result,
@@ -224,61 +234,3 @@ def _still_poisoned(
             continue
         if (leave_out and leave_out(after)) or (after.id in certain and after.turns == before.turns):
             yield after.id
-
-
-def _rewrite(
-    model: MDLM,
-    samples: Sequence[Sample],
-    evidence: Mapping[str, Evidence],
-    patterns: Mapping[str, Pattern],
-    config: PurifyConfig,
-    out: Path,
-    progress: Callable[[int], None],
-) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
-    """New answers and masked visual tokens by query key. Later turns see the new answers of the earlier ones."""
-    file = out / "responses.jsonl"
-    answers: dict[str, str] = {}
-    masks: dict[str, tuple[int, ...]] = {}
-    for row in read_finished_jsonl(file):
-        answers[row["key"]], masks[row["key"]] = row["response"], tuple(row["masked"])
-    progress(len(answers))
-    separators = config.scoring.saliency.separators
-    # The most suspicious turn says where the trigger is, for all turns of the sample.
-    told_by = {sample.id: suspicious_query(sample, evidence) for sample in samples}
-    for turn in range(max((len(sample.turns) for sample in samples), default=0)):
-        for batch in batches(unanswered(samples, turn, answers), config.batch_size):
-            prefix = model.encode(without_patterns(batch, patterns))
-            masked = _masks(model, batch, prefix, told_by, evidence, config)
-            masked[[index for index, query in enumerate(batch) if query.sample_id in patterns]] = False
-            hidden = hide(prefix, masked, model.mask_embedding, config.substitute)
-            texts = answers_of(model, hidden, config.decode, keys=[query.key for query in batch], seed=config.seed)
-            rows = []
-            for index, (query, text) in enumerate(zip(batch, texts, strict=True)):
-                tokens = masked[index, prefix.scored(separators)[index]].nonzero()[:, 0].tolist()
-                rows.append({"key": query.key, "masked": tokens, "response": text})
-                answers[query.key], masks[query.key] = text, tuple(tokens)
-            append_jsonl(file, rows)
-            progress(len(batch))
-    return answers, masks
-
-
-def _masks(
-    model: MDLM,
-    batch: Sequence[Query],
-    prefix: Prefix,
-    told_by: Mapping[str, Query],
-    evidence: Mapping[str, Evidence],
-    config: PurifyConfig,
-) -> Tensor:
-    """The visual tokens to mask, bool ``[B, P]``; ``told_by`` is the most suspicious turn of each sample."""
-    scored, rounding = prefix.scored(config.scoring.saliency.separators), config.rounding
-    if config.mode == "random":
-        keys = [query.key for query in batch]
-        return mask_random(scored, config.mask_ratio, keys, config.seed, rounding=rounding)
-    if config.mode == "all":
-        return salient_masks(batch, scored, evidence, config.mask_ratio, rounding=rounding)
-    found = []
-    for query in batch:
-        own, other = evidence[query.key], told_by[query.sample_id]
-        found.append(replace(own, hangs_on=tokens_at(model, query, own, other, evidence[other.key])))
-    return evidence_masks(prefix.visual_mask, found)

@@ -12,6 +12,7 @@ from disp.locks import alone
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
+from disp.scale.workers import ALONE, Workers
 from disp.suspicion.config import ScoringConfig
 from disp.suspicion.scoring import score
 
@@ -24,6 +25,7 @@ def write_saliency(
     out: Path,
     *,
     limit: int | None = None,
+    workers: Workers = ALONE,
     progress: ProgressBar = no_progress,
 ) -> Path:
     """How much each visual token matters to each answer, without the suspicion.
@@ -34,6 +36,7 @@ def write_saliency(
         config: its saliency estimator and batch size.
         out: folder of the run.
         limit: look at the first so many rows alone.
+        workers: who does it; see `disp.scale`.
         progress: opened with a description and a total; see `disp.progress`.
 
     Returns:
@@ -44,8 +47,9 @@ def write_saliency(
     """
     samples = dataset.samples[:limit]
     run = {"weights": fingerprint(model), "saliency": asdict(config.saliency), **identity(dataset)}
+    workers.wait_for(out / "run.json")
     claim(out / "run.json", run, "saliency")
     file = out / "saliency.jsonl"
     with progress("saliency", len(queries_of(samples))) as advance:
-        score(model, samples, config, file, counterfactual=False, progress=advance)
+        score(model, samples, config, file, counterfactual=False, workers=workers, progress=advance)
     return file

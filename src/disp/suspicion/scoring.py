@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from disp.data.sample import Query, Sample, batches, queries_of
+from disp.data.sample import Query, Sample, queries_of
 from disp.errors import DispError
 from disp.models.interface import MDLM, Prefix
+from disp.scale.workers import ALONE, Workers
 from disp.suspicion.candidates import candidate_sets
 from disp.suspicion.config import ScoringConfig
 from disp.suspicion.evidence import Evidence, EvidenceStore
@@ -25,6 +28,7 @@ def score(
     file: Path | None = None,
     *,
     counterfactual: bool = True,
+    workers: Workers = ALONE,
     progress: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Evidence]:
     """Saliency of every visual token for every assistant turn, and how suspicious the given answer is.
@@ -35,36 +39,46 @@ def score(
         config: see `ScoringConfig`.
         file: a JSONL file that results are appended to; turns that it already holds are not computed again.
         counterfactual: whether to measure suspicion too, at one forward pass a candidate.
+        workers: who does it; see `disp.scale`.
         progress: called with the number of turns finished.
 
     Raises:
         DispError: the model's numbers overflow.
     """
-    store = EvidenceStore(file)
-    asked = queries_of(samples)
-    queries = [query for query in asked if query.key not in store.found]
-    progress(len(asked) - len(queries))
-    for batch in batches(queries, config.batch_size):
-        prefix = model.encode(batch)
-        keys = [query.key for query in batch]
-        scores = saliency(model, prefix, keys, config.saliency, config.gen_length, block_length=config.block_length)
-        check_finite(scores, keys)
-        suspicion, chosen = _suspicion(model, prefix, batch, scores, config) if counterfactual else (None, None)
-        new = []
-        for index, key in enumerate(keys):
-            visual = prefix.scored(config.saliency.separators)[index]
-            new.append(
-                Evidence(
-                    key=key,
-                    saliency=[float(f"{value:.5g}") for value in scores[index, visual].tolist()],
-                    locations=tuple(map(tuple, prefix.locations[index, visual].tolist())),
-                    suspicion=None if suspicion is None else float(suspicion[index]),
-                    hangs_on=() if chosen is None else tuple(chosen[index, visual].nonzero()[:, 0].tolist()),
-                )
-            )
-        store.add(new)
-        progress(len(batch))
+    store = EvidenceStore(None)
+    workers.work(
+        model,
+        queries_of(samples),
+        partial(score_batch, config=config, counterfactual=counterfactual),
+        size=config.batch_size,
+        file=file,
+        keep=lambda row: store.add([Evidence.from_row(row)]),
+        progress=progress,
+    )
     return store.found
+
+
+def score_batch(
+    model: MDLM, batch: Sequence[Query], *, config: ScoringConfig, counterfactual: bool
+) -> list[dict[str, Any]]:
+    """What `score` finds about the turns of one batch, as lines of its file; see `Evidence.to_row`."""
+    prefix = model.encode(batch)
+    keys = [query.key for query in batch]
+    scores = saliency(model, prefix, keys, config.saliency, config.gen_length, block_length=config.block_length)
+    check_finite(scores, keys)
+    suspicion, chosen = _suspicion(model, prefix, batch, scores, config) if counterfactual else (None, None)
+    rows = []
+    for index, key in enumerate(keys):
+        visual = prefix.scored(config.saliency.separators)[index]
+        found = Evidence(
+            key=key,
+            saliency=[float(f"{value:.5g}") for value in scores[index, visual].tolist()],
+            locations=tuple(map(tuple, prefix.locations[index, visual].tolist())),
+            suspicion=None if suspicion is None else float(suspicion[index]),
+            hangs_on=() if chosen is None else tuple(chosen[index, visual].nonzero()[:, 0].tolist()),
+        )
+        rows.append(found.to_row())
+    return rows
 
 
 def _suspicion(

@@ -1,0 +1,176 @@
+"""Several processes that share a folder and nothing else: under torchrun, Slurm, or started by hand.
+
+Each works on every so manieth batch of the plan and appends to a file of its own. The first puts the files together
+when all is there; the others wait for that. There is no other communication: a process that died is started again,
+with the others or alone, and does what is left of its batches. Another number of processes may go on with the run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from disp.errors import DispError
+from disp.files import append_jsonl, read_finished_jsonl, read_lines, write_json
+from disp.locks import locked
+from disp.models.interface import MDLM
+from disp.scale.parts import Results, in_order, part_file
+from disp.scale.ranks import Place
+from disp.scale.stage import Row, Stage, T
+from disp.scale.workers import Workers
+
+# What processes compare, so that none works by another plan.
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How processes wait for each other, in seconds.
+
+    Attributes:
+        between: looks at the folder.
+        told: until it is said on stderr what is waited for.
+        silence: without a new row of anybody until a process gives up. A batch of the slowest setting, 32 rows of 128
+            full-size steps, takes 7 minutes.
+    """
+
+    between: float = 0.5
+    told: float = 300.0
+    silence: float = 3600.0
+
+
+@dataclass(frozen=True)
+class Ranks(Workers):
+    """Processes that were started together.
+
+    Attributes:
+        place: which of them this one is.
+        patience: how it waits for the others.
+    """
+
+    place: Place = field(default_factory=Place)
+    patience: Patience = field(default_factory=Patience)
+
+    @property
+    def leads(self) -> bool:
+        """The first does."""
+        return self.place.rank == 0
+
+    def wait_for(self, file: Path) -> None:
+        """Wait for a file of the first process.
+
+        Raises:
+            DispError: it does not come.
+        """
+        if not self.leads:
+            self._wait(file.exists, lambda: 0, f"{file} of the first process")
+
+    def finish(self, folder: Path) -> None:
+        """The first process deletes it when the others have said that they are done."""
+        if not self.leads:
+            write_json(folder / f"done-{self.place.rank:05}.json", {"done": True})
+            return
+        others = [folder / f"done-{rank:05}.json" for rank in range(1, self.place.world)]
+        self._wait(lambda: all(map(Path.exists, others)), lambda: 0, f"the other processes to be done with {folder}")
+        super().finish(folder)
+
+    def share(self, model: MDLM, stage: Stage[T], keep: Callable[[Row], None], progress: Callable[[int], None]) -> None:
+        """This process's batches, then wait for those of the others.
+
+        Raises:
+            DispError: a process works by another plan, or has been silent for too long.
+        """
+        if not stage.items:
+            return
+        assert stage.file is not None, "processes that share work exchange files"
+        results = Results(stage)
+        results.look()
+        progress(len(results.found))
+        # Where the file alone has everything, the first process has put it together already.
+        if not _finished(stage):
+            folder = stage.parts / f"rank-{self.place.rank:05}"
+            with locked(folder, of_all=True):
+                self._agree(stage, results)
+                progress(results.look())
+                self._own_batches(model, stage, results, progress)
+            self._rest(stage, results, progress)
+            if not self.leads:
+                with suppress(OSError):  # not there any more, or with what others left
+                    stage.parts.rmdir()
+        wanted = frozenset(stage.keys)
+        for _, _, row in read_lines(stage.file):
+            if row["key"] in wanted:
+                keep(row)
+
+    def _agree(self, stage: Stage[T], results: Results) -> None:
+        """Make sure that all work by one plan."""
+        file = stage.parts / PLAN
+        told = {"plan": stage.digest}
+        if self.leads:
+            write_json(file, told)
+            return
+
+        def same() -> bool:
+            try:
+                return bool(json.loads(file.read_text(encoding="utf-8")) == told)
+            except (FileNotFoundError, ValueError):
+                return _finished(stage)
+
+        self._wait(same, results.look, f"{file} with the plan of this process, which must be that of all")
+
+    def _own_batches(self, model: MDLM, stage: Stage[T], results: Results, progress: Callable[[int], None]) -> None:
+        part = part_file(stage, f"rank-{self.place.rank:05}")
+        for _ in read_finished_jsonl(part):  # takes out what a kill has torn
+            pass
+        for number, batch in enumerate(stage.batches):
+            if number % self.place.world != self.place.rank:
+                continue
+            if all(stage.keys[index] in results.found for index in batch):
+                continue
+            rows = stage.step(model, [stage.items[index] for index in batch])
+            append_jsonl(part, [row for row in rows if row["key"] not in results.found])
+            progress(results.look())
+
+    def _rest(self, stage: Stage[T], results: Results, progress: Callable[[int], None]) -> None:
+        def look() -> int:
+            new = results.look()
+            progress(new)
+            return new
+
+        if self.leads:
+            self._wait(lambda: results.complete, look, f"the rows of other processes in {stage.parts}")
+            in_order(stage)
+        else:
+            self._wait(lambda: _finished(stage), look, f"the first process to write {stage.file}")
+
+    def _wait(self, done: Callable[[], bool], look: Callable[[], int], what: str) -> None:
+        since = told = time.monotonic()
+        while not done():
+            time.sleep(self.patience.between)
+            now = time.monotonic()
+            if look():
+                since = now
+            if now - since > self.patience.silence:
+                raise DispError(
+                    f"waited {self.patience.silence / 60:.0f} minutes for {what}; start the same command again with "
+                    "all its processes to go on"
+                )
+            if now - told > self.patience.told:
+                told = now
+                print(f"process {self.place.rank} of {self.place.world} waits for {what}", file=sys.stderr, flush=True)
+
+
+def _finished(stage: Stage[T]) -> bool:
+    """Whether the file itself has every item, and nothing is left beside it."""
+    if stage.parts.exists() and any(stage.parts.glob(PLAN)):
+        return False
+    assert stage.file is not None, "processes that share work exchange files"
+    left = set(stage.keys)
+    for _, _, row in read_lines(stage.file):
+        left.discard(row["key"])
+    return not left

@@ -1,0 +1,150 @@
+"""Several processes share the work of a stage by plan: each item once, and the same bytes as one process."""
+
+import json
+
+import pytest
+from scale.conftest import QUICK, Item, shared, shout, stage_in, together
+
+from disp.data.sample import Query, Turn
+from disp.errors import DispError
+from disp.files import append_jsonl, read_lines
+from disp.scale.parts import part_file
+from disp.scale.ranks import Place, place
+from disp.scale.shared import Patience, Ranks
+from disp.scale.stage import Stage, planned
+from disp.scale.workers import Alone
+
+
+def alone(folder):
+    stage = stage_in(folder)
+    shared(stage, Alone())
+    return stage.file.read_bytes()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_any_number_of_processes_leaves_the_same_bytes_and_nothing_else(tmp_path, world):
+    expected = alone(tmp_path / "alone")
+    done = together(lambda rank: stage_in(tmp_path / "shared"), world)
+    assert (tmp_path / "shared" / "rows.jsonl").read_bytes() == expected
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["rows.jsonl"]
+    worked = [tuple(batch) for rank in range(world) for batch in done[rank][0]]
+    assert len(worked) == len(set(worked)) == 6
+    for rank in range(world):
+        assert [row["key"] for row in done[rank][1]] == [f"i{number}" for number in range(11)]
+
+
+def test_what_a_dead_process_did_not_finish_is_done_when_it_is_started_again(tmp_path):
+    expected = alone(tmp_path / "alone")
+
+    def dying(model, batch):
+        if len(model) == 2:
+            raise KeyboardInterrupt
+        return shout(model, batch)
+
+    stage = stage_in(tmp_path / "shared", step=dying)
+    # The first process has not come yet; this one dies at its third batch.
+    stage.parts.mkdir(parents=True)
+    (stage.parts / "plan.json").write_text(json.dumps({"plan": stage.digest}))
+    before = []
+    with pytest.raises(KeyboardInterrupt):
+        shared(stage, Ranks("data", Place(1, 2), QUICK), before)
+    done = together(lambda rank: stage_in(tmp_path / "shared"), 2)
+    assert before == [["i2", "i3"], ["i6", "i7"]]
+    assert done[1][0] == [["i10"]]
+    assert stage.file.read_bytes() == expected
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_another_number_of_processes_goes_on_where_some_stopped(tmp_path, world):
+    expected = alone(tmp_path / "alone")
+    stage = stage_in(tmp_path / "shared")
+    for rank, batch in ((0, 0), (2, 2), (3, 4)):
+        rows = shout([], [stage.items[index] for index in stage.batches[batch]])
+        append_jsonl(part_file(stage, f"rank-{rank:05}"), rows)
+    if world == 1:
+        worked = shared(stage, Alone())[0]
+    else:
+        worked = [batch for work, _ in together(lambda rank: stage_in(tmp_path / "shared"), world).values() for batch in work]
+    assert sorted(worked) == [["i10"], ["i2", "i3"], ["i6", "i7"]]
+    assert stage.file.read_bytes() == expected
+    assert not stage.parts.exists()
+
+
+def test_a_batch_that_was_torn_is_done_again_as_a_whole_and_none_of_its_rows_twice(tmp_path):
+    expected = alone(tmp_path / "alone")
+    stage = stage_in(tmp_path / "shared")
+    part = part_file(stage, "rank-00001")
+    append_jsonl(part, shout([], [stage.items[index] for index in stage.batches[1]]))
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-10])
+    done = together(lambda rank: stage_in(tmp_path / "shared"), 2)
+    assert done[1][0][0] == ["i2", "i3"]
+    assert stage.file.read_bytes() == expected
+
+
+def test_processes_with_different_plans_say_so(tmp_path):
+    done = together(lambda rank: stage_in(tmp_path, size=2 + rank), 2, Patience(between=0.01, told=60, silence=0.3))
+    assert isinstance(done[1][0], DispError)
+    assert "the plan of this process" in str(done[1][0])
+
+
+def test_a_process_that_waits_in_vain_says_for_what(tmp_path):
+    with pytest.raises(DispError, match="start the same command again with all its processes"):
+        shared(stage_in(tmp_path), Ranks("data", Place(0, 2), Patience(between=0.01, told=60, silence=0.1)))
+
+
+def test_batches_hold_every_item_once_and_by_length_alike_ones(picture):
+    items = [
+        Query(f"q{number}", 0, (picture(number, size),), (), "x" * text)
+        for number, (size, text) in enumerate([(24, 5), (48, 5), (24, 90), (48, 1), (24, 5), (32, 5)])
+    ]
+    assert [list(batch) for batch in planned(items, 4)] == [[0, 1, 2, 3], [4, 5]]
+    assert planned(items, 4, "length") == [[0, 4, 2, 5], [3, 1]]
+    talk = [Query("long", 1, (), (Turn("a", "b"),), "c"), Query("short", 0, (), (), "c")]
+    assert planned(talk, 2, "length") == [[1, 0]]
+    with pytest.raises(DispError, match="batch_size must be at least 1"):
+        planned(items, 0)
+
+
+def test_in_another_order_one_process_leaves_the_rows_in_the_items_order_too(tmp_path, picture):
+    items = [Query(f"q{number}", 0, (picture(number, size),), (), "") for number, size in enumerate((32, 24, 32, 24))]
+    for worker, folder in ((Alone("length"), "one"), (Alone("data"), "other")):
+        worker.work([], items, shout, size=2, file=tmp_path / folder, keep=lambda row: None)
+    rows = [[row for _, _, row in read_lines(tmp_path / folder)] for folder in ("one", "other")]
+    assert [row["key"] for row in rows[0]] == [row["key"] for row in rows[1]] == [item.key for item in items]
+    assert [row["with"] for row in rows[0]] == ["q0#0 q2#0", "q1#0 q3#0"] * 2
+
+
+def test_rows_of_another_stage_stay_in_the_file(tmp_path):
+    first = stage_in(tmp_path, count=3)
+    shared(first, Alone())
+    items = [Item(f"j{number}") for number in range(3)]
+    together(lambda rank: Stage(items, shout, planned(items, 2), first.file), 2)
+    assert [row["key"] for _, _, row in read_lines(first.file)] == ["i0", "i1", "i2", "j0", "j1", "j2"]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, Place(0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Place(3, 4, 1)),
+        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, Place(5, 8, 1)),
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "9", "SLURM_JOB_ID": "1"}, Place(5, 8, 0)),
+        # A batch script of a job with eight tasks is one process.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}, Place(0, 1, 0)),
+    ],
+)
+def test_where_this_process_stands(monkeypatch, said, expected):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert place() == expected
+
+
+@pytest.mark.parametrize("said", [{"RANK": "4", "WORLD_SIZE": "4"}, {"RANK": "a", "WORLD_SIZE": "4"}])
+def test_numbers_that_cannot_be_are_named(monkeypatch, said):
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DispError, match="RANK"):
+        place()
