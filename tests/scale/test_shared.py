@@ -64,7 +64,9 @@ def test_another_number_of_processes_goes_on_where_some_stopped(tmp_path, world)
     if world == 1:
         worked = shared(stage, Alone())[0]
     else:
-        worked = [batch for work, _ in together(lambda rank: stage_in(tmp_path / "shared"), world).values() for batch in work]
+        worked = [
+            batch for work, _ in together(lambda rank: stage_in(tmp_path / "shared"), world).values() for batch in work
+        ]
     assert sorted(worked) == [["i10"], ["i2", "i3"], ["i6", "i7"]]
     assert stage.file.read_bytes() == expected
     assert not stage.parts.exists()
