@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -66,9 +67,18 @@ def started(arguments: Sequence[object], log: Path, environment: Mapping[str, st
         os._exit(code)
 
 
-def ended(process: int) -> int:
-    """The exit code of a process, when it has ended."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def ended(process: int, seconds: float = 240.0) -> int:
+    """The exit code of a process, when it has ended; after so many seconds it is killed."""
+    until = time.monotonic() + seconds
+    while True:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            raise TimeoutError(f"process {process} has not ended within {seconds:g} seconds")
+        time.sleep(0.005)
 
 
 def rank(number: int, world: int) -> dict[str, str]:

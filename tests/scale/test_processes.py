@@ -31,9 +31,11 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost_or_done_twice(run
     assert ended(started(purify(run, tmp_path / "one"), log, {})) == 0, log.read_text()
     out = tmp_path / "two"
     first, second = (started(purify(run, out), log, rank(number, 2)) for number in (0, 1))
-    part = out / "scores.jsonl.parts" / "rank-00001" / "rows.jsonl"
-    while not part.exists():
+    until = time.monotonic() + 120
+    while not (parts := list(out.glob("scores.jsonl.parts/*/rank-00001/rows.jsonl"))):
+        assert time.monotonic() < until, log.read_text()
         time.sleep(0.001)
+    (part,) = parts
     os.kill(second, signal.SIGKILL)
     ended(second)
     finished = part.read_bytes()

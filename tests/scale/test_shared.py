@@ -1,6 +1,7 @@
 """Several processes share the work of a stage by plan: each item once, and the same bytes as one process."""
 
 import json
+import threading
 
 import pytest
 from scale.conftest import QUICK, Item, shared, shout, stage_in, together
@@ -150,3 +151,25 @@ def test_numbers_that_cannot_be_are_named(monkeypatch, said):
         monkeypatch.setenv(name, value)
     with pytest.raises(DispError, match="RANK"):
         place()
+
+
+def test_the_first_process_may_be_at_the_next_stage_while_another_waits_for_the_last(tmp_path):
+    """Both write into one file, as the turns of answers do."""
+
+    class Both:
+        def __init__(self, rank):
+            self.rank = rank
+
+        def share(self, model, stage, keep, progress):
+            worker = Ranks("data", Place(self.rank, 2, self.rank), QUICK)
+            worker.share(model, stage, keep, progress)
+            items = [Item(f"j{number}") for number in range(3)]
+            worker.share(model, Stage(items, shout, planned(items, 2), stage.file), keep, progress)
+
+    threads = [threading.Thread(target=shared, args=(stage_in(tmp_path, 2), Both(rank))) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [row["key"] for _, _, row in read_lines(tmp_path / "rows.jsonl")] == ["i0", "i1", "j0", "j1", "j2"]
+    assert not any(thread.is_alive() for thread in threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,27 @@ class Results:
         self._stage = stage
         self._wanted = frozenset(stage.keys)
         self._tails: dict[Path, Tail] = {}
+        self._seen, self._whole = (0, 0, 0), False
 
     @property
     def complete(self) -> bool:
         """Whether every item has its row."""
         return len(self.found) == len(self._wanted)
+
+    def whole(self) -> bool:
+        """Whether the file of the stage has them all: then nothing beside it is needed."""
+        assert self._stage.file is not None, "read from files"
+        try:
+            status = self._stage.file.stat()
+        except FileNotFoundError:
+            return not self._wanted
+        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if seen != self._seen:
+            left = set(self._wanted)
+            for _, _, row in read_lines(self._stage.file):
+                left.discard(row.get("key", ""))
+            self._seen, self._whole = seen, not left
+        return self._whole
 
     def look(self) -> int:
         """Look for rows that were not there before; how many items have one now that had none."""
@@ -107,7 +124,14 @@ def in_order(stage: Stage[Any]) -> None:
                 handle.close()
 
     write_atomically(stage.file, write)
+    clear(stage)
+
+
+def clear(stage: Stage[Any]) -> None:
+    """Delete what workers left beside the file of a stage."""
     shutil.rmtree(stage.parts, ignore_errors=True)
+    with suppress(OSError):  # not there, or with what is of other items
+        stage.parts.parent.rmdir()
 
 
 def fold_in(stage: Stage[Any]) -> bool:
@@ -121,5 +145,5 @@ def fold_in(stage: Stage[Any]) -> bool:
         for end, line, row in read_lines(path):
             if results.found.get(row.get("key", "")) == (path, end - len(line), end):
                 append_jsonl(stage.file, [row])
-    shutil.rmtree(stage.parts, ignore_errors=True)
+    clear(stage)
     return True

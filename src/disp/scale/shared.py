@@ -92,7 +92,7 @@ class Ranks(Workers):
         results.look()
         progress(len(results.found))
         # Where the file alone has everything, the first process has put it together already.
-        if not _finished(stage):
+        if not results.whole():
             folder = stage.parts / f"rank-{self.place.rank:05}"
             with locked(folder, of_all=True):
                 self._agree(stage, results)
@@ -100,8 +100,9 @@ class Ranks(Workers):
                 self._own_batches(model, stage, results, progress)
             self._rest(stage, results, progress)
             if not self.leads:
-                with suppress(OSError):  # not there any more, or with what others left
-                    stage.parts.rmdir()
+                for folder in (stage.parts, stage.parts.parent):
+                    with suppress(OSError):  # not there any more, or with what others left
+                        folder.rmdir()
         wanted = frozenset(stage.keys)
         for _, _, row in read_lines(stage.file):
             if row["key"] in wanted:
@@ -119,7 +120,7 @@ class Ranks(Workers):
             try:
                 return bool(json.loads(file.read_text(encoding="utf-8")) == told)
             except (FileNotFoundError, ValueError):
-                return _finished(stage)
+                return results.whole()
 
         self._wait(same, results.look, f"{file} with the plan of this process, which must be that of all")
 
@@ -146,7 +147,7 @@ class Ranks(Workers):
             self._wait(lambda: results.complete, look, f"the rows of other processes in {stage.parts}")
             in_order(stage)
         else:
-            self._wait(lambda: _finished(stage), look, f"the first process to write {stage.file}")
+            self._wait(results.whole, look, f"the first process to write {stage.file}")
 
     def _wait(self, done: Callable[[], bool], look: Callable[[], int], what: str) -> None:
         since = told = time.monotonic()
@@ -163,14 +164,3 @@ class Ranks(Workers):
             if now - told > self.patience.told:
                 told = now
                 print(f"process {self.place.rank} of {self.place.world} waits for {what}", file=sys.stderr, flush=True)
-
-
-def _finished(stage: Stage[T]) -> bool:
-    """Whether the file itself has every item, and nothing is left beside it."""
-    if stage.parts.exists() and any(stage.parts.glob(PLAN)):
-        return False
-    assert stage.file is not None, "processes that share work exchange files"
-    left = set(stage.keys)
-    for _, _, row in read_lines(stage.file):
-        left.discard(row["key"])
-    return not left

@@ -57,11 +57,12 @@ class Stage(Generic[T]):
         """The key of each item."""
         return [item.key for item in self.items]
 
-    @property
+    @cached_property
     def parts(self) -> Path:
-        """The folder of what is not yet in the file, beside it."""
+        """The folder of what is not yet in the file, beside it; other items of the same file have another."""
         assert self.file is not None, "a stage that is shared has a file"
-        return self.file.with_name(f"{self.file.name}.parts")
+        named = hashlib.sha256(json.dumps(self.keys).encode()).hexdigest()
+        return self.file.with_name(f"{self.file.name}.parts") / named[:16]
 
     @cached_property
     def digest(self) -> str:
