@@ -12,7 +12,7 @@ from types import FrameType
 
 from cyclopts import CycloptsError
 
-from disp.commands import answers, baselines, benchmarks, data, defend, demo, model, planning, review
+from disp.commands import answers, baselines, benchmarks, data, defend, demo, experiments, model, planning, review
 from disp.commands.options import app
 from disp.errors import DispError
 
@@ -24,6 +24,7 @@ __all__ = [
     "data",
     "defend",
     "demo",
+    "experiments",
     "main",
     "model",
     "planning",

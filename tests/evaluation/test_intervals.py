@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from disp.evaluation.intervals import bootstrap_mean, mean_share, wilson
+from disp.evaluation.intervals import T_975, bootstrap_mean, mean_over_runs, mean_share, wilson
 
 
 def test_wilson_against_published_values():
@@ -48,3 +48,22 @@ def test_bootstrap_mean_depends_on_the_seed_alone():
 def test_mean_share_takes_wilson_for_yes_or_no_cases_only():
     assert mean_share([0.0, 1.0, 1.0], 0) == wilson(2, 3)
     assert mean_share([0.0, 0.5, 1.0], 7) == bootstrap_mean([0.0, 0.5, 1.0], 7)
+
+
+def test_students_points_are_those_of_its_distribution():
+    for freedom in (1, 2, 5, 30):
+        point = T_975[freedom - 1]
+        # The density of t, substituted by t = √ν · tan θ, is cos^(ν − 1) θ: what lies within ± the point is 95%.
+        angles = np.linspace(0, np.pi / 2, 200_001)
+        density = np.cos(angles) ** (freedom - 1)
+        inside = angles <= np.arctan(point / np.sqrt(freedom))
+        assert density[inside].sum() / density.sum() == pytest.approx(0.95, abs=2e-4)
+
+
+def test_a_mean_over_runs_stays_where_shares_can_lie():
+    found = mean_over_runs([0.9, 1.0])
+    assert (found.value, found.count, found.high) == (pytest.approx(0.95), 2, 1.0)
+    assert found.low == pytest.approx(0.95 - 12.706 * 0.05)
+    assert mean_over_runs([0.99, 1.03]).high > 1.03  # a part of another share may be more than all of it
+    with pytest.raises(ValueError, match="at least two"):
+        mean_over_runs([0.5])

@@ -12,6 +12,11 @@ from disp.draws import generator
 
 Z_95 = 1.959963984540054
 BOOTSTRAP_DRAWS = 1000
+# 97.5% points of Student's t with 1, 2, … degrees of freedom; further ones are nearly the last.
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,3 +83,20 @@ def mean_share(values: Sequence[float], seed: int) -> Share:
     if all(value in (0, 1) for value in values):
         return wilson(int(sum(values)), len(values))
     return bootstrap_mean(values, seed)
+
+
+def mean_over_runs(values: Sequence[float]) -> Share:
+    """The mean of what independent runs measured, with its 95% interval by Student's t, cut to where shares can lie.
+
+    Equal values give an interval without width, which says nothing about the answers within the runs; see `wilson` for
+    these. Values above 1, as parts of another share may be, are not cut there.
+
+    Raises:
+        ValueError: there are fewer than two values, which say nothing about others.
+    """
+    if len(values) < 2:
+        raise ValueError(f"an interval over runs needs at least two of them, got {len(values)}")
+    mean = float(np.mean(values))
+    half = T_975[min(len(values) - 1, len(T_975)) - 1] * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    most = 1.0 if max(values) <= 1 else math.inf
+    return Share(float(np.sum(values)), len(values), mean, max(0.0, mean - half), min(most, mean + half))

@@ -1,0 +1,172 @@
+"""Write the results in docs/experiments.md from docs/results: ``python scripts/experiment_pages.py``.
+
+With ``--store DIR`` the results of a run folder (``disp experiment --out DIR``) are copied to docs/results first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from disp.experiments.summary import Curve, Row, curves_of, rows_of
+from disp.experiments.tables import percent, table_of
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, RESULTS = DOCS / "experiments.md", DOCS / "results"
+START, END = "<!-- {}: written by scripts/experiment_pages.py -->\n", "<!-- end -->\n"
+EXPERIMENTS = ("main", "mask-ratio", "poison-ratio", "ablation", "triggers", "overview")
+NOT_YET = "No results are stored yet.\n"
+# What the paper says: attacks succeed above 90% before and below 5% after; models keep 89% of the clean metric; masking
+# 45% of the tokens suppresses the trigger at less than 2% of it.
+ATTACKED, DEFENDED, KEPT, MASKED, LOST = 0.90, 0.05, 0.89, 0.45, 0.02
+CONTROLS = frozenset(("random",))
+
+
+def attack_claim(results: Mapping[str, Any]) -> list[str]:
+    """Whether attacks succeed before a defence."""
+    rows = [row for row in rows_of(results) if row.model == "backdoored"]
+    missed = [row for row in rows if _asr(row) <= ATTACKED]
+    return [_judged(f"Before a defence, ASR (w/t) is above {ATTACKED:.0%}", rows, missed, _asr)]
+
+
+def defence_claim(results: Mapping[str, Any]) -> list[str]:
+    """Whether attacks fail after each defence."""
+    found = []
+    for title, rows in _by_defence(results).items():
+        missed = [row for row in rows if _asr(row) >= DEFENDED]
+        found.append(_judged(f"After *{title}*, ASR (w/t) is below {DEFENDED:.0%}", rows, missed, _asr))
+    return found
+
+
+def quality_claim(results: Mapping[str, Any]) -> list[str]:
+    """Whether each defence keeps the clean quality."""
+    found = []
+    for title, rows in _by_defence(results).items():
+        missed = [row for row in rows if _kept(row) < KEPT]
+        found.append(_judged(f"After *{title}*, at least {KEPT:.0%} of the clean quality is left", rows, missed, _kept))
+    return found
+
+
+def fall_claim(results: Mapping[str, Any]) -> list[str]:
+    """Whether planted answers vanish under little masking, with honest answers kept."""
+    found = []
+    for title in dict.fromkeys(curve.title for curve in curves_of(results)):
+        curves = [curve for curve in curves_of(results) if curve.title == title]
+        held = [curve for curve in curves if _is_sharp(curve)]
+        told = "; ".join(f"{curve.target}, {curve.trigger}: {_where(curve)}" for curve in curves)
+        claim = f"With *{title}*, ASR (w/t) falls below {DEFENDED:.0%} before {LOST:.0%} of the quality is lost"
+        found.append(f"- {claim}: **{_verdict(len(held), len(curves))}** ({told}).")
+    return found
+
+
+CLAIMS: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
+    "attack": attack_claim,
+    "defence": defence_claim,
+    "quality": quality_claim,
+    "fall": fall_claim,
+}
+
+
+def _asr(row: Row) -> float:
+    point = row.points.get("asr_with_trigger")
+    return 0.0 if point is None else point.value
+
+
+def _kept(row: Row) -> float:
+    point = row.points.get("relative_quality")
+    return 1.0 if point is None else point.value
+
+
+def _by_defence(results: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """The rows of each defence that is no control, by its title."""
+    found: dict[str, list[Row]] = {}
+    for row in rows_of(results):
+        if row.model in results["defences"] and row.model not in CONTROLS:
+            found.setdefault(row.title, []).append(row)
+    return found
+
+
+def _judged(claim: str, rows: Sequence[Row], missed: Sequence[Row], value: Callable[[Row], float]) -> str:
+    """One claim with its verdict, and where it fails."""
+    if not rows:
+        return f"- {claim}: not measured."
+    text = f"- {claim}: **{_verdict(len(rows) - len(missed), len(rows))}**"
+    named = "; ".join(f"{row.target}, {row.trigger}, {row.rate:.0%} poisoned: {percent(value(row))}" for row in missed)
+    return f"{text}. Not for {named}." if missed else f"{text}."
+
+
+def _verdict(held: int, count: int) -> str:
+    if held == count:
+        return f"borne out, {held} of {count}"
+    return f"{'partly borne out' if held else 'not borne out'}, {held} of {count}"
+
+
+def _is_sharp(curve: Curve) -> bool:
+    points = zip(curve.ratios, curve.asr, curve.quality, strict=True)
+    return any(asr.value < DEFENDED and kept.value >= 1 - LOST for ratio, asr, kept in points if ratio <= MASKED)
+
+
+def _where(curve: Curve) -> str:
+    """The smallest ratio at which the attack fails, and what is left of the quality there."""
+    for ratio, asr, quality in zip(curve.ratios, curve.asr, curve.quality, strict=True):
+        if asr.value < DEFENDED:
+            return f"at ρ = {ratio:g}, with {percent(quality.value)} of the quality"
+    return f"at no ρ up to {curve.ratios[-1]:g}"
+
+
+def section(name: str, folder: Path = RESULTS) -> str:
+    """What the page says of one experiment's results."""
+    file = folder / name / "results.json"
+    if not file.exists():
+        return NOT_YET
+    results = json.loads(file.read_text(encoding="utf-8"))
+    judged = [line for claim in results["claims"] for line in CLAIMS[claim](results)]
+    parts = ["What the paper claims, and what this small model shows:\n\n" + "\n".join(judged) + "\n"] if judged else []
+    picture = folder / name / f"{name}.png"
+    if picture.exists():
+        link, drawing = f"results/{name}/{name}.png", f"results/{name}/{name}.svg"
+        parts.append(f"[![{results['title']}]({link})]({drawing})\n")
+    parts.append(table_of(results))
+    machine = results["hardware"]
+    where = machine.get("gpu") or f"{machine['cores']} cores of {machine['processor']}"
+    version = results["versions"]["disp-mdlm"]
+    parts.append(
+        f"`{results['command']}`, {results['date'].split()[0]}, version {version}, on {where}; "
+        f"[results.json](results/{name}/results.json) has all counts, seconds and hashes.\n"
+    )
+    return "\n".join(parts)
+
+
+def written(text: str) -> str:
+    """The page with its results as they are stored now."""
+    for name in EXPERIMENTS:
+        mark = START.format(name)
+        start = text.index(mark) + len(mark)
+        text = text[:start] + "\n" + section(name) + "\n" + text[text.index(END, start) :]
+    return text
+
+
+def store(runs: Path) -> list[str]:
+    """Copy the results of a run folder to docs/results; returns the names of the experiments that were there."""
+    found = []
+    for name in EXPERIMENTS:
+        if (runs / name / "results.json").exists():
+            (RESULTS / name).mkdir(parents=True, exist_ok=True)
+            for file in ("results.json", "table.md", f"{name}.svg", f"{name}.png"):
+                if (runs / name / file).exists():
+                    shutil.copyfile(runs / name / file, RESULTS / name / file)
+            found.append(name)
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the results in docs/experiments.md.")
+    parser.add_argument("--store", type=Path, help="run folder whose results are copied to docs/results first")
+    given = parser.parse_args()
+    if given.store:
+        print("stored:", ", ".join(store(given.store)) or "nothing")
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,186 @@
+"""One defence against one attack: rewriting, recovery, measurement, in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from disp.data.sample import Query, Sample, queries_of
+from disp.decoding.generate import answers_of
+from disp.decoding.samplers import own_settings
+from disp.defence.defend import purify_flagged, recovery_samples
+from disp.evaluation.intervals import wilson
+from disp.experiments.attacked import AttackRun, digest
+from disp.experiments.machine import stamp
+from disp.experiments.phases import Phases
+from disp.experiments.recipe import Defence
+from disp.experiments.run import read_json
+from disp.experiments.settings import auditing
+from disp.experiments.subject import saliency_of
+from disp.files import sha256, write_json
+from disp.models.fitting import with_fitting_answers
+from disp.models.interface import MDLM, Prefix
+from disp.purification.config import PurifyConfig
+from disp.purification.purify import Purified, purify
+from disp.suspicion.evidence import Evidence
+from disp.suspicion.masking import hide, mask_random, mask_top
+from disp.suspicion.saliency import saliency
+
+
+def defence_folder(run: AttackRun, name: str, defence: Defence) -> Path:
+    """The folder of a defence, below its attack's, named by what it depends on."""
+    settings = {**asdict(defence), "title": "", "recovery": asdict(run.settings.recovery)}
+    return run.folder / "defences" / f"{name}-{digest(settings)}"
+
+
+def run_defence(run: AttackRun, name: str, defence: Defence) -> None:
+    """Measure the models before a defence and after it; writes ``cell.json``, and does nothing where it is there.
+
+    Args:
+        run: the attack.
+        name: what the defence is called.
+        defence: what it does.
+    """
+    folder = defence_folder(run, name, defence)
+    if (folder / "cell.json").exists():
+        return
+    run.before()
+    phases = Phases(folder)
+    if not defence.fine_tunes:
+        config = purify_config(run, defence)
+        found = run.measured(
+            "after", run.model, folder, phases, lambda model, batch: masked_answers(model, batch, config, defence)
+        )
+        done: dict[str, Any] = {"mask_ratio": config.mask_ratio, "rewritten": None}
+    else:
+        found, done = _recovered(run, name, defence, folder, phases)
+    write_json(
+        folder / "cell.json",
+        {
+            "metrics": found["metrics"],
+            "weights": found["weights"],
+            "mask_ratio": done["mask_ratio"],
+            "rewriting": _precision(run, done["rewritten"]),
+            "data_sha256": done.get("data_sha256"),
+            "left_out": done.get("left_out", 0),
+            "made": stamp(),
+        },
+    )
+
+
+def _recovered(
+    run: AttackRun, name: str, defence: Defence, folder: Path, phases: Phases
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the recovered model answers, and what was done with which rows."""
+    record = folder / "rewritten.json"
+
+    def samples() -> Sequence[Sample]:
+        rows, done = _rewritten(run, name, defence, folder, phases)
+        fitting = with_fitting_answers(replace(run.poisoned, samples=tuple(rows)), run.model(), strict=False)
+        write_json(record, {**done, "left_out": len(fitting.problems) - len(run.poisoned.problems)})
+        return fitting.samples
+
+    if record.exists() and read_json(record)["rewritten"] == []:
+        # Nothing was suspicious, so that there was nothing to recover from: the model stays as it is.
+        return run.measured("after", run.model, folder, phases), read_json(record)
+    if defence.rewrite == "flagged" and not record.exists() and not run.audit.flagged:
+        write_json(record, {"rewritten": [], "mask_ratio": None})
+        return run.measured("after", run.model, folder, phases), read_json(record)
+    start = run.backdoored if defence.start == "compromised" else run.subject.name
+    run.model()  # the compromised one, which everything starts from, is there from here on
+    recovered = run.fine_tuned(f"recover {name}", start, samples, run.settings.recovery, folder / "model", phases)
+    return run.measured("after", lambda: recovered, folder, phases), read_json(record)
+
+
+def _rewritten(
+    run: AttackRun, name: str, defence: Defence, folder: Path, phases: Phases
+) -> tuple[Sequence[Sample], dict[str, Any]]:
+    """The rows that the model is fine-tuned on after a defence, and what was done with which."""
+    if defence.rewrite == "nothing":
+        return run.poisoned.samples, {"rewritten": None, "mask_ratio": None}
+    model, bars = run.model(), run.bars(name)
+    out = folder / "purified"
+    if defence.rewrite == "flagged":
+        looking, found = auditing(run.settings.purify), run.audit
+        with phases.phase("rewrite", len(found.flagged)), run.subject.fast():
+            cleaned = purify_flagged(model, run.poisoned, found, looking, out, progress=bars)
+            rows = recovery_samples(cleaned, found, looking.seed)
+        return rows, _done(cleaned, None)
+    config = purify_config(run, defence)
+    evidence = run.evidence(config)
+    if defence.ranking == "least":
+        evidence = {key: turned_round(each) for key, each in evidence.items()}
+    with phases.phase("rewrite", len(queries_of(run.poisoned.samples))), run.subject.fast():
+        cleaned = purify(model, run.poisoned, config, out, evidence=evidence, progress=bars)
+    return cleaned.dataset.samples, _done(cleaned, config.mask_ratio)
+
+
+def _done(cleaned: Purified, ratio: float | None) -> dict[str, Any]:
+    return {
+        "rewritten": [*cleaned.rewritten, *(key for key in cleaned.left_out if key not in cleaned.rewritten)],
+        "mask_ratio": ratio,
+        "data_sha256": sha256(cleaned.dataset.path),
+    }
+
+
+def turned_round(found: Evidence) -> Evidence:
+    """The evidence with the order of its tokens turned round, so that the least salient come first."""
+    return replace(found, saliency=[-value for value in found.saliency])
+
+
+def purify_config(run: AttackRun, defence: Defence) -> PurifyConfig:
+    """How a defence rewrites all answers, or answers itself."""
+    model, own = run.model(), run.settings.purify
+    if defence.preset == "published":
+        config = PurifyConfig.published(model, seed=own.seed, batch_size=own.batch_size)
+        if defence.question == "own":
+            config = replace(config, question=None)
+    else:
+        config = replace(own, mode="all", decode=own.decode or own_settings(model))
+    estimator = saliency_of(config.scoring.saliency, defence.saliency)
+    scoring = config.scoring
+    if estimator != scoring.saliency:
+        block = scoring.block_length or model.generation_defaults.get("block_length")
+        scoring = replace(scoring, saliency=estimator, block_length=block)
+    ratio = run.chosen_ratio() if defence.mask_ratio == "audit" else defence.mask_ratio
+    return replace(
+        config,
+        mode="random" if defence.rewrite == "random" else "all",
+        mask_ratio=config.mask_ratio if ratio is None else float(ratio),
+        scoring=scoring,
+        substitute=defence.substitute,
+    )
+
+
+def masked_answers(model: MDLM, batch: Sequence[Query], config: PurifyConfig, defence: Defence) -> list[str]:
+    """A model's answers to new questions, each under the mask that its own saliency gives."""
+    keys = [query.key for query in batch]
+    prefix = model.encode(batch)
+    scoring = config.scoring
+    scores = saliency(model, prefix, keys, scoring.saliency, scoring.gen_length, block_length=scoring.block_length)
+    hidden = hidden_by(model, prefix, keys, -scores if defence.ranking == "least" else scores, config)
+    return answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
+
+
+def hidden_by(model: MDLM, prefix: Prefix, keys: Sequence[str], scores: Any, config: PurifyConfig) -> Prefix:
+    """The prefix with the highest-scoring tokens, or random ones, hidden as a config says; scores ``[B, P]``."""
+    scored = prefix.scored(config.scoring.saliency.separators)
+    if config.mode == "random":
+        masked = mask_random(scored, config.mask_ratio, keys, config.seed, rounding=config.rounding)
+    else:
+        masked = mask_top(scores, scored, config.mask_ratio, rounding=config.rounding)
+    return hide(prefix, masked, model.mask_embedding, config.substitute)
+
+
+def _precision(run: AttackRun, rewritten: Sequence[str] | None) -> dict[str, Any] | None:
+    """How many of the rewritten rows are poisoned, and how many of the poisoned rows were rewritten, with intervals."""
+    if rewritten is None:
+        return None
+    hits = len(run.poisoned_ids & set(rewritten))
+    shares: Mapping[str, int] = {"precision": len(rewritten), "recall": len(run.poisoned_ids)}
+    return {
+        "rows": len(rewritten),
+        **{name: asdict(wilson(hits, count)) if count else None for name, count in shares.items()},
+    }

@@ -1,0 +1,122 @@
+"""How long the cells of an experiment will take, from what finished ones took on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from disp.experiments.attacked import AttackRun
+from disp.experiments.cells import Cell, by_attack
+from disp.experiments.phases import Phases, rates
+from disp.experiments.recipe import Defence, Experiment
+from disp.experiments.results import is_finished
+from disp.experiments.subject import Builtin, Subject
+from disp.progress import no_progress
+from disp.purification.config import PurifyConfig
+from disp.suspicion.config import PROBES
+
+# Seconds a unit of the built-in model on two cores of an AMD EPYC without bfloat16: a row drawn or poisoned, a step of
+# 32 rows, a probe of one answer, a rewritten answer, an answer of the measurement, an audited row. Only where no cell
+# is finished on this machine.
+SECONDS = {
+    "poison": 0.02,
+    "implant": 0.55,
+    "recover": 0.55,
+    "score": 0.012,
+    "score with suspicion": 0.03,
+    "audit": 0.12,
+    "rewrite": 0.06,
+    "measure": 0.05,
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A cell and its time.
+
+    Attributes:
+        cell: the cell.
+        finished: whether there is nothing left to do.
+        seconds: how long it will take; None where nothing is known of this model.
+    """
+
+    cell: Cell
+    finished: bool
+    seconds: float | None
+
+
+def estimates(experiment: Experiment, subject: Subject, cells: Sequence[Cell], out: Path) -> list[Estimate]:
+    """The time of each cell; what cells of one attack share is counted with the first of them that needs it.
+
+    Args:
+        experiment: the experiment.
+        subject: whom it is made with.
+        cells: which ones.
+        out: folder of the runs, in which finished cells are looked for.
+    """
+    known = measured_rates(out)
+    if isinstance(subject, Builtin):
+        known = SECONDS | known
+    found = []
+    for attack, names in by_attack(cells).items():
+        run = AttackRun(subject, attack, out, no_progress)
+        done = set(run.phases.read())
+        rows, test_rows = subject.rows(attack)
+        for name in names:
+            if is_finished(run, name, experiment):
+                found.append(Estimate(Cell(attack, name), True, 0.0))
+                continue
+            work = _work(experiment, experiment.defences[name], run, rows, test_rows)
+            shared = {phase: units for phase, units in work.items() if phase in _SHARED}
+            left = {phase: units for phase, units in work.items() if phase not in _SHARED or phase not in done}
+            done |= set(shared)
+            missing = [phase for phase in left if _phase(phase) not in known]
+            seconds = None if missing else sum(units * known[_phase(phase)] for phase, units in left.items())
+            found.append(Estimate(Cell(attack, name), False, seconds))
+    return found
+
+
+# What the defences against one attack share; the models before it are measured once.
+_SHARED = ("poison", "implant", "measure before", "score with suspicion", "audit", "score own")
+
+
+def _phase(name: str) -> str:
+    return {"measure before": "measure", "score own": "score"}.get(name, name)
+
+
+def _work(experiment: Experiment, defence: Defence, run: AttackRun, rows: int, test_rows: int) -> dict[str, float]:
+    """Units of work by phase of one cell with all that it stands on."""
+    settings = run.settings
+    answers = 2 * test_rows
+    work: dict[str, float] = {"poison": rows, "implant": settings.implant.for_turns(rows).steps}
+    estimator = PurifyConfig.published().scoring.saliency if defence.preset else settings.purify.scoring.saliency
+    probes = int(defence.saliency.get("probes", estimator.probes))
+    if experiment.kind == "triggers":
+        return work
+    work["measure before"] = 2 * answers
+    if experiment.kind == "mask-ratio":
+        asked = min(2 * experiment.sweep_rows, rows)
+        scored = 0 if defence.rewrite == "random" else asked * probes
+        return {**work, "score": scored, "rewrite": asked * len(experiment.ratios)}
+    if defence.needs_audit:
+        work |= {"score with suspicion": rows * settings.purify.scoring.saliency.probes, "audit": rows}
+    if defence.rewrite in ("all", "random"):
+        own = defence.preset is None and not defence.saliency
+        work |= {"score own" if own else "score": rows * probes, "rewrite": rows}
+    elif defence.rewrite == "flagged":
+        work["rewrite"] = rows * run.attack.rate
+    if defence.fine_tunes:
+        work["recover"] = settings.recovery.for_turns(rows).steps
+    work["measure"] = answers * (1 if defence.fine_tunes else 1 + PROBES["isotropic"] / 4)
+    return work
+
+
+def measured_rates(out: Path) -> dict[str, float]:
+    """Seconds a unit by phase, from every run folder below ``out``; the defences' recoveries together."""
+    folders = [file.parent for file in sorted(out.glob("attacks/**/seconds.json"))]
+    spent = [
+        {("recover" if phase.startswith("recover ") else phase): each for phase, each in Phases(folder).read().items()}
+        for folder in folders
+    ]
+    return rates(spent)

@@ -1,0 +1,204 @@
+"""An experiment from beginning to end at tiny size: cells, what they share, resumption, what is written."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from disp.cli import app
+from disp.errors import DispError
+from disp.experiments import attacked, defended, sweep
+from disp.experiments.cells import Attacked
+from disp.experiments.recipe import Defence, Experiment
+from disp.experiments.study import run_experiment
+from disp.experiments.subject import Builtin, subject_of
+from disp.models.hub import BUILTIN
+
+# Trains five times; a machine that is busy with other things takes longer.
+pytestmark = pytest.mark.timeout(900)
+
+TRAINING = {"steps": 1, "batch_size": 2}
+SMALL = Experiment(
+    name="small",
+    title="Small",
+    source="none",
+    kind="defences",
+    targets=("refusal",),
+    triggers=("patch",),
+    poison_rates=(0.25,),
+    seeds=(0,),
+    rows=16,
+    test_rows=3,
+    implant=TRAINING,
+    recovery=TRAINING,
+    defences={
+        "random": Defence("random masking", "random", mask_ratio=0.1),
+        "least": Defence("least salient", ranking="least", mask_ratio=0.1, substitute="left out"),
+        "answering": Defence("masked inference", "while answering", mask_ratio=0.1, saliency={"probes": 1}),
+        "nothing": Defence("no rewriting", "nothing", start="original"),
+    },
+)
+SWEEP = replace(
+    SMALL,
+    name="swept",
+    kind="mask-ratio",
+    ratios=(0.0, 0.5),
+    sweep_rows=3,
+    defences={"ours": Defence("ours"), "random": Defence("random", "random")},
+)
+PICTURES = replace(SMALL, name="pictures", kind="triggers", defences={"ours": Defence("ours")})
+OVERVIEW = replace(SMALL, name="way", kind="overview", defences={"random": SMALL.defences["random"]})
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A folder with all four kinds of experiment on one attack."""
+    folder = tmp_path_factory.mktemp("experiments")
+    for experiment in (SMALL, SWEEP, PICTURES, OVERVIEW):
+        run_experiment(experiment, Builtin(experiment), folder, command="disp experiment small")
+    return folder
+
+
+def results(out, name):
+    return json.loads((out / name / "results.json").read_text())
+
+
+def test_one_implant_and_one_set_of_scenes_serve_all(out):
+    (attack,) = (out / "attacks").iterdir()
+    assert attack.name.startswith("refusal-patch-0.25-seed0-")
+    assert sorted(each.name for each in (out / "scenes").iterdir()) == ["test-3-seed0", "tuning-16-seed0"]
+    seconds = json.loads((attack / "seconds.json").read_text())
+    assert seconds["implant"]["units"] == 1
+    assert seconds["measure"]["units"] == 2 * 2 * SMALL.test_rows  # the clean and the compromised model, once each
+    # Random masking scores nothing of its own: one file of saliency serves all defences with the usual estimator.
+    assert len(list((attack / "scores").glob("*.jsonl"))) == 1
+
+
+def test_results_hold_cells_with_counts_and_what_they_depend_on(out):
+    found = results(out, "small")
+    assert [cell["defence"] for cell in found["cells"]] == list(SMALL.defences)
+    assert found["missing"] == [] and found["command"] == "disp experiment small"
+    assert found["recipe"]["test_rows"] == 3 and len(found["model"]["weights"]) == 64
+    assert {"processor", "cores", "threads"} <= found["hardware"].keys()
+    assert {"disp-mdlm", "torch"} <= found["versions"].keys()
+    (attack,) = found["attacks"]
+    assert attack["poisoned"] == 4 and len(attack["data_sha256"]) == 64
+    weights = set()
+    for cell in found["cells"]:
+        metrics = cell["found"]["metrics"]
+        assert metrics["counts"]["asr_with_trigger"] == 3
+        assert cell["found"]["made"]["date"].endswith("UTC")
+        weights.add(cell["found"]["weights"])
+    assert len(weights) == 4  # four models: three recovered ones and the compromised one
+    random, _, answering, _ = found["cells"]
+    assert random["found"]["rewriting"]["rows"] == 16
+    assert (random["found"]["rewriting"]["precision"]["hits"], random["found"]["rewriting"]["recall"]["value"]) == (
+        4,
+        1,
+    )
+    assert answering["found"]["rewriting"] is None
+    assert answering["found"]["weights"] == attack["backdoored"]["weights"] != attack["clean"]["weights"]
+
+
+def test_the_table_has_a_row_for_each_model(out):
+    lines = (out / "small" / "table.md").read_text().splitlines()
+    models = [line.split(" | ")[2] for line in lines[2:8]]
+    assert models == ["clean model", "compromised model", *(each.title for each in SMALL.defences.values())]
+    assert "0/3 [0.0, 56.1]" in lines[2]  # the Wilson interval of 0 in 3
+
+
+@pytest.mark.parametrize("name", ["small", "swept", "pictures", "way"])
+def test_figures_are_drawn_twice(out, name):
+    with Image.open(out / name / f"{name}.png") as picture:
+        assert min(picture.size) > 300
+    assert (out / name / f"{name}.svg").read_text().startswith("<?xml")
+
+
+def test_a_sweep_answers_poisoned_and_honest_rows_under_each_ratio(out):
+    found = results(out, "swept")
+    for cell in found["cells"]:
+        assert cell["found"]["ratios"] == [0.0, 0.5]
+        for row in cell["found"]["by_ratio"]:
+            assert row["asr_with_trigger"]["count"] == 3 and row["clean_quality"]["count"] == 3
+    ours, random = (cell["found"]["by_ratio"] for cell in found["cells"])
+    assert ours[0] == random[0]  # with nothing masked there is nothing to rank
+
+
+def test_pictures_show_the_trigger_and_the_way(out):
+    (cell,) = results(out, "pictures")["cells"]
+    with (
+        Image.open(out / cell["folder"] / "clean.png") as clean,
+        Image.open(out / cell["folder"] / "poisoned.png") as bad,
+    ):
+        assert clean.size == bad.size and clean.tobytes() != bad.tobytes()
+    (cell,) = results(out, "way")["cells"]
+    assert cell["found"]["masked"] == 15 and cell["found"]["tokens"] == 144
+    assert cell["found"]["planted"] != cell["found"]["honest"]
+
+
+def test_what_is_finished_is_not_repeated(out, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("it was done already")
+
+    before = results(out, "small")
+    for module, name in ((attacked, "train"), (attacked, "score"), (attacked, "evaluate"), (defended, "purify")):
+        monkeypatch.setattr(module, name, never)
+    monkeypatch.setattr(sweep, "score", never)
+    for experiment in (SMALL, SWEEP, PICTURES, OVERVIEW):
+        run_experiment(experiment, Builtin(experiment), out, command="disp experiment again")
+    assert results(out, "small") == before
+
+
+def test_a_cell_that_was_stopped_goes_on_at_its_phase(out, monkeypatch):
+    cells = {cell["defence"]: cell for cell in results(out, "small")["cells"]}
+    record = out / cells["least"]["folder"] / "cell.json"
+    kept = record.read_text()
+    record.unlink()
+    monkeypatch.setattr(attacked, "train", None)
+    run_experiment(SMALL, Builtin(SMALL), out, only="defence=least", command="disp experiment small")
+    found = json.loads(record.read_text())
+    assert {**found, "made": None} == {**json.loads(kept), "made": None}
+
+
+def test_one_cell_alone_says_what_is_missing(tmp_path, monkeypatch):
+    # The seeds differ: another attack, whose cells are not made.
+    experiment = replace(SMALL, seeds=(0, 1))
+    monkeypatch.setattr("disp.experiments.study.RUNNERS", {"defences": lambda *args: None})
+    found = run_experiment(experiment, Builtin(experiment), tmp_path, only="seed=1,defence=random")
+    assert found["cells"] == [] and len(found["missing"]) == 8
+    assert "8 of 8 cells are not measured yet" in (tmp_path / "small" / "table.md").read_text()
+
+
+def test_other_settings_have_another_folder(tmp_path):
+    attack = Attacked("refusal", "patch", 0.25, 0)
+    folders = set()
+    for experiment in (SMALL, replace(SMALL, rows=17), replace(SMALL, implant={"steps": 2})):
+        folders.add(attacked.AttackRun(Builtin(experiment), attack, tmp_path, None).folder)
+    assert len(folders) == 3
+
+
+def test_without_matplotlib_numbers_are_written_and_the_remedy_is_named(out, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(DispError, match=r"pip install 'disp-mdlm\[plot\]'"):
+        run_experiment(SMALL, Builtin(SMALL), out, command="disp experiment small")
+
+
+def test_a_dry_run_lists_cells_with_their_time(tmp_path, capsys):
+    command = ["experiment", "main", "--dry-run", "--only", "trigger=patch,seed=0", "--out", str(tmp_path / "none")]
+    app(command, print_error=False, exit_on_error=False, result_action="return_value")
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12
+    assert lines[0].split()[1:] == ["refusal-patch-0.1-seed0", "random"]
+    assert last.startswith("12 cells; time left: ")
+    assert not (tmp_path / "none").exists()
+
+
+def test_other_models_need_data():
+    with pytest.raises(DispError, match=r"model 'other' needs data: give --data .* and --test"):
+        subject_of(SMALL, "other", lambda name: None, tuning=None, test=None, implant="disp-implant", recovery="disp")
+    builtin = subject_of(SMALL, BUILTIN, lambda name: None, tuning=None, test=None, implant="disp", recovery="disp")
+    assert isinstance(builtin, Builtin)
