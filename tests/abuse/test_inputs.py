@@ -35,9 +35,13 @@ def bomb(file: Path) -> None:
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
 
 
+def frames(file: Path, kind: str) -> None:
+    first = Image.fromarray(noise(20, 20, 3))
+    first.save(file, kind, save_all=True, append_images=[wall("red").resize((20, 20))])
+
+
 def animated(file: Path) -> None:
-    frames = [Image.fromarray(noise(20, 20, 3)), wall("red").resize((20, 20))]
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    frames(file, "GIF")
 
 
 def palette(file: Path) -> None:
@@ -71,6 +75,17 @@ PICTURES: dict[str, tuple[Callable[[Path], object], bool]] = {
     "1 × 10,000": (lambda file: Image.fromarray(noise(10_000, 1, 3)).save(file, "PNG"), True),
     "floats": (lambda file: Image.fromarray(noise(9, 9).astype(np.float32)).save(file, "TIFF"), False),
     "bomb": (bomb, False),
+    "animated WebP": (lambda file: frames(file, "WEBP"), True),
+    "animated PNG": (lambda file: frames(file, "PNG"), True),
+    "pages of TIFF": (lambda file: frames(file, "TIFF"), True),
+    "16 bits in TIFF": (lambda file: Image.fromarray(noise(9, 9).astype(np.uint16) * 257).save(file, "TIFF"), True),
+    "JPEG 2000": (lambda file: Image.fromarray(noise(20, 20, 3)).save(file, "JPEG2000"), True),
+    "AVIF": (lambda file: Image.fromarray(noise(20, 20, 3)).save(file, "AVIF"), True),
+    "BMP": (lambda file: Image.fromarray(noise(20, 20, 3)).save(file, "BMP"), True),
+    "Lab": (lambda file: Image.fromarray(noise(20, 20, 3), "LAB").save(file, "TIFF"), True),
+    "EPS": (lambda file: Image.fromarray(noise(20, 20, 3)).save(file, "EPS"), False),
+    "text": (lambda file: file.write_text("<html>Not found</html>"), False),
+    "git-lfs": (lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"), False),
     "SVG": (lambda file: file.write_bytes(SVG), False),
     "empty": (lambda file: file.write_bytes(b""), False),
     "zeros": (lambda file: file.write_bytes(bytes(4096)), False),

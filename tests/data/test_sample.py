@@ -52,6 +52,22 @@ def test_bad_files_are_named(tmp_path, monkeypatch, picture):
                 look(tmp_path / name)
 
 
+def test_no_other_program_opens_a_picture(tmp_path, monkeypatch):
+    """Pillow opens EPS by starting Ghostscript, under any name of a file."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    for look in (open_image, check_image, image_size):
+        with pytest.raises(DispError, match=r"a\.png: cannot be read as an image"):
+            look(tmp_path / "a.png")
+
+
+def test_usual_formats_are_opened(tmp_path):
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO"):
+        Image.new("RGB", (16, 16), "red").save(tmp_path / f"{kind}.img", kind)
+        assert open_image(tmp_path / f"{kind}.img").size == (16, 16), kind
+
+
 def test_a_file_is_digested_once_and_anew_when_it_has_changed(tmp_path, monkeypatch):
     file, read = tmp_path / "a.png", []
     file.write_bytes(b"first")

@@ -16,7 +16,7 @@ from PIL import Image
 from disp.data.damaged import AT_ONCE, without_damaged_pictures
 from disp.data.dataset import Dataset, Problem
 from disp.data.formats.table import FILES
-from disp.data.sample import batches, picture_digests
+from disp.data.sample import batches, picture_digests, picture_formats
 from disp.errors import DispError
 
 # Longest side of a picture in pixels, up to which it is counted together with others.
@@ -143,7 +143,7 @@ def check(dataset: Dataset, *, progress: Callable[[int], None] = lambda count: N
 
 def _kind(file: Path) -> tuple[str, tuple[int, int]]:
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=picture_formats()) as image:
             return image.format or "unknown", image.size
     except (OSError, ValueError, SyntaxError) as error:
         raise DispError(

@@ -27,6 +27,9 @@ IMAGE_PLACEHOLDER = "<image>"
 _UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 # Four times the largest picture that the published models tile; a larger one is a decompression bomb or a mistake.
 MAX_PIXELS = 64_000_000
+# What pictures are opened as, whatever their files are called. Pillow knows more: some formats are opened by starting
+# another program (Ghostscript), some are drawings, and most have no use here.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "MPO", "PPM", "JPEG2000", "AVIF", "ICO", "HEIF")
 
 
 @dataclass(frozen=True)
@@ -250,11 +253,18 @@ def pictures_sha256(digests: Mapping[str, Sequence[str]]) -> str:
     return shown.hexdigest()
 
 
+@lru_cache
+def picture_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow opens."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 @contextmanager
 def _opened(source: Path) -> Iterator[Image.Image]:
     """A picture whose header was read; what is wrong with the file, also found later, is named."""
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=picture_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DispError(
                     f"{source}: {image.width}×{image.height} pixels is more than the limit of {MAX_PIXELS:,}; "
