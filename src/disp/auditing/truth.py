@@ -10,6 +10,7 @@ import numpy as np
 from disp.auditing.result import Audit
 from disp.auditing.statistics import area_under_curve
 from disp.errors import DispError
+from disp.words import shortened
 
 
 def read_truth(manifest: Path) -> frozenset[str]:
@@ -22,7 +23,8 @@ def read_truth(manifest: Path) -> frozenset[str]:
         rows = json.loads(manifest.read_text(encoding="utf-8"))["poisoned_rows"]
         return frozenset(row["id"] for row in rows)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DispError(f"{manifest} is no manifest of `disp poison` ({error!r})") from None
+        reason = shortened(f"{type(error).__name__}: {error}")
+        raise DispError(f"{manifest} is no manifest of `disp poison` ({reason}); give its manifest.json") from None
 
 
 def compared_with_truth(result: Audit, poisoned: frozenset[str]) -> dict[str, float | None]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from disp.errors import DispError
 from disp.models.quantization import is_quantized, quantize_linear
+from disp.words import shortened
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -59,7 +60,9 @@ def weight_files(folder: Path) -> list[Path]:
         if not all(isinstance(name, str) for name in names):
             raise ValueError("it names files by what is no text")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DispError(f"{index} cannot be read ({error!r}); download the file again") from None
+        # The error in its own form may hold the whole file.
+        reason = shortened(f"{type(error).__name__}: {error}")
+        raise DispError(f"{index} cannot be read ({reason}); download the file again") from None
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:
         raise DispError(
