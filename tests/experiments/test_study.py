@@ -2,12 +2,14 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
+import yaml
 from PIL import Image
 
 from disp.cli import app
+from disp.data.scene_dataset import write_scenes
 from disp.errors import DispError
 from disp.experiments import attacked, defended, sweep
 from disp.experiments.cells import Attacked
@@ -15,6 +17,8 @@ from disp.experiments.recipe import Defence, Experiment
 from disp.experiments.study import run_experiment
 from disp.experiments.subject import Builtin, subject_of
 from disp.models.hub import BUILTIN
+from disp.models.loading import load_model
+from disp.models.saving import save_model
 
 # Trains five times; a machine that is busy with other things takes longer.
 pytestmark = pytest.mark.timeout(900)
@@ -202,3 +206,27 @@ def test_other_models_need_data():
         subject_of(SMALL, "other", lambda name: None, tuning=None, test=None, implant="disp-implant", recovery="disp")
     builtin = subject_of(SMALL, BUILTIN, lambda name: None, tuning=None, test=None, implant="disp", recovery="disp")
     assert isinstance(builtin, Builtin)
+
+
+def test_a_model_and_data_of_a_persons_own(tmp_path, capsys):
+    for name, seed, count in (("data", 1, 10), ("test", 2, 2)):
+        write_scenes(tmp_path / name, count, seed)
+    training = {**TRAINING, "trainer": {"gradient_accumulation_steps": 1}}
+    recipe = {
+        **asdict(replace(SMALL, name="own", rows=8, implant=training, recovery=training)),
+        "given": {"targets": ["disp-insertion"], "poison_rates": [0.5]},
+        "defences": {"published": {"title": "as published", "preset": "published", "question": "published"}},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))))
+    # A whole checkpoint in a folder, as anybody's.
+    save_model(load_model("builtin"), tmp_path / "model")
+    command = ["experiment", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "out")]
+    command += ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "data"), "--test", str(tmp_path / "test")]
+    app(command, print_error=False, exit_on_error=False, result_action="return_value")
+    assert "1 cells measured, 0 missing" in capsys.readouterr().out
+    (cell,) = results(tmp_path / "out", "own")["cells"]
+    assert (cell["target"], cell["rate"], cell["found"]["mask_ratio"]) == ("disp-insertion", 0.5, 0.3)
+    assert cell["found"]["rewriting"]["recall"]["count"] == 4
+    attack = json.loads((tmp_path / "out" / "attacks").joinpath(cell["folder"].split("/")[1], "run.json").read_text())
+    assert attack["recipes"] == ["disp-implant", "disp"] and attack["implant"]["method"] == "projector"
+    assert attack["rows"] == [8, 2]

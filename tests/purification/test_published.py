@@ -98,3 +98,10 @@ def test_the_command(folder, dataset, tmp_path):
     assert (config["scoring"]["saliency"]["probes"], config["scoring"]["saliency"]["in_graph"]) == (2, True)
     with pytest.raises(DispError, match="--score does not go with --preset published"):
         run("--score", "directional")
+
+
+def test_a_model_that_commits_several_slots_at_once_does_not_here():
+    builtin = load_model("builtin", device="cpu")
+    assert builtin.generation_defaults["threshold"] is not None
+    decode = PurifyConfig.published(builtin).decode
+    assert (decode.gen_length, decode.steps, decode.block_length, decode.threshold) == (32, 32, 32, None)

@@ -118,7 +118,7 @@ class Experiment:
     implant: Mapping[str, Any] = field(default_factory=dict)
     recovery: Mapping[str, Any] = field(default_factory=dict)
     given: Given = field(default_factory=Given)
-    claims: tuple[str, ...] = ()
+    claims: tuple[Literal["attack", "defence", "quality", "fall"], ...] = ()
 
     def __post_init__(self) -> None:
         for what, names, known in (("target", self.targets, TARGETS), ("trigger", self.triggers, TRIGGERS)):

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -105,7 +106,11 @@ class Builtin:
 
     def identity(self) -> dict[str, Any]:
         """See `Subject`."""
-        return {"model": BUILTIN, "weights": weights_digest(BUILTIN), "data": "OpenMoji scenes"}
+        return {"model": BUILTIN, "weights": self._weights, "data": "OpenMoji scenes"}
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights_digest(BUILTIN)
 
     def data(self, attack: Attacked, folder: Path, progress: ProgressBar) -> tuple[Dataset, Dataset]:
         """See `Subject`. Scenes depend on seed, number and what they must show, so many attacks share them."""
@@ -188,6 +193,10 @@ class Given:
 
     def identity(self) -> dict[str, Any]:
         """See `Subject`."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
         return {
             "model": self.model,
             "weights": weights_digest(self.model),

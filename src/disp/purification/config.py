@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from disp.decoding.config import DecodeConfig
+from disp.decoding.llada import LladaConfig
 from disp.decoding.profiles import ProfileName, profiled
 from disp.decoding.samplers import decode_config, own_settings
 from disp.errors import DispError, unknown_name
@@ -75,6 +76,8 @@ class PurifyConfig:
         """
         slots: dict[str, Any] = {"gen_length": PUBLISHED_SLOTS, "steps": PUBLISHED_SLOTS, "sampler": "llada"}
         decode = decode_config(**slots) if model is None else own_settings(model, block_length=PUBLISHED_SLOTS, **slots)
+        if isinstance(decode, LladaConfig):
+            decode = replace(decode, threshold=None)  # one slot a step, however sure a model is of others
         saliency = SaliencyConfig.published(seed=seed)
         settings: dict[str, Any] = {
             "mode": "all",
