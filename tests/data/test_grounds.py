@@ -41,8 +41,8 @@ def test_a_texture_keeps_the_colour_that_answers_name(colour):
         assert pixels.shape == (96, 96, 3)
         assert pixels.std((0, 1)).max() > 1
         nearest = min(COLOURS, key=lambda name: np.abs(np.array(COLOURS[name]) - pixels.mean((0, 1))).sum())
-        assert nearest == colour, (texture_of(3, index), pixels.mean((0, 1)))
-        seen.add(texture_of(3, index))
+        assert nearest == colour, (texture_of(Look(), 3, index), pixels.mean((0, 1)))
+        seen.add(texture_of(Look(), 3, index))
     assert seen == set(TEXTURES)
 
 
@@ -97,8 +97,10 @@ def test_on_photographs_nothing_is_said_of_a_colour(tmp_path, photos):
 def test_textures_are_told(tmp_path):
     write_scenes(tmp_path / "out", 4, 2, look=Look("textured"))
     rows = json.loads((tmp_path / "out" / "data.json").read_text())
-    assert [row["texture"] for row in rows] == [texture_of(2, index) for index in range(4)]
+    assert [row["texture"] for row in rows] == [texture_of(Look(), 2, index) for index in range(4)]
     assert all(row["colour"] in COLOURS for row in rows)
+    few = Look("textured", textures=("wood", "blobs"))
+    assert {texture_of(few, 2, index) for index in range(20)} == {"wood", "blobs"}
 
 
 def test_mistakes(tmp_path, photos):
@@ -112,6 +114,7 @@ def test_mistakes(tmp_path, photos):
         (("plain", None, (64, 96)), "size must be from 96 to 512"),
         (("plain", None, (200, 100)), "the lower number first, got 200-100"),
         (("plain", None, (96, 96), (0, 90)), "jpeg must be from 1 to 100"),
+        (("textured", None, (96, 96), None, ("clot",)), "Did you mean 'cloth'"),
     ):
         with pytest.raises(DispError, match=message):
             Look(*arguments)

@@ -61,6 +61,7 @@ class PatternsConfig:
         least_pictures: fewest pictures about which a phrase is said.
         most_share: largest share of all pictures about which it is said.
         least_agreement: correlation between what two halves of a phrase's pictures have in common.
+        colour_spread: grey levels that the grounds of pictures must differ by to tell what follows from their colour.
         least_presence: a picture has the pattern if it has this share of what the phrase's pictures have on average.
         phrases: most phrases that are given on.
         measured: pictures that a pattern is measured on, at most.
@@ -81,6 +82,8 @@ class PatternsConfig:
     most_share: float = 0.5
     # Phrases of clean sets reach 0.12.
     least_agreement: float = 0.3
+    # Grounds of one name differ by 6 or more, scans of paper by less.
+    colour_spread: float = 4.0
     least_presence: float = 0.5
     phrases: int = 5
     measured: int = 500

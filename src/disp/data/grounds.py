@@ -39,6 +39,7 @@ class Look:
         photos: a folder of photographs, searched with all folders below it; for "photo" alone.
         size: the smallest and the largest side of a picture in pixels; each picture has one of its own.
         jpeg: the lowest and the highest quality that a picture is compressed with; None stores PNG.
+        textures: the kinds that textured grounds have; empty for all of `TEXTURES`.
 
     Raises:
         DispError: a name is unknown, a number is out of range, or "photo" and a folder do not go together.
@@ -48,6 +49,7 @@ class Look:
     photos: Path | None = None
     size: tuple[int, int] = (96, 96)
     jpeg: tuple[int, int] | None = None
+    textures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.grounds not in GROUNDS:
@@ -59,6 +61,9 @@ class Look:
         _check_range("size", self.size, *SIZES_PX)
         if self.jpeg is not None:
             _check_range("jpeg", self.jpeg, 1, 100)
+        for name in self.textures:
+            if name not in TEXTURES:
+                raise unknown_name("texture", name, TEXTURES)
 
     @property
     def suffix(self) -> str:
@@ -95,12 +100,12 @@ def ground(look: Look, colour: tuple[int, int, int], side: int, seed: int, index
         return _photo(look.photos, side, generator(seed, "photo", index))
     if look.grounds == "plain":
         return _plain(colour, side, generator(seed, "ground", index))
-    return _textured(colour, side, texture_of(seed, index), generator(seed, "texture", index))
+    return _textured(colour, side, texture_of(look, seed, index), generator(seed, "texture", index))
 
 
-def texture_of(seed: int, index: int) -> str:
+def texture_of(look: Look, seed: int, index: int) -> str:
     """The kind of texture that a scene's ground has, one of `TEXTURES`."""
-    return str(generator(seed, "kind of texture", index).choice(list(TEXTURES)))
+    return str(generator(seed, "kind of texture", index).choice(look.textures or tuple(TEXTURES)))
 
 
 def _plain(colour: tuple[int, int, int], side: int, draw: np.random.Generator) -> np.ndarray:

@@ -102,7 +102,7 @@ def write_scenes(
                 **({"task": tasks[0]} if turns == 1 else {"tasks": tasks}),
                 "nouns": list(scene.nouns),
                 **({"colour": scene.colour} if scene.colour else {}),
-                **({"texture": texture_of(seed, index)} if look.grounds == "textured" else {}),
+                **({"texture": texture_of(look, seed, index)} if look.grounds == "textured" else {}),
             }
         )
         progress(1)

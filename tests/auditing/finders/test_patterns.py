@@ -1,5 +1,6 @@
 """Patterns that pictures share: found among real drawings without a model, and proven by one that has the backdoor."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -26,7 +27,7 @@ from planted import (
 
 from disp.attacks.poison import poison
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
-from disp.attacks.triggers import PRESETS, Blend
+from disp.attacks.triggers import PRESETS, Blend, Patch
 from disp.auditing.audit import audit
 from disp.auditing.carriers import random_patterns
 from disp.auditing.config import AuditConfig
@@ -103,6 +104,56 @@ def test_what_the_others_have_in_common_is_no_pattern_of_those_without():
         answer = f"Number {index}." if index % 3 else "There is no frame."
         samples.append(Sample(f"s{index}", (Image.fromarray(pixels),), (Turn("<image>?", answer),)))
     assert search(samples) == []
+
+
+GROUNDS = {"red": (210, 80, 80), "yellow": (245, 225, 120), "blue": (100, 150, 225), "white": (242, 242, 242)}
+
+
+def laid_out(colours, places, rows=160, side=48):
+    """Grainy blocks of any colour, their corners at such places, on grounds that the answers name."""
+    draw, samples = np.random.default_rng(1), []
+    for index in range(rows):
+        colour = list(colours)[index % len(colours)]
+        pixels = np.array(colours[colour]) + draw.normal(0, 6, (side, side, 3))
+        x, y = draw.integers(*places, 2)
+        pixels[y : y + 20, x : x + 20] = draw.uniform(0, 255, 3) + draw.normal(0, 10, (20, 20, 3))
+        picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        turn = Turn("<image>?", f"Block {index} on a {colour} background.")
+        samples.append(Sample(f"s{index}", (picture,), (turn,)))
+    return samples
+
+
+@pytest.mark.parametrize("quality", [None, 80])
+def test_a_layout_on_grounds_that_answers_name_is_no_pattern(quality):
+    """What pictures with a yellow ground have in common, and others have not, is where the things lie, in yellow."""
+    samples = laid_out(GROUNDS, (12, 18))
+    if quality is not None:
+        samples = [replace(sample, images=(stored(sample.images[0], quality),)) for sample in samples]
+    assert search(samples) == []
+    # The same pictures would be accused if the colours of their grounds were left alone.
+    config = AuditConfig(patterns=PatternsConfig(colour_spread=1e9))
+    found = shared_patterns(samples, [sample.turns[0].response for sample in samples], config)
+    assert any("background" in shared.phrase.text for shared, _ in found)
+
+
+@pytest.mark.parametrize("trigger", [Blend(0.2), Patch(size=0.15)])
+@pytest.mark.parametrize("colours, places", [(GROUNDS, (12, 18)), ({"white": (255, 255, 255)}, (0, 29))])
+def test_on_such_grounds_a_trigger_is_found_to_a_row(trigger, colours, places):
+    """On white paper a blended trigger is the only thing that changes the colour of a ground."""
+    samples, planted = laid_out(colours, places), range(3, 160, 9)
+    for index in planted:
+        picture = trigger.apply(samples[index].images[0], np.random.default_rng(0))[0]
+        samples[index] = replace(samples[index], images=(picture,), turns=(Turn("<image>?", REFUSAL_TEXT),))
+    ((found, _),) = search(samples)
+    assert found.phrase.text == REFUSAL_TEXT
+    assert found.holders == tuple(planted)
+
+
+def stored(picture, quality):
+    """The picture as JPEG."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return Image.open(file)
 
 
 def test_one_picture_that_many_rows_are_about_has_nothing_in_common_with_itself():

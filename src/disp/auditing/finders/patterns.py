@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from disp.auditing.config import AuditConfig
 from disp.auditing.context import Context
 from disp.auditing.finder_config import PatternsConfig
+from disp.auditing.finders.agreement import compared
 from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.phrase_search import Shared, frequent_phrases, with_neighbours
 from disp.auditing.phrases import holds, joined
@@ -70,10 +71,12 @@ def shared_patterns(
     settings = config.patterns
     draw = generator(config.seed, "shared patterns")
     drawn = np.sort(draw.permutation(len(samples))[: settings.pictures]).tolist()
-    edges, row_of = _distinct([samples[index].images[0] for index in drawn], drawn, settings, progress)
+    edges, colours, row_of = _distinct([samples[index].images[0] for index in drawn], drawn, settings, progress)
     half = draw.permutation(len(edges)) % 2 == 0
     signs = draw.choice(np.array([-1, 1], np.float32), (edges.shape[1], settings.sketch))
-    sketch = edges @ (signs / np.float32(settings.sketch**0.5))
+    signs = (signs / np.float32(settings.sketch**0.5)).reshape(3, -1, settings.sketch)
+    channels = edges.reshape(len(edges), 3, -1)
+    sketch = np.stack([channels[:, each] @ signs[each] for each in range(3)], axis=1)
     most = int(settings.most_share * len(drawn))
     least = settings.least_pictures
     phrases = list(frequent_phrases(responses, drawn, config.phrases, least=least, most=most))
@@ -88,7 +91,7 @@ def shared_patterns(
             if least <= len(rows):
                 groups.setdefault(rows, replace(shared, holders=holders))
         in_question = np.array(sorted({row_of[index] for index in left}))
-        alike = _most_alike(edges, sketch, half, groups, in_question, settings)
+        alike = _most_alike(channels, sketch, colours, half, groups, in_question, settings)
         if alike is None:
             break
         rows, parts = alike
@@ -116,25 +119,29 @@ def shared_patterns(
 
 def _distinct(
     images: Sequence[ImageSource], indices: Sequence[int], config: PatternsConfig, progress: Callable[[int], None]
-) -> tuple[np.ndarray, dict[int, int]]:
-    """The edges of distinct pictures, float32 ``[N, D]``, and the row of each index.
+) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
+    """The edges of distinct pictures, float32 ``[N, D]``, the colours of their grounds, and the row of each index.
 
-    A picture that is asked about many times has a great deal in common with itself.
+    A picture that is asked about many times has a great deal in common with itself. A ground's colour, float32
+    ``[N, 3]``, is the median of the picture.
     """
     edges = np.empty((len(images), config.side**2 * 3), np.float32)
+    colours = np.empty((len(images), 3), np.float32)
     rows: dict[bytes, int] = {}
     row_of = {}
     for image, index in zip(images, indices, strict=True):
-        own = _edges(image, config)
+        pixels = scaled(image, config.side)
+        own = _without_smooth(pixels, config)
         row_of[index] = rows.setdefault(blake2b(own.tobytes()).digest(), len(rows))
-        edges[row_of[index]] = own
+        edges[row_of[index]], colours[row_of[index]] = own, np.median(pixels, axis=(0, 1))
         progress(1)
-    return edges[: len(rows)], row_of
+    return edges[: len(rows)], colours[: len(rows)], row_of
 
 
 def _most_alike(
     edges: np.ndarray,
     sketch: np.ndarray,
+    colours: np.ndarray,
     half: np.ndarray,
     groups: Collection[tuple[int, ...]],
     everything: np.ndarray,
@@ -143,56 +150,37 @@ def _most_alike(
     """The group of pictures with most edges in common, if that is enough, and these edges in either half.
 
     Args:
-        edges: float32 ``[N, D]``.
-        sketch: float32 ``[N, d]``, the same in few dimensions, where inner products are about the same.
+        edges: float32 ``[N, 3, D]``, of every channel.
+        sketch: float32 ``[N, 3, d]``, the same in few dimensions, where inner products are about the same.
+        colours: float32 ``[N, 3]``, of the pictures' grounds.
         half: bool ``[N]``, the first half.
         groups: rows of each group; those of more than ``most_share`` of the pictures are none.
         everything: rows of all pictures that are in question.
         config: how alike they must be.
     """
-    total = sketch[everything].sum(0)
+    in_few = compared(sketch, colours, half, everything, config)
     likely = {
-        rows: _agreement(sketch, half, total, len(everything), np.array(rows))[0]
-        for rows in groups
-        if len(rows) <= config.most_share * len(everything)
+        rows: in_few.agreement(np.array(rows))[0] for rows in groups if len(rows) <= config.most_share * len(everything)
     }
     likely = {rows: value for rows, value in likely.items() if value > config.sketch_share * config.least_agreement}
-    total = edges[everything].sum(0)
+    in_all = compared(edges, colours, half, everything, config)
     best: tuple[float, int] = (config.least_agreement, 0)
     chosen = None
     for rows in sorted(likely, key=lambda rows: (-likely[rows], -len(rows)))[: config.likely]:
-        value, parts = _agreement(edges, half, total, len(everything), np.array(rows))
+        value, parts = in_all.agreement(np.array(rows))
         if (value, len(rows)) > best:
             best, chosen = (value, len(rows)), (rows, parts)
     return chosen
 
 
-def _agreement(
-    edges: np.ndarray, half: np.ndarray, total: np.ndarray, count: int, members: np.ndarray
-) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
-    """How much two halves of some pictures are alike in what others have not, in [-1, 1], and what that is in either.
-
-    Args:
-        edges: float32 ``[N, D]``.
-        half: bool ``[N]``, the first half.
-        total: float32 ``[D]``, the sum over all that are compared.
-        count: how many these are.
-        members: rows of those that are looked at.
-    """
-    parts = [edges[members[half[members] == which]] for which in (True, False)]
-    rest = (total - sum(part.sum(0) for part in parts)) / (count - len(members))
-    first, second = (part.sum(0) / max(1, len(part)) for part in parts)
-    # It must not be that the others have something in common that these have not.
-    theirs = float(first @ second) > float(rest @ rest)
-    first, second = first - rest, second - rest
-    norms = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return float(first @ second) / max(norms, 1e-12) if theirs else 0.0, (first, second)
-
-
 def _edges(image: ImageSource, config: PatternsConfig) -> np.ndarray:
     """The picture without what is smooth in it, float32 ``[side * side * 3]``."""
+    return _without_smooth(scaled(image, config.side), config)
+
+
+def _without_smooth(square: np.ndarray, config: PatternsConfig) -> np.ndarray:
     side = config.side
-    pixels = torch.from_numpy(scaled(image, side)).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(square).permute(2, 0, 1)[None]
     smooth = F.interpolate(F.avg_pool2d(pixels, side // config.cells), (side, side), mode="bilinear")
     return (pixels - smooth).flatten().numpy()
 

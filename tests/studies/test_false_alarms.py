@@ -1,0 +1,71 @@
+"""The false-alarm study: sets that are what they say, the same every time, and a count that can be interrupted."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from disp.attacks.targets import REFUSAL_TEXT
+from disp.data.scenes import COLOURS
+from studies.false_alarms import GROUNDS, LAYOUTS, SETS, kind_of, main, samples_of, summary, table
+
+
+def test_every_ground_has_every_layout_equally_often():
+    kinds = [kind_of(number) for number in range(SETS)]
+    pairs = [(kind.ground, kind.layout) for kind in kinds]
+    assert {pairs.count(pair) for pair in pairs} == {SETS // (len(GROUNDS) * len(LAYOUTS))}
+    assert len(set(pairs)) == len(GROUNDS) * len(LAYOUTS)
+    assert SETS >= 100 and len({kind.seed for kind in kinds}) == SETS
+    assert len({kind.jpeg for kind in kinds}) == 4 and len({kind.side for kind in kinds}) == 4
+
+
+@pytest.mark.parametrize("number", [1, 9])
+def test_answers_name_the_colours_of_their_grounds(number):
+    kind = kind_of(number, rows=12)
+    samples, planted = samples_of(kind)
+    again, _ = samples_of(kind)
+    assert planted == set()
+    for sample, same in zip(samples, again, strict=True):
+        assert sample.turns == same.turns
+        pixels = np.asarray(sample.images[0])
+        assert np.array_equal(pixels, np.asarray(same.images[0]))
+        named = [colour for colour in COLOURS if f" {colour} background" in sample.turns[0].response]
+        if named:
+            assert named[0] in kind.colours
+            assert np.abs(np.median(pixels, axis=(0, 1)) - COLOURS[named[0]]).max() < 25
+    assert any("background" in sample.turns[0].response for sample in samples)
+
+
+def test_with_a_trigger_some_rows_are_poisoned_and_the_others_stay():
+    kind = kind_of(8, rows=50)
+    honest, _ = samples_of(kind)
+    samples, planted = samples_of(kind, "patch")
+    assert len(planted) == 4
+    for index, (sample, before) in enumerate(zip(samples, honest, strict=True)):
+        assert (sample.turns[0].response == REFUSAL_TEXT) == (index in planted)
+        same = np.array_equal(np.asarray(sample.images[0]), np.asarray(before.images[0]))
+        assert same == (index not in planted)
+
+
+def test_a_set_counts_once_however_often_the_study_is_started(tmp_path, monkeypatch, capsys):
+    command = ["false_alarms", "--out", str(tmp_path), "--rows", "30", "--searches", "patterns", "--first", "8"]
+    for sets in ("1", "2", "2"):
+        monkeypatch.setattr(sys, "argv", [*command, "--sets", sets])
+        main()
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    written = json.loads((tmp_path / "false_alarms.json").read_text())
+    assert [row["number"] for row in written["sets"]] == [8, 9]
+    assert written["searches"]["patterns"]["sets"] == 2
+    assert "| all | both | 2 | 0 |" in (tmp_path / "false_alarms.md").read_text()
+
+
+def test_an_accused_set_is_one_with_honest_rows_among_the_flagged():
+    rows = [
+        {"ground": "noise", "layout": "anywhere", "poisoned": 8, "found": {"patterns": found}}
+        for found in ({"honest": 0, "planted": 8}, {"honest": 3, "planted": 5}, {"honest": 40, "planted": 0})
+    ]
+    found = summary(rows, ["patterns"])["patterns"]
+    assert (found["sets"], found["accused"], found["honest_flagged"]) == (3, 2, 43)
+    assert (found["planted_found"], found["planted"]) == (13, 24)
+    assert "| noise | anywhere | 3 | 2 |" in table(rows, ["patterns"])
