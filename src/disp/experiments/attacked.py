@@ -33,6 +33,7 @@ from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.purification.config import PurifyConfig
 from disp.report.html import write_report
+from disp.scale.answers import Answer
 from disp.suspicion.evidence import Evidence
 from disp.suspicion.scoring import score
 from disp.training.config import TrainConfig, devices_of_run
@@ -225,7 +226,7 @@ class AttackRun:
         model: Callable[[], MDLM],
         folder: Path,
         phases: Phases,
-        answer: Callable[[MDLM, Any], list[str]] | None = None,
+        answer: Answer | None = None,
     ) -> dict[str, Any]:
         """What a model answers to the held-out set, in ``folder/STAGE.json``: metrics, and the model's fingerprint.
 
@@ -234,18 +235,17 @@ class AttackRun:
             model: makes the model.
             folder: where the file lies.
             phases: the clock.
-            answer: what answers a batch of queries in the model's place.
+            answer: what answers a batch of queries, where that is not the model alone.
         """
         file = folder / f"{stage}.json"
         if not file.exists():
             found_model, total = model(), 2 * len(queries_of(self.test.samples))
-            answering = None if answer is None else lambda batch: answer(found_model, batch)
             with phases.phase("measure", total), self.bars(stage)("measuring", total) as advance:
                 found = evaluate(
                     found_model,
                     self.test.samples,
                     attack=self.planted,
-                    answer=answering,
+                    answer=answer,
                     seed=self.attack.seed,
                     progress=advance,
                 )
