@@ -6,7 +6,7 @@ PYTEST ?=
 # Large pages for PyTorch's large tensors, where the system gives them when asked: 5% less time a training step.
 export THP_MEM_ALLOC_ENABLE := 1
 
-.PHONY: help install demo demo-all test abuse lint sbom vulnerabilities pretrain clean
+.PHONY: help install demo demo-all test bench abuse lint sbom vulnerabilities pretrain clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -22,6 +22,10 @@ demo-all: install  ## the same for all three attack targets
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
+
+bench: install  ## time decoding, saliency and training beside a plain loop, some ten minutes, and write the tables
+	$(BIN)/python -m disp.benchmarks.speed --out docs/results/bench
+	$(BIN)/python scripts/bench_tables.py
 
 abuse: install  ## kill, starve, damage and fuzz every command, some minutes, and count
 	nice $(BIN)/python -m pytest -q tests/abuse -m "abuse or not abuse" $(PYTEST)

@@ -1,1 +1,1 @@
-"""Public benchmarks and our own offline tasks, by way of lmms-eval; see docs/benchmarks.md."""
+"""Public benchmarks and our own offline tasks, by way of lmms-eval, and speed; see docs/benchmarks.md."""

@@ -1,0 +1,166 @@
+"""What a fast profile costs a purification: ``python -m studies.profile_gate --out DIR``.
+
+For each target the built-in model is poisoned, and rewrites all answers of its training set under masking, once with
+each profile of `disp.decoding.profiles` and once with the masked tokens left out. A copy of it is fine-tuned on each
+purified set. ``DIR/gate.md`` says how many answers are those of ``exact``, how long rewriting took, and what is left
+of attack and quality after recovery; all measuring decodes exactly. Everything goes to ``DIR/TARGET``, and what is
+finished is not repeated.
+
+A profile passes where its ASR is within one point of that of ``exact`` and its quality at least 99% of it, for each
+target, on at least 500 held-out rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from disp.attacks.poison import load_attack
+from disp.attacks.targets import PRESETS as TARGETS
+from disp.decoding.profiles import PROFILES, ProfileName
+from disp.experiments.precision import half_precision, load_float32
+from disp.experiments.run import Run, read_json
+from disp.experiments.settings import SIZES, attack_training, purification, recovery_training, sized_config
+from disp.files import read_finished_jsonl, write_json, write_text
+from disp.progress import progress_bar
+from disp.purification.purify import purify
+from disp.suspicion.masking import Substitute
+from disp.suspicion.scoring import score
+
+LEAST_ROWS, ASR_WITHIN, QUALITY_AT_LEAST = 500, 0.01, 0.99
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to rewrite.
+
+    Attributes:
+        profile: of decoding.
+        substitute: what a masked token becomes.
+    """
+
+    profile: ProfileName
+    substitute: Substitute = "mask"
+
+
+WAYS: dict[str, Way] = {name: Way(name) for name in PROFILES}
+WAYS["fast, masked left out"] = Way("fast", "left out")
+
+
+def gate(target: str, out: Path, sizes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of one target; ``sizes`` are fields of `disp.experiments.settings.DemoConfig`."""
+    config = sized_config(target, "patch", **sizes)
+    run = Run(config, out, progress_bar)
+    tuning, test = run.data()
+    poisoned = run.poisoned(tuning)
+    attack = load_attack(out / "poisoned" / "manifest.json")
+    model = run.trained("backdoored", load_float32, lambda: poisoned.samples, attack_training(config))
+    run.measure("backdoored", lambda: model, test, attack)
+    settings = replace(purification(config), mode="all")
+    with half_precision(), progress_bar("saliency", len(poisoned.samples)) as advance:
+        evidence = score(
+            model, poisoned.samples, settings.scoring, out / "scores.jsonl", counterfactual=False, progress=advance
+        )
+    rows = []
+    for name, way in WAYS.items():
+        folder, clock = out / f"purified {name}", out / f"seconds {name}.json"
+        chosen = settings.with_profile(model, way.profile, way.substitute)
+        start, busy = time.perf_counter(), time.process_time()
+        with half_precision():
+            cleaned = purify(model, poisoned, chosen, folder, evidence=evidence, progress=run.bars(name)).dataset
+        if not clock.exists():  # of a run that was interrupted it is too little
+            write_json(clock, {"wall": time.perf_counter() - start, "busy": time.process_time() - busy})
+        samples = cleaned.samples
+        after = run.trained(
+            f"recovered {name}",
+            lambda: load_float32(out / "backdoored"),
+            lambda samples=samples: samples,  # type: ignore[misc]
+            recovery_training(config),
+        )
+        run.measure(name, lambda after=after: after, test, attack)  # type: ignore[misc]
+        answers = {row["key"]: row["response"] for row in read_finished_jsonl(folder / "responses.jsonl")}
+        metrics = read_json(out / "stages" / f"{name}.json")
+        rows.append({"target": target, "way": name, "answers": answers, "seconds": read_json(clock), **metrics})
+    return rows
+
+
+def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of one target beside the one of ``exact``: agreement, speed, and whether the profile passes."""
+    exact = next(row for row in rows if row["way"] == "exact")
+    found = []
+    for row in rows:
+        same = [row["answers"].get(key) == text for key, text in exact["answers"].items()]
+        found.append(
+            {
+                "target": row["target"],
+                "way": row["way"],
+                "rewritten": len(same),
+                "measured": row["counts"]["clean_quality"],
+                "agreement": sum(same) / len(same),
+                "faster": exact["seconds"]["busy"] / row["seconds"]["busy"],
+                **{name: row[name] for name in ("asr_with_trigger", "clean_quality", "triggered_quality")},
+                "passes": row["counts"]["clean_quality"] >= LEAST_ROWS
+                and abs(row["asr_with_trigger"] - exact["asr_with_trigger"]) <= ASR_WITHIN
+                and row["clean_quality"] >= QUALITY_AT_LEAST * exact["clean_quality"],
+            }
+        )
+    return found
+
+
+def gate_table(rows: Sequence[dict[str, Any]]) -> str:
+    """What `compared` returned, as a Markdown table."""
+    head = [
+        *("target", "profile", "rows rewritten", "answers as exact", "times as fast", "held-out rows", "ASR (w/t)"),
+        *("clean quality", "triggered quality", "passes"),
+    ]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        lines.append(
+            [
+                row["target"],
+                row["way"],
+                str(row["rewritten"]),
+                f"{row['agreement']:.1%}",
+                f"{row['faster']:.2f}",
+                str(row["measured"]),
+                f"{row['asr_with_trigger']:.1%}",
+                f"{row['clean_quality']:.1%}",
+                f"{row['triggered_quality']:.1%}",
+                "yes" if row["passes"] else "no" if row["measured"] >= LEAST_ROWS else f"needs {LEAST_ROWS} rows",
+            ]
+        )
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m studies.profile_gate", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--targets", nargs="+", choices=sorted(TARGETS), default=sorted(SIZES))
+    parser.add_argument(
+        "--rows", type=int, help="fine-tuning rows, all of which are rewritten; the demo's if not given"
+    )
+    parser.add_argument("--test-rows", type=int, default=LEAST_ROWS, help="held-out rows")
+    parser.add_argument("--attack-steps", type=int, help="of planting; the demo's if not given")
+    parser.add_argument("--recovery-steps", type=int, help="of each recovery; the demo's if not given")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    names = ("rows", "test_rows", "attack_steps", "recovery_steps")
+    sizes = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+    rows = []
+    for target in given.targets:
+        rows += compared(gate(target, given.out / target, sizes))
+        write_json(given.out / "gate.json", rows)
+        write_text(given.out / "gate.md", gate_table(rows))
+    print(gate_table(rows))
+
+
+if __name__ == "__main__":
+    main()
