@@ -15,6 +15,7 @@ from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, RESULTS = DOCS / "benchmarks.md", DOCS / "results" / "bench"
+FILE = RESULTS / "speed-cpu.json"
 START, END = "<!-- {}: written by scripts/bench_tables.py -->\n", "<!-- end -->\n"
 GROWTH = ("visual tokens", "response slots", "rows in a batch")
 
@@ -22,7 +23,9 @@ Rows = list[dict[str, Any]]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """A Markdown table, or that there is none."""
+    if not rows:
+        return "Not in the results yet; `make bench` measures it.\n"
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -49,9 +52,10 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
             (
                 f"Measured on {where['processor']}, {where['threads']} of {where['cores']} cores, with Python "
                 f"{where['python']} and torch {where['torch']}.",
-                f"The model has {sizes['layers']} layers of width {sizes['width']}, {sizes['vocabulary']} words and",
-                f"random weights. A prompt is {sizes['visual']} visual tokens and {sizes['text']} others, an answer",
-                f"{sizes['response']} slots.\n",
+                f"The model has {sizes['layers']} layers of width {sizes['width']}, {sizes['vocabulary']} words and random "
+                "weights.",
+                f"A prompt is {sizes['visual']} visual tokens and {sizes['text']} others, an answer {sizes['response']} "
+                "slots.\n",
             )
         ),
         "speed, decoding": table(
@@ -126,7 +130,10 @@ def written(text: str, found: dict[str, Any]) -> str:
 
 def main() -> int:
     """Write or check the page."""
-    found = json.loads((RESULTS / "speed-cpu.json").read_text(encoding="utf-8"))
+    if not FILE.is_file():
+        print(f"{FILE} is not there; run make bench")
+        return 1
+    found = json.loads(FILE.read_text(encoding="utf-8"))
     before = PAGE.read_text(encoding="utf-8")
     after = written(before, found)
     if "--check" in sys.argv:
@@ -134,7 +141,7 @@ def main() -> int:
     PAGE.write_text(after, encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
         print("no drawing: matplotlib is not installed")
-    else:
+    elif {row["group"] for row in found["rows"]}.issuperset(GROWTH):
         draw(found, RESULTS / "speed-cpu.svg")
     return 0
 

@@ -18,7 +18,7 @@ from disp.decoding.samplers import own_settings
 from disp.errors import DispError
 from disp.suspicion.config import SaliencyConfig
 from disp.suspicion.saliency import saliency
-from scripts.bench_tables import PAGE, RESULTS, written
+from scripts.bench_tables import FILE, PAGE, written
 
 SIZES = BenchSizes(layers=3, width=64, heads=2, hidden=96, vocabulary=200, visual=40, text=6, response=16)
 
@@ -100,6 +100,7 @@ def test_the_command_measures_every_group(monkeypatch, tmp_path, capsys):
     assert [row for row in again if row["group"] != "training"] == [row for row in rows if row["group"] != "training"]
 
 
+@pytest.mark.skipif(not FILE.is_file(), reason="make bench has not been run")
 def test_the_page_shows_what_was_measured():
-    page, found = PAGE.read_text(encoding="utf-8"), json.loads((RESULTS / "speed-cpu.json").read_text())
+    page, found = PAGE.read_text(encoding="utf-8"), json.loads(FILE.read_text(encoding="utf-8"))
     assert page == written(page, found), "run python scripts/bench_tables.py"

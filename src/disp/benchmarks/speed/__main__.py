@@ -9,6 +9,7 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,8 +50,9 @@ def main() -> None:
             growth_rounds=given.growth_rounds,
             device=given.device,
         )
-    file, done = given.out / f"{given.name}.json", set()
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+    file = given.out / f"{given.name}.json"
+    done: set[str] = set()
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
     for row in measure(config, given.only):
         if row.group not in done:  # what an earlier run found of it
             done.add(row.group)

@@ -123,7 +123,15 @@ def decoding(model: BuiltinModel, config: BenchConfig) -> Iterator[Row]:
         # Of as few steps as have one that keeps the prompt.
         peak = peak_bytes(lambda name=name: tasks[name](2), config.device)  # type: ignore[misc]
         same = None if "left out" in name else float((answers[name] == expected).float().mean())
-        yield Row("decoding", name, each.seconds, each.busy, 1 / each.ratio, peak, same)
+        yield Row(
+            "decoding",
+            name,
+            seconds=each.seconds,
+            busy=each.busy,
+            ratio=1 / each.ratio,
+            peak_bytes=peak,
+            same=same,
+        )
 
 
 def _decoding(model: BuiltinModel, prefix: Prefix, profile: str) -> Callable[[int | None], Tensor]:
@@ -199,7 +207,8 @@ def _forward(model: BuiltinModel, prefix: Prefix, length: int) -> Tensor:
 def _rows(group: str, tasks: dict[str, Callable[[], object]], base: str, config: BenchConfig) -> Iterator[Row]:
     times = side_by_side(tasks, base, config.rounds, config.device)
     for name, each in times.items():
-        yield Row(group, name, each.seconds, each.busy, each.ratio, peak_bytes(tasks[name], config.device))
+        peak = peak_bytes(tasks[name], config.device)
+        yield Row(group, name, seconds=each.seconds, busy=each.busy, ratio=each.ratio, peak_bytes=peak)
 
 
 def to_json(config: BenchConfig, rows: list[dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:
