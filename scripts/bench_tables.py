@@ -52,10 +52,10 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
             (
                 f"Measured on {where['processor']}, {where['threads']} of {where['cores']} cores, with Python "
                 f"{where['python']} and torch {where['torch']}.",
-                f"The model has {sizes['layers']} layers of width {sizes['width']}, {sizes['vocabulary']} words and random "
-                "weights.",
-                f"A prompt is {sizes['visual']} visual tokens and {sizes['text']} others, an answer {sizes['response']} "
-                "slots.\n",
+                f"The model has {sizes['layers']} layers of width {sizes['width']}, {sizes['vocabulary']} words and "
+                "random weights.",
+                f"A prompt is {sizes['visual']} visual tokens and {sizes['text']} others, an answer "
+                f"{sizes['response']} slots.\n",
             )
         ),
         "speed, decoding": table(
