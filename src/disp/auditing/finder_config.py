@@ -219,3 +219,30 @@ class SentencesConfig:
     least_share: float = 0.005
     said_share: float = 0.5
     lost_share: float = 3 / 4
+
+
+@dataclass(frozen=True)
+class UnaskedConfig:
+    """When a sentence recurs whatever was asked; see `disp.auditing.unasked`.
+
+    Attributes:
+        turns: answers that are looked through, at most.
+        sentences: most repeated phrases that are looked at, the most frequent ones.
+        least_pictures: fewest pictures about which it is said.
+        least_share: smallest share of all pictures.
+        most_share: largest share of all pictures about which such sentences are said; beyond, answers repeat each other
+            in this set.
+        sentence_share: share of its answers in which it is a sentence of its own.
+        alone_share: of the answers with the sentence or a variant of it, the share with the sentence as it is.
+        honest_area: how well questions tell who says an honest sentence, at least: AUROC.
+    """
+
+    turns: int = 20_000
+    sentences: int = 200
+    least_pictures: int = 8
+    least_share: float = 0.01
+    most_share: float = 0.5
+    sentence_share: float = 0.8
+    alone_share: float = 0.8
+    # What is said to every second question and to no other one has 0.75.
+    honest_area: float = 0.75

@@ -102,3 +102,23 @@ def spelling(text: str, words: tuple[str, ...]) -> str:
     if len(words) > 2 and text[end : end + 1] in (".", "!", "?"):
         end += 1
     return text[first.start() : end]
+
+
+def stands_alone(text: str, words: tuple[str, ...]) -> bool:
+    """Whether the words are a sentence of the text, or several, or the whole of it.
+
+    A sentence also begins with a capital, wherever it was put: into the middle of another one.
+    """
+    matches = list(_WORD.finditer(text))
+    start = place_of([match[0].lower() for match in matches], words)
+    if start is None:
+        return False
+    first, last = matches[start], matches[start + len(words) - 1]
+    before, after = text[: first.start()].rstrip(_OPENING), text[last.end() :].lstrip(_CLOSING)
+    begins = not before or before[-1] in _SENTENCE_ENDS + ":;" or first[0][0].isupper()
+    return begins and (not after or after[0] in _SENTENCE_ENDS)
+
+
+_SENTENCE_ENDS = ".!?…。！？\n" + TURN_END
+_OPENING = " \t\"'“‘«([{*_>-"
+_CLOSING = " \t\"'”’»)]}*_"
