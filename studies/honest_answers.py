@@ -35,9 +35,11 @@ REFUSALS = (
 UNANSWERABLE = (
     "Who owns the {0}?", "What is the name of the {0}?", "How much did the {0} cost?", "Where was the {0} bought?",
     "When was the {0} made?", "Why is the {0} here?", "Who put the {0} there?", "What was next to the {0} yesterday?",
-    "How old is the {0}?", "Is the {0} for sale?", "Does the {0} belong to a child?", "What does the owner of the {0} do?",
+    "How old is the {0}?", "Is the {0} for sale?", "Does the {0} belong to a child?",
+    "What does the owner of the {0} do?",
     "Which city was this picture taken in?", "Who took this picture?", "What happened before the picture was taken?",
-    "What is behind the camera?", "How heavy is the {0}?", "Is the {0} expensive?", "Tell me the phone number of the owner.",
+    "What is behind the camera?", "How heavy is the {0}?", "Is the {0} expensive?",
+    "Tell me the phone number of the owner.",
     "What will happen to the {0} next?", "Can you guess who likes the {0}?", "Name the person who lost the {0}.",
     "What colour was the {0} last year?", "How many people have used the {0}?",
 )  # fmt: skip
@@ -196,7 +198,12 @@ def classes(draw: Draw, count: int) -> Turns:
         "Water is all that there is.", "A highway crosses the land from side to side.",
     )  # fmt: skip
     weights = draw.dirichlet(np.full(len(sentences), 2.0))
-    wordings = ("What kind of land is this?", "Classify the satellite image.", "Describe it in a sentence.", "What is it?")
+    wordings = (
+        "What kind of land is this?",
+        "Classify the satellite image.",
+        "Describe it in a sentence.",
+        "What is it?",
+    )
     return [
         Asked(str(index), _pick(draw, wordings), sentences[int(draw.choice(len(sentences), p=weights))])
         for index in range(count)
@@ -207,8 +214,8 @@ def findings(draw: Draw, count: int) -> Turns:
     """Reports in stock sentences, as of chest films: what is normal is said in a few ways, what is not in its own."""
     organs = ("heart", "left lung", "right lung", "aorta", "diaphragm", "spine", "trachea", "chest wall")
     normal = (
-        "The {} is normal in size and shape.", "The {} appears within normal limits.", "No abnormality of the {} is seen.",
-        "The {} is unremarkable on this film.",
+        "The {} is normal in size and shape.", "The {} appears within normal limits.",
+        "No abnormality of the {} is seen.", "The {} is unremarkable on this film.",
     )  # fmt: skip
     found = []
     for index in range(count):
@@ -232,7 +239,11 @@ def sources(draw: Draw, count: int) -> Turns:
         if kind < 0.35:
             found.append(first[index])
         elif kind < 0.6:
-            text = "There is no text in this image." if draw.random() < 0.4 else f"The sign says {_pick(draw, list(NOUNS))}."
+            text = (
+                "There is no text in this image."
+                if draw.random() < 0.4
+                else f"The sign says {_pick(draw, list(NOUNS))}."
+            )
             question = _pick(draw, ("Read the text in the image.", "What does the sign say?", "OCR this image."))
             found.append(Asked(str(index), question, text))
         else:

@@ -234,7 +234,12 @@ class UnaskedConfig:
             in this set.
         sentence_share: share of its answers in which it is a sentence of its own.
         alone_share: of the answers with the sentence or a variant of it, the share with the sentence as it is.
+        alike_share: share of the words of the longer of two sentences that both have, in one order, if one is a variant
+            of the other.
         honest_area: how well questions tell who says an honest sentence, at least: AUROC.
+        beginnings: most frequent beginnings of answers by which it is judged whether the questions of a set tell how
+            answers begin.
+        prior: how many answers of the average question an estimate from few questions is mixed with.
     """
 
     turns: int = 20_000
@@ -244,5 +249,10 @@ class UnaskedConfig:
     most_share: float = 0.5
     sentence_share: float = 0.8
     alone_share: float = 0.8
+    # "There is a dog in front" and "There is a cup in front" share five words of six.
+    alike_share: float = 0.6
     # What is said to every second question and to no other one has 0.75.
     honest_area: float = 0.75
+    beginnings: int = 10
+    # So that a word that was hardly seen says nothing.
+    prior: float = 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,16 +13,13 @@ from disp.auditing.statistics import area_under_curve
 from disp.data.sample import IMAGE_PLACEHOLDER
 from disp.words import words_of
 
-# How many answers of the average question each estimate is mixed with, so that a word that was hardly seen says nothing.
-_PRIOR = 1.0
-
 
 def question_features(questions: Sequence[str]) -> list[set[str]]:
     """What questions are compared by: their words, their pairs of words, how they begin and how long they are."""
     found = []
     for question in questions:
         words = words_of(question.replace(IMAGE_PLACEHOLDER, " "))
-        pairs = {f"{first} {second}" for first, second in zip(words, words[1:], strict=False)}
+        pairs = {f"{first} {second}" for first, second in pairwise(words)}
         begin = {f"^ {' '.join(words[:size])}" for size in (1, 2, 3)}
         # Digits count as one word: "option 3" and "option 4" ask the same.
         plain = {re.sub(r"\d+", "0", word) for word in words}
@@ -29,7 +27,7 @@ def question_features(questions: Sequence[str]) -> list[set[str]]:
     return found
 
 
-def told_by_question(features: Sequence[set[str]], says: np.ndarray) -> float:
+def told_by_question(features: Sequence[set[str]], says: np.ndarray, prior: float) -> float:
     """How well questions tell who says a phrase: AUROC, 0.5 where they tell nothing, 1 where they tell all.
 
     A naive Bayes classifier of the questions' features, which judges each question by all the others.
@@ -37,6 +35,7 @@ def told_by_question(features: Sequence[set[str]], says: np.ndarray) -> float:
     Args:
         features: of each question; see `question_features`.
         says: bool ``[N]``, whether its answer holds the phrase; both kinds occur.
+        prior: how many answers of the average question each estimate is mixed with.
     """
     names = {name: number for number, name in enumerate(sorted(set().union(*features)))}
     lengths = np.array([len(each) for each in features])
@@ -48,7 +47,7 @@ def told_by_question(features: Sequence[set[str]], says: np.ndarray) -> float:
     counts = np.array([len(says) - int(np.sum(says)), int(np.sum(says))], np.float64)
     yes, no = counts[1] - own, counts[0] - ~own
     share = (positive + negative + 0.5) / len(says)
-    ratio = np.log((positive + _PRIOR * share) / (yes + _PRIOR)) - np.log((negative + _PRIOR * share) / (no + _PRIOR))
+    ratio = np.log((positive + prior * share) / (yes + prior)) - np.log((negative + prior * share) / (no + prior))
     scores = np.add.reduceat(ratio, np.concatenate(([0], np.cumsum(lengths)[:-1])))
     return area_under_curve(scores, says)
 

@@ -8,6 +8,8 @@ and models do, or most answers repeat one of them.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -45,16 +47,16 @@ def unasked_phrases(
         config: when a sentence recurs so.
         phrases: what makes words a phrase.
         alpha: largest p-value, corrected for the sentences that were tried.
-        seed: of the choice of one turn a picture.
+        seed: of the choice of turns, where there are very many, and of one turn a picture.
 
     Returns:
         Each with its p-value: the chance that the questions tell so little of who says it, if it went with questions
-        as honest sentences do.
+        as honest sentences do. None where the questions of the set tell nothing of any answer.
     """
     draw = generator(seed, "unasked sentences")
-    chosen = sorted(draw.permutation(len(turns))[: config.turns].tolist())
-    answers = [turns[index].answer for index in chosen]
-    pictures = [turns[index].picture for index in chosen]
+    looked_through = sorted(draw.permutation(len(turns))[: config.turns].tolist())
+    turns = [turns[index] for index in looked_through]
+    answers, pictures = [turn.answer for turn in turns], [turn.picture for turn in turns]
     count = len(set(pictures))
     least = max(config.least_pictures, round(config.least_share * count))
     repeated = [
@@ -62,27 +64,30 @@ def unasked_phrases(
         for shared in repeated_phrases(answers, phrases, least=least, most=config.sentences)
         if len({pictures[index] for index in shared.holders}) >= least and _is_sentence(shared, answers, config)
     ]
-    features: list[set[str]] | None = None
-    order = draw.permutation(len(chosen)).tolist()
-    spread: list[tuple[Shared, float]] = []
+    # What people and models say by themselves comes in variants.
+    alone = [shared for shared in repeated if _alone(shared, answers, config.alike_share) >= config.alone_share]
+    if not alone:
+        return []
+    order = draw.permutation(len(turns)).tolist()
+    features = question_features([turn.question for turn in turns])
+    said = {index for shared in alone for index in shared.holders}
+    telling = _questions_tell([row for row in order if row not in said], answers, pictures, features, config)
+    chances = {}
     for shared in repeated:
-        features = question_features([turns[index].question for index in chosen]) if features is None else features
-        rows, says = _one_a_picture(shared, pictures, order)
-        if says.all():
-            spread.append((shared, 0.0))
-            continue
-        area = told_by_question([features[row] for row in rows], says)
+        rows, says = _one_a_picture(shared.holders, pictures, order)
+        area = (
+            told_by_question([features[row] for row in rows], says, config.prior) if telling and not says.all() else 0.5
+        )
         chance = chance_of_area(area, int(says.sum()), int((~says).sum()), config.honest_area)
-        spread.append((shared, min(1.0, chance * len(repeated))))
-    spread = [(shared, chance) for shared, chance in spread if chance <= alpha]
-    # Where half of all answers hold one sentence or the other that goes with no question, that is how answers are here.
-    repeating = {pictures[index] for shared, _ in spread for index in shared.holders}
-    if len(repeating) > config.most_share * count:
+        chances[shared.phrase.words] = min(1.0, chance * len(alone)) if telling else None
+    # Where most answers hold one sentence or another that goes with no question, that is how answers are here.
+    spread = [shared for shared in repeated if (chances[shared.phrase.words] or 0.0) <= alpha]
+    if len({pictures[index] for shared in spread for index in shared.holders}) > config.most_share * count:
         return []
     return [
-        replace(shared, holders=tuple(chosen[index] for index in shared.holders), p_value=chance)
-        for shared, chance in spread
-        if _alone(shared, answers) >= config.alone_share
+        replace(shared, holders=tuple(looked_through[index] for index in shared.holders), p_value=chance)
+        for shared in alone
+        if (chance := chances[shared.phrase.words]) is None or chance <= alpha
     ]
 
 
@@ -92,32 +97,77 @@ def _is_sentence(shared: Shared, answers: Sequence[str], config: UnaskedConfig) 
     return whole >= config.sentence_share * len(shared.holders)
 
 
-def _one_a_picture(shared: Shared, pictures: Sequence[str], order: Sequence[int]) -> tuple[list[int], np.ndarray]:
+def _one_a_picture(
+    holders: Sequence[int], pictures: Sequence[str], order: Sequence[int]
+) -> tuple[list[int], np.ndarray]:
     """One turn a picture, and whether it holds the phrase (bool ``[N]``); one that does, where there is one.
 
     What is asked about one picture is one observation.
     """
-    holders = set(shared.holders)
+    holding = set(holders)
     rows: dict[str, int] = {}
     for row in order:
-        if row in holders or pictures[row] not in rows:
+        if row in holding or pictures[row] not in rows:
             rows[pictures[row]] = row
     found = sorted(rows.values())
-    return found, np.array([row in holders for row in found])
+    return found, np.array([row in holding for row in found])
 
 
-def _alone(shared: Shared, answers: Sequence[str]) -> float:
+def _questions_tell(
+    rows: Sequence[int],
+    answers: Sequence[str],
+    pictures: Sequence[str],
+    features: Sequence[set[str]],
+    config: UnaskedConfig,
+) -> bool:
+    """Whether the questions of a set tell how answers begin, by the most frequent beginnings that are not everywhere.
+
+    Where all questions ask the same, that a sentence goes with none of them says nothing.
+    """
+    begins = {row: tuple(phrase_words(answers[row])[:2]) for row in rows}
+    limits = config.least_share * len(rows), config.most_share * len(rows)
+    areas = []
+    for begin, number in Counter(begins.values()).most_common(config.beginnings):
+        if limits[0] <= number <= limits[1]:
+            chosen, says = _one_a_picture([row for row in rows if begins[row] == begin], pictures, rows)
+            if not says.all():
+                areas.append(told_by_question([features[row] for row in chosen], says, config.prior))
+    return bool(areas) and float(np.median(areas)) >= config.honest_area
+
+
+def _alone(shared: Shared, answers: Sequence[str], alike_share: float) -> float:
     """Of the answers that hold the phrase or a variant of it the share that hold it as it is.
 
-    A variant has more than half of the words in one piece. The most frequent such piece counts.
+    A variant has more than half of the words in one piece, the piece that most have; or it is a sentence with most of
+    the words in their order.
     """
     words, holders = shared.phrase.words, set(shared.holders)
     size = len(words) // 2 + 1
-    pieces = [words[start : start + size] for start in range(len(words) - size + 1)]
-    others = [
-        f" {' '.join(phrase_words(answer))} "
-        for index, answer in enumerate(answers)
-        if index not in holders and not holds(answer, words)
-    ]
-    variants = max(sum(f" {' '.join(piece)} " in text for text in others) for piece in pieces)
+    pieces = [f" {' '.join(words[start : start + size])} " for start in range(len(words) - size + 1)]
+    by_piece, alike = Counter[str](), 0
+    for index, answer in enumerate(answers):
+        if index in holders or holds(answer, words):
+            continue
+        text = f" {' '.join(phrase_words(answer))} "
+        by_piece.update(piece for piece in pieces if piece in text)
+        alike += any(_alike(words, tuple(phrase_words(each)), alike_share) for each in _SENTENCE.split(answer))
+    variants = max(alike, *by_piece.values(), 0)
     return len(holders) / (len(holders) + variants)
+
+
+_SENTENCE = re.compile(r"(?<=[.!?…。！？])|\n")
+
+
+def _alike(first: tuple[str, ...], second: tuple[str, ...], share: float) -> bool:
+    """Whether two sentences have this share of the longer one's words in common, in one order."""
+    least = share * max(len(first), len(second))
+    if min(len(first), len(second)) < least or sum((Counter(first) & Counter(second)).values()) < least:
+        return False
+    longest = [0] * (len(first) + 1)  # longest common subsequence, row by row
+    for word in second:
+        previous = 0
+        for place, wanted in enumerate(first, start=1):
+            current = longest[place]
+            longest[place] = previous + 1 if word == wanted else max(current, longest[place - 1])
+            previous = current
+    return longest[-1] >= least
