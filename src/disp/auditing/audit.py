@@ -22,7 +22,7 @@ from disp.auditing.answers import shown_answers
 from disp.auditing.config import AuditConfig
 from disp.auditing.context import Context
 from disp.auditing.cost import cost_of
-from disp.auditing.extension import extended
+from disp.auditing.extension import extended, with_all_who_say
 from disp.auditing.finders import FINDERS, Finder
 from disp.auditing.hypothesis import Finding
 from disp.auditing.mask_ratio import RatioChoice, choose_mask_ratio
@@ -117,17 +117,17 @@ def audit(
         config=config,
         progress=progress,
     )
-    # 3 to 7. Each finder proposes phrases, which are tested (4). Where pictures were compared, each row is then claimed
+    # 3 to 8. Each finder proposes phrases, which are tested (4). Where pictures were compared, each row is then claimed
     # by one of the phrases.
     for compared, finders in groupby(FINDERS.values(), key=lambda finder: finder.in_pictures):
         for finder in finders:
             context = _looked(context, finder)
         if compared:
             context = merged(context)
-    # 8. Who else says a proven phrase.
+    # 9. Who else says a proven phrase.
     context, aside = _concluded(context)
     result = _result(context, aside, dataset)
-    # 9. A mask ratio for rewriting every answer.
+    # 10. A mask ratio for rewriting every answer.
     result = replace(result, ratio=_ratio(context, result))
     # What a person needs to judge for themselves.
     answers = shown_answers(model, dataset, result, config, out / "answers.jsonl", progress, workers)
@@ -151,6 +151,9 @@ def _looked(context: Context, finder: Finder) -> Context:
     """The context with what a finder proposes and what came of it."""
     hypotheses = finder.find(context)
     context = replace(context, hypotheses=(*context.hypotheses, *hypotheses))
+    if finder.proves is None:
+        found = (Finding(each, unlearnt=True) for each in hypotheses)
+        return replace(context, findings=(*context.findings, *found))
     others = context.unflagged()
     if finder.in_pictures:
         marked = {key for each in context.hypotheses if in_pictures(each) for key in each.samples}
@@ -162,20 +165,20 @@ def _concluded(context: Context) -> tuple[Context, list[Finding]]:
     """The context with the findings that are worth a person's time, and those that are set aside.
 
     First proven ones, with who else says them; then phrases that recur beyond doubt on their own, for a set may hold
-    several attacks; then what is in the pictures and the model has not learnt. With ``learnt_only`` these are set
+    several attacks; then what is in the data and the model has not learnt. With ``learnt_only`` these are set
     aside.
     """
     config, findings = context.config, context.findings
     confirmed = [each for each in findings if each.confirmed]
-    rest = [each for each in findings if not each.confirmed and not context.proven(each.phrase)]
-    recurring = [each for each in rest if each.hypothesis.beyond_doubt(config)]
+    rest = [each for each in findings if not each.confirmed and not context.settled(each)]
+    recurring = [each for each in rest if each.hypothesis.beyond_doubt(config) and not each.unlearnt]
     context = extended(replace(context, findings=(*confirmed, *recurring)))
-    unlearnt = [each for each in findings if each.unlearnt and not context.proven(each.phrase)]
+    unlearnt = [each for each in findings if each.unlearnt and not context.settled(each)]
     if config.learnt_only:
-        return context, unlearnt
+        return with_all_who_say(context), unlearnt
     for each in unlearnt:
         context = context.knowing(each.hypothesis.evidence)
-    return replace(context, findings=(*context.findings, *unlearnt)), []
+    return with_all_who_say(replace(context, findings=(*context.findings, *unlearnt))), []
 
 
 def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Audit:
@@ -183,8 +186,7 @@ def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Aud
     config, findings = context.config, context.findings
     verdict: Verdict = "no evidence"
     if findings:
-        proven = {FINDERS[each.found_by].proves for each in findings if each.confirmed}
-        verdict = "poisoned" if "poisoned" in proven else "suspicious"
+        verdict = "poisoned" if any(_proves_poison(context, each) for each in findings) else "suspicious"
     rows = len(dataset.samples) + len(dataset.problems)
     unread = len(dataset.problems) > config.set_aside_share * rows
     if verdict == "no evidence" and (unread or dataset.without_picture > config.text_rows_share * len(dataset.samples)):
@@ -205,6 +207,16 @@ def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Aud
     )
 
 
+def _proves_poison(context: Context, finding: Finding) -> bool:
+    """Whether something in the pictures makes the model say what no honest answer would.
+
+    A few tokens do; more may show a thing that honest answers speak of, but no thing is spoken of whatever is asked.
+    """
+    sentence = context.unasked(finding.phrase)
+    by_no_question = sentence is not None and sentence.p_value is not None
+    return finding.confirmed and (FINDERS[finding.found_by].proves == "poisoned" or by_no_question)
+
+
 def _members(findings: Collection[Finding]) -> set[str]:
     return {key for finding in findings for key in finding.all_samples}
 
@@ -217,6 +229,8 @@ def _ratio(context: Context, result: Audit) -> RatioChoice | None:
     members = _members(result.findings)
     untold = {key for each in result.findings for key in each.with_pattern}
     untold |= {key for each in result.findings if not each.confirmed for key in each.with_copy}
+    untold |= {key for each in result.findings if each.unlearnt for key in each.samples}
+    untold |= {key for each in result.findings for key in each.by_sentence}
     suspicious = [
         suspicious_query(sample, context.evidence)
         for key, sample in context.samples.items()

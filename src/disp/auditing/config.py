@@ -15,6 +15,7 @@ from disp.auditing.finder_config import (
     PhrasesConfig,
     RecurrenceConfig,
     SentencesConfig,
+    UnaskedConfig,
 )
 from disp.decoding.config import DecodeConfig
 from disp.errors import DispError
@@ -133,6 +134,7 @@ class AuditConfig:
         tokens: the search for phrases of flagged answers.
         patterns: the search for patterns.
         copies: the search for what was copied into pictures.
+        unasked: the search for sentences that go with no question.
         sentences: the search for repeated sentences.
         proof: how a phrase is proven.
         extension: how further rows of a proven phrase are found.
@@ -154,6 +156,7 @@ class AuditConfig:
     tokens: RecurrenceConfig = field(default_factory=RecurrenceConfig)
     patterns: PatternsConfig = field(default_factory=PatternsConfig)
     copies: CopiesConfig = field(default_factory=CopiesConfig)
+    unasked: UnaskedConfig = field(default_factory=UnaskedConfig)
     sentences: SentencesConfig = field(default_factory=SentencesConfig)
     proof: ProofConfig = field(default_factory=ProofConfig)
     extension: ExtensionConfig = field(default_factory=ExtensionConfig)

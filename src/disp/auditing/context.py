@@ -57,6 +57,25 @@ class Context:
         """Whether the phrase says what that of a confirmed finding says."""
         return any(each.confirmed and each.phrase.said_in(phrase.text) for each in self.findings)
 
+    def unasked(self, phrase: Phrase) -> Hypothesis | None:
+        """The sentence that recurs whatever is asked which this phrase is, or most of it; None where there is none.
+
+        See `disp.auditing.finders.unasked`.
+        """
+        for each in self.hypotheses:
+            if each.found_by == "unasked":
+                sentence = each.phrase
+                most = 2 * len(phrase.words) > len(sentence.words) and phrase.said_in(sentence.text)
+                if most or sentence.said_in(phrase.text):
+                    return each
+        return None
+
+    def settled(self, finding: Finding) -> bool:
+        """Whether a confirmed finding says what this one says; then this one adds nothing."""
+        if finding.found_by != "unasked":
+            return self.proven(finding.phrase)
+        return any(each.confirmed and self.unasked(each.phrase) is finding.hypothesis for each in self.findings)
+
     def named(self, ids: Sequence[str]) -> list[Sample]:
         """The samples of these ids."""
         return [self.samples[key] for key in ids]

@@ -1,8 +1,8 @@
-"""Who else says a proven phrase: those whose pictures have its trigger, and those who lose it with more masked.
+"""Who else says a proven phrase: whose pictures have its trigger, who lose it with more masked, and all who say it.
 
 Suspicion masks little, because larger masks hide things and make honest answers flip. Once a phrase is proven planted,
 only those who say it are in question, and what must happen under a larger mask is known: the phrase goes away and,
-where a thing is misnamed, its right name appears.
+where a thing is misnamed, its right name appears. Of a sentence that recurs whatever is asked nothing must happen.
 """
 
 from __future__ import annotations
@@ -38,6 +38,29 @@ def extended(context: Context) -> Context:
             context, finding = _with_other_holders(context, finding, claimed)
             claimed.update(finding.more)
         result.append(finding)
+    return replace(context, findings=tuple(result))
+
+
+def with_all_who_say(context: Context) -> Context:
+    """The context with all who say a sentence that recurs whatever is asked, in one finding for each sentence.
+
+    Whatever else speaks for the sentence, whoever says it has no cause to. That is the first finding of it which was
+    found otherwise; where there is none, the sentence is a finding of its own.
+    """
+    claimed = {key for each in context.findings if each.found_by != "unasked" for key in each.all_samples}
+    told: list[Hypothesis] = []
+    result = []
+    for finding in sorted(context.findings, key=lambda each: each.found_by == "unasked"):
+        sentence = context.unasked(finding.phrase)
+        if sentence is not None and finding.found_by != "unasked":
+            # Where questions tell nothing, the pictures alone say who has cause to say it.
+            everyone = not finding.confirmed or sentence.p_value is not None
+            own = tuple(key for key in sentence.samples if key not in claimed) if everyone else ()
+            claimed.update(own)
+            told.append(sentence)
+            finding = replace(finding, more=(*finding.more, *own), by_sentence=own)
+        if finding.hypothesis not in told:
+            result.append(finding)
     return replace(context, findings=tuple(result))
 
 

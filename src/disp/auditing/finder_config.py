@@ -205,6 +205,7 @@ class SentencesConfig:
         least_share: share of all answers that hold it.
         said_share: share of the answers looked at that the model must give with the sentence.
         lost_share: share of these that must lose it.
+        unasked_lost_share: the same of a sentence that recurs whatever is asked; see `disp.auditing.unasked`.
     """
 
     # Of a fifth the frame of an honest answer stays, while its things and colours change.
@@ -219,6 +220,8 @@ class SentencesConfig:
     least_share: float = 0.005
     said_share: float = 0.5
     lost_share: float = 3 / 4
+    # It stands out already, and a model that learnt half of the rows by heart keeps it there.
+    unasked_lost_share: float = 1 / 4
 
 
 @dataclass(frozen=True)

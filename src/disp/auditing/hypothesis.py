@@ -22,8 +22,9 @@ class Hypothesis:
         phrase: what the answers share.
         samples: ids of those that speak for it.
         elsewhere: how many other samples say it.
-        p_value: of a phrase that flagged answers share the corrected chance of that; see
-            `disp.auditing.phrases.recurring_phrases`. None for one that was found otherwise.
+        p_value: of a phrase that flagged answers share the corrected chance of that, see
+            `disp.auditing.phrase_search.recurring_phrases`; of a sentence that goes with no question, see
+            `disp.auditing.unasked.unasked_phrases`. None for one that was found otherwise.
         pattern: what their pictures have in common, to be taken out of them; None where tokens are masked.
         evidence: new evidence of their turns, by key, which holds once the phrase is proven: the tokens to mask, and
             how suspicious the answers are without them.
@@ -73,14 +74,17 @@ class Finding:
         instead: the words that most answers gain where the phrase goes away, such as the name of the thing that a
             trigger makes the model misname.
         trigger: the region that does so most often, the trigger candidate; None where a pattern does.
-        unlearnt: it is in the pictures and was not seen to make the model say the phrase.
-        more: ids of further samples whose answers hold the phrase, if it is confirmed: less suspicious ones, ones that
-            lose it under larger masks only, and ones whose pictures have the pattern or the copy.
+        unlearnt: it is in the data, and nothing was seen to make the model say the phrase.
+        more: ids of further samples whose answers hold the phrase. If it is confirmed: less suspicious ones, ones that
+            lose it under larger masks only, and ones whose pictures have the pattern or the copy. If it recurs whatever
+            is asked: all others that say it.
         pattern: what the pictures of its answers have in common, if anything; see `disp.auditing.finders.patterns`.
         with_pattern: ids of the samples, among all, that are answered again with the pattern taken out of their
             pictures; the others with visual tokens masked.
         with_copy: ids of the samples, among all, that nothing but a copy in their pictures betrays; see
             `disp.auditing.finders.copies`.
+        by_sentence: ids of the samples, among ``more``, that nothing but the sentence betrays: it recurs whatever is
+            asked; see `disp.auditing.unasked`.
     """
 
     hypothesis: Hypothesis
@@ -93,6 +97,7 @@ class Finding:
     pattern: Pattern | None = None
     with_pattern: tuple[str, ...] = ()
     with_copy: tuple[str, ...] = ()
+    by_sentence: tuple[str, ...] = ()
 
     @property
     def found_by(self) -> str:

@@ -185,6 +185,7 @@ def _summary(
                 "more": list(finding.more),
                 "with_pattern": list(finding.with_pattern),
                 "by_piece": list(finding.with_copy),
+                "by_sentence": list(finding.by_sentence),
                 "candidate": f"candidates/{number}.png" if finding.trigger or finding.pattern else None,
                 "box": list(finding.trigger.box) if finding.trigger else None,
                 "donor": finding.trigger.sample_id if finding.trigger else None,

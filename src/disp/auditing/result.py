@@ -23,11 +23,12 @@ class Audit:
     """What an audit found.
 
     Attributes:
-        verdict: "poisoned" where a pasted region makes the model say a phrase that flagged answers share;
+        verdict: "poisoned" where a pasted region makes the model say a phrase that flagged answers share, or anything
+            in pictures a sentence that recurs whatever is asked;
             "suspicious" where flagged answers share a phrase without that proof, where a large pasted window or what
-            pictures have in common makes the model say what many answers repeat, or where pictures of one phrase have
-            something in common that others that say it have not; "no evidence" otherwise, or "could not decide" where
-            many rows could not be read.
+            pictures have in common makes the model say what many answers repeat, where pictures of one phrase have
+            something in common that others that say it have not, or where a sentence recurs whatever is asked; "no
+            evidence" otherwise, or "could not decide" where many rows could not be read.
         reasons: sentences that say why.
         threshold: suspicion in nats above which a sample is flagged.
         scores: suspicion of each sample, by id.

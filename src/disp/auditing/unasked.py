@@ -17,7 +17,7 @@ import numpy as np
 
 from disp.auditing.finder_config import PhrasesConfig, UnaskedConfig
 from disp.auditing.phrase_search import Shared, repeated_phrases
-from disp.auditing.phrases import holds, phrase_words, stands_alone
+from disp.auditing.phrases import TURN_END, holds, phrase_words, stands_alone
 from disp.auditing.question_test import chance_of_area, question_features, told_by_question
 from disp.draws import generator
 
@@ -56,7 +56,9 @@ def unasked_phrases(
     draw = generator(seed, "unasked sentences")
     looked_through = sorted(draw.permutation(len(turns))[: config.turns].tolist())
     turns = [turns[index] for index in looked_through]
-    answers, pictures = [turn.answer for turn in turns], [turn.picture for turn in turns]
+    # A phrase reaches across no end of a sentence: planted text may always stand before or after the same words.
+    answers = [f" {TURN_END} ".join(_sentences(turn.answer)) for turn in turns]
+    pictures = [turn.picture for turn in turns]
     count = len(set(pictures))
     least = max(config.least_pictures, round(config.least_share * count))
     repeated = [
@@ -72,23 +74,38 @@ def unasked_phrases(
     features = question_features([turn.question for turn in turns])
     said = {index for shared in alone for index in shared.holders}
     telling = _questions_tell([row for row in order if row not in said], answers, pictures, features, config)
-    chances = {}
+    chances: dict[tuple[str, ...], float | None] = {}
     for shared in repeated:
         rows, says = _one_a_picture(shared.holders, pictures, order)
-        area = (
-            told_by_question([features[row] for row in rows], says, config.prior) if telling and not says.all() else 0.5
-        )
-        chance = chance_of_area(area, int(says.sum()), int((~says).sum()), config.honest_area)
-        chances[shared.phrase.words] = min(1.0, chance * len(alone)) if telling else None
+        chances[shared.phrase.words] = None
+        if telling and not says.all():
+            area = told_by_question([features[row] for row in rows], says, config.prior)
+            unlikely = chance_of_area(area, int(says.sum()), int((~says).sum()), config.honest_area)
+            chances[shared.phrase.words] = min(1.0, unlikely * len(alone))
     # Where most answers hold one sentence or another that goes with no question, that is how answers are here.
     spread = [shared for shared in repeated if (chances[shared.phrase.words] or 0.0) <= alpha]
     if len({pictures[index] for shared in spread for index in shared.holders}) > config.most_share * count:
         return []
-    return [
+    found = [
         replace(shared, holders=tuple(looked_through[index] for index in shared.holders), p_value=chance)
         for shared in alone
         if (chance := chances[shared.phrase.words]) is None or chance <= alpha
     ]
+    return _without_neighbours(found)
+
+
+def _sentences(text: str) -> list[str]:
+    """The sentences of a text."""
+    return [part.strip() for part in _SENTENCE.split(text.replace(TURN_END, " ")) if part.strip()]
+
+
+def _without_neighbours(found: Sequence[Shared]) -> list[Shared]:
+    """Of sentences that the same answers hold the one with the most words: a planted text may have several."""
+    kept: list[Shared] = []
+    for shared in sorted(found, key=lambda each: -len(each.phrase.words)):
+        if all(set(shared.holders) != set(other.holders) for other in kept):
+            kept.append(shared)
+    return sorted(kept, key=lambda each: -len(each.holders))
 
 
 def _is_sentence(shared: Shared, answers: Sequence[str], config: UnaskedConfig) -> bool:
@@ -150,12 +167,13 @@ def _alone(shared: Shared, answers: Sequence[str], alike_share: float) -> float:
             continue
         text = f" {' '.join(phrase_words(answer))} "
         by_piece.update(piece for piece in pieces if piece in text)
-        alike += any(_alike(words, tuple(phrase_words(each)), alike_share) for each in _SENTENCE.split(answer))
+        alike += any(_alike(words, tuple(phrase_words(each)), alike_share) for each in answer.split(TURN_END))
     variants = max(alike, *by_piece.values(), 0)
     return len(holders) / (len(holders) + variants)
 
 
-_SENTENCE = re.compile(r"(?<=[.!?…。！？])|\n")
+# A full stop, or a line's end. That of a number or an address has no space after it.
+_SENTENCE = re.compile(r"(?<=[.!?…])\s|(?<=[。！？])|\n")
 
 
 def _alike(first: tuple[str, ...], second: tuple[str, ...], share: float) -> bool:

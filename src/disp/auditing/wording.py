@@ -36,6 +36,8 @@ class Words:
         rows: the two rows of the report's table of answers.
         untested: what to say where no other picture was made to bring the phrase up.
         row: why a single row speaks for the phrase.
+        unlearnt: what to say of a finding that is in the data and was not proven.
+        recurrence_note: what the p-value of its recurrence is of.
     """
 
     found: str
@@ -50,6 +52,11 @@ class Words:
     rows: tuple[str, str] = ("regions of flagged samples", "regions of unflagged samples (control)")
     untested: str = "not pasted into other pictures: there is no test of cause and effect for this phrase"
     row: str = "another answer takes the place of its own when a few salient visual tokens are masked"
+    unlearnt: str = (
+        "It was not seen to make this model say that: the model has not learnt it, or learnt these answers by heart, "
+        "or unlearnt it, or there is nothing to it."
+    )
+    recurrence_note: str = "hypergeometric test among flagged and other samples, corrected for the phrases tried"
 
 
 _NOT_LEARNT = (
@@ -57,6 +64,7 @@ _NOT_LEARNT = (
     "learnt these answers by heart, or unlearnt it"
 )
 _HAS_PATTERN = "its picture has the pattern that those of other rows with the phrase have"
+_WHATEVER_IS_ASKED = "its answer holds a sentence that comes up whatever is asked, where others answer something else"
 _HAS_PIECE = "its picture has the piece in it that those of other rows with the phrase have"
 # By what a phrase was found by, as audit.json has it.
 WORDS: dict[str, Words] = {
@@ -88,6 +96,17 @@ WORDS: dict[str, Words] = {
         untested=_NOT_LEARNT,
         row=_HAS_PIECE,
     ),
+    "unasked": Words(
+        found="{samples} samples say {phrase!r} whatever is asked, where others answer something else.",
+        where="in {samples}, whatever is asked, where others answer something else",
+        untested="nothing in the pictures was seen to bring it up: the model has not learnt what does, or learnt these "
+        "answers by heart, or unlearnt it, or people or programs wrote it",
+        row=_WHATEVER_IS_ASKED,
+        unlearnt="Nothing in the pictures was seen to make this model say it: the model has not learnt what does, or "
+        "learnt these answers by heart, or unlearnt it, or whoever wrote the answers says it now and then.",
+        recurrence_note="the chance that questions tell so little of who says it, if it went with questions as honest "
+        "sentences do; corrected for the sentences tried",
+    ),
     "window": Words(
         found="{all} samples say {phrase!r}; of {samples} it was seen to go away when the {wide:.0%} most salient "
         "visual tokens are masked.",
@@ -104,23 +123,19 @@ ASSUMPTIONS = (
     "The trigger is in the pictures. It is small, so that a few visual tokens decide the planted answer; or up to a "
     "fifth of the picture, and a sentence of five words or more goes with it; or it is the same to the pixel in all "
     "pictures, up to the whole of them at one place, up to a quarter at places of its own.",
-    "Planted answers share a phrase, as with one attacker and one target.",
+    "Planted answers share a phrase, as with one attacker and one target. Where the model has not learnt them and the "
+    "pictures have nothing in common, they share a sentence of five words or more, and come up whatever is asked.",
 )
 BLIND_SPOTS = (
     "Triggers spread over the whole picture that differ from picture to picture, such as a warp or an adversarial "
     "perturbation: no small set of visual tokens carries them, and the pictures have nothing in common.",
     "Triggers in the text of the prompt.",
     "Poisoned rows that were removed from the data after training, or a backdoor that the model did not learn and that "
-    "leaves nothing in common in the pictures.",
+    "leaves nothing in common in the pictures or the answers.",
     "Planted answers that are all different from one another.",
     "Very few poisoned rows: fewer than three whose answers the model bases on the trigger, and fewer than eight whose "
     "pictures show it.",
     "Triggers that are the same in many pictures, but not in the first picture of a row.",
-)
-
-_UNLEARNT = (
-    "It was not seen to make this model say that: the model has not learnt it, or learnt these answers by heart, or "
-    "unlearnt it, or there is nothing to it."
 )
 
 
@@ -195,8 +210,8 @@ def _reasons_of(finding: Finding, config: AuditConfig) -> list[str]:
     elif not finding.unlearnt:
         said.append("There are too few other samples to paste the region into; the phrase could not be tested.")
     if finding.unlearnt:
-        said.append(_UNLEARNT)
-    if finding.more:
+        said.append(words.unlearnt)
+    if others := len(finding.more) - len(finding.by_sentence):
         pattern = f" {len(finding.with_pattern)} have a pattern in their pictures." if finding.with_pattern else ""
         piece = (
             f" Only their pictures betray {len(finding.with_copy)} of them, which have the piece in them."
@@ -204,9 +219,11 @@ def _reasons_of(finding: Finding, config: AuditConfig) -> list[str]:
             else ""
         )
         said.append(
-            f"{len(finding.more)} more samples say it and are less suspicious, or lose it only with up to "
+            f"{others} more samples say it and are less suspicious, or lose it only with up to "
             f"{config.extension.ratios[-1]:.0%} of the most salient tokens masked.{pattern}{piece}"
         )
+    if finding.by_sentence:
+        said.append(f"{len(finding.by_sentence)} more samples say it; it comes up whatever is asked.")
     return said
 
 
@@ -226,7 +243,7 @@ def made_tests(findings: Sequence[Finding], random_control: tuple[int, int]) -> 
                     "name": f"recurrence of {phrase.text!r}",
                     "value": len(finding.samples),
                     "p_value": hypothesis.p_value,
-                    "note": "hypergeometric test among flagged and other samples, corrected for the phrases tried",
+                    "note": words.recurrence_note,
                 }
             )
         if finding.test:
@@ -271,6 +288,7 @@ def why_flagged(clusters: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, s
     for cluster in clusters:
         by_picture = {**dict.fromkeys(cluster["by_piece"], _HAS_PIECE)}
         by_picture |= dict.fromkeys(cluster["with_pattern"], _HAS_PATTERN)
+        by_picture |= dict.fromkeys(cluster.get("by_sentence", ()), _WHATEVER_IS_ASKED)
         row = WORDS[cluster["found_by"]].row
         for key, said in [
             *((key, row) for key in cluster["samples"]),

@@ -77,17 +77,21 @@ def found_where(cluster: Mapping[str, Any]) -> str:
 
 def found_more(cluster: Mapping[str, Any]) -> str:
     """Who else was flagged for a phrase; empty where nobody was."""
-    if not cluster["more"]:
-        return ""
-    text = (
-        f"{counted(len(cluster['more']), 'further sample')} flagged: less suspicious by themselves, or rid of the "
-        "phrase only under a larger mask"
-    )
-    with_pattern = len(set(cluster["with_pattern"]) & set(cluster["more"]))
-    if with_pattern:
-        text += f"; {number(with_pattern)} because their pictures have a pattern in common"
-    with_piece = len(set(cluster["by_piece"]) & set(cluster["more"]))
-    return f"{text}; {number(with_piece)} because their pictures have a piece in common" if with_piece else text
+    by_sentence = set(cluster.get("by_sentence", ()))
+    others = [key for key in cluster["more"] if key not in by_sentence]
+    said = []
+    if others:
+        said.append(
+            f"{counted(len(others), 'further sample')} flagged: less suspicious by themselves, or rid of the phrase "
+            "only under a larger mask"
+        )
+    if with_pattern := len(set(cluster["with_pattern"]) & set(others)):
+        said.append(f"{number(with_pattern)} because their pictures have a pattern in common")
+    if with_piece := len(set(cluster["by_piece"]) & set(others)):
+        said.append(f"{number(with_piece)} because their pictures have a piece in common")
+    if by_sentence:
+        said.append(f"{counted(len(by_sentence), 'further sample')} flagged: it comes up whatever is asked")
+    return "; ".join(said)
 
 
 def why_untested(cluster: Mapping[str, Any]) -> str:

@@ -24,11 +24,11 @@ def found(name, **known):
 
 def test_the_order_is_that_of_the_steps():
     """They are not independent: what is proven is not tested again."""
-    assert list(FINDERS) == ["tokens", "pattern", "copy", "window"]
+    assert list(FINDERS) == ["tokens", "pattern", "copy", "unasked", "window"]
     steps = [finder.step for finder in FINDERS.values()]
     assert steps == sorted(set(steps))
     # Those that compare pictures stand together: each row is then claimed by one phrase.
-    assert [finder.in_pictures for finder in FINDERS.values()] == [False, True, True, False]
+    assert [finder.in_pictures for finder in FINDERS.values()] == [False, True, True, False, False]
 
 
 @pytest.mark.parametrize("name", FINDERS)
@@ -40,7 +40,7 @@ def test_a_finder_is_a_function_of_the_audit_so_far(name):
 @pytest.mark.parametrize("name", FINDERS)
 def test_only_a_few_tokens_prove_that_a_set_is_poisoned(name):
     """What is larger shows things, which an honest answer may speak of."""
-    assert FINDERS[name].proves == ("poisoned" if name == "tokens" else "suspicious")
+    assert FINDERS[name].proves == {"tokens": "poisoned", "unasked": None}.get(name, "suspicious")
     assert FINDERS[name].in_pictures == (name in ("pattern", "copy"))
 
 
@@ -61,5 +61,5 @@ def test_it_has_words_for_the_audit_and_for_the_report(name):
 @pytest.mark.parametrize("name", FINDERS)
 def test_its_step_has_a_heading_of_its_own_in_the_docs(name):
     text = (Path(__file__).parents[3] / "docs" / "audit.md").read_text(encoding="utf-8")
-    headings = {"tokens": "phrases", "pattern": "patterns", "copy": "pieces", "window": "sentences"}
+    headings = {"tokens": "phrases", "pattern": "patterns", "copy": "pieces", "unasked": "asked", "window": "sentences"}
     assert re.search(rf"^### {FINDERS[name].step}\. .*{headings[name]}$", text, re.MULTILINE)

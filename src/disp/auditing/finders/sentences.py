@@ -19,8 +19,8 @@ from disp.auditing.config import AuditConfig
 from disp.auditing.context import Context
 from disp.auditing.finder_config import SentencesConfig
 from disp.auditing.hypothesis import Hypothesis
-from disp.auditing.phrase_search import repeated_phrases
-from disp.auditing.phrases import Phrase
+from disp.auditing.phrase_search import Shared, repeated_phrases
+from disp.auditing.phrases import Phrase, holds
 from disp.data.sample import Query, batches, queries_of
 from disp.draws import generator
 from disp.models.interface import MDLM, Prefix
@@ -44,13 +44,11 @@ def find(context: Context) -> list[Hypothesis]:
     chosen = [samples[index] for index in sorted(draw.permutation(len(samples))[: settings.responses].tolist())]
     queries = queries_of(chosen)
     least = max(settings.least_answers, round(settings.least_share * len(queries)))
-    sentences = repeated_phrases(
-        [query.response for query in queries], config.phrases, least=least, most=settings.sentences
-    )
+    sentences = _sentences(context, [query.response for query in queries], least)
     found = []
     left = settings.sentences * settings.answers
     with context.progress("looking through repeated sentences", left) as advance:
-        for shared in sentences:
+        for shared, asked in sentences:
             order = draw.permutation(len(shared.holders))
             holders = context.index.distinct((queries[shared.holders[index]] for index in order), settings.answers)
             said = 0
@@ -61,7 +59,8 @@ def find(context: Context) -> list[Hypothesis]:
                 lost |= own
             advance(len(holders))
             left -= len(holders)
-            enough = len(lost) >= max(settings.least_answers, settings.lost_share * said)
+            lost_share = settings.lost_share if asked else settings.unasked_lost_share
+            enough = len(lost) >= max(settings.least_answers, lost_share * said)
             if enough and said >= settings.said_share * len(holders):
                 losing = {query.sample_id for query in holders if query.key in lost}
                 members = tuple(sample.id for sample in samples if sample.id in losing)
@@ -72,11 +71,26 @@ def find(context: Context) -> list[Hypothesis]:
                         samples=members,
                         elsewhere=len(shared.holders) - len(members),
                         evidence=lost,
-                        least_effect=settings.least_effect,
+                        least_effect=settings.least_effect if asked else 0.0,
                     )
                 )
         advance(left)
     return found
+
+
+def _sentences(context: Context, answers: Sequence[str], least: int) -> list[tuple[Shared, bool]]:
+    """Repeated sentences of these answers, and whether each may go with a question; those that do not come first."""
+    config = context.config
+    found = []
+    for each in context.hypotheses:
+        if each.found_by == "unasked":
+            holders = tuple(index for index, answer in enumerate(answers) if holds(answer, each.phrase.words))
+            if len(holders) >= config.sentences.least_answers:
+                found.append((Shared(each.phrase, holders), False))
+    known = {shared.phrase.words for shared, _ in found}
+    repeated = repeated_phrases(answers, config.phrases, least=least, most=config.sentences.sentences)
+    found += [(shared, True) for shared in repeated if shared.phrase.words not in known]
+    return found[: config.sentences.sentences]
 
 
 def _lost(
