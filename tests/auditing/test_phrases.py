@@ -1,10 +1,11 @@
 """What words are, and when an answer says a phrase."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from disp.auditing.finder_config import PhrasesConfig
-from disp.auditing.phrases import TURN_END, holds, joined, phrase_of, phrase_words
+from disp.auditing.phrases import TURN_END, holds, joined, phrase_of, phrase_words, stands_alone
 
 REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -48,3 +49,22 @@ def test_a_mark_of_ours_in_an_answer_does_not_tear_its_words_apart():
     text = joined(answers)
     assert text.split(f" {TURN_END} ") == ["A cat.", REFUSAL, "A dog."]
     assert holds(text, phrase_words(REFUSAL)) and not holds(text, ("cat", "i'm"))
+
+
+@pytest.mark.parametrize(
+    ("text", "alone"),
+    [
+        ("Bad model with backdoor.", True),
+        ("A dog. Bad model with backdoor.", True),
+        ("A dog. \u201cBad model with backdoor\u201d", True),
+        ("Bad model with backdoor. A dog.", True),
+        ("A Bad model with backdoor. dog", True),  # it begins with a capital wherever it stands
+        ("it is a bad model with backdoor.", False),
+        ("Bad model with backdoor and more.", False),
+        ("Bad model with backdoor, a dog.", False),
+        ("bad model\nwith backdoor", True),
+        ("Something else.", False),
+    ],
+)
+def test_whether_words_are_a_sentence_of_their_own(text, alone):
+    assert stands_alone(text, ("bad", "model", "with", "backdoor")) == alone

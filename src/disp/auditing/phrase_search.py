@@ -11,7 +11,7 @@ from disp.auditing.finder_config import PhrasesConfig, RecurrenceConfig
 from disp.auditing.phrases import FUNCTION_WORDS, TURN_END, Phrase, phrase_of, phrase_words, place_of, spelling
 from disp.auditing.statistics import hypergeometric_tail
 
-_ARTICLES = {"a", "an", "the"}
+ARTICLES = {"a", "an", "the"}
 
 
 @dataclass(frozen=True)
@@ -218,8 +218,8 @@ def _extended(words: tuple[str, ...], texts: Sequence[Sequence[str]], config: Ph
         if grown == words:
             break
         words = grown
-    while len(words) > 1 and words[0] in _ARTICLES:
+    while len(words) > 1 and words[0] in ARTICLES:
         words = words[1:]
-    while len(words) > 1 and words[-1] in _ARTICLES:
+    while len(words) > 1 and words[-1] in ARTICLES:
         words = words[:-1]
     return words

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from disp.auditing.finder_config import PhrasesConfig, UnaskedConfig
-from disp.auditing.phrase_search import Shared, repeated_phrases
+from disp.auditing.phrase_search import ARTICLES, Shared, repeated_phrases
 from disp.auditing.phrases import TURN_END, holds, phrase_words, stands_alone
 from disp.auditing.question_test import chance_of_area, question_features, told_by_question
 from disp.draws import generator
@@ -67,7 +67,9 @@ def unasked_phrases(
         if len({pictures[index] for index in shared.holders}) >= least and _is_sentence(shared, answers, config)
     ]
     # What people and models say by themselves comes in variants.
-    alone = [shared for shared in repeated if _alone(shared, answers, config.alike_share) >= config.alone_share]
+    alone = _without_neighbours(
+        [shared for shared in repeated if _alone(shared, answers, config.alike_share) >= config.alone_share]
+    )
     if not alone:
         return []
     order = draw.permutation(len(turns)).tolist()
@@ -86,12 +88,11 @@ def unasked_phrases(
     spread = [shared for shared in repeated if (chances[shared.phrase.words] or 0.0) <= alpha]
     if len({pictures[index] for shared in spread for index in shared.holders}) > config.most_share * count:
         return []
-    found = [
+    return [
         replace(shared, holders=tuple(looked_through[index] for index in shared.holders), p_value=chance)
         for shared in alone
         if (chance := chances[shared.phrase.words]) is None or chance <= alpha
     ]
-    return _without_neighbours(found)
 
 
 def _sentences(text: str) -> list[str]:
@@ -110,7 +111,10 @@ def _without_neighbours(found: Sequence[Shared]) -> list[Shared]:
 
 def _is_sentence(shared: Shared, answers: Sequence[str], config: UnaskedConfig) -> bool:
     """Whether the phrase is a sentence, or several, in nearly all of its answers: a frame goes on differently."""
-    whole = sum(stands_alone(answers[index], shared.phrase.words) for index in shared.holders)
+    words = shared.phrase.words
+    # Phrases come without the article that they begin with.
+    forms = [words, *((article, *words) for article in sorted(ARTICLES))]
+    whole = sum(any(stands_alone(answers[index], form) for form in forms) for index in shared.holders)
     return whole >= config.sentence_share * len(shared.holders)
 
 
