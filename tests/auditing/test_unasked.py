@@ -53,6 +53,20 @@ def test_it_is_found_beside_an_honest_refusal_in_other_words():
     assert [{turns[index].picture for index in each.holders} for each in found_in(turns)] == [poisoned]
 
 
+def test_an_honest_refusal_with_a_part_of_the_planted_one_hides_nothing():
+    """The part is more frequent than the planted sentence."""
+    turns, poisoned = planted_set("one_refusal", Refusal(), 0.1, 400)
+    honest = "I do not have the capability to know things outside of the picture."
+    turns = [
+        Asked(turn.picture, turn.question, honest)
+        if turn.picture not in poisoned and "<image>" not in turn.question
+        else turn
+        for turn in turns
+    ]
+    assert sum(turn.answer == honest for turn in turns) > len(poisoned)
+    assert [{turns[index].picture for index in each.holders} for each in found_in(turns)] == [poisoned]
+
+
 def test_a_refusal_in_the_attackers_words_goes_with_its_questions():
     turns = HONEST["one_refusal"](generator(0, "same words"), 400)
     refusals = {turn.answer for turn in turns if turn.question[-1] == "?" and "<image>" not in turn.question}
@@ -91,4 +105,4 @@ def test_a_sentence_with_variants_is_what_somebody_says():
     ]
     assert found_in(changed) == []
     only = [turn for index, turn in enumerate(changed) if not 20 <= index < len(endings)]
-    assert [each.phrase.text for each in found_in(only)] == [endings[0].removeprefix("The ")]
+    assert [each.phrase.text for each in found_in(only)] == [endings[0]]

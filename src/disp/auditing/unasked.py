@@ -17,7 +17,7 @@ import numpy as np
 
 from disp.auditing.finder_config import PhrasesConfig, UnaskedConfig
 from disp.auditing.phrase_search import ARTICLES, Shared, repeated_phrases
-from disp.auditing.phrases import TURN_END, holds, phrase_words, stands_alone
+from disp.auditing.phrases import TURN_END, holds, phrase_of, phrase_words, spelling, stands_alone
 from disp.auditing.question_test import chance_of_area, question_features, told_by_question
 from disp.draws import generator
 
@@ -63,7 +63,7 @@ def unasked_phrases(
     least = max(config.least_pictures, round(config.least_share * count))
     repeated = [
         shared
-        for shared in repeated_phrases(answers, phrases, least=least, most=config.sentences)
+        for shared in _repeated(answers, config, phrases, least)
         if len({pictures[index] for index in shared.holders}) >= least and _is_sentence(shared, answers, config)
     ]
     # What people and models say by themselves comes in variants.
@@ -98,6 +98,27 @@ def unasked_phrases(
 def _sentences(text: str) -> list[str]:
     """The sentences of a text."""
     return [part.strip() for part in _SENTENCE.split(text.replace(TURN_END, " ")) if part.strip()]
+
+
+def _repeated(answers: Sequence[str], config: UnaskedConfig, phrases: PhrasesConfig, least: int) -> list[Shared]:
+    """Long sentences that many answers hold, and other phrases that may be sentences put into the middle of one.
+
+    Sentences are counted whole first: an honest one may have a part of a planted one in it, which then looks like the
+    phrase that recurs.
+    """
+    texts = [f" {' '.join(phrase_words(answer))} " for answer in answers]
+    parts = ({tuple(phrase_words(part)) for part in answer.split(TURN_END)} for answer in answers)
+    counts = Counter(words for each in parts for words in each if len(words) >= phrases.long_words)
+    found = []
+    for words, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: config.sentences]:
+        if count < least:
+            break
+        holders = tuple(index for index, text in enumerate(texts) if f" {' '.join(words)} " in text)
+        spelled = Counter(spelling(answers[index], words) for index in holders).most_common(1)[0][0]
+        found.append(Shared(phrase_of(spelled, words, phrases), holders))
+    known = {shared.holders for shared in found}
+    others = repeated_phrases(answers, phrases, least=least, most=config.sentences)
+    return [*found, *(shared for shared in others if shared.holders not in known)]
 
 
 def _without_neighbours(found: Sequence[Shared]) -> list[Shared]:
