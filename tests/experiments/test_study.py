@@ -230,3 +230,9 @@ def test_a_model_and_data_of_a_persons_own(tmp_path, capsys):
     attack = json.loads((tmp_path / "out" / "attacks").joinpath(cell["folder"].split("/")[1], "run.json").read_text())
     assert attack["recipes"] == ["disp-implant", "disp"] and attack["implant"]["method"] == "projector"
     assert attack["rows"] == [8, 2]
+
+
+def test_a_projector_would_undo_the_attack():
+    command = ["experiment", "main", "--model", "m", "--projector", "mm_projector.safetensors"]
+    with pytest.raises(DispError, match="--projector is no option of an experiment"):
+        app(command, print_error=False, exit_on_error=False, result_action="return_value")

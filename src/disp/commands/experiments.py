@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from disp.commands.options import RUNTIME, Count, Flag, Out, Runtime, app
+from disp.errors import DispError
 from disp.progress import clock, progress_bar
 
 Recipe = Annotated[str, Parameter(help="Published settings of a fine-tuning, such as llada-v; a wrong name lists all.")]
@@ -63,6 +64,9 @@ def experiment(
     if show:
         print(read_file(recipe_file(name)), end="")
         return
+    if runtime.projector is not None:
+        # It would take the place of every projector that is fine-tuned here.
+        raise DispError("--projector is no option of an experiment; write it into a checkpoint first (disp merge)")
     found = load_experiment(name)
     if seeds is not None:
         found = found.with_seeds(seeds)
