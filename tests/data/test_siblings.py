@@ -152,7 +152,7 @@ ASIDE = {
     },
     "a chat as text": {
         "row": {"image": "0.png", "conversations": json.dumps(ask())},
-        "said": "conversations holds str, and must be a list",
+        "said": "conversations holds text, and must be a list",
     },
     "a store": {
         "row": {"image": "langchao:s3://bucket/0.png", "conversations": ask()},
@@ -189,7 +189,8 @@ KEYS = [
     {"pic": "000123"}, {"img_id": 123}, {"media": ["0.png"]}, {"media": [{"kind": "x", "file": "0"}]},
     {"figure": "fig1.pdf"}, {"screenshot": "s1"}, {"src": "a/b.jxl"}, {"scan": "a/b.dcm"}, {"feature": "a/b.npy"},
     {"b64": PNG}, {"blob": png(1).hex()}, {"parts": [{"type": "image", "file": "0"}]}, {"Image": "0.png"},
-    {"thumbnail": {"file": "x"}}, {"camelCaseImage": "x"}, {"mime_type": "image/png", "content": "QUJD"},
+    {"thumbnail": {"file": "x"}}, {"camelCaseImage": "x"}, {"socialMedia": "x"},
+    {"mime_type": "image/png", "content": "QUJD"},
 ]  # fmt: skip
 
 
@@ -224,6 +225,17 @@ TEXT = [
 def test_words_about_pictures_are_words(text, tmp_path):
     row = {"conversations": from_value(text, "Yes."), "figurative": "a", "pick": "b", "source": "s3://bucket/a.jsonl"}
     assert load_dataset(write(tmp_path, [row]), strict=True).without_picture == 1
+
+
+ENDLESS = ["![", "[ ", "{ ", "<a ", "<image", "&lt;", "/a.png? ", "a.png?", "data:image", "http://", "/9j/", "\n/x.pn"]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("text", ENDLESS)
+def test_long_texts_are_looked_through_in_a_moment(text, tmp_path):
+    endless = text * (200_000 // len(text))
+    rows = [{"conversations": ask(endless)}, {"conversations": ask(""), "note": endless}, {"conversations": ask("")}]
+    assert load_dataset(write(tmp_path, rows)).samples
 
 
 ONE = {"id": "1", "image": "0.png", "conversations": ask()}

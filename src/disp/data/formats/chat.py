@@ -188,7 +188,8 @@ def _split(row: Fields, chat: Chat) -> tuple[str | None, list[Any]]:
     """The system message and the others."""
     messages = row.get(chat.messages)
     if not isinstance(messages, list) or not messages:
-        found = f": {chat.messages} holds {type(messages).__name__}, and must be a list" if messages else ""
+        kind = "text" if isinstance(messages, str) else type(messages).__name__
+        found = f": {chat.messages} holds {kind}, and must be a list" if messages else ""
         raise BadRow(f"no conversations{found}")
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get(chat.what), str | list):

@@ -19,14 +19,15 @@ _SUFFIXES = (
 )
 # How other models' rows name a picture in their text: a word for it in brackets of some kind, or Markdown.
 _TAG = re.compile(
-    r"<img\b|</img>|<\|?(?:image|img|vision|picture)[\w|]*\d*\|?>|<ImageHere>|<IMG_CONTEXT>|!\[[^\]\n]*\]\([^)\n]+\)"
+    r"<img\b|</img>|<\|?(?:image|img|vision|picture)[\w|]*\d*\|?>|<ImageHere>|<IMG_CONTEXT>|!\[[^\[\]\n]{0,300}\]\([^)\n]{1,2000}\)"
     r"|data:image/|(?i:(?<!\w)(?:<|＜|&lt;)[\w\s|/.:#-]{0,24}?(?<![a-z])(?:images?|img|pictures?|photos?|vision|visual|media|frames?"
     r"|im_(?:start|end|patch)|[sbe]oi)(?![a-z])[\w\s|/.:#-]{0,24}(?:>|＞|&gt;)"
     r"|(?<!\w)\[\s*(?:image|img|picture|photo)[\s_#-]*\d*\s*\]|\{\{?\s*(?:image|img|picture|photo)_?\d*\s*\})"
 )
 # A line of a question that begins or ends with a picture's place.
 _PLACE = re.compile(rf"(?:[\w+.-]+://|/|\.\.?/|[a-z]:\\)\S+{_SUFFIXES}", re.IGNORECASE)
-_NAME = re.compile(rf"[^\n]{{0,400}}{_SUFFIXES}|data:image/[^\n]*", re.IGNORECASE | re.DOTALL)
+_NAME = re.compile(rf"[^\n]{{0,400}}{_SUFFIXES}", re.IGNORECASE | re.DOTALL)
+_LONGEST_NAME = 4096
 _KEY = re.compile(r"image|img|picture|photo|pixel|video|frames?$", re.IGNORECASE)
 # Words that a key may have, none of them as a part of another word.
 _KEY_WORDS = {
@@ -114,10 +115,12 @@ def _named(value: Any, key: str, depth: int, within: bool) -> Iterator[tuple[str
 
 
 def _is_key(key: str) -> bool:
-    return bool(_KEY.search(key)) or not _KEY_WORDS.isdisjoint(re.findall(r"[A-Z]?[a-z]+|[A-Z]+", key.lower()))
+    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", key[:1000])}
+    return bool(_KEY.search(key)) or not _KEY_WORDS.isdisjoint(words)
 
 
 def _is_picture(key: str, value: str) -> bool:
     """Whether a text names a picture or is one, whatever its field is called."""
     kind = key.lower() in _KINDS and re.search(r"image|picture|photo|video", value[:100], re.IGNORECASE)
-    return bool(kind) or is_base64(value) or bool(_NAME.fullmatch(value) or _IN_HEX.match(value))
+    named = len(value) < _LONGEST_NAME and _NAME.fullmatch(value)
+    return bool(kind or is_base64(value) or named or value[:11].lower() == "data:image/" or _IN_HEX.match(value))
