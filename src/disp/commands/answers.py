@@ -43,7 +43,8 @@ def generate(
 
     asked.check()
     guarding.check(asked)
-    workers = sharing.workers(alone="--guard" if guarding.guard else "--prompt" if asked.data is None else None)
+    alone = "--guard" if guarding.guard else "--prompt" if asked.data is None else None
+    workers = sharing.workers(model, runtime, alone=alone)
     queries = asked.queries(rows, quiet=not workers.leads)
     mdlm = sharing.runtime(runtime).load(model)
     config = own_settings(mdlm, **asdict(sampling))
@@ -142,7 +143,7 @@ def evaluate(
     from disp.scale.stage import digest_of
 
     rival = parameters.answering(defence, batch_size=batch_size, seed=seed)
-    workers = sharing.workers()
+    workers = sharing.workers(model, runtime)
     samples = rows.load(data, quiet=not workers.leads).samples[:limit]
     planted = load_attack(attack) if attack else None
     mdlm = sharing.runtime(runtime).load(model)

@@ -47,7 +47,7 @@ def saliency(
     """How much each visual token matters to each answer, as saliency.jsonl."""
     from disp.suspicion.run import write_saliency
 
-    config, workers = estimating.config(seed, batch_size), sharing.workers()
+    config, workers = estimating.config(seed, batch_size), sharing.workers(model, runtime)
     dataset = rows.load(data, quiet=not workers.leads)  # first: a wrong path is said before weights are loaded
     mdlm = sharing.runtime(runtime).load(model)
     file = write_saliency(mdlm, dataset, config, out, limit=limit, workers=workers, progress=bar_of(workers))
@@ -73,7 +73,7 @@ def purify(
     from disp.purification.purify import purify as run
 
     treating.check()
-    workers = sharing.workers()
+    workers = sharing.workers(model, runtime)
     # First: a wrong path is said before weights are loaded.
     dataset = rows.load(data, pictured=True, quiet=not workers.leads)
     treatment = treating.treatment(dataset, rows)
@@ -123,7 +123,7 @@ def audit(
     from disp.errors import Undecided
     from disp.report.html import write_report
 
-    workers = sharing.workers()
+    workers = sharing.workers(model, runtime)
     dataset = rows.load(data, quiet=not workers.leads)  # first: a wrong path is said before weights are loaded
     mdlm = sharing.runtime(runtime).load(model)
     try:
