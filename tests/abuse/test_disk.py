@@ -151,6 +151,7 @@ def lose_pictures(name: str, data: Path, folder: Path, seed: int) -> None:
         "cannot be read",
         "has a picture",
         "has an image",
+        *filter(None, [CASES[name].refused]),
     )
     away.rename(given / "images")
     after = forked(command(CASES[name], given, out), folder / "log")
