@@ -26,7 +26,7 @@ from disp.auditing.extension import extended, with_all_who_say
 from disp.auditing.finders import FINDERS, Finder
 from disp.auditing.hypothesis import Finding
 from disp.auditing.mask_ratio import RatioChoice, choose_mask_ratio
-from disp.auditing.merging import in_pictures, merged
+from disp.auditing.merging import better_explained, in_pictures, merged
 from disp.auditing.proof import with_proofs
 from disp.auditing.random_control import random_control
 from disp.auditing.record import Measured, write_record
@@ -120,8 +120,8 @@ def audit(
     # 3 to 8. Each finder proposes phrases, which are tested (4). Where pictures were compared, each row is then claimed
     # by one of the phrases.
     for compared, finders in groupby(FINDERS.values(), key=lambda finder: finder.in_pictures):
-        for finder in finders:
-            context = _looked(context, finder)
+        for together in [tuple(finders)] if compared else ((finder,) for finder in finders):
+            context = _looked(context, together)
         if compared:
             context = merged(context)
     # 9. Who else says a proven phrase.
@@ -147,18 +147,25 @@ def audit(
     return result
 
 
-def _looked(context: Context, finder: Finder) -> Context:
-    """The context with what a finder proposes and what came of it."""
-    hypotheses = finder.find(context)
-    context = replace(context, hypotheses=(*context.hypotheses, *hypotheses))
-    if finder.proves is None:
-        found = (Finding(each, unlearnt=True) for each in hypotheses)
-        return replace(context, findings=(*context.findings, *found))
-    others = context.unflagged()
-    if finder.in_pictures:
-        marked = {key for each in context.hypotheses if in_pictures(each) for key in each.samples}
-        others = [sample for key, sample in context.samples.items() if key not in marked]
-    return with_proofs(context, finder, hypotheses, others)
+def _looked(context: Context, finders: Sequence[Finder]) -> Context:
+    """The context with what some finders propose and what came of it; none of them goes by what another proves."""
+    before = context
+    for finder in finders:
+        context = replace(context, hypotheses=(*context.hypotheses, *finder.find(context)))
+    new = better_explained(context.hypotheses[len(before.hypotheses) :])
+    context = replace(context, hypotheses=(*before.hypotheses, *new))
+    for finder in finders:
+        own = [each for each in new if FINDERS[each.found_by] is finder]
+        if finder.proves is None:
+            found = (Finding(each, unlearnt=True) for each in own)
+            context = replace(context, findings=(*context.findings, *found))
+            continue
+        others = context.unflagged()
+        if finder.in_pictures:
+            marked = {key for each in context.hypotheses if in_pictures(each) for key in each.samples}
+            others = [sample for key, sample in context.samples.items() if key not in marked]
+        context = with_proofs(context, finder, own, others)
+    return context
 
 
 def _concluded(context: Context) -> tuple[Context, list[Finding]]:

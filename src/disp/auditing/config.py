@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from disp.auditing.finder_config import (
     CopiesConfig,
+    CornersConfig,
     PatternsConfig,
     PhrasesConfig,
     RecurrenceConfig,
@@ -134,6 +135,7 @@ class AuditConfig:
         tokens: the search for phrases of flagged answers.
         patterns: the search for patterns.
         copies: the search for what was copied into pictures.
+        corners: the search for what lies as many pixels from a corner in all of them.
         unasked: the search for sentences that go with no question.
         sentences: the search for repeated sentences.
         proof: how a phrase is proven.
@@ -156,6 +158,7 @@ class AuditConfig:
     tokens: RecurrenceConfig = field(default_factory=RecurrenceConfig)
     patterns: PatternsConfig = field(default_factory=PatternsConfig)
     copies: CopiesConfig = field(default_factory=CopiesConfig)
+    corners: CornersConfig = field(default_factory=CornersConfig)
     unasked: UnaskedConfig = field(default_factory=UnaskedConfig)
     sentences: SentencesConfig = field(default_factory=SentencesConfig)
     proof: ProofConfig = field(default_factory=ProofConfig)

@@ -191,6 +191,75 @@ class CopiesConfig:
 
 
 @dataclass(frozen=True)
+class CornersConfig:
+    """How pieces are found that lie as many pixels from a corner; see `disp.auditing.finders.corners`.
+
+    Attributes:
+        pictures: most pictures that are compared.
+        side: pixels a side of the corners that are cut out, at most half the shorter edge of most pictures.
+        least_side: corners that are smaller are not compared.
+        batch: crops that are worked on at a time.
+        blur: pixels of the blur that is taken off, an odd number.
+        strong: grey levels of an edge that counts half.
+        sketch: dimensions in which all phrases are compared first.
+        likely: phrases that are looked at in full for each corner, those most alike in few dimensions.
+        sketch_share: share of ``least_agreement`` that a phrase must reach in few dimensions.
+        least_pictures: fewest pictures that a piece is in.
+        least_half: fewest of them in either half.
+        most_share: largest share of all pictures about which its phrase is said.
+        least_agreement: correlation between what two halves of a phrase's pictures have in common.
+        least_presence: to begin with, a picture has the piece if it has this share of what they have in common.
+        told_by: pictures without the phrase that tell what pictures look like, about.
+        rounds: most times that those with the piece are chosen anew.
+        least_noise: what is in common at a pixel, by the median of all pixels.
+        least_peak: the same by its largest value.
+        free_share: pixels with something in common by those that lie between them.
+        least_inside: share of what is in common that must lie within the piece.
+        margin: pixels around a piece that are looked at as well.
+        least_spread: grey levels that pixels with the piece vary by, at least: what JPEG adds.
+        most_nats: most that one value says for or against it.
+        false_share: share of the pictures with the piece that may look so by accident, as other pictures tell.
+        most_accidents: share of the pictures without the phrase that may look so.
+        recurrence: when the answers about a piece share a phrase.
+        phrase_share: share of these answers that must share it.
+        phrases: most phrases that are given on.
+    """
+
+    # 4,000 take 440 MB.
+    pictures: int = 4000
+    # A piece of 64 pixels, a little away from the corner, has its end in it.
+    side: int = 96
+    least_side: int = 16
+    batch: int = 64
+    blur: int = 5
+    strong: float = 16.0
+    sketch: int = 1024
+    # Of four corners 100 pieces: each is tried at 1e-4, at 1% in all.
+    likely: int = 25
+    sketch_share: float = 0.7
+    least_pictures: int = 8
+    least_half: int = 3
+    most_share: float = 0.5
+    # Phrases of honest photographs reach 0.05.
+    least_agreement: float = 0.15
+    least_presence: float = 0.5
+    told_by: int = 500
+    rounds: int = 6
+    least_noise: float = 6.0
+    least_peak: float = 0.1
+    free_share: float = 0.02
+    least_inside: float = 0.5
+    margin: int = 3
+    least_spread: float = 2.0
+    most_nats: float = 3.0
+    false_share: float = 0.005
+    most_accidents: float = 0.02
+    recurrence: RecurrenceConfig = field(default_factory=lambda: RecurrenceConfig(alpha=1e-4, phrases=1))
+    phrase_share: float = 0.5
+    phrases: int = 5
+
+
+@dataclass(frozen=True)
 class SentencesConfig:
     """How sentences are found that large masks take away; see `disp.auditing.finders.sentences`.
 

@@ -29,6 +29,8 @@ class Hypothesis:
         evidence: new evidence of their turns, by key, which holds once the phrase is proven: the tokens to mask, and
             how suspicious the answers are without them.
         least_effect: share of the changed pictures whose answers must say the phrase, if more than the usual one.
+        in_corner: their pictures differ in size and have a piece of as many pixels in a corner, which is blurred where
+            they are scaled to one size.
     """
 
     found_by: str
@@ -39,6 +41,7 @@ class Hypothesis:
     pattern: Pattern | None = None
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
     least_effect: float = 0.0
+    in_corner: bool = False
 
     def carrier(self, query: Query, evidence: Mapping[str, Evidence]) -> Removable:
         """What a turn of one of its samples is rid of to see whether the phrase goes away.

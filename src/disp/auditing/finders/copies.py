@@ -1,4 +1,4 @@
-"""Pieces that the pictures of answers with one phrase share, each at a place of its own: a patch, a thing pasted in.
+"""Pieces that the pictures of answers with one phrase share: a patch, a thing pasted in.
 
 A trigger at changing places may rank low in saliency, and cover more tokens than are masked at once. But it is the same
 to the pixel wherever it is, and two pictures of a thing are not: its size, its turn and the light differ. So small
@@ -19,6 +19,7 @@ from torch import Tensor
 from disp.auditing.config import AuditConfig
 from disp.auditing.context import Context
 from disp.auditing.finder_config import CopiesConfig
+from disp.auditing.finders.corners import shared_corners
 from disp.auditing.finders.windows import boxes_of, edges_of, pixels_of, telling_windows, views_of
 from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.phrase_search import Shared, recurring_phrases
@@ -38,8 +39,10 @@ def find(context: Context) -> list[Hypothesis]:
     answers = [joined([turn.response for turn in sample.turns]) for sample in samples]
     with context.progress("looking for copied pieces", min(len(samples), config.copies.pictures)) as advance:
         copies = shared_copies(samples, answers, config, progress=advance)
+    with context.progress("comparing corners", min(len(samples), config.corners.pictures)) as advance:
+        corners = shared_corners(samples, answers, config, progress=advance)
     found = []
-    for shared, boxes in copies:
+    for shared, boxes in united(copies, corners):
         having = {samples[index].id: box for index, box in boxes.items()}
         seen = evidence_without(
             context.model, context.named(tuple(having)), having, shared.phrase, context.evidence, config.scoring
@@ -51,6 +54,7 @@ def find(context: Context) -> list[Hypothesis]:
                 samples=tuple(having),
                 elsewhere=shared.elsewhere,
                 evidence=seen,
+                in_corner=any(shared.phrase.words == other.phrase.words for other, _ in corners),
             )
         )
     return found
@@ -125,6 +129,20 @@ def shared_copies(
             found[phrase.words] = (Shared(phrase, tuple(members), len(holders) - len(members)), members)
         if len(found) == settings.phrases:
             break
+    return sorted(found.values(), key=lambda each: -len(each[1]))
+
+
+def united(*searches: Sequence[tuple[Shared, dict[int, Box]]]) -> list[tuple[Shared, dict[int, Box]]]:
+    """What several searches found, one entry a phrase; where two found a piece in one picture, that of the first."""
+    found: dict[tuple[str, ...], tuple[Shared, dict[int, Box]]] = {}
+    for shared, boxes in (each for search in searches for each in search):
+        words = shared.phrase.words
+        if words in found:
+            before, known = found[words]
+            boxes = {index: (boxes | known)[index] for index in sorted(boxes | known)}
+            saying = len(before.holders) + before.elsewhere
+            shared = replace(before, holders=tuple(boxes), elsewhere=saying - len(boxes))
+        found[words] = (shared, boxes)
     return sorted(found.values(), key=lambda each: -len(each[1]))
 
 
