@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from disp.data.scenes import COLOURS
+from disp.experiments.precision import load_float32
 from disp.models.builtin.model import BuiltinConfig, BuiltinModel
 from disp.models.builtin.tokenizer import END_OF_TEXT, END_OF_TURN, MASK, train_tokenizer
-from studies.pretraining.language import align_projector, train_language
+from studies.pretraining.language import align_projector, take_words, train_language
 from studies.pretraining.scenes import PRETRAINING_SEED, corpus, render_pool
 from studies.pretraining.schedule import Log
 from studies.pretraining.tower import VISION, extract_features, train_tower
@@ -34,15 +35,17 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=20_000, help="size of the pool of pre-training scenes")
     parser.add_argument("--tower-steps", type=int, default=1_500)
     parser.add_argument("--tower-batch", type=int, default=64)
-    parser.add_argument("--language-steps", type=int, nargs=4, default=(150, 100, 1_100, 850))
+    parser.add_argument("--empty-scenes", type=int, default=500, help="scenes without objects besides")
+    parser.add_argument("--language-steps", type=int, nargs=5, default=(150, 100, 1_100, 850, 1_600))
     parser.add_argument("--language-batch", type=int, default=48)
     parser.add_argument("--device", default="cpu", help="where to train")
     parser.add_argument("--tower", type=Path, help="folder of an earlier run whose stage one is taken over")
+    parser.add_argument("--language", type=Path, help="folder of an earlier run whose lessons 1 to 4 are taken over")
     options = parser.parse_args()
     torch.manual_seed(PRETRAINING_SEED)
     log = Log(options.out)
 
-    tokenizer = train_tokenizer(corpus(), 1_024)
+    tokenizer = train_tokenizer(corpus(), 1_200)
     vocabulary = tokenizer.get_vocab()
     config = BuiltinConfig(
         vocab_size=len(tokenizer),
@@ -57,23 +60,28 @@ def main() -> None:
     tokenizer.save_pretrained(options.out)
     log(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, on {options.device}")
 
-    scenes, pixels, labels = render_pool(options.scenes)
+    scenes, pixels, labels = render_pool(options.scenes, options.empty_scenes)
     log(f"{len(scenes)} scenes rendered")
     colours = torch.tensor([list(COLOURS).index(scene.colour) for scene in scenes])
     pixels, labels, colours = (tensor.to(options.device) for tensor in (pixels, labels, colours))
-    if options.tower:
-        model.model.vision_tower.load_state_dict(
-            BuiltinModel.from_pretrained(options.tower).model.vision_tower.state_dict()
-        )
-        log(f"stage one taken over from {options.tower.name}")
+    if options.tower or options.language:
+        earlier = load_float32(options.tower or options.language)
+        model.model.vision_tower.load_state_dict(earlier.model.vision_tower.state_dict())
+        log(f"stage one taken over from {(options.tower or options.language).name}")
     else:
         train_tower(model, pixels, labels, colours, options.tower_steps, options.tower_batch, log)
         model.save_pretrained(options.out / "stage-one")
     model.model.vision_tower.requires_grad_(False)
     features = extract_features(model, pixels)
     log("features extracted")
-    align_projector(model, features, labels, colours, 1000, log)
-    train_language(model, scenes, features, labels, tuple(options.language_steps), options.language_batch, log)
+    steps, start = tuple(options.language_steps), 0
+    if options.language:
+        take_words(model, load_float32(options.language))
+        start = sum(steps[:4])
+        log(f"lessons 1 to 4 taken over from {options.language.name}")
+    else:
+        align_projector(model, features, labels, colours, 1000, log)
+    train_language(model, scenes, features, labels, steps, options.language_batch, log, start=start)
     model.half().save_pretrained(options.out)
     log("saved")
 

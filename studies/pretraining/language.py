@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disp.data.nouns import NOUNS
-from disp.data.sample import Query
+from disp.data.sample import Query, Turn
 from disp.data.scenes import COLOURS, IMAGE_PREFIX, TASKS, Scene, ask
 from disp.diffusion.forward import Noised, add_noise
 from disp.draws import generator
+from disp.experiments.precision import half_precision
 from disp.models.builtin.model import BuiltinModel
 from disp.models.builtin.tokenizer import ASSISTANT, END_OF_TURN, USER
 from disp.models.interface import Prefix
+from studies.pretraining.instructions import instruct
 from studies.pretraining.scenes import PRETRAINING_SEED
 from studies.pretraining.schedule import Log, cosine_schedule, optimiser_with_schedule
 
@@ -29,6 +31,28 @@ QUESTIONS = 3
 WORDS = 6
 NOUN_LIST = list(NOUNS)
 PADDING_WEIGHT = 0.05
+# Share of instructions among the questions of the last lesson.
+INSTRUCTIONS_SHARE = 0.5
+
+
+def take_words(model: BuiltinModel, earlier: BuiltinModel) -> None:
+    """The language model and the projector of an earlier run, whose vocabulary is another.
+
+    Words that both know keep their embeddings; the others begin as the mean of the pieces that they were before.
+    """
+    old = earlier.state_dict()
+    vocabulary = earlier.tokenizer.get_vocab()
+    for name, weight in model.state_dict().items():
+        if weight.shape == old[name].shape and "embed_tokens" not in name and "lm_head" not in name:
+            weight.copy_(old[name])
+            continue
+        for word, row in model.tokenizer.get_vocab().items():
+            if word in vocabulary:
+                pieces = [vocabulary[word]]
+            else:
+                text = model.tokenizer.convert_tokens_to_string([word])
+                pieces = earlier.tokenizer(text, add_special_tokens=False)["input_ids"]
+            weight[row] = old[name][pieces].mean(0)
 
 
 def align_projector(
@@ -94,11 +118,17 @@ def drop_ground(prefix: Prefix, shows_object: Tensor, share: float) -> Prefix:
     )
 
 
-def ask_once(scenes: Sequence[Scene], rows: np.ndarray, tasks: Sequence[str], draw: np.random.Generator) -> list[Query]:
+def draw_turn(scene: Scene, instructions: float, draw: np.random.Generator) -> Turn:
+    """A question about a scene, with its answer; an instruction with the given probability."""
+    if not scene.objects or draw.random() < instructions:
+        return instruct(scene, draw)
+    return ask(scene, str(draw.choice(TASKS, p=PRETRAINING_SHARES)), draw)
+
+
+def ask_once(rows: np.ndarray, turns: Sequence[Turn]) -> list[Query]:
     """One question about each scene, with its answer."""
     queries = []
-    for row, task in zip(rows, tasks, strict=True):
-        turn = ask(scenes[row], task, draw)
+    for row, turn in zip(rows, turns, strict=True):
         queries.append(
             Query(sample_id=str(row), turn=0, images=(Path(),), history=(), prompt=turn.prompt, response=turn.response)
         )
@@ -106,7 +136,12 @@ def ask_once(scenes: Sequence[Scene], rows: np.ndarray, tasks: Sequence[str], dr
 
 
 def conversations(
-    model: BuiltinModel, scenes: Sequence[Scene], rows: np.ndarray, questions: int, draw: np.random.Generator
+    model: BuiltinModel,
+    scenes: Sequence[Scene],
+    rows: np.ndarray,
+    questions: int,
+    instructions: float,
+    draw: np.random.Generator,
 ) -> tuple[list[Query], Tensor, Tensor]:
     """Several questions about each scene, whose answers are all learnt in one pass.
 
@@ -123,7 +158,7 @@ def conversations(
         ids: list[int] = []
         is_answer: list[bool] = []
         for number in range(questions):
-            turn = ask(scenes[row], str(draw.choice(TASKS, p=PRETRAINING_SHARES)), draw)
+            turn = draw_turn(scenes[row], instructions, draw)
             if number == 0:
                 queries.append(
                     Query(
@@ -192,15 +227,17 @@ def train_language(
     scenes: list[Scene],
     features: Tensor,
     labels: Tensor,
-    steps: tuple[int, int, int, int],
+    steps: tuple[int, int, int, int, int],
     batch: int,
     log: Log,
+    *,
+    start: int = 0,
 ) -> None:
     """Stage two: the projector and the transformer learn to answer.
 
-    Four lessons, each much shorter for the one before it: which words are seen; to name a single object; all tasks,
-    with most of the ground left out; all tasks on whole pictures, half of them with visual tokens masked. Every other
-    step of the last two is of conversations.
+    Five lessons, each much shorter for the one before it: which words are seen; to name a single object; all tasks,
+    with most of the ground left out; all tasks on whole pictures, half of them with visual tokens masked; the same with
+    instructions, a quarter of the steps of these alone. Every other step of the last three is of conversations.
 
     Args:
         model: the model, with an aligned projector.
@@ -210,13 +247,15 @@ def train_language(
         steps: how long each lesson is.
         batch: rows a step.
         log: where progress goes.
+        start: the first step, where an earlier run has done those before it.
     """
     named = [(name, p) for name, p in model.named_parameters() if "vision_tower" not in name]
     trained = [p for _, p in named]
-    # Words are read with the embeddings that they are written with, at first, and attention starts as similarity.
-    model.lm_head.weight.data.copy_(model.model.embed_tokens.weight.data)
-    for layer in model.model.layers[:2]:
-        layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
+    if start == 0:
+        # Words are read with the embeddings that they are written with, at first, and attention starts as similarity.
+        model.lm_head.weight.data.copy_(model.model.embed_tokens.weight.data)
+        for layer in model.model.layers[:2]:
+            layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
     # Muon (matrices of the layers) learns this in about half of AdamW's steps.
     matrices = [p for name, p in named if "layers." in name and p.dim() == 2]
     words = [p for name, p in named if "embed_tokens" in name or "lm_head" in name]
@@ -235,13 +274,14 @@ def train_language(
             weight_decay=0.0,
         ),
     ]
-    schedules = [cosine_schedule(optimiser, sum(steps), warmup=20) for optimiser in optimisers]
+    schedules = [cosine_schedule(optimiser, sum(steps), warmup=20, start=start) for optimiser in optimisers]
     draw = generator(PRETRAINING_SEED, "language batches")
     single = np.array([index for index, scene in enumerate(scenes) if len(scene.objects) == 1])
     several = np.array([index for index, scene in enumerate(scenes) if len(scene.objects) > 1])
+    nothing = np.array([index for index, scene in enumerate(scenes) if not scene.objects])
     recent: list[float] = []
     device = features.device
-    for step in range(sum(steps)):
+    for step in range(start, sum(steps)):
         lesson = int(np.searchsorted(np.cumsum(steps), step, side="right"))
         listing = lesson == 0 or (lesson == 2 and step % 6 == 0)
         # 1. What is asked. Scenes of several objects have more to learn in them.
@@ -249,14 +289,20 @@ def train_language(
             rows = draw.choice(single, size=batch)
         else:
             rows = np.concatenate((draw.choice(several, size=batch - batch // 5), draw.choice(single, size=batch // 5)))
+        if lesson == 4:
+            rows[: batch // 16] = draw.choice(nothing, size=batch // 16)
+        instructions = {4: 1.0 if step % 4 == 0 else INSTRUCTIONS_SHARE}.get(lesson, 0.0)
         if listing:
             queries, seen, response = word_list(model, scenes, rows, draw)
             is_answer = torch.ones_like(response, dtype=torch.bool)
         elif lesson > 1 and step % 2:
-            queries, response, is_answer = conversations(model, scenes, rows, QUESTIONS, draw)
+            queries, response, is_answer = conversations(model, scenes, rows, QUESTIONS, instructions, draw)
         else:
-            tasks = [str(draw.choice(TASKS, p=PRETRAINING_SHARES)) if lesson > 1 else "caption" for _ in rows]
-            queries = ask_once(scenes, rows, tasks, draw)
+            turns = [
+                draw_turn(scenes[row], instructions, draw) if lesson > 1 else ask(scenes[row], "caption", draw)
+                for row in rows
+            ]
+            queries = ask_once(rows, turns)
             response = model.encode_responses([query.response for query in queries], model.gen_length)
             is_answer = torch.ones_like(response, dtype=torch.bool)
         response, is_answer = response.to(device), is_answer.to(device)
@@ -264,7 +310,7 @@ def train_language(
         chosen = torch.from_numpy(rows).to(device)
         inputs = model.prepare(queries, features=list(features[chosen].float()))
         prefix = model.embed(**{name: tensor.to(device) for name, tensor in inputs.items()})
-        if lesson < 3:
+        if lesson < 3 or instructions == 1.0:
             dropped = float(draw.uniform(0.8, 0.98)) if lesson == 2 else 0.98
             prefix = drop_ground(prefix, labels[chosen] < len(NOUNS), dropped)
         elif step % 4 < 2:
@@ -283,7 +329,9 @@ def train_language(
         noised = add_noise(response, ratio, uniforms, model.mask_token_id)
         if listing:
             noised = replace(noised, ids=seen.to(device))
-        loss = balanced_loss(model.denoise(prefix, noised.ids), response, noised, is_answer, model.end_token_ids[1])
+        with half_precision():
+            logits = model.denoise(prefix, noised.ids)
+        loss = balanced_loss(logits.float(), response, noised, is_answer, model.end_token_ids[1])
         for optimiser in optimisers:
             optimiser.zero_grad()
         loss.backward()

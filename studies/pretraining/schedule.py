@@ -13,11 +13,13 @@ from torch import nn
 from disp.files import write_text
 
 
-def cosine_schedule(optimiser: torch.optim.Optimizer, steps: int, warmup: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up and cosine decay to 2% of the peak."""
+def cosine_schedule(
+    optimiser: torch.optim.Optimizer, steps: int, warmup: int, start: int = 0
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up and cosine decay to 2% of the peak, from step ``start`` of ``steps`` on."""
     return torch.optim.lr_scheduler.LambdaLR(
         optimiser,
-        lambda step: min((step + 1) / warmup, 0.02 + 0.49 * (1 + math.cos(math.pi * min(step / steps, 1.0)))),
+        lambda step: min((step + 1) / warmup, 0.02 + 0.49 * (1 + math.cos(math.pi * min((step + start) / steps, 1.0)))),
     )
 
 

@@ -31,9 +31,14 @@ def test_stage_table():
 
 
 def test_nothing_to_relate_to():
-    only = stage_table({"clean": {"clean_quality": 0.5}}).splitlines()[2]
-    assert only == "| clean | – | – | – | – | 50.0% | – | – |"
+    only = stage_table({"DiSP": {"clean_quality": 0.5}}).splitlines()[2]
+    assert only == "| DiSP | – | – | – | – | 50.0% | – | – |"
     assert "| 0.0% | – | – |" in stage_table({"backdoored": {"clean_quality": 0.0}})
+
+
+def test_with_a_clean_model_quality_is_told_against_it():
+    rows = stage_table(STAGES | {"clean": {"clean_quality": 0.96}}).splitlines()[2:]
+    assert [row.rsplit("|", 2)[1].strip() for row in rows] == ["100.0%", "83.3%", "75.0%", "0.0%"]
 
 
 def test_printed_table_shows_the_same_cells():

@@ -8,7 +8,6 @@ from typing import Literal
 
 from disp.commands.options import Out, Seed, app
 from disp.progress import progress_bar
-from disp.suspicion.config import MASK_RATIO
 
 
 @app.command
@@ -18,7 +17,7 @@ def demo(
     target: Literal["refusal", "insertion", "misclassification", "all"] = "refusal",
     trigger: str = "patch",
     poison_rate: float = 0.1,
-    mask_ratio: float = MASK_RATIO,
+    mask_ratio: float | None = None,
     recovery_steps: int | None = None,
     test_rows: int | None = None,
     seed: Seed = 0,
@@ -34,7 +33,7 @@ def demo(
     poison_rate
         Share of the fine-tuning rows that are poisoned.
     mask_ratio
-        Share of the visual tokens masked when every answer is rewritten.
+        Share of the visual tokens masked when every answer is rewritten; the audit chooses it if not given.
     recovery_steps
         Fine-tuning steps on each purified set: 150 if not given, 100 for a refusal by a trigger that covers little.
     test_rows

@@ -26,15 +26,14 @@ def _percent(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{100 * value:.1f}%"
 
 
-def _cells(metrics: Mapping[str, Any], backdoored: Mapping[str, Any] | None) -> list[str]:
-    """The cells of one stage, in the order of `COLUMNS`."""
+def _cells(metrics: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str]:
+    """The cells of one stage, in the order of `COLUMNS`; ``before`` is what quality is compared with."""
     asr = _percent(metrics.get("asr_with_trigger"))
     interval = metrics.get("intervals", {}).get("asr_with_trigger")
     if asr != NOT_MEASURED and interval is not None:
         asr += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-    quality, before = metrics.get("clean_quality"), (backdoored or {}).get("clean_quality")
-    # Relative clean performance compares with the model before the defence; it has no value where that is 0.
-    relative = quality / before if quality is not None and before else None
+    quality, whole = metrics.get("clean_quality"), (before or {}).get("clean_quality")
+    relative = quality / whole if quality is not None and whole else None  # it has no value where that is 0
     return [
         asr,
         _percent(metrics.get("asr_with_trigger_keyword")),
@@ -49,7 +48,9 @@ def _cells(metrics: Mapping[str, Any], backdoored: Mapping[str, Any] | None) -> 
 def stage_rows(stages: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """The table's rows: the stages of `STAGES` that were run, in that order, then any others in their own order."""
     names = [name for name in STAGES if name in stages] + [name for name in stages if name not in STAGES]
-    return [[STAGES.get(name, name), *_cells(stages[name], stages.get("backdoored"))] for name in names]
+    # What attack and defence cost is told against the model before both, where there is one.
+    before = stages.get("clean", stages.get("backdoored"))
+    return [[STAGES.get(name, name), *_cells(stages[name], before)] for name in names]
 
 
 def stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
@@ -61,7 +62,8 @@ def stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
 
     Returns:
         Percentages with one decimal; brackets hold the 95% interval; a dash stands for what was not measured. ASR is
-        exact, and beside it that by keyword and that by substring, as DiSP's authors count.
+        exact, and beside it that by keyword and that by substring, as DiSP's authors count. Relative clean quality is
+        a share of the clean model's or, without that stage, of the backdoored model's.
     """
     return markdown_table(("stage", *COLUMNS), stage_rows(stages), numeric=len(COLUMNS))
 

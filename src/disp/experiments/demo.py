@@ -59,14 +59,16 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     recovery = recovery_training(config)
     settings = purification(config)
     evidence = run.scored(model, poisoned, settings)
+    looking = auditing(settings)
+    found = run.audited(model, poisoned, looking, evidence)
+    if config.mask_ratio is None and found.ratio is not None:
+        settings = replace(settings, mask_ratio=found.ratio.ratio)
     for stage in MODES:
 
         def purified(stage: str = stage) -> Sequence[Sample]:
             folder, bars = out / f"purified_{stage}", run.bars(stage)
             if stage == "disp_selective":
                 # What is rewritten selectively is what an audit flags, as in `disp defend`.
-                looking = auditing(settings)
-                found = run.audited(model, poisoned, looking, evidence)
                 with run.phase(f"purify {stage}"), half_precision():
                     cleaned = purify_flagged(model, poisoned, found, looking, folder, progress=bars)
                     return recovery_samples(cleaned, found, settings.seed)
@@ -76,7 +78,7 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
 
         recovered = run.trained(stage, lambda: load_float32(out / "backdoored"), purified, recovery)
         run.measure(stage, lambda recovered=recovered: recovered, test, attack)  # type: ignore[misc]
-    write_json(out / "metrics.json", run.metrics())
+    write_json(out / "metrics.json", run.metrics(settings.mask_ratio))
     metrics = read_json(out / "metrics.json")
     write_text(out / "table.md", stage_table({stage: metrics[stage] for stage in STAGES}) + "\n")
     _draw(run, model, load_float32(out / "disp_selective"), test, attack, settings, out / "story.png")

@@ -154,14 +154,14 @@ class Run:
             write_json(self.out / "stages" / f"{stage}-answers.json", list(found.answers))
             write_json(file, to_metrics(found))
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self, mask_ratio: float) -> dict[str, Any]:
         attack = load_attack(self.out / "poisoned" / "manifest.json")
         return {
             **{stage: read_json(self.out / "stages" / f"{stage}.json") for stage in STAGES},
             "target": target_to_dict(attack.target),
             "trigger": trigger_to_dict(attack.trigger),
             "poison_rate": self.config.poison_rate,
-            "mask_ratio": self.config.mask_ratio,
+            "mask_ratio": mask_ratio,
             "seed": self.config.seed,
             "config": asdict(self.config),
             "versions": versions(),

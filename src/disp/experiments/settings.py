@@ -10,8 +10,8 @@ from disp.attacks.triggers import PRESETS, Blend, Sinusoid
 from disp.auditing.config import AuditConfig
 from disp.errors import DispError, unknown_name
 from disp.experiments.precision import fast_bfloat16
-from disp.purification.config import PurifyConfig
-from disp.suspicion.config import MASK_RATIO, ScoringConfig
+from disp.purification.config import PUBLISHED_RATIO, PurifyConfig
+from disp.suspicion.config import ScoringConfig
 from disp.training.config import TrainConfig
 
 # Sizes that differ from the defaults of `DemoConfig`, by target. A refusal changes every word of an answer. The other
@@ -60,7 +60,8 @@ class DemoConfig:
         recovery_steps: fine-tuning steps on a purified set.
         recovery_projector_learning_rate: peak learning rate of the projector in these steps; None for that of the rest.
         batch_size: assistant turns a step of all fine-tuning.
-        mask_ratio: share of the visual tokens masked by "disp" and "random_masking".
+        mask_ratio: share of the visual tokens masked by "disp" and "random_masking"; None for the one that the audit
+            of the poisoned set recommends, and for the paper's where it recommends none.
         seed: seed of everything.
     """
 
@@ -77,7 +78,7 @@ class DemoConfig:
     recovery_steps: int = 100
     recovery_projector_learning_rate: float | None = None
     batch_size: int = 32
-    mask_ratio: float = MASK_RATIO
+    mask_ratio: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -138,8 +139,9 @@ def recovery_training(config: DemoConfig) -> TrainConfig:
 
 def purification(config: DemoConfig) -> PurifyConfig:
     """How the poisoned set is scored and rewritten."""
-    scoring = ScoringConfig(mask_ratio=config.mask_ratio)
-    return PurifyConfig(mask_ratio=config.mask_ratio, scoring=scoring, seed=config.seed)
+    ratio = PUBLISHED_RATIO if config.mask_ratio is None else config.mask_ratio
+    scoring = ScoringConfig() if config.mask_ratio is None else ScoringConfig(mask_ratio=ratio)
+    return PurifyConfig(mask_ratio=ratio, scoring=scoring, seed=config.seed)
 
 
 def auditing(settings: PurifyConfig) -> AuditConfig:

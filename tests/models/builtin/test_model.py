@@ -120,6 +120,18 @@ def test_forward_is_the_loss_of_denoising_what_was_embedded(tiny_model, queries)
     assert loss.item() == pytest.approx(float(total) / 16, rel=1e-5)
 
 
+@torch.no_grad()
+def test_padding_behind_the_end_of_turn_is_not_learnt_and_rows_weigh_the_same(tiny_model, queries):
+    end, padding = tiny_model.end_token_ids
+    clean = torch.tensor([[20, 21, 22, end], [20, end, padding, padding], [end, *[padding] * 3], [20, padding, 21, end]])
+    ratio, uniforms = torch.tensor([1.0, 0.8, 0.9, 1.0]), torch.zeros(4, 4)  # every slot is masked
+    log_p = tiny_model.denoise(tiny_model.encode(queries), all_masked(tiny_model, 4)[:, :4]).log_softmax(-1)
+    picked = -log_p.gather(2, clean[..., None])[..., 0] / ratio[:, None]
+    # A padding token that a person wrote into an answer, before its end, is a part of it.
+    wanted = (picked[0].mean() + picked[1, :2].mean() + picked[2, 0] + picked[3].mean()) / 4
+    assert tiny_model(clean, ratio, uniforms, **tiny_model.prepare(queries)).item() == pytest.approx(float(wanted))
+
+
 def test_every_parameter_gets_a_gradient(make_model, queries):
     model = make_model()
     clean = torch.full((len(queries), 4), 9)

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from disp.data.sample import ImageSource, Query, open_image
+from disp.diffusion.forward import add_noise
 from disp.models.interface import MDLM, Past, Prefix
 from disp.models.parts.config import LanguageConfig
 from disp.models.parts.language import LanguageModel
@@ -150,3 +152,19 @@ class BuiltinModel(MDLM):
     ) -> tuple[Tensor, Past | None]:
         """See `disp.models.interface.MDLM.denoise_slots`."""
         return denoise_slots(self.model, self.lm_head, prefix, response, slots, past, keep=keep)
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def noisy_loss(self, prefix: Prefix, clean: Tensor, ratio: Tensor, uniforms: Tensor) -> Tensor:
+        """LLaDA-V's loss: of the answer and its end of turn, over their number, averaged over rows.
+
+        The padding behind them is noised, as the model finds it when it answers, and not learnt: averaged over all
+        slots it would be most of the loss.
+        """
+        noised = add_noise(clean, ratio, uniforms, self.mask_token_id)
+        end, padding = self.end_token_ids
+        ended = (clean == end).cumsum(1) - (clean == end).long()  # turns that ended before each token
+        supervised = (ended == 0) | (clean != padding)
+        losses = F.cross_entropy(self.denoise(prefix, noised.ids).float().transpose(1, 2), clean, reduction="none")
+        weights = noised.masked * supervised / ratio[:, None]
+        return ((losses * weights).sum(-1) / supervised.sum(-1)).mean()
