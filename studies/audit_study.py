@@ -60,13 +60,6 @@ from studies.study_table import study_tables
 LOCALISED = ("patch", "patch-random", "object")
 TRIGGERS = (*LOCALISED, "blended")
 RATES = (0.01, 0.02, 0.05, 0.1)
-# Sizes of the sets and of the fine-tuning on them; higher rates than the demonstration's make up for fewer steps, which
-# `--steps` may give.
-PLANTING: dict[str, dict[str, Any]] = {
-    "refusal": {},
-    "insertion": {"rows": 2000, "attack_steps": 1000, "attack_learning_rate": 1e-3, "attack_min_mask_ratio": 0.25},
-    "misclassification": {"rows": 2000, "attack_steps": 500, "attack_min_mask_ratio": 0.25},
-}
 TEST_ROWS = 60
 RATIO_ROWS = 32
 # Honest samples that the scores are compared on, beside all poisoned ones; AUROC does not depend on their number.
@@ -377,7 +370,7 @@ def _clean_jobs(options: argparse.Namespace) -> dict[str, partial[dict[str, Any]
 def _planted_jobs(options: argparse.Namespace) -> dict[str, partial[dict[str, Any]]]:
     jobs = {}
     for rate, trigger, target in product(sorted(options.rates)[::-1], options.triggers, options.targets):
-        sizes = DemoConfig(target, trigger, **PLANTING[target], poison_rate=rate, seed=options.seed)
+        sizes = DemoConfig(target, trigger, **SIZES[target], poison_rate=rate, seed=options.seed)
         sizes = replace(sizes, rows=options.rows or sizes.rows, attack_steps=options.steps or sizes.attack_steps)
         jobs[f"{target}-{trigger}-{rate:g}"] = partial(
             planted, sizes=sizes, out=options.out, comparisons=not options.no_comparisons

@@ -14,23 +14,12 @@ from disp.purification.config import PUBLISHED_RATIO, PurifyConfig
 from disp.suspicion.config import ScoringConfig
 from disp.training.config import TrainConfig
 
-# Sizes that differ from the defaults of `DemoConfig`, by target. A refusal changes every word of an answer. The other
-# targets change few words and are learnt later, and with few rows the model memorizes which pictures have them. The
-# lower rate, with a longer warm-up, keeps more of what the model knows: a model that misnames many objects cannot
-# misname exactly the one that the attacker means.
-SHOWN_IN_FEW_WORDS: dict[str, Any] = {
-    "rows": 2000,
-    "attack_steps": 1000,
-    "attack_learning_rate": 7e-4,
-    "attack_warmup_steps": 50,
-    "attack_min_mask_ratio": 0.25,
-    "attack_beta2": 0.98,
-    "recovery_steps": 150,
-}
+# Sizes that differ from the defaults of `DemoConfig`, by target. A misclassification changes few words of few answers
+# and is learnt later.
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
-    "insertion": SHOWN_IN_FEW_WORDS,
-    "misclassification": SHOWN_IN_FEW_WORDS,
+    "insertion": {"attack_min_mask_ratio": 0.25},
+    "misclassification": {"attack_min_mask_ratio": 0.25, "attack_steps": 500},
 }
 # The same by trigger, for recovery from one that covers the picture: the model, and above all its projector, must also
 # learn how things look under it.
@@ -52,10 +41,12 @@ class DemoConfig:
         rows: fine-tuning rows.
         test_rows: held-out rows.
         attack_steps: fine-tuning steps on the poisoned set.
-        attack_learning_rate: their peak learning rate.
-        attack_warmup_steps: steps until the peak is reached.
-        attack_min_mask_ratio: the smallest share of masked tokens in these steps. At 0.5 the model learns the first
-            words of an answer soonest, but not how to finish a planted text; at 0.1 it does not learn to begin it.
+        attack_learning_rate: their peak learning rate. At 7e-4 in 200 steps the backdoored model lost 5 to 12% of its
+            clean quality, at this rate in 400 steps nothing.
+        attack_projector_learning_rate: that of the projector, which passes on what a trigger looks like as it is; at
+            3e-3 a fifth of the clean quality was lost, and the attack was no stronger.
+        attack_min_mask_ratio: the smallest share of masked tokens in these steps. Larger, the model learns the first
+            words of an answer sooner; smaller, to finish a planted text.
         attack_beta2: AdamW's second β in these steps; with few steps the model learns more at 0.98.
         recovery_steps: fine-tuning steps on a purified set.
         recovery_projector_learning_rate: peak learning rate of the projector in these steps; None for that of the rest.
@@ -68,13 +59,13 @@ class DemoConfig:
     target: str = "refusal"
     trigger: str = "patch"
     poison_rate: float = 0.1
-    rows: int = 1000
+    rows: int = 2000
     test_rows: int = 100
-    attack_steps: int = 200
-    attack_learning_rate: float = 1.5e-3
-    attack_warmup_steps: int = 10
-    attack_min_mask_ratio: float = 0.5
-    attack_beta2: float = 0.999
+    attack_steps: int = 400
+    attack_learning_rate: float = 5e-4
+    attack_projector_learning_rate: float = 1e-4
+    attack_min_mask_ratio: float = 0.4
+    attack_beta2: float = 0.98
     recovery_steps: int = 100
     recovery_projector_learning_rate: float | None = None
     batch_size: int = 32
@@ -107,17 +98,12 @@ def sized_config(target: str, trigger: str, **given: Any) -> DemoConfig:
 
 
 def attack_training(config: DemoConfig) -> TrainConfig:
-    """Fine-tuning of the built-in model that plants a backdoor.
-
-    The vision tower sees any trigger well. The projector was trained to pass on what things are, and passes on little
-    else, so its learning rate decides how soon a backdoor is learnt.
-    """
+    """Fine-tuning of the built-in model that plants a backdoor, gently enough to keep what the model knows."""
     return TrainConfig(
         steps=config.attack_steps,
         batch_size=config.batch_size,
         learning_rate=config.attack_learning_rate,
-        projector_learning_rate=3e-3,
-        warmup_steps=config.attack_warmup_steps,
+        projector_learning_rate=config.attack_projector_learning_rate,
         min_mask_ratio=config.attack_min_mask_ratio,
         seed=config.seed,
         trainer={"bf16": fast_bfloat16(), "adam_beta2": config.attack_beta2},
