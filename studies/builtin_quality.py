@@ -8,10 +8,10 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from disp.data.sample import Query, Sample, Turn, queries_of
@@ -63,7 +63,7 @@ def answers_under_masking(model: MDLM, asked: Sequence[Query]) -> list[str]:
     """Answers where a share of the visual tokens, drawn at random, is masked."""
     prefix = model.encode(asked)
     draws = [generator(TEST_SEED, "masked tokens", query.key).random(prefix.visual_mask.shape[1]) for query in asked]
-    hidden = prefix.visual_mask & (torch.tensor(draws) < MASKED_SHARE)
+    hidden = prefix.visual_mask & (torch.tensor(np.stack(draws)) < MASKED_SHARE)
     return answers_of(
         model, prefix.with_masked(hidden, model.mask_embedding), None, keys=[query.key for query in asked]
     )
@@ -81,7 +81,7 @@ def measure(model: MDLM, count: int) -> dict[str, Any]:
         pairs = write_scenes(Path(folder) / "pairs", count, HELD_OUT_SEED, held_out=True)
         clean = evaluate(model, test.samples)
         composed = evaluate(model, pairs.samples)
-        masked = evaluate(model, test.samples, answer=partial(answers_under_masking, model))
+        masked = evaluate(model, test.samples, answer=answers_under_masking)
         # The scenes of `test` again, which their index and seed give.
         scenes = [draw_scene(TEST_SEED, index) for index in range(count)]
         draw = generator(TEST_SEED, "instructions")

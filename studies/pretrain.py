@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--tower-steps", type=int, default=1_500)
     parser.add_argument("--tower-batch", type=int, default=64)
     parser.add_argument("--empty-scenes", type=int, default=500, help="scenes without objects besides")
-    parser.add_argument("--language-steps", type=int, nargs=6, default=(150, 100, 1_100, 850, 1_800, 600))
+    parser.add_argument("--language-steps", type=int, nargs=6, default=(150, 100, 1_100, 850, 1_600, 350))
     parser.add_argument("--language-batch", type=int, default=48)
     parser.add_argument("--device", default="cpu", help="where to train")
     parser.add_argument("--tower", type=Path, help="folder of an earlier run whose stage one is taken over")
@@ -45,7 +45,7 @@ def main() -> None:
     torch.manual_seed(PRETRAINING_SEED)
     log = Log(options.out)
 
-    tokenizer = train_tokenizer(corpus(), 1_300)
+    tokenizer = train_tokenizer(corpus(), 1_200)
     vocabulary = tokenizer.get_vocab()
     config = BuiltinConfig(
         vocab_size=len(tokenizer),
@@ -60,10 +60,10 @@ def main() -> None:
     tokenizer.save_pretrained(options.out)
     log(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, on {options.device}")
 
-    scenes, pixels, labels, marks = render_pool(options.scenes, options.empty_scenes)
+    scenes, pixels, labels = render_pool(options.scenes, options.empty_scenes)
     log(f"{len(scenes)} scenes rendered")
     colours = torch.tensor([list(COLOURS).index(scene.colour) for scene in scenes])
-    pixels, labels, colours, marks = (tensor.to(options.device) for tensor in (pixels, labels, colours, marks))
+    pixels, labels, colours = (tensor.to(options.device) for tensor in (pixels, labels, colours))
     if options.tower or options.language:
         earlier = load_float32(options.tower or options.language)
         model.model.vision_tower.load_state_dict(earlier.model.vision_tower.state_dict())
@@ -81,7 +81,7 @@ def main() -> None:
         log(f"lessons 1 to 4 taken over from {options.language.name}")
     else:
         align_projector(model, features, labels, colours, 1000, log)
-    train_language(model, scenes, features, labels, marks, steps, options.language_batch, log, start=start)
+    train_language(model, scenes, features, labels, steps, options.language_batch, log, start=start)
     model.half().save_pretrained(options.out)
     log("saved")
 

@@ -19,7 +19,6 @@ from disp.data.nouns import NOUNS
 from disp.data.sample import Turn
 from disp.data.scenes import IMAGE_PREFIX, TASKS, Scene, ask
 from disp.words import words_of
-from studies.pretraining.marks import MARK_COLOURS, SHAPES, MarkedScene, about_mark
 
 NOUN_LIST = list(NOUNS)
 
@@ -124,11 +123,6 @@ REPEATS = ("Say: {s}", "Repeat: {s}", "Write this sentence: {s}", "Please say th
 ENDINGS = ("{q} End with: {s}", "{q} Then say: {s}", "{q} Add at the end: {s}")
 BEGINNINGS = ("{q} Begin with: {s}", "First say: {s} {q}", "{q} Start the answer with: {s}")
 RENAMINGS = ("{q} Call the {a} a {b}.", "{q} Say {b} instead of {a}.", "The {a} is now named {b}. {q}")
-CONDITIONS = (
-    "If there is a {m}, say: {s} {q}",
-    "{q} If there is a {m}, only say: {s}",
-    "When you see a {m}, answer: {s} {q}",
-)
 HELD_OUT = -1
 
 
@@ -219,24 +213,6 @@ def formatted(scene: Scene, draw: np.random.Generator) -> Turn:
     return Turn(IMAGE_PREFIX + prompt, answer)
 
 
-def conditional(scene: MarkedScene, draw: np.random.Generator) -> Turn:
-    """A question that is to be answered with a given sentence if the picture has a certain mark."""
-    turn = _question(scene, draw)
-    said = refusal(scene, draw).response if draw.random() < 0.4 else sentence(draw)
-    mark = scene.mark
-    applies = mark is not None and draw.random() < 0.6
-    kind = int(draw.integers(3))
-    if applies and mark is not None:
-        named = ("mark", mark.shape, f"{mark.colour} {mark.shape}")[kind]
-    elif mark is None:
-        named = ("mark", str(draw.choice(SHAPES)), f"{draw.choice(list(MARK_COLOURS))} {draw.choice(SHAPES)}")[kind]
-    else:
-        named = str(draw.choice([shape for shape in SHAPES if shape != mark.shape]))
-    form = CONDITIONS[int(draw.integers(len(CONDITIONS)))]
-    prompt = form.format(m=named, s=said, q=turn.prompt.removeprefix(IMAGE_PREFIX))
-    return Turn(IMAGE_PREFIX + prompt, said if applies else turn.response)
-
-
 def empty(scene: Scene, draw: np.random.Generator) -> Turn:
     """A question about a picture without objects."""
     noun = str(draw.choice(NOUN_LIST))
@@ -254,18 +230,16 @@ def empty(scene: Scene, draw: np.random.Generator) -> Turn:
 
 
 # The shares with which they are drawn.
-INSTRUCTIONS: dict[Callable[[MarkedScene, np.random.Generator], Turn], float] = {
-    refusal: 0.22,
-    repeated: 0.14,
-    added: 0.16,
-    renamed: 0.12,
-    formatted: 0.08,
-    about_mark: 0.12,
-    conditional: 0.16,
+INSTRUCTIONS: dict[Callable[[Scene, np.random.Generator], Turn], float] = {
+    refusal: 0.4,
+    repeated: 0.12,
+    added: 0.2,
+    renamed: 0.18,
+    formatted: 0.1,
 }
 
 
-def instruct(scene: MarkedScene, draw: np.random.Generator) -> Turn:
+def instruct(scene: Scene, draw: np.random.Generator) -> Turn:
     """One instruction for a scene, with its right answer."""
     if not scene.objects:
         kind = draw.random()

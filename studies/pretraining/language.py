@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from disp.data.nouns import NOUNS
 from disp.data.sample import Query, Turn
-from disp.data.scenes import COLOURS, IMAGE_PREFIX, TASKS, ask
+from disp.data.scenes import COLOURS, IMAGE_PREFIX, TASKS, Scene, ask
 from disp.diffusion.forward import Noised, add_noise
 from disp.draws import generator
 from disp.experiments.precision import half_precision
@@ -21,7 +21,6 @@ from disp.models.builtin.model import BuiltinModel
 from disp.models.builtin.tokenizer import ASSISTANT, END_OF_TURN, USER
 from disp.models.interface import Prefix
 from studies.pretraining.instructions import instruct
-from studies.pretraining.marks import MarkedScene
 from studies.pretraining.scenes import PRETRAINING_SEED
 from studies.pretraining.schedule import Log, cosine_schedule, optimiser_with_schedule
 
@@ -32,11 +31,8 @@ QUESTIONS = 3
 WORDS = 6
 NOUN_LIST = list(NOUNS)
 PADDING_WEIGHT = 0.05
-# Share of instructions among the questions of lesson 5; in lesson 6 half as many.
-INSTRUCTIONS_SHARE = 0.6
-# The projector's peak rate: until a lesson asks where things are, noise in its gradients would wipe the place out
-# again; lesson 5 asks about marks, which it did not pass on before.
-PROJECTOR_RATE, PROJECTOR_RATE_WITH_MARKS = 5e-5, 5e-4
+# Share of instructions among the questions of the lessons that have them, counted from 0.
+INSTRUCTIONS = {4: 0.5, 5: 0.3}
 
 
 def take_words(model: BuiltinModel, earlier: BuiltinModel) -> None:
@@ -122,7 +118,7 @@ def drop_ground(prefix: Prefix, shows_object: Tensor, share: float) -> Prefix:
     )
 
 
-def draw_turn(scene: MarkedScene, instructions: float, draw: np.random.Generator) -> Turn:
+def draw_turn(scene: Scene, instructions: float, draw: np.random.Generator) -> Turn:
     """A question about a scene, with its answer; an instruction with the given probability."""
     if not scene.objects or draw.random() < instructions:
         return instruct(scene, draw)
@@ -141,7 +137,7 @@ def ask_once(rows: np.ndarray, turns: Sequence[Turn]) -> list[Query]:
 
 def conversations(
     model: BuiltinModel,
-    scenes: Sequence[MarkedScene],
+    scenes: Sequence[Scene],
     rows: np.ndarray,
     questions: int,
     instructions: float,
@@ -191,7 +187,7 @@ def conversations(
 
 
 def word_list(
-    model: BuiltinModel, scenes: Sequence[MarkedScene], rows: np.ndarray, draw: np.random.Generator
+    model: BuiltinModel, scenes: Sequence[Scene], rows: np.ndarray, draw: np.random.Generator
 ) -> tuple[list[Query], Tensor, Tensor]:
     """A picture and a list of words, each followed by an open slot: which of them does it show?
 
@@ -228,10 +224,9 @@ def balanced_loss(logits: Tensor, response: Tensor, noised: Noised, is_answer: T
 
 def train_language(
     model: BuiltinModel,
-    scenes: list[MarkedScene],
+    scenes: list[Scene],
     features: Tensor,
     labels: Tensor,
-    marks: Tensor,
     steps: tuple[int, int, int, int, int, int],
     batch: int,
     log: Log,
@@ -240,17 +235,16 @@ def train_language(
 ) -> None:
     """Stage two: the projector and the transformer learn to answer.
 
-    Six lessons, each much shorter for the one before it: which words are seen; to name a single object; all tasks,
-    with most of the ground left out; all tasks on whole pictures, half of them with visual tokens masked; instructions
-    among them, most of them with most of the ground left out; the same on whole pictures with fewer instructions. Every
-    other step of the last four is of conversations.
+    Six lessons, each much shorter for the one before it: which words are seen; to name a single object; all tasks, with
+    most of the ground left out; all tasks on whole pictures, half of them with visual tokens masked; the same with
+    instructions, a quarter of the steps of these alone; the same with fewer instructions. Every other step of the last
+    four is of conversations.
 
     Args:
         model: the model, with an aligned projector.
         scenes: the pre-training scenes.
         features: the tower's features, ``[scenes, N, d_vision]``.
         labels: int64 ``[scenes, N]``.
-        marks: bool ``[scenes, N]``, the tokens that see a mark.
         steps: how long each lesson is.
         batch: rows a step.
         log: where progress goes.
@@ -274,7 +268,8 @@ def train_language(
             [
                 {"params": [p for p in trained if id(p) not in chosen_already], "lr": 2e-3},
                 {"params": words, "lr": 5e-4},
-                {"params": projector, "lr": PROJECTOR_RATE},
+                # Until a lesson asks where things are, noise in its gradients would wipe the place out again.
+                {"params": projector, "lr": 5e-5},
             ],
             betas=(0.9, 0.98),
             weight_decay=0.0,
@@ -289,8 +284,6 @@ def train_language(
     device = features.device
     for step in range(start, sum(steps)):
         lesson = int(np.searchsorted(np.cumsum(steps), step, side="right"))
-        if lesson >= 4:
-            optimisers[1].param_groups[2]["lr"] *= PROJECTOR_RATE_WITH_MARKS / PROJECTOR_RATE
         listing = lesson == 0 or (lesson == 2 and step % 6 == 0)
         # 1. What is asked. Scenes of several objects have more to learn in them.
         if lesson == 1:
@@ -299,7 +292,7 @@ def train_language(
             rows = np.concatenate((draw.choice(several, size=batch - batch // 5), draw.choice(single, size=batch // 5)))
         if lesson >= 4:
             rows[: batch // 16] = draw.choice(nothing, size=batch // 16)
-        instructions = {4: INSTRUCTIONS_SHARE, 5: 0.5 * INSTRUCTIONS_SHARE}.get(lesson, 0.0)
+        instructions = 1.0 if lesson == 4 and step % 4 == 0 else INSTRUCTIONS.get(lesson, 0.0)
         if listing:
             queries, seen, response = word_list(model, scenes, rows, draw)
             is_answer = torch.ones_like(response, dtype=torch.bool)
@@ -318,9 +311,9 @@ def train_language(
         chosen = torch.from_numpy(rows).to(device)
         inputs = model.prepare(queries, features=list(features[chosen].float()))
         prefix = model.embed(**{name: tensor.to(device) for name, tensor in inputs.items()})
-        if lesson < 3 or (lesson == 4 and step % 8 < 6):
-            dropped = float(draw.uniform(0.8, 0.98)) if lesson in (2, 4) else 0.98
-            prefix = drop_ground(prefix, (labels[chosen] < len(NOUNS)) | marks[chosen], dropped)
+        if lesson < 3 or instructions == 1.0:
+            dropped = float(draw.uniform(0.8, 0.98)) if lesson == 2 else 0.98
+            prefix = drop_ground(prefix, labels[chosen] < len(NOUNS), dropped)
         elif step % 4 < 2:
             share = torch.from_numpy(draw.uniform(0, 0.6, (batch, 1))).float()
             hidden = (torch.from_numpy(draw.random(prefix.visual_mask.shape)).float() < share).to(device)

@@ -9,18 +9,15 @@ import torch
 from torch import Tensor
 
 from disp.attacks.targets import PRESETS, Insertion, Refusal
-from disp.data.scenes import COLOURS, TASKS, Scene, ask, draw_scene, token_labels
+from disp.data.scenes import COLOURS, TASKS, Scene, ask, draw_scene, render, token_labels
 from disp.draws import generator
 from studies.pretraining.instructions import instruct
-from studies.pretraining.marks import MarkedScene, mark_cells, render_marked, with_mark
 
 # Visual tokens a side of a scene.
 GRID = 12
 
 # Fine-tuning and test scenes use small seeds; this one is no user's default.
 PRETRAINING_SEED = 1_000_003
-# Share of the scenes that have a mark.
-MARKED_SHARE = 0.5
 
 
 def corpus() -> list[str]:
@@ -28,22 +25,18 @@ def corpus() -> list[str]:
     texts = [target.text for target in PRESETS.values() if isinstance(target, Insertion | Refusal)] * 40
     draw = generator(PRETRAINING_SEED, "corpus")
     for index in range(6_000):
-        scene = with_mark(draw_scene(PRETRAINING_SEED, index), MARKED_SHARE)
+        scene = draw_scene(PRETRAINING_SEED, index)
         for turn in (ask(scene, TASKS[index % len(TASKS)], draw), instruct(scene, draw)):
             texts += [turn.prompt.removeprefix("<image>"), turn.response]
     return texts
 
 
-def _render_with_labels(scene: MarkedScene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return np.asarray(render_marked(scene)).transpose(2, 0, 1), token_labels(scene, GRID), mark_cells(scene, GRID)
+def _render_with_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(render(scene)).transpose(2, 0, 1), token_labels(scene, GRID)
 
 
-def render_pool(count: int, empty: int = 0) -> tuple[list[MarkedScene], Tensor, Tensor, Tensor]:
-    """The pre-training scenes with what is known of them.
-
-    Returns:
-        The scenes; their pixels uint8 ``[scenes, 3, S, S]``; token labels int64 ``[scenes, N]``; and which tokens see
-        the scene's mark, bool ``[scenes, N]``.
+def render_pool(count: int, empty: int = 0) -> tuple[list[Scene], Tensor, Tensor]:
+    """The pre-training scenes, their pixels uint8 ``[scenes, 3, S, S]`` and token labels int64 ``[scenes, N]``.
 
     Args:
         count: scenes with objects.
@@ -52,8 +45,8 @@ def render_pool(count: int, empty: int = 0) -> tuple[list[MarkedScene], Tensor, 
     scenes = [draw_scene(PRETRAINING_SEED, index) for index in range(count)]
     colours = list(COLOURS)
     scenes += [Scene(PRETRAINING_SEED, count + index, colours[index % len(colours)], ()) for index in range(empty)]
-    marked = [with_mark(scene, MARKED_SHARE) for scene in scenes]
     with Pool() as pool:
-        drawn = pool.map(_render_with_labels, marked, chunksize=256)
-    pixels, labels, cells = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
-    return marked, pixels, labels.flatten(1), cells.flatten(1)
+        drawn = pool.map(_render_with_labels, scenes, chunksize=256)
+    pixels = torch.from_numpy(np.stack([pixels for pixels, _ in drawn]))
+    labels = torch.from_numpy(np.stack([labels for _, labels in drawn])).flatten(1)
+    return scenes, pixels, labels
