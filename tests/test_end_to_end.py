@@ -20,12 +20,11 @@ pytestmark = pytest.mark.timeout(900)
 
 # With so few rows a rate of 10% would be too few poisoned ones to learn from.
 SMALL = DemoConfig(
-    rows=240,
+    rows=400,
     test_rows=30,
     poison_rate=0.2,
-    attack_steps=120,
-    attack_min_mask_ratio=0.35,
-    attack_beta2=0.98,
+    attack_steps=240,
+    attack_learning_rate=7e-4,
     recovery_steps=25,
     batch_size=16,
 )

@@ -123,7 +123,8 @@ def test_forward_is_the_loss_of_denoising_what_was_embedded(tiny_model, queries)
 @torch.no_grad()
 def test_padding_behind_the_end_of_turn_is_not_learnt_and_rows_weigh_the_same(tiny_model, queries):
     end, padding = tiny_model.end_token_ids
-    clean = torch.tensor([[20, 21, 22, end], [20, end, padding, padding], [end, *[padding] * 3], [20, padding, 21, end]])
+    rows = [20, 21, 22, end], [20, end, padding, padding], [end, *[padding] * 3], [20, padding, 21, end]
+    clean = torch.tensor(rows)
     ratio, uniforms = torch.tensor([1.0, 0.8, 0.9, 1.0]), torch.zeros(4, 4)  # every slot is masked
     log_p = tiny_model.denoise(tiny_model.encode(queries), all_masked(tiny_model, 4)[:, :4]).log_softmax(-1)
     picked = -log_p.gather(2, clean[..., None])[..., 0] / ratio[:, None]
