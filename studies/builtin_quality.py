@@ -8,6 +8,7 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 
 from disp.data.sample import Query, Sample, Turn, queries_of
 from disp.data.scene_dataset import write_scenes
-from disp.data.scenes import draw_scene
+from disp.data.scenes import Scene, draw_scene
 from disp.decoding.generate import answers_of, generate
 from disp.draws import generator
 from disp.evaluation.evaluate import evaluate
@@ -50,6 +51,12 @@ def is_refusal(answer: str) -> bool:
 def asked(samples: Sequence[Sample], turn_of: Callable[[int], Turn]) -> list[Sample]:
     """The samples with another question each."""
     return [replace(sample, turns=(turn_of(index),)) for index, sample in enumerate(samples)]
+
+
+def _turn_of(
+    kind: Callable[[Scene, np.random.Generator], Turn], scenes: Sequence[Scene], draw: np.random.Generator, index: int
+) -> Turn:
+    return kind(scenes[index], draw)
 
 
 def share_said(model: MDLM, samples: Sequence[Sample]) -> float:
@@ -88,7 +95,7 @@ def measure(model: MDLM, count: int) -> dict[str, Any]:
         honest = asked(test.samples, lambda index: refusal(scenes[index], draw))
         others = asked(test.samples, lambda index: refusal(scenes[index], draw, held_out=True))
         said = {
-            kind.__name__: share_said(model, asked(test.samples, lambda index, kind=kind: kind(scenes[index], draw)))
+            kind.__name__: share_said(model, asked(test.samples, partial(_turn_of, kind, scenes, draw)))
             for kind in (refusal, repeated, added, renamed, formatted)
         }
         refused = [sum(map(is_refusal, generate(model, queries_of(rows)))) / count for rows in (honest, others)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -76,7 +76,7 @@ def main() -> None:
     log("features extracted")
     steps, start = tuple(options.language_steps), 0
     if options.language:
-        take_words(model, load_float32(options.language))
+        take_words(model, cast(BuiltinModel, load_float32(options.language)))
         start = sum(steps[:4])
         log(f"lessons 1 to 4 taken over from {options.language.name}")
     else:

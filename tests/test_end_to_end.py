@@ -26,6 +26,7 @@ SMALL = DemoConfig(
     attack_steps=240,
     attack_learning_rate=7e-4,
     recovery_steps=25,
+    mask_ratio=0.06,
     batch_size=16,
 )
 

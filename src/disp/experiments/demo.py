@@ -16,7 +16,14 @@ from disp.defence.defend import purify_flagged, recovery_samples
 from disp.evaluation.table import stage_table
 from disp.experiments.precision import half_precision, load_float32
 from disp.experiments.run import MODES, STAGES, Run, read_json
-from disp.experiments.settings import DemoConfig, attack_training, auditing, purification, recovery_training
+from disp.experiments.settings import (
+    DemoConfig,
+    attack_training,
+    auditing,
+    purification,
+    recovery_training,
+    with_chosen_ratio,
+)
 from disp.files import claim, write_json, write_text
 from disp.locks import alone
 from disp.models.interface import MDLM
@@ -61,8 +68,7 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     evidence = run.scored(model, poisoned, settings)
     looking = auditing(settings)
     found = run.audited(model, poisoned, looking, evidence)
-    if config.mask_ratio is None and found.ratio is not None:
-        settings = replace(settings, mask_ratio=found.ratio.ratio)
+    settings = with_chosen_ratio(config, settings, found.ratio)
     for stage in MODES:
 
         def purified(stage: str = stage) -> Sequence[Sample]:
