@@ -49,7 +49,7 @@ vulnerabilities: install  ## look the pinned versions up among known vulnerabili
 	@$(TOOLS)/bin/pip install --quiet pip-audit
 	$(TOOLS)/bin/pip-audit --no-deps --disable-pip -r requirements.lock
 
-pretrain: install  ## train the built-in model from scratch (80 minutes on one core) and put it in its place
+pretrain: install  ## train the built-in model from scratch (two hours on one core) and put it in its place
 	$(BIN)/python -m studies.pretrain --out runs/pretrain
 	cp runs/pretrain/*.* src/disp/models/builtin/
 
