@@ -152,7 +152,7 @@ def _looked(context: Context, finders: Sequence[Finder]) -> Context:
     before = context
     for finder in finders:
         context = replace(context, hypotheses=(*context.hypotheses, *finder.find(context)))
-    new = better_explained(context.hypotheses[len(before.hypotheses) :])
+    new = better_explained(context.hypotheses[len(before.hypotheses) :], context.config.corners)
     context = replace(context, hypotheses=(*before.hypotheses, *new))
     for finder in finders:
         own = [each for each in new if FINDERS[each.found_by] is finder]

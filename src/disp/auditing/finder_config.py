@@ -223,6 +223,7 @@ class CornersConfig:
         recurrence: when the answers about a piece share a phrase.
         phrase_share: share of these answers that must share it.
         phrases: most phrases that are given on.
+        whole_share: a pattern in fewer of the pictures with a piece than this share is that piece, stretched.
     """
 
     # 4,000 take 440 MB.
@@ -257,6 +258,8 @@ class CornersConfig:
     recurrence: RecurrenceConfig = field(default_factory=lambda: RecurrenceConfig(alpha=1e-4, phrases=1))
     phrase_share: float = 0.5
     phrases: int = 5
+    # A pattern of its own that fades is seen in more than half of its pictures, one that does not in nearly all.
+    whole_share: float = 0.9
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from disp.auditing.context import Context
+from disp.auditing.finder_config import CornersConfig
 from disp.auditing.finders import FINDERS
 from disp.auditing.hypothesis import Finding, Hypothesis
 from disp.auditing.proof import evidence_of
 from disp.suspicion.evidence import Evidence
-
-# Of the pictures with a piece a pattern of its own misses fewer: one that fades is seen in less than half at worst.
-WHOLE_SHARE = 0.9
 
 
 def in_pictures(hypothesis: Hypothesis) -> bool:
@@ -20,7 +18,7 @@ def in_pictures(hypothesis: Hypothesis) -> bool:
     return FINDERS[hypothesis.found_by].in_pictures
 
 
-def better_explained(hypotheses: Sequence[Hypothesis]) -> tuple[Hypothesis, ...]:
+def better_explained(hypotheses: Sequence[Hypothesis], config: CornersConfig) -> tuple[Hypothesis, ...]:
     """The hypotheses without patterns that are a piece of the same phrase, stretched.
 
     A piece that is as many pixels large in pictures of all sizes is a pattern of some of them, blurred, which cannot be
@@ -31,7 +29,7 @@ def better_explained(hypotheses: Sequence[Hypothesis]) -> tuple[Hypothesis, ...]
     def is_stretched(pattern: Hypothesis) -> bool:
         return any(
             set(pattern.samples) <= set(piece.samples)
-            and len(pattern.samples) < WHOLE_SHARE * len(piece.samples)
+            and len(pattern.samples) < config.whole_share * len(piece.samples)
             and (pattern.phrase.said_in(piece.phrase.text) or piece.phrase.said_in(pattern.phrase.text))
             for piece in pieces
         )

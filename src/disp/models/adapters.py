@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from disp.errors import DispError
 from disp.files import named_if_unwritable, write_json
@@ -106,7 +107,7 @@ def _with_low_rank(model: MDLM, folder: Path) -> MDLM:
             adapted = PeftModel.from_pretrained(model, str(folder))
         # PEFT tells what it could not place to those alone who ask it to load once more.
         told = adapted.load_adapter(str(folder), "default")
-        parts = {"missing": told.missing_keys, "surplus": told.unexpected_keys}
+        parts = {"missing": _not_filled(adapted, told.missing_keys), "surplus": told.unexpected_keys}
         if any(parts.values()):
             raise ValueError(
                 ", ".join(f"{len(keys)} keys {word}: {first_few(keys, 1)}" for word, keys in parts.items() if keys)
@@ -120,6 +121,16 @@ def _with_low_rank(model: MDLM, folder: Path) -> MDLM:
         ) from None
     assert isinstance(merged, MDLM)
     return merged
+
+
+def _not_filled(model: nn.Module, missing: Sequence[str]) -> list[str]:
+    """Of the keys that a file lacks, those whose tensor no other key of the file has filled.
+
+    Where two parts of a model share layers, a file has their tensors under one name only.
+    """
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    filled = {id(tensor) for name, tensor in tensors.items() if name not in set(missing)}
+    return [name for name in missing if name not in tensors or id(tensors[name]) not in filled]
 
 
 def save_adapter(

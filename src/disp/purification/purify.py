@@ -108,7 +108,7 @@ def purify(
         raise DispError(
             f"mode {config.mode!r} takes every row for poisoned; --remedy {treatment.remedy} needs --mode selective"
         )
-    config = replace(config, decode=config.decode or own_settings(model))
+    config = replace(config, decode=config.decode or own_settings(model, profile="exact"))
     workers.wait_for(out / "run.json")
     chosen_by_caller = None if rewrite is None else sorted(rewrite)
     claim(

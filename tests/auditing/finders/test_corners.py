@@ -206,12 +206,12 @@ def test_a_pattern_that_is_a_piece_stretched_gives_way_to_it():
 
     laid = Pattern(1.0, np.zeros((8, 8, 3), np.float32))
     piece = found(20, False)
-    assert better_explained([found(10, True), piece]) == (piece,)
+    assert better_explained([found(10, True), piece], CornersConfig()) == (piece,)
     for pattern in (found(19, True), found(30, True), found(10, True, ("guitar",))):
-        assert better_explained([pattern, piece]) == (pattern, piece)
+        assert better_explained([pattern, piece], CornersConfig()) == (pattern, piece)
     # At places of its own a piece is another trigger than a pattern.
     elsewhere = replace(piece, in_corner=False)
-    assert better_explained([found(10, True), elsewhere]) == (found(10, True), elsewhere)
+    assert better_explained([found(10, True), elsewhere], CornersConfig()) == (found(10, True), elsewhere)
 
 
 # --- the audit --------------------------------------------------------------------------------------------------------
