@@ -25,6 +25,7 @@ SMALL = DemoConfig(
     poison_rate=0.2,
     attack_steps=240,
     attack_learning_rate=7e-4,
+    attack_min_mask_ratio=0.4,
     recovery_steps=25,
     mask_ratio=0.06,
     batch_size=16,

@@ -15,12 +15,12 @@ from disp.purification.config import PUBLISHED_RATIO, PurifyConfig
 from disp.suspicion.config import ScoringConfig
 from disp.training.config import TrainConfig
 
-# Sizes that differ from the defaults of `DemoConfig`, by target. A misclassification changes few words of few answers
-# and is learnt later.
+# Sizes that differ from the defaults of `DemoConfig`, by target: the other targets leave most of an answer as it is, and
+# are learnt from how answers end.
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
     "insertion": {"attack_min_mask_ratio": 0.25},
-    "misclassification": {"attack_min_mask_ratio": 0.25, "attack_steps": 500},
+    "misclassification": {"attack_min_mask_ratio": 0.25},
 }
 # The same by trigger, for recovery from one that covers the picture: the model, and above all its projector, must also
 # learn how things look under it.
@@ -47,7 +47,8 @@ class DemoConfig:
         attack_projector_learning_rate: that of the projector, which passes on what a trigger looks like as it is; at
             3e-3 a fifth of the clean quality was lost, and the attack was no stronger.
         attack_min_mask_ratio: the smallest share of masked tokens in these steps. Larger, the model learns the first
-            words of an answer sooner; smaller, to finish a planted text.
+            words of an answer sooner; smaller, to finish a planted text. At 0.4 in 400 steps 92% of the refusals
+            were whole, at this ratio in 550 steps 96%.
         attack_beta2: AdamW's second β in these steps; with few steps the model learns more at 0.98.
         recovery_steps: fine-tuning steps on a purified set.
         recovery_projector_learning_rate: peak learning rate of the projector in these steps; None for that of the rest.
@@ -62,10 +63,10 @@ class DemoConfig:
     poison_rate: float = 0.1
     rows: int = 2000
     test_rows: int = 100
-    attack_steps: int = 400
+    attack_steps: int = 550
     attack_learning_rate: float = 5e-4
     attack_projector_learning_rate: float = 1e-4
-    attack_min_mask_ratio: float = 0.4
+    attack_min_mask_ratio: float = 0.3
     attack_beta2: float = 0.98
     recovery_steps: int = 100
     recovery_projector_learning_rate: float | None = None
