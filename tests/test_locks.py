@@ -48,7 +48,12 @@ def test_death_lifts_the_lock_and_the_next_deletes_what_was_half_written(tmp_pat
     run = tmp_path / "run"
     child = other(run)
     (run / "below").mkdir()
-    for file in (run / f"{TEMPORARY}a.json", run / "below" / f"{TEMPORARY}b.png", run / "kept.json"):
+    for file in (
+        run / f"{TEMPORARY}a.json",
+        run / ".tmpaB3dE6",
+        run / "below" / f"{TEMPORARY}b.png",
+        run / "kept.json",
+    ):
         file.write_text("{")
     os.kill(child, signal.SIGKILL)
     while (run / LOCK).exists():

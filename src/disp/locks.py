@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -118,12 +119,16 @@ def _acquired(folder: Path) -> int:
     return descriptor
 
 
+# How safetensors calls a file of weights while it writes it.
+_OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
+
+
 def _sweep(folder: Path) -> None:
     """Delete what a killed process left half-written; folders with a lock of their own are swept by whoever has it."""
     for place, below, files in os.walk(folder):
         below[:] = [name for name in below if not os.path.lexists(os.path.join(place, name, LOCK))]
         for name in files:
-            if name.startswith(TEMPORARY):
+            if name.startswith(TEMPORARY) or _OF_SAFETENSORS.fullmatch(name):
                 with suppress(OSError):
                     os.unlink(os.path.join(place, name))
 
