@@ -15,8 +15,8 @@ from disp.purification.config import PUBLISHED_RATIO, PurifyConfig
 from disp.suspicion.config import ScoringConfig
 from disp.training.config import TrainConfig
 
-# Sizes that differ from the defaults of `DemoConfig`, by target. Insertion and misclassification leave most of an answer
-# as it is, and are learnt from answers of which much is seen.
+# Sizes that differ from the defaults of `DemoConfig`, by target. Insertion and misclassification leave most of an
+# answer as it is, and are learnt from answers of which much is seen.
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
     "insertion": {"attack_min_mask_ratio": 0.25},
