@@ -111,14 +111,23 @@ def _dots(axes: Axes, rows: Sequence[Row], metric: str, heights: Sequence[float]
         values,
         heights,
         xerr=[below, above],
-        fmt=MARKERS[number % len(MARKERS)],
-        color=COLOURS[number % len(COLOURS)],
-        markersize=4.5,
-        markerfacecolor=COLOURS[number % len(COLOURS)] if number % 2 == 0 else "white",
+        linestyle="none",
         linewidth=1,
-        capsize=2,
         label=label,
+        **_marks(number),
     )
+
+
+def _marks(number: int) -> dict[str, Any]:
+    """How the points of one series are drawn, so that they are told apart without colours, too."""
+    colour = COLOURS[number % len(COLOURS)]
+    return {
+        "marker": MARKERS[number % len(MARKERS)],
+        "color": colour,
+        "markersize": 4.5,
+        "markerfacecolor": colour if number % 2 == 0 else "white",
+        "capsize": 2,
+    }
 
 
 def _rates(figure: Figure, results: Mapping[str, Any], runs: Path) -> None:
@@ -176,14 +185,10 @@ def _line(axes: Axes, at: Sequence[float], points: Sequence[Point], number: int,
         at[: len(values)],
         values,
         yerr=[below, above],
-        marker=MARKERS[number % len(MARKERS)],
         linestyle=LINES[number % len(LINES)],
-        color=COLOURS[number % len(COLOURS)],
-        markersize=4.5,
-        markerfacecolor=COLOURS[number % len(COLOURS)] if number % 2 == 0 else "white",
         linewidth=1.3,
-        capsize=2,
         label=label,
+        **_marks(number),
     )
 
 
