@@ -127,6 +127,15 @@ def in_order(stage: Stage[Any]) -> None:
     clear(stage)
 
 
+def rows_of(stage: Stage[Any]) -> Iterator[Row]:
+    """The rows of a stage's items, from its file when that has them all."""
+    assert stage.file is not None, "a stage that is finished has a file"
+    wanted = frozenset(stage.keys)
+    for _, _, row in read_lines(stage.file):
+        if row["key"] in wanted:
+            yield row
+
+
 def clear(stage: Stage[Any]) -> None:
     """Delete what workers left beside the file of a stage."""
     shutil.rmtree(stage.parts, ignore_errors=True)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from disp.errors import DispError
-from disp.files import append_jsonl, read_finished_jsonl, read_lines
+from disp.files import append_jsonl, read_finished_jsonl
 from disp.models.interface import MDLM
-from disp.scale.parts import Results, in_order, part_file
+from disp.scale.parts import Results, in_order, part_file, rows_of
 from disp.scale.stage import Row, Stage, T
 from disp.scale.workers import Workers
 
@@ -67,10 +67,8 @@ class RayPool(Workers):
                 progress(results.look())
         if not results.whole() or stage.parts.exists():
             in_order(stage)
-        wanted = frozenset(stage.keys)
-        for _, _, row in read_lines(stage.file):
-            if row["key"] in wanted:
-                keep(row)
+        for row in rows_of(stage):
+            keep(row)
 
     def _done(self, stage: Stage[T], batches: list[Any]) -> Iterator[list[Row]]:
         """The rows of each batch, as they come."""

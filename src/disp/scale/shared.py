@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from disp.errors import DispError
-from disp.files import append_jsonl, read_finished_jsonl, read_lines, write_json
+from disp.files import append_jsonl, read_finished_jsonl, write_json
 from disp.locks import locked
 from disp.models.interface import MDLM
-from disp.scale.parts import Results, in_order, part_file
+from disp.scale.parts import Results, in_order, part_file, rows_of
 from disp.scale.ranks import Place
 from disp.scale.stage import Row, Stage, T
 from disp.scale.workers import Workers
@@ -103,10 +103,8 @@ class Ranks(Workers):
                 for folder in (stage.parts, stage.parts.parent):
                     with suppress(OSError):  # not there any more, or with what others left
                         folder.rmdir()
-        wanted = frozenset(stage.keys)
-        for _, _, row in read_lines(stage.file):
-            if row["key"] in wanted:
-                keep(row)
+        for row in rows_of(stage):
+            keep(row)
 
     def _agree(self, stage: Stage[T], results: Results) -> None:
         """Make sure that all work by one plan."""
