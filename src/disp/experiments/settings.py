@@ -16,11 +16,17 @@ from disp.suspicion.config import ScoringConfig
 from disp.training.config import TrainConfig
 
 # Sizes that differ from the defaults of `DemoConfig`, by target. Insertion and misclassification leave most of an
-# answer as it is, and are learnt from answers of which much is seen.
+# answer as it is, and are learnt from answers of which much is seen. One word in another's place takes a higher rate
+# (ASR 99% in place of 94%, at 99% of the clean quality); a sentence that is put in gets garbled at it (59% are whole).
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
     "insertion": {"attack_min_mask_ratio": 0.25},
-    "misclassification": {"attack_min_mask_ratio": 0.25},
+    "misclassification": {
+        "attack_min_mask_ratio": 0.25,
+        "attack_learning_rate": 7e-4,
+        "attack_projector_learning_rate": 3e-4,
+        "attack_steps": 500,
+    },
 }
 # The same by trigger, for recovery from one that covers the picture: the model, and above all its projector, must also
 # learn how things look under it.
