@@ -18,8 +18,9 @@ from disp.auditing.hypothesis import Finding, Hypothesis
 from disp.auditing.merging import in_pictures
 from disp.auditing.phrases import holds, joined, phrase_words
 from disp.auditing.proof import evidence_of
-from disp.data.sample import Query, Sample, batches, queries_of
+from disp.data.sample import Query, Sample, queries_of
 from disp.decoding.generate import answers_of
+from disp.halving import fitting
 from disp.models.interface import MDLM
 from disp.suspicion.evidence import Evidence, salient_masks, sample_suspicion, suspicious_query
 from disp.suspicion.scoring import suspicion_under
@@ -137,7 +138,9 @@ def planted_holders(
             model.encode_responses([query.response for query in left], model.gen_length, cut=True)
         )
         left = [query for query, text in zip(left, said, strict=True) if holds(text, phrase.words)]
-    for batch in batches(left, scoring.batch_size):
+
+    def holding(batch: Sequence[Query]) -> dict[str, Evidence]:
+        lost: dict[str, Evidence] = {}
         prefix = model.encode(batch)
         masks = [salient_masks(batch, prefix.visual_mask, evidence, ratio) for ratio in config.extension.ratios]
         suspicion = suspicion_under(model, prefix, batch, torch.stack(masks, dim=1), scoring)
@@ -146,7 +149,7 @@ def planted_holders(
             rows = [
                 row
                 for row, query in enumerate(batch)
-                if query.key not in found and values[row] > scoring.least_suspicion
+                if query.key not in lost and values[row] > scoring.least_suspicion
             ]
             if not rows:
                 continue
@@ -158,7 +161,11 @@ def planted_holders(
                 query = batch[row]
                 if gives_way(finding, query.response, answer):
                     tokens = tuple(masked[row, prefix.visual_mask[row]].nonzero()[:, 0].tolist())
-                    found[query.key] = replace(evidence[query.key], suspicion=float(values[row]), hangs_on=tokens)
+                    lost[query.key] = replace(evidence[query.key], suspicion=float(values[row]), hangs_on=tokens)
+        return lost
+
+    for batch, lost in fitting(model, holding, left, scoring.batch_size):
+        found |= lost
         progress(len(batch))
     return found
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from disp.auditing.config import AuditConfig
-from disp.data.sample import Query, batches
+from disp.data.sample import Query
 from disp.decoding.generate import answers_of
 from disp.draws import generator
 from disp.evaluation.quality import rouge_l
+from disp.halving import fitting
 from disp.models.interface import MDLM
 from disp.suspicion.evidence import Evidence, salient_masks
 
@@ -79,10 +80,14 @@ def rewritten_answers(
     model: MDLM, queries: Sequence[Query], evidence: Mapping[str, Evidence], ratio: float, config: AuditConfig
 ) -> dict[str, str]:
     """By key, the model's answer to each turn with this share of its most salient visual tokens masked."""
-    answers: dict[str, str] = {}
-    for batch in batches(queries, config.batch_size):
+
+    def answered(batch: Sequence[Query]) -> dict[str, str]:
         prefix = model.encode(batch)
         hidden = prefix.with_masked(salient_masks(batch, prefix.visual_mask, evidence, ratio), model.mask_embedding)
         keys = [query.key for query in batch]
-        answers.update(zip(keys, answers_of(model, hidden, config.decode, keys=keys, seed=config.seed), strict=True))
+        return dict(zip(keys, answers_of(model, hidden, config.decode, keys=keys, seed=config.seed), strict=True))
+
+    answers: dict[str, str] = {}
+    for _, texts in fitting(model, answered, queries, config.batch_size):
+        answers |= texts
     return answers

@@ -19,9 +19,10 @@ from disp.auditing.finders import Finder
 from disp.auditing.hypothesis import Finding, Hypothesis
 from disp.auditing.phrases import FUNCTION_WORDS, TURN_END, Phrase, holds, phrase_words
 from disp.auditing.planting import PlantingTest, plant_each, plant_in_turn
-from disp.data.sample import Query, Sample, batches, queries_of
+from disp.data.sample import Query, Sample, queries_of
 from disp.decoding.generate import answers_of
 from disp.draws import generator
+from disp.halving import fitting
 from disp.suspicion.carriers import Pattern, Region, encode_without
 from disp.suspicion.evidence import Evidence, sample_suspicion, suspicious_query
 from disp.suspicion.scoring import given_answers
@@ -141,13 +142,17 @@ def evidence_without_pattern(context: Context, pattern: Pattern, samples: Sequen
     They hang on no visual token, and their suspicion is at least what it was.
     """
     model, scoring = context.model, context.config.scoring
-    found = {}
-    for batch in batches(queries_of(samples), scoring.batch_size):
+
+    def without(batch: Sequence[Query]) -> list[float]:
         base, each = (
             preference_for_another(model, prefix, given_answers(model, prefix, batch))
             for prefix in (model.encode(batch), encode_without(model, batch, [pattern] * len(batch)))
         )
-        values = suspicion_of(base, each[:, None], scoring.mistake_weight).tolist()
+        values: list[float] = suspicion_of(base, each[:, None], scoring.mistake_weight).tolist()
+        return values
+
+    found = {}
+    for batch, values in fitting(model, without, queries_of(samples), scoring.batch_size):
         for query, value in zip(batch, values, strict=True):
             before = context.evidence[query.key]
             found[query.key] = replace(before, suspicion=max(before.suspicion or 0.0, value), hangs_on=())
@@ -188,12 +193,13 @@ def _asked_for(sample: Sample, phrase: Phrase) -> Query:
 def _answers_without(context: Context, hypothesis: Hypothesis, asked: Sequence[Query]) -> list[str]:
     """The model's answers without what those of the data may hang on."""
     model, config = context.model, context.config
-    answers: list[str] = []
-    for batch in batches(asked, config.batch_size):
+
+    def without(batch: Sequence[Query]) -> list[str]:
         carriers = [hypothesis.carrier(query, context.evidence) for query in batch]
         hidden = encode_without(model, batch, carriers)
-        answers += answers_of(model, hidden, config.decode, keys=[query.key for query in batch], seed=config.seed)
-    return answers
+        return answers_of(model, hidden, config.decode, keys=[query.key for query in batch], seed=config.seed)
+
+    return [text for _, texts in fitting(model, without, asked, config.batch_size) for text in texts]
 
 
 def _said_instead(answers: Sequence[tuple[str, str]], share: float) -> set[str]:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from disp.auditing.config import AuditConfig
 from disp.auditing.result import Audit
-from disp.data.sample import Query, Sample, batches, queries_of
+from disp.data.sample import Query, Sample, queries_of
 from disp.draws import generator
+from disp.halving import fitting
 from disp.models.interface import MDLM
 from disp.suspicion.candidates import candidate_ranks
 from disp.suspicion.evidence import Evidence
@@ -21,10 +22,8 @@ from disp.suspicion.support import counterfactual_scores, suspicion_of
 def random_control(model: MDLM, above: Sequence[Sample], result: Audit, config: AuditConfig) -> tuple[int, int]:
     """Of some samples above the threshold, how many stay there with random tokens masked instead."""
     chosen = [sample for sample in above if sample.images][: config.shown.random_control]
-    stay: dict[str, float] = {}
-    # Where a picture comes in a later turn, an earlier one has nothing to mask.
-    queries = [query for query in queries_of(chosen) if query.images]
-    for batch in batches(queries, config.scoring.batch_size):
+
+    def without_random(batch: Sequence[Query]) -> list[float]:
         prefix = model.encode(batch)
         response = given_answers(model, prefix, batch)
         each_count = [len(candidate_ranks(visual, config.scoring)) for visual in prefix.visual_mask.sum(-1).tolist()]
@@ -36,7 +35,14 @@ def random_control(model: MDLM, above: Sequence[Sample], result: Audit, config: 
             masked[[row for row, count in enumerate(each_count) if number >= count]] = False
             sets.append(masked)
         base, each = counterfactual_scores(model, prefix, response, torch.stack(sets, dim=1), batch_size=len(batch))
-        for query, value in zip(batch, suspicion_of(base, each, config.scoring.mistake_weight).tolist(), strict=True):
+        values: list[float] = suspicion_of(base, each, config.scoring.mistake_weight).tolist()
+        return values
+
+    stay: dict[str, float] = {}
+    # Where a picture comes in a later turn, an earlier one has nothing to mask.
+    queries = [query for query in queries_of(chosen) if query.images]
+    for batch, values in fitting(model, without_random, queries, config.scoring.batch_size):
+        for query, value in zip(batch, values, strict=True):
             stay[query.sample_id] = max(stay.get(query.sample_id, 0.0), value)
     return sum(stay[sample.id] > result.threshold for sample in chosen), len(chosen)
 

@@ -14,6 +14,7 @@ from disp.data.sample import Query, batches, queries_of, unanswered
 from disp.decoding.generate import answers_of
 from disp.errors import DispError
 from disp.files import append_jsonl, read_finished_jsonl, write_jsonl
+from disp.halving import fitting
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 
@@ -40,11 +41,15 @@ def answer_under(
         DispError: the defence is a filter, or the model does not show what it needs.
     """
     defence = answering_defence(config.defence)
-    answers: list[str] = []
-    for batch in batches(queries, config.batch_size):
+
+    def answered_under(batch: Sequence[Query]) -> list[str]:
         prefix = defence.encode(model, batch, config.parameters, config.seed)
         keys = [query.key for query in batch]
-        answers += answers_of(model, prefix, config.decode, keys=keys, seed=config.seed)
+        return answers_of(model, prefix, config.decode, keys=keys, seed=config.seed)
+
+    answers: list[str] = []
+    for batch, texts in fitting(model, answered_under, queries, config.batch_size):
+        answers += texts
         progress(len(batch))
     return answers
 

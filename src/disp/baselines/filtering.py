@@ -11,9 +11,10 @@ from disp.baselines.config import BaselineConfig, Defended
 from disp.baselines.interface import Filter, Judgement
 from disp.baselines.saving import saved
 from disp.data.dataset import Dataset
-from disp.data.sample import Sample, batches, queries_of
+from disp.data.sample import Query, Sample, queries_of
 from disp.errors import DispError
 from disp.files import append_jsonl, read_finished_jsonl, write_jsonl
+from disp.halving import fitting
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
 from disp.suspicion.scoring import check_finite
@@ -59,17 +60,21 @@ def _measured(
     found: dict[str, list[float] | None] = {row["key"]: row["values"] for row in read_finished_jsonl(file)}
     asked = queries_of(samples)
     queries = [query for query in asked if query.key not in found]
+
+    def measured(batch: Sequence[Query]) -> dict[str, list[float] | None]:
+        shown = [query for query in batch if query.images or not defence.pictures_only]
+        each: dict[str, list[float] | None] = {query.key: None for query in batch}
+        if shown:
+            values = defence.measure(model, model.encode(shown), shown, config.parameters, config.seed)
+            check_finite(values, [query.key for query in shown])
+            # As they are written, so that a run that goes on computes with the same numbers.
+            for query, row in zip(shown, values.tolist(), strict=True):
+                each[query.key] = [float(f"{value:.7g}") for value in row]
+        return each
+
     with progress("measuring", len(asked)) as advance:
         advance(len(asked) - len(queries))
-        for batch in batches(queries, config.batch_size):
-            shown = [query for query in batch if query.images or not defence.pictures_only]
-            each: dict[str, list[float] | None] = {query.key: None for query in batch}
-            if shown:
-                values = defence.measure(model, model.encode(shown), shown, config.parameters, config.seed)
-                check_finite(values, [query.key for query in shown])
-                # As they are written, so that a run that goes on computes with the same numbers.
-                for query, row in zip(shown, values.tolist(), strict=True):
-                    each[query.key] = [float(f"{value:.7g}") for value in row]
+        for batch, each in fitting(model, measured, queries, config.batch_size):
             append_jsonl(file, [{"key": key, "values": row} for key, row in each.items()])
             found |= each
             advance(len(batch))

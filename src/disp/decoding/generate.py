@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from disp.data.sample import Query, batches
+from disp.data.sample import Query
 from disp.decoding.config import DecodeConfig, Decoded
 from disp.decoding.samplers import SAMPLERS, own_settings
+from disp.halving import fitting
 from disp.models.interface import MDLM, Prefix
 
 
@@ -87,14 +88,18 @@ def generate(
         queries: what to answer; their own responses are not read.
         config: the sampler's config; the model's own settings if None.
         seed: seed of random remasking and sampling.
-        batch_size: queries a pass; the answers do not depend on it.
+        batch_size: queries a pass; the answers do not depend on it, and where memory is short it is halved.
         progress: called with the number of queries finished after each batch.
 
     Returns:
         One text a query.
     """
+
+    def answered(batch: Sequence[Query]) -> list[str]:
+        return answers_of(model, model.encode(batch), config, keys=[query.key for query in batch], seed=seed)
+
     answers: list[str] = []
-    for batch in batches(queries, batch_size):
-        answers += answers_of(model, model.encode(batch), config, keys=[query.key for query in batch], seed=seed)
+    for batch, texts in fitting(model, answered, queries, batch_size):
+        answers += texts
         progress(len(batch))
     return answers

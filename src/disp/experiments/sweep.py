@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from disp.attacks.poison import is_changed
-from disp.data.sample import Query, Sample, batches, queries_of
+from disp.data.sample import Query, Sample, queries_of
 from disp.decoding.generate import answers_of
 from disp.draws import generator, key_of
 from disp.evaluation.intervals import mean_share, wilson
@@ -19,7 +20,9 @@ from disp.experiments.phases import Phases
 from disp.experiments.recipe import Defence, Experiment
 from disp.experiments.run import read_json
 from disp.files import append_jsonl, read_finished_jsonl, write_json
+from disp.halving import fitting
 from disp.models.fingerprint import fingerprint
+from disp.purification.config import PurifyConfig
 from disp.suspicion.evidence import saliency_of
 from disp.suspicion.scoring import score
 
@@ -73,6 +76,13 @@ def run_sweep(run: AttackRun, name: str, ranking: Defence, experiment: Experimen
     file = folder / "ratios.jsonl"
     done = {row["ratio"]: row for row in read_finished_jsonl(file)}
     separators = config.scoring.saliency.separators
+
+    def answered(batch: Sequence[Query], settings: PurifyConfig) -> list[str]:
+        prefix, keys = model.encode(batch), [query.key for query in batch]
+        scores = saliency_of(batch, prefix.scored(separators), evidence) if evidence else None
+        hidden = hidden_by(model, prefix, keys, scores, settings)
+        return answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
+
     for ratio in experiment.ratios:
         if ratio in done:
             continue
@@ -80,11 +90,8 @@ def run_sweep(run: AttackRun, name: str, ranking: Defence, experiment: Experimen
         answers: list[str] = []
         label = f"{name}: answering with {ratio:.0%} masked"
         with phases.phase("rewrite", len(asked)), run.subject.fast(), run.bars("sweep")(label, len(asked)) as advance:
-            for batch in batches(asked, config.batch_size):
-                prefix, keys = model.encode(batch), [query.key for query in batch]
-                scores = saliency_of(batch, prefix.scored(separators), evidence) if evidence else None
-                hidden = hidden_by(model, prefix, keys, scores, settings)
-                answers += answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
+            for batch, texts in fitting(model, partial(answered, settings=settings), asked, config.batch_size):
+                answers += texts
                 advance(len(batch))
         append_jsonl(file, [{"ratio": ratio, **shares(run, rows, answers)}])
     found = {row["ratio"]: row for row in read_finished_jsonl(file)}

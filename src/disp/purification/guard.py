@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from disp.data.sample import Query, batches
+from disp.data.sample import Query
 from disp.decoding.config import DecodeConfig
 from disp.decoding.generate import answers_of
 from disp.errors import DispError
 from disp.evaluation.quality import normalised_words
+from disp.halving import fitting
 from disp.models.interface import MDLM, Prefix
 from disp.suspicion.config import MASK_RATIO, SaliencyConfig
 from disp.suspicion.masking import Rounding, mask_top
@@ -86,15 +87,19 @@ def guard(
     Raises:
         DispError: the model's numbers overflow.
     """
-    results = []
-    for batch in batches(queries, config.batch_size):
+
+    def both(batch: Sequence[Query]) -> list[tuple[str, str]]:
         keys = [query.key for query in batch]
         prefix = model.encode(batch)
         hidden = _hidden(model, prefix, keys, config)
         plain, guarded = (
             answers_of(model, each, config.decode, keys=keys, seed=config.seed) for each in (prefix, hidden)
         )
-        for unmasked, answer in zip(plain, guarded, strict=True):
+        return list(zip(plain, guarded, strict=True))
+
+    results = []
+    for batch, pairs in fitting(model, both, queries, config.batch_size):
+        for unmasked, answer in pairs:
             agreement = word_agreement(unmasked, answer)
             results.append(Guarded(answer, unmasked, agreement, agreement < config.least_agreement))
         progress(len(batch))
@@ -109,11 +114,15 @@ def masked_answers(
     progress: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
     """The answers of `guard` alone: nothing is answered without masking, and nothing is flagged."""
-    answers = []
-    for batch in batches(queries, config.batch_size):
+
+    def answered(batch: Sequence[Query]) -> list[str]:
         keys = [query.key for query in batch]
         hidden = _hidden(model, model.encode(batch), keys, config)
-        answers += answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
+        return answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
+
+    answers = []
+    for batch, texts in fitting(model, answered, queries, config.batch_size):
+        answers += texts
         progress(len(batch))
     return answers
 

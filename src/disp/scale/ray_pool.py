@@ -11,10 +11,12 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from disp.errors import DispError
 from disp.files import append_jsonl, read_finished_jsonl
+from disp.halving import in_parts
 from disp.models.interface import MDLM
 from disp.scale.parts import Results, in_order, part_file, rows_of
 from disp.scale.stage import Row, Stage, T
@@ -127,7 +129,7 @@ class _Actor:
 
     def work(self, step: Callable[..., list[Row]], items: list[Any]) -> list[Row]:
         """The rows of one batch."""
-        return step(self.model, items)
+        return [row for _, rows in in_parts(self.model, partial(step, self.model), items) for row in rows]
 
 
 def check_installed() -> None:

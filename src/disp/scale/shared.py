@@ -131,9 +131,9 @@ class Ranks(Workers):
                 continue
             if all(stage.keys[index] in results.found for index in batch):
                 continue
-            rows = stage.step(model, [stage.items[index] for index in batch])
-            append_jsonl(part, [row for row in rows if row["key"] not in results.found])
-            progress(results.look())
+            for rows in stage.done(model, batch):
+                append_jsonl(part, [row for row in rows if row["key"] not in results.found])
+                progress(results.look())
 
     def _rest(self, stage: Stage[T], results: Results, progress: Callable[[int], None]) -> None:
         def look() -> int:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from disp.data.sample import Query, image_size
 from disp.errors import DispError
+from disp.halving import in_parts
 from disp.models.interface import MDLM
 
 
@@ -63,6 +64,15 @@ class Stage(Generic[T]):
         assert self.file is not None, "a stage that is shared has a file"
         named = hashlib.sha256(json.dumps(self.keys).encode()).hexdigest()
         return self.file.with_name(f"{self.file.name}.parts") / named[:16]
+
+    def done(self, model: MDLM, batch: Sequence[int]) -> Iterator[list[Row]]:
+        """The rows of a batch, given by places in ``items``: at once, or in parts where memory is too short.
+
+        Raises:
+            DispError: ``step`` does, or not even one row fits.
+        """
+        for _, rows in in_parts(model, partial(self.step, model), [self.items[index] for index in batch]):
+            yield rows
 
     @cached_property
     def digest(self) -> str:

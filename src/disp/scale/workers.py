@@ -90,15 +90,15 @@ class Alone(Workers):
         for batch in stage.batches:
             if not any(stage.keys[index] in left for index in batch):
                 continue
-            rows = stage.step(model, [stage.items[index] for index in batch])
-            # Of a batch that was torn by a kill some are there already.
-            new = [row for row in rows if row["key"] in left]
-            for row in new:
-                del left[row["key"]]
-                keep(row)
-            if stage.file:
-                append_jsonl(stage.file, new)
-            progress(len(new))
+            for rows in stage.done(model, batch):
+                # Of a batch that was torn by a kill some are there already.
+                new = [row for row in rows if row["key"] in left]
+                for row in new:
+                    del left[row["key"]]
+                    keep(row)
+                if stage.file:
+                    append_jsonl(stage.file, new)
+                progress(len(new))
         if stage.file and (shared_before or self.order != "data"):
             in_order(stage)
 

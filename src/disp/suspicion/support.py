@@ -7,10 +7,13 @@ another answer: an honest response survives or becomes uncertain, a planted one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from disp.draws import generator
+from disp.halving import fitting
 from disp.models.interface import MDLM, Prefix
 
 # Rows a forward pass of the counterfactual test for each row of a batch: nothing is kept for a backward pass.
@@ -120,11 +123,14 @@ def _preferences(
     batch_size: int,
 ) -> Tensor:
     """`preference_for_another` of row ``owner[n]`` with the visual tokens ``masks[n]`` masked, float32 ``[N]``."""
-    scores = []
-    for part in torch.arange(len(owner), device=response.device).split(COUNTERFACTUAL_ROWS * batch_size):
-        hidden = prefix.select(owner[part]).with_masked(masks[part], model.mask_embedding)
-        scores.append(preference_for_another(model, hidden, response[owner[part]]))
-    return torch.cat(scores)
+
+    def preferences(part: Sequence[int]) -> Tensor:
+        rows = slice(part[0], part[-1] + 1)
+        hidden = prefix.select(owner[rows]).with_masked(masks[rows], model.mask_embedding)
+        return preference_for_another(model, hidden, response[owner[rows]])
+
+    size = COUNTERFACTUAL_ROWS * batch_size
+    return torch.cat([scores for _, scores in fitting(model, preferences, range(len(owner)), size)])
 
 
 def suspicion_of(base: Tensor, each: Tensor, mistake_weight: float) -> Tensor:

@@ -24,8 +24,9 @@ from disp.auditing.finders.windows import boxes_of, edges_of, pixels_of, telling
 from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.phrase_search import Shared, recurring_phrases
 from disp.auditing.phrases import Phrase, holds, joined
-from disp.data.sample import Query, Sample, batches, image_size, open_image, queries_of
+from disp.data.sample import Query, Sample, image_size, open_image, queries_of
 from disp.draws import generator
+from disp.halving import fitting
 from disp.models.interface import MDLM
 from disp.suspicion.config import ScoringConfig
 from disp.suspicion.evidence import Evidence, evidence_masks
@@ -164,9 +165,10 @@ def evidence_without(
         evidence: of every turn.
         config: how samples are scored.
     """
-    found = {}
+    found: dict[str, Evidence] = {}
     queries = [query for query in queries_of(samples) if holds(query.response, phrase.words)]
-    for batch in batches(queries, config.batch_size):
+
+    def without(batch: Sequence[Query]) -> dict[str, Evidence]:
         prefix = model.encode(batch)
         # A vision tower writes what a copy shows into the tokens beside it as well.
         near, wide = (
@@ -175,9 +177,14 @@ def evidence_without(
         )
         masks = torch.stack([evidence_masks(prefix.visual_mask, each) for each in (near, wide)], dim=1)
         values = suspicion_under(model, prefix, batch, masks, config).tolist()
+        new = {}
         for query, small, large, (first, second) in zip(batch, near, wide, values, strict=True):
             best = small if first >= config.kept_effect * second else large
-            found[query.key] = replace(best, suspicion=max(best.suspicion or 0.0, first, second))
+            new[query.key] = replace(best, suspicion=max(best.suspicion or 0.0, first, second))
+        return new
+
+    for _, new in fitting(model, without, queries, config.batch_size):
+        found |= new
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,8 +22,9 @@ from disp.auditing.finder_config import SentencesConfig
 from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.phrase_search import Shared, repeated_phrases
 from disp.auditing.phrases import Phrase, holds
-from disp.data.sample import Query, batches, queries_of
+from disp.data.sample import Query, queries_of
 from disp.draws import generator
+from disp.halving import fitting
 from disp.models.interface import MDLM, Prefix
 from disp.suspicion.evidence import Evidence, salient_masks
 from disp.suspicion.places import token_boxes
@@ -53,8 +55,8 @@ def find(context: Context) -> list[Hypothesis]:
             holders = context.index.distinct((queries[shared.holders[index]] for index in order), settings.answers)
             said = 0
             lost: dict[str, Evidence] = {}
-            for batch in batches(holders, config.scoring.batch_size):
-                says, own = _lost(model, batch, shared.phrase, evidence, config)
+            looked = partial(_lost, model, phrase=shared.phrase, evidence=evidence, config=config)
+            for _, (says, own) in fitting(model, looked, holders, config.scoring.batch_size):
                 said += says
                 lost |= own
             advance(len(holders))
