@@ -58,6 +58,7 @@ def test_a_wrong_flag():
         (["scenes", "--out", "y", "--must-show", "carr"], "Did you mean 'car'?"),
         (["scenes", "--out", "y", "--count", "0"], "count must be at least 1, got 0"),
         (["scenes", "--out", "y", "--count", "many"], '"many"'),
+        (["audit", "x", "y", "--out", "z", "--batch-size", "much"], '"much"'),
         (["scenes"], "--out"),
         (["poison", "x", "--out", "y", "--text", ""], "x: no such data file"),
         (["poison", "x", "--out", "y", "--swap-to", "cat"], "are for --target misclassification"),

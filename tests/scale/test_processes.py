@@ -46,6 +46,26 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost_or_done_twice(run
     assert all(line in rows for line in finished.splitlines(keepends=True) if line.endswith(b"\n"))
 
 
+def test_processes_agree_on_a_batch_size_that_was_not_given(run, tmp_path):
+    log = tmp_path / "log"
+    words = list(map(str, purify(run, tmp_path / "one")))
+    words[words.index("--batch-size") + 1] = "auto"
+    assert ended(started(words, log, {})) == 0, log.read_text()
+    assert "batch size 32, by the plan; " in log.read_text()  # the most on a CPU, and there is room
+    chosen = tmp_path / "one" / "batch-size.json"
+    assert json.loads(chosen.read_text()) == {"batch_size": 32}
+    # One that was chosen before is kept, whatever there would be room for now.
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "batch-size.json").write_text('{"batch_size": 2}')
+    words[words.index("--out") + 1] = str(tmp_path / "two")
+    processes = [started(words, log, rank(number, 2)) for number in (0, 1)]
+    assert [ended(process) for process in processes] == [0, 0], log.read_text()
+    fixed = purify(run, tmp_path / "three")
+    assert ended(started(fixed, log, {})) == 0, log.read_text()
+    (tmp_path / "two" / "batch-size.json").unlink()
+    assert files(tmp_path / "two") == files(tmp_path / "three")
+
+
 @pytest.mark.parametrize("verb", ["generate", "evaluate"])
 def test_answers_meet_beside_the_file_that_they_end_in(run, tmp_path, verb):
     log, out = tmp_path / "log", {name: tmp_path / name / "out.json" for name in ("one", "two")}

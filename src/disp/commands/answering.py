@@ -13,7 +13,7 @@ from disp.errors import DispError
 from disp.suspicion.config import MASK_RATIO
 
 if TYPE_CHECKING:
-    from disp.data.sample import Query
+    from disp.data.sample import Sample
     from disp.decoding.config import DecodeConfig
     from disp.purification.guard import GuardConfig
 
@@ -44,14 +44,14 @@ class Asked:
         if self.data is not None and self.image:
             raise DispError("--image belongs to --prompt; a dataset names its own images")
 
-    def queries(self, rows: Rows, *, quiet: bool = False) -> list[Query]:
-        """The prompt, or every turn of the dataset."""
-        from disp.data.sample import Query, queries_of
+    def samples(self, rows: Rows, *, quiet: bool = False) -> tuple[Sample, ...]:
+        """The prompt, or the rows of the dataset."""
+        from disp.data.sample import Sample, Turn
 
         if self.prompt is not None:
-            return [Query("prompt", 0, tuple(self.image or ()), (), self.prompt)]
+            return (Sample("prompt", tuple(self.image or ()), (Turn(self.prompt, ""),)),)
         assert self.data is not None, "checked"
-        return queries_of(rows.load(self.data, questions=True, quiet=quiet).samples)
+        return rows.load(self.data, questions=True, quiet=quiet).samples
 
 
 @Parameter(name="*")

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from disp.commands.answering import ASKED, GUARDING, SAMPLING, Asked, Guarding, Sampling
 from disp.commands.defences import PARAMETERS, Parameters
-from disp.commands.options import ROWS, RUNTIME, Data, Limit, Model, OutFile, Profile, Rows, Runtime, Seed, app
+from disp.commands.options import (
+    ROWS,
+    RUNTIME,
+    BatchSize,
+    Data,
+    Limit,
+    Model,
+    OutFile,
+    Profile,
+    Rows,
+    Runtime,
+    Seed,
+    app,
+)
 from disp.commands.sharing import SHARING, Sharing, bar_of
 from disp.progress import progress_bar
 
@@ -27,7 +40,7 @@ def generate(
     *,
     asked: Asked = ASKED,
     sampling: Sampling = SAMPLING,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     guarding: Guarding = GUARDING,
     sharing: Sharing = SHARING,
     seed: Seed = 0,
@@ -35,21 +48,25 @@ def generate(
     runtime: Runtime = RUNTIME,
 ) -> None:
     """Answer one prompt about images, or every turn of a dataset."""
+    from disp.data.sample import queries_of
     from disp.decoding.samplers import own_settings
     from disp.models.fingerprint import fingerprint
     from disp.scale.answers import generate_shared
-    from disp.scale.beside import folder_beside
+    from disp.scale.beside import folder_beside, parts_of
     from disp.scale.stage import digest_of
 
     asked.check()
     guarding.check(asked)
     alone = "--guard" if guarding.guard else "--prompt" if asked.data is None else None
-    workers = sharing.workers(model, runtime, alone=alone)
-    queries = asked.queries(rows, quiet=not workers.leads)
-    mdlm = sharing.runtime(runtime).load(model)
+    workers, runtime = sharing.workers(model, runtime, alone=alone), sharing.runtime(runtime)
+    samples = asked.samples(rows, quiet=not workers.leads)
+    queries, work = queries_of(samples), "scores" if guarding.guard else "answers"
+    parts = parts_of(asked.out, workers)
+    size = sharing.batch_size(batch_size, model, samples, runtime, workers, work=work, folder=parts)
+    mdlm = runtime.load(model)
     config = own_settings(mdlm, **asdict(sampling))
     if guarding.guard:
-        settings = guarding.config(decode=config, batch_size=batch_size, seed=seed)
+        settings = guarding.config(decode=config, batch_size=size, seed=seed)
         _answer_under_masking(mdlm, queries, settings, asked.out)
         return
     run = {"weights": fingerprint(mdlm), "config": asdict(config), "seed": seed, "queries": digest_of(queries)}
@@ -60,7 +77,7 @@ def generate(
                 queries,
                 config,
                 seed=seed,
-                batch_size=batch_size,
+                batch_size=size,
                 workers=workers,
                 file=folder and folder / "answers.jsonl",
                 progress=advance,
@@ -109,7 +126,7 @@ def evaluate(
     profile: Profile = "exact",
     out: OutFile = None,
     limit: Limit = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     sharing: Sharing = SHARING,
     seed: Seed = 0,
     rows: Rows = ROWS,
@@ -139,14 +156,17 @@ def evaluate(
     from disp.evaluation.evaluate import to_metrics
     from disp.files import sha256, write_json
     from disp.models.fingerprint import fingerprint
-    from disp.scale.beside import folder_beside
+    from disp.scale.beside import folder_beside, parts_of
     from disp.scale.stage import digest_of
 
-    rival = parameters.answering(defence, batch_size=batch_size, seed=seed)
-    workers = sharing.workers(model, runtime)
+    workers, runtime = sharing.workers(model, runtime), sharing.runtime(runtime)
+    parameters.answering(defence, batch_size=1, seed=seed)  # refuses a wrong name
     samples = rows.load(data, quiet=not workers.leads).samples[:limit]
     planted = load_attack(attack) if attack else None
-    mdlm = sharing.runtime(runtime).load(model)
+    parts, work = parts_of(out, workers), "scores" if defence else "answers"
+    size = sharing.batch_size(batch_size, model, samples, runtime, workers, work=work, folder=parts)
+    rival = parameters.answering(defence, batch_size=size, seed=seed)
+    mdlm = runtime.load(model)
     queries = queries_of(samples)
     total = len(queries) + (sum(bool(query.images) for query in queries) if planted else 0)
     decode = own_settings(mdlm, profile=profile)
@@ -167,7 +187,7 @@ def evaluate(
                 decode=decode,
                 answer=partial(answer_under, config=rival) if rival else None,
                 seed=seed,
-                batch_size=batch_size,
+                batch_size=size,
                 workers=workers,
                 folder=folder,
                 progress=advance,

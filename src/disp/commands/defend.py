@@ -10,6 +10,7 @@ from typing import Literal
 from disp.commands.options import (
     ROWS,
     RUNTIME,
+    BatchSize,
     Data,
     Flag,
     Limit,
@@ -38,7 +39,7 @@ def saliency(
     out: Out,
     estimating: Estimating = ESTIMATING,
     limit: Limit = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     seed: Seed = 0,
     sharing: Sharing = SHARING,
     rows: Rows = ROWS,
@@ -47,9 +48,10 @@ def saliency(
     """How much each visual token matters to each answer, as saliency.jsonl."""
     from disp.suspicion.run import write_saliency
 
-    config, workers = estimating.config(seed, batch_size), sharing.workers(model, runtime)
+    workers, runtime = sharing.workers(model, runtime), sharing.runtime(runtime)
     dataset = rows.load(data, quiet=not workers.leads)  # first: a wrong path is said before weights are loaded
-    mdlm = sharing.runtime(runtime).load(model)
+    size = sharing.batch_size(batch_size, model, dataset.samples[:limit], runtime, workers, work="scores", folder=out)
+    config, mdlm = estimating.config(seed, size), runtime.load(model)
     file = write_saliency(mdlm, dataset, config, out, limit=limit, workers=workers, progress=bar_of(workers))
     if workers.leads:
         print(f"saliency in {file}")
@@ -73,12 +75,13 @@ def purify(
     from disp.purification.purify import purify as run
 
     treating.check()
-    workers = sharing.workers(model, runtime)
+    workers, runtime = sharing.workers(model, runtime), sharing.runtime(runtime)
     # First: a wrong path is said before weights are loaded.
     dataset = rows.load(data, pictured=True, quiet=not workers.leads)
     treatment = treating.treatment(dataset, rows)
-    mdlm = sharing.runtime(runtime).load(model)
-    config = rewriting.config(mdlm, seed)
+    size = sharing.batch_size(rewriting.batch_size, model, dataset.samples, runtime, workers, work="scores", folder=out)
+    mdlm = runtime.load(model)
+    config = rewriting.config(mdlm, seed, size)
     result = run(mdlm, dataset, config, out, treatment=treatment, workers=workers, progress=bar_of(workers))
     if not workers.leads:
         return
@@ -123,11 +126,12 @@ def audit(
     from disp.errors import Undecided
     from disp.report.html import write_report
 
-    workers = sharing.workers(model, runtime)
+    workers, runtime = sharing.workers(model, runtime), sharing.runtime(runtime)
     dataset = rows.load(data, quiet=not workers.leads)  # first: a wrong path is said before weights are loaded
-    mdlm = sharing.runtime(runtime).load(model)
+    size = sharing.batch_size(auditing.batch_size, model, dataset.samples, runtime, workers, work="scores", folder=out)
+    mdlm = runtime.load(model)
     try:
-        config = auditing.config(seed, text_rows=rows.allow_text_rows)
+        config = auditing.config(seed, size, text_rows=rows.allow_text_rows)
         found = run(mdlm, dataset, config, out, truth=truth, name=model, workers=workers, progress=bar_of(workers))
     except Undecided as error:
         if json and workers.leads:
@@ -192,6 +196,7 @@ def defend(
     from disp.defence.defend import DefenceConfig
     from disp.defence.defend import defend as run
     from disp.report.html import write_report
+    from disp.scale.workers import ALONE
 
     if preset is not None and recovery.recipe is None:
         recovery = replace(recovery, recipe="disp")
@@ -199,7 +204,8 @@ def defend(
     treating.check()
     dataset = rows.load(data, pictures=False, pictured=True)  # they are looked at in the run
     treatment = treating.treatment(dataset, rows)
-    audited = auditing.config(seed, text_rows=rows.allow_text_rows)
+    size = SHARING.batch_size(auditing.batch_size, model, dataset.samples, runtime, ALONE, work="scores", folder=out)
+    audited = auditing.config(seed, size, text_rows=rows.allow_text_rows)
     config = DefenceConfig(
         audit=audited,
         training=training,

@@ -59,6 +59,14 @@ Data = Annotated[
 Out = Annotated[Path, Parameter(help="Folder to write.", validator=_folder)]
 OutFile = Annotated[Path | None, Parameter(validator=_file)]
 Limit = Annotated[int | None, Parameter(help="Only the first so many rows.", validator=Number(gte=1))]
+# A number of rows a pass; "auto" for what there is room for by the plan, see `disp.commands.sharing.Sharing.rows`.
+BatchSize = Annotated[
+    int | Literal["auto"],
+    Parameter(
+        help="Assistant turns in one pass; auto for as many as there is memory for. Where it does not do, passes are "
+        "halved."
+    ),
+]
 Count = Annotated[int | None, Parameter(validator=Number(gte=1))]
 Flag = Annotated[bool, Parameter(negative=())]
 Several = Parameter(consume_multiple=True, negative=())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import Flag, Profile
+from disp.commands.options import BatchSize, Flag, Profile
 from disp.suspicion.config import PROBES, SCORING_PROBES, SaliencyConfig, ScoringConfig
 
 if TYPE_CHECKING:
@@ -71,16 +71,16 @@ class Rewriting:
     threshold: float | None = None
     profile: Profile = "exact"
     drop_masked: Flag = False
-    batch_size: int = 32
+    batch_size: BatchSize = 32
     preset: Preset | None = None
 
-    def config(self, model: MDLM, seed: int) -> PurifyConfig:
+    def config(self, model: MDLM, seed: int, batch_size: int) -> PurifyConfig:
         """The settings that were asked for; ``model`` says how it decodes where nothing was."""
         from disp.decoding.samplers import own_settings
         from disp.purification.config import PurifyConfig
 
         if self.preset is not None:
-            return self._published(model, seed)
+            return self._published(model, seed, batch_size)
 
         usual = PROBES[self.score] if self.mode == "all" else SCORING_PROBES
         probes = usual if self.probes is None else self.probes
@@ -91,10 +91,10 @@ class Rewriting:
                 mask_ratio=self.mask_ratio,
                 candidates=self.candidates,
                 saliency=SaliencyConfig(score=self.score, probes=probes, seed=seed),
-                batch_size=self.batch_size,
+                batch_size=batch_size,
             ),
             decode=own_settings(model, profile=self.profile, steps=self.steps, threshold=self.threshold),
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             seed=seed,
             substitute=self._substitute,
         )
@@ -103,19 +103,19 @@ class Rewriting:
     def _substitute(self) -> Substitute:
         return "left out" if self.drop_masked else "mask"
 
-    def _published(self, model: MDLM, seed: int) -> PurifyConfig:
+    def _published(self, model: MDLM, seed: int, batch_size: int) -> PurifyConfig:
         from disp.errors import DispError
         from disp.purification.config import PurifyConfig
 
         for name in ("mode", "candidates", "score", "steps", "threshold"):
             if getattr(self, name) != getattr(Rewriting, name):
                 raise DispError(f"--{name} does not go with --preset published, which sets it; leave one of them out")
-        found = PurifyConfig.published(model, seed=seed, batch_size=self.batch_size)
+        found = PurifyConfig.published(model, seed=seed, batch_size=batch_size)
         estimator = found.scoring.saliency
         if self.probes is not None:
             estimator = replace(estimator, probes=self.probes)
         ratio = found.mask_ratio if self.mask_ratio == Rewriting.mask_ratio else self.mask_ratio
-        scoring = replace(found.scoring, saliency=estimator, batch_size=self.batch_size)
+        scoring = replace(found.scoring, saliency=estimator, batch_size=batch_size)
         found = replace(found, mask_ratio=ratio, scoring=scoring)
         return found.with_profile(model, self.profile, self._substitute)
 
@@ -175,9 +175,9 @@ class Auditing:
     probes: int = SCORING_PROBES
     false_alarm_rate: float = 0.01
     learnt_only: Flag = False
-    batch_size: int = 32
+    batch_size: BatchSize = 32
 
-    def config(self, seed: int, *, text_rows: bool = False) -> AuditConfig:
+    def config(self, seed: int, batch_size: int, *, text_rows: bool = False) -> AuditConfig:
         """The settings that were asked for; ``text_rows`` decides however many rows have no picture."""
         from disp.auditing.config import AuditConfig
 
@@ -185,11 +185,11 @@ class Auditing:
             mask_ratio=self.mask_ratio,
             candidates=self.candidates,
             saliency=SaliencyConfig(probes=self.probes, seed=seed),
-            batch_size=self.batch_size,
+            batch_size=batch_size,
         )
         return AuditConfig(
             scoring=scoring,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             seed=seed,
             false_alarm_rate=self.false_alarm_rate,
             learnt_only=self.learnt_only,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,10 +12,12 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import Count, Runtime
+from disp.commands.options import BatchSize, Count, Runtime
 from disp.progress import ProgressBar, no_progress, progress_bar
 
 if TYPE_CHECKING:
+    from disp.data.sample import Sample
+    from disp.planning.batch_size import Work
     from disp.scale.workers import Workers
 
 
@@ -76,6 +81,69 @@ class Sharing:
             if count := torch.cuda.device_count():
                 return replace(runtime, device=f"cuda:{here.local % count}")
         return runtime
+
+    def batch_size(
+        self,
+        asked: BatchSize,
+        model: str,
+        samples: Sequence[Sample],
+        runtime: Runtime,
+        workers: Workers,
+        *,
+        work: Work,
+        folder: Path | None,
+    ) -> int:
+        """Rows a pass.
+
+        Args:
+            asked: how many, or "auto" for what there is room for by the plan.
+            model: what runs.
+            samples: what it runs on.
+            runtime: how, with this process's device; see `runtime`.
+            workers: who works.
+            work: what is done.
+            folder: of the run, for what was chosen; None where it is nobody else's concern.
+
+        Raises:
+            DispError: the model cannot be planned for, or the device is none.
+        """
+        if isinstance(asked, int):
+            return asked
+        from disp.commands.planning import BITS
+        from disp.errors import DispError
+        from disp.models.loading import chosen_device
+        from disp.planning.batch_size import batch_size_for, free_bytes
+        from disp.planning.plan import PlanSettings
+
+        if runtime.device_map is not None:
+            raise DispError(
+                "--batch-size auto is for a model on one device; give a number with --device-map, and it is halved "
+                "where memory is too short"
+            )
+        device = chosen_device(runtime.device)
+
+        def choose() -> int:
+            settings = PlanSettings(
+                dtype=runtime.dtype or ("float32" if device == "cpu" else "bfloat16"),
+                bits=BITS[runtime.quantization],
+                gen_length=runtime.gen_length,
+            )
+            free = free_bytes(device, self._beside(device))
+            size = batch_size_for(model, samples, settings, work, device=device, free=free)
+            told = "" if free is None else f"; {free / (1 << 30):.1f} GiB are free"
+            print(f"batch size {size}, by the plan{told}", file=sys.stderr)
+            return size
+
+        return choose() if folder is None else workers.agreed(folder / "batch-size.json", choose)
+
+    def _beside(self, device: str) -> int:
+        """Processes of this run that share its device."""
+        if self.engine == "ray":
+            return 1 + (self.actors or 1) if device == "cpu" else 1
+        import torch
+
+        here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
+        return here if device == "cpu" else -(-here // max(1, torch.cuda.device_count()))
 
 
 SHARING = Sharing()

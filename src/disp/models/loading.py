@@ -62,7 +62,7 @@ def load_model(
     Raises:
         DispError: a file is missing or does not fit, the model is of no known family, or it cannot be loaded as asked.
     """
-    device = _device(device)
+    device = chosen_device(device)
     model = load_for(name, None, device, dtype, device_map=device_map, quantization=quantization, projector=projector)
     if attn_implementation is not None:
         use_attention(model, attn_implementation)
@@ -110,7 +110,7 @@ def load_for(
     return model
 
 
-def _device(name: str | None) -> str:
+def chosen_device(name: str | None) -> str:
     """The device of this name, the first GPU if there is one or the CPU if none is given.
 
     Raises:

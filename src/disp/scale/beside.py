@@ -13,6 +13,11 @@ from disp.locks import locked
 from disp.scale.workers import Alone, Workers
 
 
+def parts_of(out: Path | None, workers: Workers) -> Path | None:
+    """The folder of `folder_beside`; None where there is none."""
+    return None if out is None or isinstance(workers, Alone) else out.with_name(f"{out.name}.parts")
+
+
 @contextmanager
 def folder_beside(out: Path | None, workers: Workers, run: Mapping[str, Any]) -> Iterator[Path | None]:
     """A folder for finished results, which a stopped run goes on with; it is deleted when all are done.
@@ -25,12 +30,12 @@ def folder_beside(out: Path | None, workers: Workers, run: Mapping[str, Any]) ->
     Raises:
         DispError: there is no file to put it beside, or the folder is another run's.
     """
-    if isinstance(workers, Alone):
+    folder = parts_of(out, workers)
+    if folder is None:
+        if not isinstance(workers, Alone):
+            raise DispError("several workers need --out: their results meet in a folder beside that file")
         yield None
         return
-    if out is None:
-        raise DispError("several workers need --out: their results meet in a folder beside that file")
-    folder = out.with_name(f"{out.name}.parts")
     with locked(folder) if workers.leads else nullcontext():
         workers.wait_for(folder / "run.json")
         claim(folder / "run.json", run, "results", ignore=("batch_size",))

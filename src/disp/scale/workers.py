@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from disp.files import append_jsonl, read_finished_jsonl
+from disp.errors import DispError
+from disp.files import append_jsonl, check_unused, read_finished_jsonl, write_json
 from disp.models.interface import MDLM
 from disp.scale.parts import fold_in, in_order
 from disp.scale.stage import Order, Row, Stage, T, planned
@@ -32,6 +34,25 @@ class Workers(ABC):
     def wait_for(self, file: Path) -> None:
         """Wait until the process that leads has written a file, where this one does not lead."""
         return None
+
+    def agreed(self, file: Path, choose: Callable[[], int]) -> int:
+        """A batch size that was not given: all workers go by one, also when the run is started again.
+
+        Args:
+            file: where it is written down, by the process that leads.
+            choose: what it is.
+
+        Raises:
+            DispError: the file is damaged, or its folder is a model's or a dataset's.
+        """
+        if self.leads and not file.exists():
+            check_unused(file.parent)
+            write_json(file, {"batch_size": choose()})
+        self.wait_for(file)
+        try:
+            return int(json.loads(file.read_text(encoding="utf-8"))["batch_size"])
+        except (ValueError, KeyError, TypeError):
+            raise DispError(f"{file} holds no batch size; delete it, and start all processes again") from None
 
     def finish(self, folder: Path) -> None:
         """Delete a folder with results when no worker needs it any more."""
