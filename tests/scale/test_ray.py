@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -100,6 +103,34 @@ def test_a_driver_that_is_started_again_does_what_is_left(pool, tmp_path):
     again = {line.split()[1] for line in (tmp_path / "ray" / "log").read_text().splitlines()}
     assert len(finished) == 8
     assert not again & finished
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_with_its_head_goes_on_where_it_was(make_model, tmp_path, environment):
+    psutil = pytest.importorskip("psutil")
+    save_model(make_model(gen_length=6), tmp_path / "model")
+    data, log = write_set(tmp_path / "data", 12), tmp_path / "log"
+    command = ("purify", tmp_path / "model", data, "--mode", "all", "--batch-size", "2", "--probes", "2", "--out")
+    assert ended(started((*command, tmp_path / "one"), log, {})) == 0, log.read_text()
+    out = tmp_path / "ray"
+    words = [sys.executable, "-m", "disp", *map(str, command), str(out), "--engine", "ray", "--actors", "2"]
+    with log.open("ab") as file:
+        driver = psutil.Popen(words, env=environment, stdout=file, stderr=file)
+    until = time.monotonic() + 300
+    while not (parts := [*out.glob("scores.jsonl.parts/*/driver/rows.jsonl")]) or not parts[0].stat().st_size:
+        assert time.monotonic() < until and driver.is_running(), log.read_text()
+        time.sleep(0.001)
+    for process in (driver, *driver.children(recursive=True)):  # Ray's head and the actors too
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    driver.wait()
+    finished = [line for line in parts[0].read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    assert 0 < len(finished)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert files(out) == files(tmp_path / "one")
+    rows = (out / "scores.jsonl").read_bytes()
+    assert all(line in rows for line in finished)
 
 
 def failing(model, batch):

@@ -22,8 +22,9 @@ from disp.scale.parts import Results, in_order, part_file, rows_of
 from disp.scale.stage import Row, Stage, T
 from disp.scale.workers import Workers
 
-# Batches that an actor has at once, so that it does not wait for the driver; also what is repeated when it dies.
-IN_FLIGHT = 2
+# Batches that an actor has at once: what is repeated when it dies, or when the driver does. It waits for the driver
+# some milliseconds a batch, and a batch of a model worth sharing takes seconds.
+IN_FLIGHT = 1
 # How often Ray starts an actor again that dies, and a batch with it, until the run stops with an error.
 RESTARTS, RETRIES = 16, 3
 
