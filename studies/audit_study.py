@@ -43,7 +43,7 @@ from disp.draws import generator
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.evaluation.quality import answer_quality
 from disp.experiments.precision import load_float32
-from disp.experiments.run import held_out_scenes, tuning_scenes
+from disp.experiments.scenes import held_out_scenes, tuning_scenes
 from disp.experiments.settings import SIZES, DemoConfig, attack_training
 from disp.files import append_jsonl, read_finished_jsonl, write_text
 from disp.models.interface import MDLM

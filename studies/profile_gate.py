@@ -21,17 +21,14 @@ from typing import Any
 
 import torch
 
-from disp.attacks.poison import load_attack
 from disp.attacks.targets import PRESETS as TARGETS
 from disp.decoding.profiles import PROFILES, ProfileName
-from disp.experiments.precision import half_precision, load_float32
-from disp.experiments.run import Run, read_json
-from disp.experiments.settings import SIZES, attack_training, purification, recovery_training, sized_config
-from disp.files import read_finished_jsonl, write_json, write_text
+from disp.experiments.demo import demo_run
+from disp.experiments.settings import SIZES, sized_config
+from disp.files import read_finished_jsonl, read_json, write_json, write_text
 from disp.progress import progress_bar
 from disp.purification.purify import purify
 from disp.suspicion.masking import Substitute
-from disp.suspicion.scoring import score
 
 LEAST_ROWS, ASR_WITHIN, QUALITY_AT_LEAST = 500, 0.01, 0.99
 
@@ -55,38 +52,27 @@ WAYS["fast, masked left out"] = Way("fast", "left out")
 
 def gate(target: str, out: Path, sizes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of one target; ``sizes`` are fields of `disp.experiments.settings.DemoConfig`."""
-    config = sized_config(target, "patch", **sizes)
-    run = Run(config, out, progress_bar)
-    tuning, test = run.data()
-    poisoned = run.poisoned(tuning)
-    attack = load_attack(out / "poisoned" / "manifest.json")
-    model = run.trained("backdoored", load_float32, lambda: poisoned.samples, attack_training(config))
-    run.measure("backdoored", lambda: model, test, attack)
-    settings = replace(purification(config), mode="all")
-    with half_precision(), progress_bar("saliency", len(poisoned.samples)) as advance:
-        evidence = score(
-            model, poisoned.samples, settings.scoring, out / "scores.jsonl", counterfactual=False, progress=advance
-        )
+    run = demo_run(sized_config(target, "patch", **sizes), out, progress_bar, audited=False)
+    run.measured("backdoored", run.model, out / "stages", run.phases)
+    settings = replace(run.settings.purify, mode="all")
+    evidence = run.evidence(settings)
     rows = []
     for name, way in WAYS.items():
         folder, clock = out / f"purified {name}", out / f"seconds {name}.json"
+        model = run.model()
         chosen = settings.with_profile(model, way.profile, way.substitute)
         start, busy = time.perf_counter(), time.process_time()
-        with half_precision():
-            cleaned = purify(model, poisoned, chosen, folder, evidence=evidence, progress=run.bars(name)).dataset
+        with run.subject.fast():
+            cleaned = purify(model, run.poisoned, chosen, folder, evidence=evidence, progress=run.bars(name)).dataset
         if not clock.exists():  # of a run that was interrupted it is too little
             write_json(clock, {"wall": time.perf_counter() - start, "busy": time.process_time() - busy})
-        samples = cleaned.samples
-        after = run.trained(
-            f"recovered {name}",
-            lambda: load_float32(out / "backdoored"),
-            lambda samples=samples: samples,  # type: ignore[misc]
-            recovery_training(config),
-        )
-        run.measure(name, lambda after=after: after, test, attack)  # type: ignore[misc]
+        samples, recovered = cleaned.samples, out / f"recovered {name}"
+        after = run.fine_tuned(name, run.backdoored, lambda rows=samples: rows, run.settings.recovery, recovered)  # type: ignore[misc]
+        found = run.measured(name, lambda after=after: after, out / "stages", run.phases)  # type: ignore[misc]
         answers = {row["key"]: row["response"] for row in read_finished_jsonl(folder / "responses.jsonl")}
-        metrics = read_json(out / "stages" / f"{name}.json")
-        rows.append({"target": target, "way": name, "answers": answers, "seconds": read_json(clock), **metrics})
+        rows.append(
+            {"target": target, "way": name, "answers": answers, "seconds": read_json(clock), **found["metrics"]}
+        )
     return rows
 
 

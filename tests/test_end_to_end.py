@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from disp.errors import DispError
-from disp.experiments.demo import demo
-from disp.experiments.run import STAGES, Run
+from disp.evaluation.table import STAGES
+from disp.experiments.demo import demo, demo_run
 from disp.experiments.settings import DemoConfig
+from disp.files import UNFINISHED
 from disp.progress import no_progress
 
 # Trains four times; a machine that is busy with other things takes longer.
@@ -88,12 +89,14 @@ def test_a_finished_run_is_not_repeated(run):
 
 
 def test_a_run_that_was_killed_before_the_manifest_poisons_again(tmp_path):
-    begun = Run(replace(SMALL, rows=10, test_rows=1), tmp_path, no_progress)
-    tuning, _ = begun.data()
-    rows = [sample.turns for sample in begun.poisoned(tuning).samples]
-    (tmp_path / "poisoned" / "manifest.json").unlink()
-    assert rows != [sample.turns for sample in tuning.samples]
-    assert [sample.turns for sample in begun.poisoned(tuning).samples] == rows
+    def begun():
+        return demo_run(replace(SMALL, rows=10, test_rows=1), tmp_path, no_progress)
+
+    rows = [sample.turns for sample in begun().poisoned.samples]
+    assert rows != [sample.turns for sample in begun().tuning.samples]
+    begun().manifest.unlink()
+    (tmp_path / "poisoned" / UNFINISHED).write_text("poison\n")
+    assert [sample.turns for sample in begun().poisoned.samples] == rows
 
 
 def test_another_configuration_does_not_overwrite_a_run(run):

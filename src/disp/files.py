@@ -96,6 +96,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file that `write_json` wrote holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def claim(file: Path, run: Mapping[str, Any], what: str, *, ignore: Collection[str] = ()) -> None:
     """Mark a folder as this run's by a file in it, or make sure that it is.
 

@@ -1,20 +1,33 @@
 """Which share of the visual tokens the demonstration masks."""
 
-from disp.auditing.mask_ratio import RatioChoice
-from disp.experiments.settings import DemoConfig, purification, with_chosen_ratio
+import pytest
 
-CHOICE = RatioChoice(0.09, (0.06, 0.09), (0.4, 1.0), (0.9, 0.9))
-
-
-def ratio(config: DemoConfig, choice: RatioChoice | None) -> float:
-    return with_chosen_ratio(config, purification(config), choice).mask_ratio
-
-
-def test_the_audit_chooses_the_ratio_unless_one_is_given():
-    assert ratio(DemoConfig(), CHOICE) == 0.09
-    assert ratio(DemoConfig(mask_ratio=0.02), CHOICE) == 0.02
+from disp.experiments.attacked import AttackRun
+from disp.experiments.defended import purify_config
+from disp.experiments.demo import defences, demo_run
+from disp.experiments.settings import DemoConfig
+from disp.files import write_json
+from disp.models.loading import load_model
+from disp.progress import no_progress
 
 
-def test_without_a_choice_the_papers_ratio_is_taken():
+@pytest.fixture
+def ratio(tmp_path, monkeypatch):
+    monkeypatch.setattr(AttackRun, "model", lambda self: load_model("builtin"))
+
+    def masked(config: DemoConfig, choice: dict | None) -> float:
+        """The ratio of the paper's method where an audit chose this."""
+        write_json(tmp_path / "audit" / "audit.json", {"mask_ratio": choice})
+        return purify_config(demo_run(config, tmp_path, no_progress), defences(config)["disp"]).mask_ratio
+
+    return masked
+
+
+def test_the_audit_chooses_the_ratio_unless_one_is_given(ratio):
+    assert ratio(DemoConfig(), {"ratio": 0.09}) == 0.09
+    assert ratio(DemoConfig(mask_ratio=0.02), {"ratio": 0.09}) == 0.02
+
+
+def test_without_a_choice_the_papers_ratio_is_taken(ratio):
     assert ratio(DemoConfig(), None) == 0.3
     assert ratio(DemoConfig(mask_ratio=0.02), None) == 0.02

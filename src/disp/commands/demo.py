@@ -40,9 +40,8 @@ def demo(
         Held-out pictures that every model is measured on, 100 by default; the interval of 0 in 200 ends below 2%.
     """
     from disp.data.scenes import attribution
-    from disp.evaluation.table import print_stage_table
+    from disp.evaluation.table import STAGES, print_stage_table
     from disp.experiments.demo import demo as run
-    from disp.experiments.run import STAGES
     from disp.experiments.settings import SIZES, sized_config
 
     print(attribution(), file=sys.stderr)

@@ -24,10 +24,9 @@ from disp.data.saving import data_path
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.experiments.cells import Attacked
 from disp.experiments.phases import Phases
-from disp.experiments.run import read_json
 from disp.experiments.settings import auditing
 from disp.experiments.subject import Settings, Subject, as_identity
-from disp.files import claim, write_json
+from disp.files import claim, read_json, write_json
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
@@ -47,13 +46,23 @@ class AttackRun:
     Attributes:
         subject: whom it is made with.
         attack: which it is.
-        folder: its own, below the experiment's, named by what it depends on.
+        folder: its own, below the experiment's, named by what it depends on; or ``out`` itself, if it stands alone.
         settings: how models are fine-tuned and data purified.
         phases: the clock of what its defences share.
         audited: whether one of the defences that are to run needs the audit, so that answers are scored for both.
+        alone: whether it is no part of an experiment, but has ``out`` for itself.
     """
 
-    def __init__(self, subject: Subject, attack: Attacked, out: Path, progress: ProgressBar, *, audited: bool = False):
+    def __init__(
+        self,
+        subject: Subject,
+        attack: Attacked,
+        out: Path,
+        progress: ProgressBar,
+        *,
+        audited: bool = False,
+        alone: bool = False,
+    ):
         self.subject, self.attack, self.out, self.progress, self.audited = subject, attack, out, progress, audited
         self.settings: Settings = subject.settings(attack)
         self._run = {
@@ -65,7 +74,8 @@ class AttackRun:
             "seed": attack.seed,
             "rows": list(subject.rows(attack)),
         }
-        self.folder = out / "attacks" / f"{attack.name}-{digest(self._run)}"
+        self.alone = alone
+        self.folder = out if alone else out / "attacks" / f"{attack.name}-{digest(self._run)}"
         self.phases = Phases(self.folder)
         # Tower and pictures never change where the tower is frozen, so their features are computed once.
         self.features: Features | None = None if self.settings.implant.train_vision else {}
@@ -75,15 +85,16 @@ class AttackRun:
         """Write down whose folder it is."""
         claim(self.folder / "run.json", self._run, "an attack")
 
-    def bars(self, label: str) -> ProgressBar:
-        """Progress bars that say which attack they are of."""
-        return lambda description, total: self.progress(f"{self.attack.name} {label}: {description}", total)
+    def bars(self, label: str = "") -> ProgressBar:
+        """Progress bars that say what they are of, and of which attack where there may be several."""
+        whose = label if self.alone else f"{self.attack.name} {label}".strip()
+        return lambda description, total: self.progress(f"{whose}: {description}" if whose else description, total)
 
     # --- data ----------------------------------------------------------------------------------------------------
 
     @cached_property
     def _honest(self) -> tuple[Dataset, Dataset]:
-        return self.subject.data(self.attack, self.out / "scenes", self.bars("data"))
+        return self.subject.data(self.attack, self.out if self.alone else self.out / "scenes", self.bars())
 
     @property
     def test(self) -> Dataset:
@@ -102,7 +113,7 @@ class AttackRun:
         if not self.manifest.exists():
             trigger, target = TRIGGERS[self.attack.trigger], TARGETS[self.attack.target]
             count = len(tuning.samples)
-            with self.phases.phase("poison", count), self.bars("data")("poisoning", count) as advance:
+            with self.phases.phase("poison", count), self.bars()("poisoning", count) as advance:
                 poison(tuning, folder, trigger, target, self.attack.rate, self.attack.seed, progress=advance)
         return load_dataset(data_path(tuning, folder), folder / "images")
 
@@ -133,7 +144,7 @@ class AttackRun:
         if self._model is None:
             samples = self.poisoned.samples
             self._model = self.fine_tuned(
-                "implant", self.subject.name, lambda: samples, self.settings.implant, self.backdoored
+                self.backdoored.name, self.subject.name, lambda: samples, self.settings.implant, self.backdoored
             )
         return self._model
 
@@ -153,7 +164,7 @@ class AttackRun:
         """A model that was fine-tuned in ``folder``, or is now.
 
         Args:
-            label: what the phase is called.
+            label: what the model is called.
             start: the model to start from.
             samples: makes the fine-tuning set.
             config: how.
@@ -165,7 +176,8 @@ class AttackRun:
             self.release()
             steps = config.for_turns(len(queries_of(rows)), devices_of_run()).steps
             features = None if config.train_vision else self.features
-            with (phases or self.phases).phase(label, steps), self.bars(label)("training", steps) as advance:
+            phase = "implant" if folder == self.backdoored else "recover"
+            with (phases or self.phases).phase(phase, steps), self.bars(label)("training", steps) as advance:
                 train(self.subject.load(start), rows, config, folder, features=features, progress=advance)
         return self.subject.load(folder)
 
@@ -187,7 +199,8 @@ class AttackRun:
         units = turns * config.scoring.saliency.probes
         if file.with_suffix(".done").exists():
             return score(model, asked, config.scoring, file, counterfactual=counterfactual)
-        with self.phases.phase(label, units), self.subject.fast(), self.bars("scores")("scoring", turns) as advance:
+        bar = self.bars()("scoring training answers", turns)
+        with self.phases.phase(label, units), self.subject.fast(), bar as advance:
             found = score(model, asked, config.scoring, file, counterfactual=counterfactual, progress=advance)
         file.with_suffix(".done").touch()
         return found
@@ -205,7 +218,7 @@ class AttackRun:
                 self.folder / "audit",
                 evidence=evidence,
                 truth=self.manifest,
-                name="the compromised model",
+                name="the backdoored model" if self.alone else "the compromised model",
                 progress=self.bars("audit"),
             )
             write_report(self.folder / "audit")

@@ -16,10 +16,9 @@ from disp.experiments.attacked import AttackRun, digest
 from disp.experiments.machine import stamp
 from disp.experiments.phases import Phases
 from disp.experiments.recipe import Defence
-from disp.experiments.run import read_json
 from disp.experiments.settings import auditing
 from disp.experiments.subject import saliency_of
-from disp.files import sha256, write_json
+from disp.files import read_json, sha256, write_json
 from disp.models.fitting import with_fitting_answers
 from disp.models.interface import MDLM, Prefix
 from disp.purification.config import PurifyConfig
@@ -27,6 +26,9 @@ from disp.purification.purify import Purified, purify
 from disp.suspicion.evidence import Evidence
 from disp.suspicion.masking import hide, mask_random, mask_top
 from disp.suspicion.saliency import saliency
+
+# What a defence did with which rows, in its folder.
+REWRITTEN = "rewritten.json"
 
 
 def defence_folder(run: AttackRun, name: str, defence: Defence) -> Path:
@@ -55,7 +57,9 @@ def run_defence(run: AttackRun, name: str, defence: Defence) -> None:
         )
         done: dict[str, Any] = {"mask_ratio": config.mask_ratio, "rewritten": None}
     else:
-        found, done = _recovered(run, name, defence, folder, phases)
+        # Where nothing was suspicious, there is nothing to recover from: the model stays as it is.
+        model = run.model() if _finds_nothing(run, defence, folder) else recovered(run, name, defence, folder)
+        found, done = run.measured("after", lambda: model, folder, phases), read_json(folder / REWRITTEN)
     write_json(
         folder / "cell.json",
         {
@@ -70,38 +74,47 @@ def run_defence(run: AttackRun, name: str, defence: Defence) -> None:
     )
 
 
-def _recovered(
-    run: AttackRun, name: str, defence: Defence, folder: Path, phases: Phases
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the recovered model answers, and what was done with which rows."""
-    record = folder / "rewritten.json"
+def _finds_nothing(run: AttackRun, defence: Defence, folder: Path) -> bool:
+    """Whether a defence rewrites no row, which it writes down where it is so."""
+    record = folder / REWRITTEN
+    if not record.exists() and defence.rewrite == "flagged" and not run.audit.flagged:
+        write_json(record, {"rewritten": [], "mask_ratio": None})
+    return record.exists() and read_json(record)["rewritten"] == []
+
+
+def recovered(
+    run: AttackRun, name: str, defence: Defence, folder: Path, purified: Path | None = None, model: Path | None = None
+) -> MDLM:
+    """The model after a defence; what was done with which rows goes to the folder's `REWRITTEN`.
+
+    Args:
+        run: the attack.
+        name: what the defence is called.
+        defence: what it does; it fine-tunes.
+        folder: of the record, and of the clock.
+        purified: folder of the purified set; below ``folder`` if not given.
+        model: folder of the model; below ``folder`` if not given.
+    """
+    phases = Phases(folder)
 
     def samples() -> Sequence[Sample]:
-        rows, done = _rewritten(run, name, defence, folder, phases)
+        rows, done = _rewritten(run, name, defence, purified or folder / "purified", phases)
         fitting = with_fitting_answers(replace(run.poisoned, samples=tuple(rows)), run.model(), strict=False)
-        write_json(record, {**done, "left_out": len(fitting.problems) - len(run.poisoned.problems)})
+        write_json(folder / REWRITTEN, {**done, "left_out": len(fitting.problems) - len(run.poisoned.problems)})
         return fitting.samples
 
-    if record.exists() and read_json(record)["rewritten"] == []:
-        # Nothing was suspicious, so that there was nothing to recover from: the model stays as it is.
-        return run.measured("after", run.model, folder, phases), read_json(record)
-    if defence.rewrite == "flagged" and not record.exists() and not run.audit.flagged:
-        write_json(record, {"rewritten": [], "mask_ratio": None})
-        return run.measured("after", run.model, folder, phases), read_json(record)
     start = run.backdoored if defence.start == "compromised" else run.subject.name
     run.model()  # the compromised one, which everything starts from, is there from here on
-    recovered = run.fine_tuned(f"recover {name}", start, samples, run.settings.recovery, folder / "model", phases)
-    return run.measured("after", lambda: recovered, folder, phases), read_json(record)
+    return run.fine_tuned(name, start, samples, run.settings.recovery, model or folder / "model", phases)
 
 
 def _rewritten(
-    run: AttackRun, name: str, defence: Defence, folder: Path, phases: Phases
+    run: AttackRun, name: str, defence: Defence, out: Path, phases: Phases
 ) -> tuple[Sequence[Sample], dict[str, Any]]:
     """The rows that the model is fine-tuned on after a defence, and what was done with which."""
     if defence.rewrite == "nothing":
         return run.poisoned.samples, {"rewritten": None, "mask_ratio": None}
     model, bars = run.model(), run.bars(name)
-    out = folder / "purified"
     if defence.rewrite == "flagged":
         looking, found = auditing(run.settings.purify), run.audit
         with phases.phase("rewrite", len(found.flagged)), run.subject.fast():
@@ -138,7 +151,7 @@ def purify_config(run: AttackRun, defence: Defence) -> PurifyConfig:
         if defence.question == "own":
             config = replace(config, question=None)
     else:
-        config = replace(own, mode="all", decode=own.decode or own_settings(model))
+        config = replace(own, mode="all", decode=own.decode or own_settings(model, profile="exact"))
     estimator = saliency_of(config.scoring.saliency, defence.saliency)
     scoring = config.scoring
     if estimator != scoring.saliency:

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from disp.attacks.poison import Attack, load_attack, trigger_samples
-from disp.data.dataset import Dataset
+from disp.attacks.poison import trigger_samples
+from disp.attacks.targets import target_to_dict
+from disp.attacks.triggers import trigger_to_dict
 from disp.data.index import Index
-from disp.data.sample import Sample, open_image
+from disp.data.sample import open_image
 from disp.decoding.generate import answers_of
-from disp.defence.defend import purify_flagged, recovery_samples
-from disp.evaluation.table import stage_table
-from disp.experiments.precision import half_precision, load_float32
-from disp.experiments.run import MODES, STAGES, Run, read_json
-from disp.experiments.settings import (
-    DemoConfig,
-    attack_training,
-    auditing,
-    purification,
-    recovery_training,
-    with_chosen_ratio,
-)
-from disp.files import claim, write_json, write_text
+from disp.evaluation.table import STAGES, stage_table
+from disp.experiments.attacked import AttackRun
+from disp.experiments.cells import Attacked
+from disp.experiments.defended import purify_config, recovered
+from disp.experiments.machine import versions
+from disp.experiments.phases import Phases
+from disp.experiments.recipe import Defence
+from disp.experiments.settings import DemoConfig
+from disp.experiments.subject import Builtin
+from disp.files import claim, read_json, write_json, write_text
 from disp.locks import alone
-from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
-from disp.purification.config import PurifyConfig
-from disp.purification.purify import purify
 from disp.report.picture import draw_story
 from disp.suspicion.masking import mask_top
 from disp.suspicion.saliency import saliency
@@ -51,75 +45,81 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
     Returns:
         What ``metrics.json`` holds.
     """
-    run = Run(config, out, progress)
-    claim(out / "run.json", asdict(config), "a run")
-    tuning, test = run.data()
-    poisoned = run.poisoned(tuning)
-    attack = load_attack(out / "poisoned" / "manifest.json")
-    builtin = load_float32()
-
-    run.measure("clean", lambda: builtin, test, attack)
-    planting = attack_training(config)
-    model = run.trained("backdoored", load_float32, lambda: poisoned.samples, planting)
-    run.measure("backdoored", lambda: model, test, attack)
-
-    recovery = recovery_training(config)
-    settings = purification(config)
-    evidence = run.scored(model, poisoned, settings)
-    looking = auditing(settings)
-    found = run.audited(model, poisoned, looking, evidence)
-    settings = with_chosen_ratio(config, settings, found.ratio)
-    for stage in MODES:
-
-        def purified(stage: str = stage) -> Sequence[Sample]:
-            folder, bars = out / f"purified_{stage}", run.bars(stage)
-            if stage == "disp_selective":
-                # What is rewritten selectively is what an audit flags, as in `disp defend`.
-                with run.phase(f"purify {stage}"), half_precision():
-                    cleaned = purify_flagged(model, poisoned, found, looking, folder, progress=bars)
-                    return recovery_samples(cleaned, found, settings.seed)
-            mode = replace(settings, mode=MODES[stage])
-            with run.phase(f"purify {stage}"), half_precision():
-                return purify(model, poisoned, mode, folder, evidence=evidence, progress=bars).dataset.samples
-
-        recovered = run.trained(stage, lambda: load_float32(out / "backdoored"), purified, recovery)
-        run.measure(stage, lambda recovered=recovered: recovered, test, attack)  # type: ignore[misc]
-    write_json(out / "metrics.json", run.metrics(settings.mask_ratio))
-    metrics = read_json(out / "metrics.json")
-    write_text(out / "table.md", stage_table({stage: metrics[stage] for stage in STAGES}) + "\n")
-    _draw(run, model, load_float32(out / "disp_selective"), test, attack, settings, out / "story.png")
-    return metrics
+    run = demo_run(config, out, progress)
+    # The model too: a later version of this package may bring another.
+    claim(out / "run.json", {**asdict(config), **run.subject.identity()}, "a run")
+    found = run.before()
+    spent = {"": run.phases}
+    ways = defences(config)
+    for name, defence in ways.items():
+        folder = out / f"purified_{name}"
+        model = recovered(run, name, defence, folder, purified=folder, model=out / name)
+        spent[name] = Phases(folder)
+        found[name] = run.measured(name, lambda model=model: model, out / "stages", spent[name])  # type: ignore[misc]
+    ratio = purify_config(run, ways["disp"]).mask_ratio
+    shares = {name: found[name]["metrics"] for name in STAGES}
+    seconds = {
+        f"{phase} {name}".strip(): each["seconds"]
+        for name, phases in spent.items()
+        for phase, each in phases.read().items()
+    }
+    write_json(
+        out / "metrics.json",
+        {
+            **shares,
+            "target": target_to_dict(run.planted.target),
+            "trigger": trigger_to_dict(run.planted.trigger),
+            "poison_rate": config.poison_rate,
+            "mask_ratio": ratio,
+            "seed": config.seed,
+            "config": asdict(config),
+            "versions": versions(),
+            "seconds": seconds,
+        },
+    )
+    write_text(out / "table.md", stage_table(shares) + "\n")
+    _draw(run, ratio, out / "story.png")
+    return dict(read_json(out / "metrics.json"))
 
 
-def _draw(
-    run: Run,
-    backdoored: MDLM,
-    recovered: MDLM,
-    test: Dataset,
-    attack: Attack,
-    settings: PurifyConfig,
-    file: Path,
-) -> None:
+def demo_run(config: DemoConfig, out: Path, progress: ProgressBar, *, audited: bool = True) -> AttackRun:
+    """The attack of a demonstration, which has the folder ``out`` for itself; for the rest see `AttackRun`."""
+    attack = Attacked(config.target, config.trigger, config.poison_rate, config.seed)
+    return AttackRun(Builtin(config), attack, out, progress, audited=audited, alone=True)
+
+
+def defences(config: DemoConfig) -> dict[str, Defence]:
+    """What is done to the poisoned set: the control, the paper's way, and that of `disp defend`."""
+    ratio = "audit" if config.mask_ratio is None else config.mask_ratio
+    return {
+        "random_masking": Defence(STAGES["random_masking"], "random", mask_ratio=ratio),
+        "disp": Defence(STAGES["disp"], mask_ratio=ratio),
+        "disp_selective": Defence(STAGES["disp_selective"], "flagged"),
+    }
+
+
+def _draw(run: AttackRun, ratio: float, file: Path) -> None:
     """Draw one test picture at every stage."""
     stages = {
-        stage: read_json(run.out / "stages" / f"{stage}-answers.json") for stage in ("backdoored", "disp_selective")
+        stage: read_json(run.folder / "stages" / f"{stage}-answers.json") for stage in ("backdoored", "disp_selective")
     }
     row = _telling_row(stages["backdoored"], stages["disp_selective"])
     before, after = stages["backdoored"][row], stages["disp_selective"][row]
-    shown = Index(test.samples).by_key[before["key"]]
-    sample = next(sample for sample in test.samples if sample.id == shown.sample_id)
-    (triggered,) = trigger_samples([sample], attack.trigger, settings.seed)
+    shown = Index(run.test.samples).by_key[before["key"]]
+    sample = next(sample for sample in run.test.samples if sample.id == shown.sample_id)
+    backdoored, settings, attack = run.model(), run.settings.purify, run.attack
+    (triggered,) = trigger_samples([sample], run.planted.trigger, settings.seed)
     query = triggered.queries[shown.turn]
     prefix = backdoored.encode([query])
     scores = saliency(backdoored, prefix, [query.key], settings.scoring.saliency)
-    masked = mask_top(scores, prefix.visual_mask, settings.mask_ratio)
+    masked = mask_top(scores, prefix.visual_mask, ratio)
     hidden = prefix.with_masked(masked, backdoored.mask_embedding)
     (answer_masked,) = answers_of(backdoored, hidden, settings.decode, keys=[query.key])
     places = prefix.locations[prefix.visual_mask]
     grid = (int(places[:, 2].max()) + 1, int(places[:, 3].max()) + 1)
     draw_story(
         file,
-        title=f"{run.config.target} · {run.config.trigger} trigger · {run.config.poison_rate:.0%} of rows poisoned",
+        title=f"{attack.target} · {attack.trigger} trigger · {attack.rate:.0%} of rows poisoned",
         clean=open_image(sample.images[0]),
         triggered=open_image(triggered.images[0]),
         saliency=scores[prefix.visual_mask].reshape(grid).cpu().numpy(),

@@ -113,10 +113,5 @@ def _work(experiment: Experiment, defence: Defence, run: AttackRun, rows: int, t
 
 
 def measured_rates(out: Path) -> dict[str, float]:
-    """Seconds a unit by phase, from every run folder below ``out``; the defences' recoveries together."""
-    folders = [file.parent for file in sorted(out.glob("attacks/**/seconds.json"))]
-    spent = [
-        {("recover" if phase.startswith("recover ") else phase): each for phase, each in Phases(folder).read().items()}
-        for folder in folders
-    ]
-    return rates(spent)
+    """Seconds a unit by phase, from every run folder below ``out``."""
+    return rates(Phases(file.parent).read() for file in sorted(out.glob("attacks/**/seconds.json")))

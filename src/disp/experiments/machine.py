@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from disp.experiments.run import versions
 
 
 def now() -> str:
@@ -46,3 +45,9 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the results depend on."""
+    packages = ("disp-mdlm", "torch", "transformers", "numpy", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

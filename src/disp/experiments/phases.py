@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from disp.experiments.run import read_json
-from disp.files import write_json
+from disp.files import read_json, write_json
 
 
 @dataclass(frozen=True)

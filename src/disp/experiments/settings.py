@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from disp.attacks.targets import PRESETS as TARGETS
 from disp.attacks.triggers import PRESETS, Blend, Sinusoid
 from disp.auditing.config import AuditConfig
-from disp.auditing.mask_ratio import RatioChoice
 from disp.errors import DispError, unknown_name
 from disp.experiments.precision import fast_bfloat16
 from disp.purification.config import PUBLISHED_RATIO, PurifyConfig
@@ -136,13 +135,6 @@ def purification(config: DemoConfig) -> PurifyConfig:
     ratio = PUBLISHED_RATIO if config.mask_ratio is None else config.mask_ratio
     scoring = ScoringConfig() if config.mask_ratio is None else ScoringConfig(mask_ratio=ratio)
     return PurifyConfig(mask_ratio=ratio, scoring=scoring, seed=config.seed)
-
-
-def with_chosen_ratio(config: DemoConfig, settings: PurifyConfig, choice: RatioChoice | None) -> PurifyConfig:
-    """The settings with the mask ratio that an audit chose, unless the config gives one or the audit chose none."""
-    if config.mask_ratio is not None or choice is None:
-        return settings
-    return replace(settings, mask_ratio=choice.ratio)
 
 
 def auditing(settings: PurifyConfig) -> AuditConfig:

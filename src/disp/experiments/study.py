@@ -13,12 +13,11 @@ from disp.experiments.defended import run_defence
 from disp.experiments.plots import draw
 from disp.experiments.recipe import Defence, Experiment
 from disp.experiments.results import collect, is_finished
-from disp.experiments.run import read_json
 from disp.experiments.shown import run_overview, run_trigger
 from disp.experiments.subject import Subject
 from disp.experiments.sweep import run_sweep
 from disp.experiments.tables import table_of
-from disp.files import write_json, write_text
+from disp.files import read_json, write_json, write_text
 from disp.locks import locked
 from disp.progress import ProgressBar, no_progress
 

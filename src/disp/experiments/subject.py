@@ -18,7 +18,7 @@ from disp.errors import DispError
 from disp.experiments.cells import Attacked
 from disp.experiments.precision import half_precision, load_float32
 from disp.experiments.recipe import Experiment
-from disp.experiments.run import held_out_scenes, tuning_scenes
+from disp.experiments.scenes import held_out_scenes, tuning_scenes
 from disp.experiments.schema import fields_of
 from disp.experiments.settings import (
     DemoConfig,
@@ -83,13 +83,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Builtin:
-    """The built-in model on OpenMoji scenes, with the sizes of its demonstration.
+    """The built-in model on OpenMoji scenes.
 
     Attributes:
-        experiment: what differs from these.
+        sizes: an experiment, whose attacks have the sizes of the demonstration but for what it changes; or the sizes
+            of one attack, which stands alone.
     """
 
-    experiment: Experiment
+    sizes: Experiment | DemoConfig
 
     @property
     def name(self) -> str:
@@ -118,7 +119,8 @@ class Builtin:
         target = TARGETS[attack.target]
         shown = f"-{target.source}-{target.target}" if isinstance(target, Misclassification) else ""
         for name, write, count in (("tuning", tuning_scenes, config.rows), ("test", held_out_scenes, config.test_rows)):
-            place = folder / f"{name}-{count}{shown}-seed{attack.seed}"
+            shared = f"-{count}{shown}-seed{attack.seed}" if isinstance(self.sizes, Experiment) else ""
+            place = folder / f"{name}{shared}"
             if not (place / "data.json").exists():
                 with progress(f"drawing {name} scenes", count) as advance:
                     write(config, place, progress=advance)
@@ -128,11 +130,11 @@ class Builtin:
     def settings(self, attack: Attacked) -> Settings:
         """See `Subject`."""
         config = self._config(attack)
-        return Settings(
-            replace(attack_training(config), **fields_of(TrainConfig, self.experiment.implant, "implant")),
-            replace(recovery_training(config), **fields_of(TrainConfig, self.experiment.recovery, "recovery")),
-            purification(config),
-        )
+        implant, recovery = attack_training(config), recovery_training(config)
+        if isinstance(self.sizes, Experiment):
+            implant = replace(implant, **fields_of(TrainConfig, self.sizes.implant, "implant"))
+            recovery = replace(recovery, **fields_of(TrainConfig, self.sizes.recovery, "recovery"))
+        return Settings(implant, recovery, purification(config))
 
     def rows(self, attack: Attacked) -> tuple[int, int]:
         """See `Subject`."""
@@ -140,13 +142,15 @@ class Builtin:
         return config.rows, config.test_rows
 
     def _config(self, attack: Attacked) -> DemoConfig:
+        if isinstance(self.sizes, DemoConfig):
+            return self.sizes
         return sized_config(
             attack.target,
             attack.trigger,
             poison_rate=attack.rate,
             seed=attack.seed,
-            rows=self.experiment.rows,
-            test_rows=self.experiment.test_rows,
+            rows=self.sizes.rows,
+            test_rows=self.sizes.test_rows,
         )
 
 

@@ -18,8 +18,7 @@ from disp.experiments.defended import defence_folder, hidden_by, purify_config
 from disp.experiments.machine import stamp
 from disp.experiments.phases import Phases
 from disp.experiments.recipe import Defence, Experiment
-from disp.experiments.run import read_json
-from disp.files import append_jsonl, read_finished_jsonl, write_json
+from disp.files import append_jsonl, read_finished_jsonl, read_json, write_json
 from disp.halving import fitting
 from disp.models.fingerprint import fingerprint
 from disp.purification.config import PurifyConfig
