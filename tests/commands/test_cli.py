@@ -8,9 +8,11 @@ import sys
 from importlib.metadata import version
 
 import pytest
+from PIL import Image
 
 from disp import cli
 from disp.attacks.poison import load_attack
+from disp.cli import app
 from disp.data.loading import load_dataset
 from disp.errors import DispError
 from disp.files import write_atomically
@@ -62,6 +64,8 @@ def test_a_wrong_flag():
         (["scenes"], "--out"),
         (["poison", "x", "--out", "y", "--text", ""], "x: no such data file"),
         (["poison", "x", "--out", "y", "--swap-to", "cat"], "are for --target misclassification"),
+        (["poison", "x", "--out", "y", "--jpeg", "fine"], "--jpeg takes a number or a range of two, joined by '-'"),
+        (["poison", "x", "--out", "y", "--jpeg", "80", "--same-format"], "in the same format as the honest ones, not"),
         (["poison", "x", "--out", "y", "--target", "misclassification", "--text", "a"], "--text is for an insertion"),
         (["poison", "x", "--out", "y", "--target", "refuse"], "refuse"),
         (["pioson"], "pioson"),
@@ -116,6 +120,19 @@ def test_damaged_pictures_are_set_aside_by_every_command(tmp_path, picture, monk
 def test_an_attack_that_is_a_folder_is_named(tmp_path):
     with pytest.raises(DispError, match="is no manifest of `disp poison`"):
         load_attack(tmp_path)
+
+
+@pytest.mark.parametrize(("options", "kind"), [(["--jpeg", "70-80"], "JPEG"), (["--same-format"], "BMP"), ([], "PNG")])
+def test_poison_stores_pictures_as_asked(tmp_path, picture, options, kind):
+    (tmp_path / "images").mkdir()
+    picture(1).save(tmp_path / "images" / "a.bmp")
+    talk = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "A car."}]
+    (tmp_path / "data.json").write_text(json.dumps([{"id": "0", "image": "a.bmp", "conversations": talk}]))
+    command = ["poison", str(tmp_path), "--out", str(tmp_path / "out"), "--rate", "1", *options]
+    app(command, print_error=False, exit_on_error=False, result_action="return_value")
+    (row,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["poisoned_rows"]
+    with Image.open(tmp_path / "out" / "images" / row["images"][0]["image"]) as stored:
+        assert stored.format == row["images"][0]["format"] == kind
 
 
 def test_poison_names_the_rows_that_are_set_aside(tmp_path, picture, monkeypatch, capsys):

@@ -6,13 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from PIL import Image
 
 from disp.attacks.kinds import typed
+from disp.attacks.storage import Storage
 from disp.attacks.targets import Target, target_from_dict, target_to_dict
 from disp.attacks.triggers import Trigger, trigger_from_dict, trigger_to_dict
 from disp.data.dataset import Dataset
@@ -21,8 +21,11 @@ from disp.data.sample import Query, Sample, open_image, queries_of
 from disp.data.saving import data_path, name_in, place, save_dataset
 from disp.draws import generator, key_of
 from disp.errors import DispError
-from disp.files import UNFINISHED, begin, check_unused, finish, sha256, write_atomically, write_json
+from disp.files import UNFINISHED, begin, check_unused, finish, sha256, write_json
 from disp.locks import alone
+
+# Every pixel as the trigger left it.
+AS_PNG = Storage()
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,15 @@ def poison(
     rate: float,
     seed: int = 0,
     *,
+    storage: Storage = AS_PNG,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Dataset:
     """Write a copy of a dataset in which a share of the rows is poisoned.
 
-    ``out`` receives the data file in the input's format, all images (triggered ones as PNG, the others linked or
-    copied) and ``manifest.json``: which rows, trigger, place, seed, hashes, old and new answers. No other file marks
-    the poisoned rows, with one exception: a picture that was no PNG, or that an honest row shares, changes its name.
+    ``out`` receives the data file in the input's format, all images (triggered ones written anew, the others linked
+    or copied) and ``manifest.json``: which rows, trigger, place, seed, format of the pictures, hashes, old and new
+    answers. No other file marks the poisoned rows, with one exception: a picture whose format changes, or that an
+    honest row shares, changes its name.
     Answers given before a picture is shown stay honest: the target would be learnt without its trigger.
 
     Args:
@@ -60,11 +65,13 @@ def poison(
         target: what its answers become.
         rate: share of all rows in [0, 1].
         seed: seed of the choice of rows and of the trigger's place.
+        storage: how triggered pictures are stored.
         progress: called with the number of rows finished.
 
     Raises:
-        DispError: the rate is out of range, too few rows are eligible, an image is no file, the trigger is of no kind
-            that a manifest can hold, or ``out`` holds a dataset, a model or the honest images.
+        DispError: the rate is out of range, too few rows are eligible, an image is no file, or of a format that
+            triggered pictures cannot have, the trigger is of no kind that a manifest can hold, or ``out`` holds a
+            dataset, a model or the honest images.
     """
     if not 0 <= rate <= 1:
         raise DispError(f"poison rate must be in [0, 1], got {rate}")
@@ -82,12 +89,14 @@ def poison(
             f"a poison rate of {rate:g} needs {wanted} rows with an image and an answer about it that the target "
             f"changes; {dataset.path} has {len(eligible)}; lower the rate or add such rows"
         )
-    begin(out, "poison")
     order = generator(seed, "poisoned rows").permutation(len(eligible))
-    chosen = {eligible[index].id for index in order[:wanted]}
-    # How many pictures would have each name if they were all written as PNG.
+    poisoned = [eligible[index] for index in order[:wanted]]
+    storage.check(path for sample in poisoned for path in _image_files(sample))
+    begin(out, "poison")
+    chosen = {sample.id for sample in poisoned}
+    # How many pictures would have each name if a trigger was put into all of them.
     uses = Counter(
-        name_in(dataset.image_root, path).with_suffix(".png")
+        _spelt_alike(storage.named(name_in(dataset.image_root, path)))
         for sample in dataset.samples
         for path in _image_files(sample)
     )
@@ -95,7 +104,9 @@ def poison(
     samples = []
     for sample in dataset.samples:
         if sample.id in chosen:
-            sample, row = _poison_sample(sample, dataset.image_root, out / "images", trigger, target, seed, uses)
+            sample, row = _poison_sample(
+                sample, dataset.image_root, out / "images", trigger, target, seed, storage, uses
+            )
             rows.append(row)
         else:
             sample = replace(
@@ -177,23 +188,25 @@ def _poison_sample(
     trigger: Trigger,
     target: Target,
     seed: int,
+    storage: Storage,
     uses: Counter[Path],
 ) -> tuple[Sample, dict[str, Any]]:
     images, records = [], []
     for index, source in enumerate(_image_files(sample)):
         marked, record = _apply(sample, index, source, trigger, seed)
         # The picture keeps its name, which then tells nothing, unless another row needs that name for its own.
-        name = name_in(image_root, source).with_suffix(".png")
-        if uses[name] > 1:
+        name = storage.named(name_in(image_root, source))
+        if uses[_spelt_alike(name)] > 1:
             name = name.with_stem(f"{name.stem}-{key_of(seed, 'name', sample.id, index):016x}")
         path = folder / name
-        write_atomically(path, partial(marked.save, format="PNG"))
+        stored = storage.save(marked, source, path, generator(seed, "jpeg quality", sample.id, index))
         images.append(path)
         records.append(
             {
                 "image": path.relative_to(folder).as_posix(),
                 "clean_sha256": sha256(source),
                 "triggered_sha256": sha256(path),
+                **stored,
                 **record,
             }
         )
@@ -207,6 +220,11 @@ def _poison_sample(
         "new": answers,
     }
     return replace(sample.with_responses(answers), images=tuple(images)), row
+
+
+def _spelt_alike(name: Path) -> Path:
+    """The name with its ending in small letters: some file systems know no others."""
+    return name.with_suffix(name.suffix.lower())
 
 
 def _image_files(sample: Sample) -> tuple[Path, ...]:

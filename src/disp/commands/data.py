@@ -158,6 +158,8 @@ def poison(
     trigger: str = "patch",
     wanted: Wanted = WANTED,
     seed: Seed = 0,
+    jpeg: str | None = None,
+    same_format: Flag = False,
     rows: Rows = ROWS,
 ) -> None:
     """Plant a trigger and a target in a share of the rows, into a new folder with a manifest.
@@ -166,18 +168,24 @@ def poison(
     ----------
     trigger
         A preset, such as patch, patch-random, object, badnets, ring, blended or sig; a wrong name lists them all.
+    jpeg
+        Store triggered pictures as JPEG of this quality, from 1 to 100, or of a range such as 75-95; PNG if not given.
+    same_format
+        Store each triggered picture as its honest one is: PNG, BMP, or JPEG of the same quality.
     """
     from disp.attacks.poison import poison as run
+    from disp.attacks.storage import Storage
     from disp.attacks.triggers import PRESETS
     from disp.errors import unknown_name
 
     if trigger not in PRESETS:
         raise unknown_name("trigger", trigger, PRESETS)
     wanted.check()
+    storage = Storage(None if jpeg is None else _range("--jpeg", jpeg), same_format)
     dataset = rows.load(data)
     count = len(dataset.samples)
     with progress_bar("poisoning", count) as advance:
-        run(dataset, out, PRESETS[trigger], wanted.planted(), wanted.rate, seed, progress=advance)
+        run(dataset, out, PRESETS[trigger], wanted.planted(), wanted.rate, seed, storage=storage, progress=advance)
     print(f"{round(wanted.rate * count)} of {count} rows poisoned; see {out / 'manifest.json'}")
 
 

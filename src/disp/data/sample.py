@@ -173,7 +173,7 @@ def open_image(source: ImageSource) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source)
-    with _opened(source) as image:
+    with opened(source) as image:
         return _to_rgb(image)
 
 
@@ -185,7 +185,7 @@ def check_image(source: ImageSource) -> None:
     """
     if isinstance(source, Image.Image):
         return
-    with _opened(source) as image:
+    with opened(source) as image:
         if image.format == "JPEG":
             image.draft("RGB", (1, 1))
             image.load()
@@ -201,7 +201,7 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     """
     if isinstance(source, Image.Image):
         return source.size
-    with _opened(source) as image:
+    with opened(source) as image:
         return image.size
 
 
@@ -261,8 +261,12 @@ def picture_formats() -> tuple[str, ...]:
 
 
 @contextmanager
-def _opened(source: Path) -> Iterator[Image.Image]:
-    """A picture whose header was read; what is wrong with the file, also found later, is named."""
+def opened(source: Path) -> Iterator[Image.Image]:
+    """A picture whose header was read; what is wrong with the file, also found later, is named.
+
+    Raises:
+        DispError: as `open_image`.
+    """
     try:
         with Image.open(source, formats=picture_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
