@@ -167,7 +167,7 @@ def test_a_killed_audit_does_not_score_again(model, poisoned, tmp_path, monkeypa
             audit(model, dataset, audit_config(), tmp_path, name="planted")
     turns = sum(len(sample.turns) for sample in dataset.samples)
     assert len(list(read_finished_jsonl(tmp_path / "scores.jsonl"))) == turns
-    monkeypatch.setattr("disp.suspicion.scoring.saliency", stop)
+    monkeypatch.setattr("disp.suspicion.scoring.saliency_of_step", stop)
     found = audit(model, dataset, audit_config(), tmp_path, name="planted")
     assert replace(found, evidence={}) == replace(expected, evidence={})
     assert found.evidence == expected.evidence

@@ -148,7 +148,9 @@ def test_a_killed_defence_goes_on(run, dataset, tmp_path, monkeypatch, killed):
         patch.setattr(module, killed, stop)
         with pytest.raises(KeyboardInterrupt):
             defend("planted", dataset, config(), tmp_path, load=load_planted)
-    monkeypatch.setattr("disp.suspicion.scoring.saliency", stop if killed == "residual_phrases" else _saliency_once())
+    monkeypatch.setattr(
+        "disp.suspicion.scoring.saliency_of_step", stop if killed == "residual_phrases" else _saliency_once()
+    )
     if killed == "residual_phrases":
         monkeypatch.setattr(module, "train", stop)
     found = defend("planted", dataset, config(), tmp_path, load=load_planted)
@@ -159,11 +161,11 @@ def test_a_killed_defence_goes_on(run, dataset, tmp_path, monkeypatch, killed):
 
 def _saliency_once():
     """Scoring is allowed for the recovered model alone, whose trigger is weaker."""
-    from disp.suspicion.saliency import saliency
+    from disp.suspicion.saliency import saliency_of_step
 
     def checked(model, *rest, **options):
         assert model.strength < planted_model().strength
-        return saliency(model, *rest, **options)
+        return saliency_of_step(model, *rest, **options)
 
     return checked
 

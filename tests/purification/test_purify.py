@@ -108,10 +108,10 @@ def test_suspicion_does_not_depend_on_who_is_in_the_batch(model, dataset, pictur
         assert each.hangs_on == alone[key].hangs_on
 
 
-@pytest.mark.parametrize("step", ["saliency", "answers_of"])
+@pytest.mark.parametrize("step", ["saliency_of_step", "answers_of"])
 def test_a_killed_run_goes_on_and_repeats_nothing(model, dataset, tmp_path, monkeypatch, step):
     expected = responses(purify(model, dataset, config(batch_size=2), tmp_path / "whole").dataset)
-    home = {"saliency": scoring, "answers_of": rewriting}[step]
+    home = {"saliency_of_step": scoring, "answers_of": rewriting}[step]
     real, calls = getattr(home, step), []
 
     def killed_at_the_third(model, prefix, *rest, **options):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from disp.suspicion.candidates import candidate_ranks, candidate_sets
+from disp.suspicion.candidates import candidate_ranks, candidate_sets, candidates_of, parents_of, screen_ranks
 from disp.suspicion.config import ScoringConfig
 
 
@@ -59,3 +59,33 @@ def test_how_the_ranking_is_sliced_is_a_setting():
     """16 tokens in slices of 4 and half slices of 2, down to three quarters."""
     config = ScoringConfig(candidates=1, mask_ratio=0.25, half_slices=1, sliced_share=0.75)
     assert candidate_ranks(16, config) == [range(1), range(2), range(2, 6), range(6, 10), range(10, 14)]
+
+
+def test_whole_slices_are_screened_together_and_by_halves():
+    """144 tokens: five slices of eight behind three half slices."""
+    config = ScoringConfig()
+    assert screen_ranks(144, config) == [range(12, 52), range(12, 36), range(12, 28), range(36, 52)]
+    assert screen_ranks(0, config) == []
+    assert screen_ranks(144, ScoringConfig(screen=None)) == []
+
+
+def test_each_set_waits_for_the_smallest_one_around_it():
+    ranks = [range(1), range(1, 2), range(4), range(4, 8), range(12, 20), range(12, 52), range(12, 28)]
+    assert parents_of(ranks) == [2, 2, -1, -1, 6, -1, 5]
+
+
+def test_every_candidate_that_waits_lies_in_a_set_of_its_own_row_that_is_tried():
+    visual = torch.zeros(3, 200, dtype=torch.bool)
+    visual[0, 20:56] = True
+    visual[1] = True
+    found = candidates_of(torch.from_numpy(np.random.default_rng(0).random((3, 200))), visual, ScoringConfig())
+    together = torch.cat([found.sets, found.screens], dim=1)
+    for row, parents in enumerate(found.parents.tolist()):
+        for own, around in enumerate(parents):
+            if around >= 0:
+                assert together[row, own].any()
+                assert not (together[row, own] & ~together[row, around]).any()
+    # What waits for nothing covers all that is looked at.
+    first = together & (found.parents < 0)[..., None]
+    assert torch.equal(first.any(1), found.sets.any(1))
+    assert not found.parents[2].ge(0).any()

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from planted import planted_model, planted_rows, write_rows
@@ -16,6 +17,7 @@ from disp.suspicion.support import (
     narrowed,
     negative_log_likelihood,
     preference_for_another,
+    preference_in,
 )
 
 ONE_MASK = torch.ones(1, 4, dtype=torch.bool)
@@ -96,6 +98,34 @@ def test_counterfactual_scores_do_not_depend_on_batches_and_equal_one_by_one(tin
             )
             alone = preference_for_another(tiny_model, one, response[row : row + 1])
             torch.testing.assert_close(found[row, index], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_model_says_behind_the_end_of_an_answer_does_not_count():
+    """Five slots, of which the end of the answer is the third: those of its padding are left out."""
+    response = torch.tensor([[7, 8, 1, 2, 2], [7, 8, 9, 7, 8]])
+    logits = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 5, 12)) * 3)
+    log_p = logits.double().log_softmax(-1)
+    expected = [
+        sum(
+            math.exp(log_p[row, j].max()) * (log_p[row, j].max() - log_p[row, j, response[row, j]]).item()
+            for j in range(slots)
+        )
+        for row, slots in enumerate((3, 5))
+    ]
+    found = preference_in(logits, response, (1, 2))
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=found.dtype), rtol=1e-5, atol=1e-5)
+    logits[0, 3:] = torch.from_numpy(np.random.default_rng(1).standard_normal((2, 12)))
+    assert torch.equal(preference_in(logits, response, (1, 2)), found)
+
+
+def test_likelihood_counts_the_slots_of_the_answer_alone(tiny_model64, queries):
+    prefix = tiny_model64.encode(queries)
+    end, padding = tiny_model64.end_token_ids
+    response = torch.tensor([[10, end, padding, padding]] * len(queries))
+    masks = torch.tensor([[False, False, True, True], [True, True, True, True]])
+    found = negative_log_likelihood(tiny_model64, prefix, response, masks)
+    log_p = _log_probabilities(tiny_model64, prefix, torch.full_like(response, tiny_model64.mask_token_id))
+    torch.testing.assert_close(found.double(), -(log_p[:, 0, 10] + log_p[:, 1, end]) / 2, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

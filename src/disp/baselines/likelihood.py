@@ -14,7 +14,7 @@ from disp.baselines.interface import Assumptions, Filter, Judgement
 from disp.data.sample import Query
 from disp.errors import DispError
 from disp.models.interface import MDLM, Prefix
-from disp.suspicion.support import fixed_masks
+from disp.suspicion.support import answer_slots, fixed_masks
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ def measure(model: MDLM, prefix: Prefix, batch: Sequence[Query], config: Likelih
     """
     texts = [query.response for query in batch]
     response = model.encode_responses(texts, model.gen_length, cut=True).to(prefix.embeds.device)
-    lengths = _lengths(model, response)
-    slots = torch.arange(response.shape[1], device=response.device)
-    own = slots < lengths[:, None]
+    own = answer_slots(response, model.end_token_ids)
+    lengths = own.sum(-1)
     estimates = []
     for index, mask in enumerate(fixed_masks(response.shape[1], config.masks, seed).to(response.device)):
         ratio = (index + 1) / config.masks
@@ -56,12 +55,6 @@ def measure(model: MDLM, prefix: Prefix, batch: Sequence[Query], config: Likelih
         loss = -log_p.gather(-1, response[..., None])[..., 0]
         estimates.append((loss * (own & mask)).sum(-1) / (ratio * lengths))
     return torch.stack(estimates, dim=1).cpu()
-
-
-def _lengths(model: MDLM, response: Tensor) -> Tensor:
-    """Tokens of each answer with its first end token, int64 ``[B]``."""
-    ends = torch.isin(response, torch.tensor(model.end_token_ids, device=response.device))
-    return torch.where(ends.any(-1), ends.int().argmax(-1) + 1, response.shape[1])
 
 
 def judge(values: np.ndarray, config: LikelihoodConfig, seed: int) -> Judgement:

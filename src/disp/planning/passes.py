@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from disp.auditing.cost import TIMED_PASSES
 from disp.auditing.shown import UNFLAGGED_SHOWN
 from disp.decoding.config import DecodeConfig
 from disp.purification.config import PurifyConfig
-from disp.suspicion.candidates import candidate_ranks
+from disp.suspicion.candidates import candidate_ranks, parents_of, screen_ranks
 from disp.suspicion.config import ScoringConfig
 from disp.suspicion.support import COUNTERFACTUAL_ROWS
 from disp.training.config import TrainConfig
@@ -66,21 +67,36 @@ def saliency_passes(asked: Sequence[Asked], batch_size: int, probes: int) -> Pas
 
 
 def scoring_passes(asked: Sequence[Asked], config: ScoringConfig) -> Passes:
-    """`disp.suspicion.scoring.score` with counterfactuals: saliency, the given answer, each candidate masked.
+    """`disp.suspicion.scoring.score` with counterfactuals: saliency, each candidate masked.
 
-    At most: the sets of suspicious answers are halved again and again, and here all answers are.
+    At most: sets that lie in a larger one are tried where that one moves an answer, and those of suspicious answers are
+    halved again and again; here all are. Of honest answers few are: `disp.suspicion.config.ScoringConfig.screen`.
     """
     total = saliency_passes(asked, config.batch_size, config.saliency.probes)
     at_once = COUNTERFACTUAL_ROWS * config.batch_size
     for start in range(0, len(asked), config.batch_size):
         batch = asked[start : start + config.batch_size]
+        if config.gen_length is not None:  # saliency may then look at another response, which says nothing of this one
+            total += Passes(1, 0, len(batch))
         sets = [candidate_ranks(each.visual, config) for each in batch]
-        rows = sum(map(len, sets))
-        total += Passes(1 + math.ceil(rows / at_once), 0, len(batch) + rows)
+        # Those that lie in no other set are masked first, then those that lie in them, and so on.
+        depths = Counter(depth for each in batch for depth in _depths(each.visual, config))
+        for rows in depths.values():
+            total += Passes(math.ceil(rows / at_once), 0, rows, at_most=len(depths) > 1)
         halvings = max((len(ranks) for each in sets for ranks in each), default=1).bit_length() - 1
         each_time = math.ceil(2 * len(batch) / at_once)
         total += Passes(halvings * each_time, 0, 2 * halvings * len(batch), at_most=halvings > 0)
     return total
+
+
+def _depths(visual: int, config: ScoringConfig) -> list[int]:
+    """In how many other sets each set that may be masked lies, for a row with so many visual tokens."""
+    parents = parents_of([*candidate_ranks(visual, config), *screen_ranks(visual, config)])
+
+    def depth(index: int) -> int:
+        return 0 if parents[index] < 0 else 1 + depth(parents[index])
+
+    return [depth(index) for index in range(len(parents))]
 
 
 def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:

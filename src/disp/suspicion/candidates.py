@@ -1,7 +1,13 @@
-"""Which sets of visual tokens the counterfactual test masks, one at a time."""
+"""Which sets of visual tokens the counterfactual test masks, one at a time, and which of them only if another moves.
+
+Sets that lie in a larger one are tried where the larger one moves an answer, and are passed over where it does not:
+most answers of a set are honest, and nothing moves them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -12,9 +18,46 @@ from disp.suspicion.config import ScoringConfig
 
 def candidate_ranks(visual: int, config: ScoringConfig) -> list[range]:
     """The ranks that each set of `candidate_sets` holds, in its order, for a row with this many visual tokens."""
+    singles = [range(index, index + 1) for index in range(min(config.candidates, visual))]
+    return singles + [ranks for ranks in _slices(visual, config) if ranks not in singles]
+
+
+def screen_ranks(visual: int, config: ScoringConfig) -> list[range]:
+    """The ranks that are masked at once to see whether a slice in them needs to be looked at: none without a screen.
+
+    All whole slices together, then either half of them, down to two slices. The half slices are looked at in any case.
+    """
+    if config.screen is None:
+        return []
+    found: list[range] = []
+
+    def halve(slices: Sequence[range]) -> None:
+        if len(slices) > 1:
+            found.append(range(slices[0].start, slices[-1].stop))
+            halve(slices[: (len(slices) + 1) // 2])
+            halve(slices[(len(slices) + 1) // 2 :])
+
+    halve(_slices(visual, config)[config.half_slices :])
+    return found
+
+
+def parents_of(sets: Sequence[range]) -> list[int]:
+    """For each of some ranks the index of the smallest others that hold them, -1 where none do."""
+    parents = []
+    for own in sets:
+        around = [
+            index
+            for index, other in enumerate(sets)
+            if len(other) > len(own) and other.start <= own.start and own.stop <= other.stop
+        ]
+        parents.append(min(around, key=lambda index: len(sets[index]), default=-1))
+    return parents
+
+
+def _slices(visual: int, config: ScoringConfig) -> list[range]:
+    """The slices of the ranking of a row with this many visual tokens, half slices first."""
     if visual == 0:
         return []
-    singles = [range(index, index + 1) for index in range(min(config.candidates, visual))]
     size = 1
     while 2 * size <= config.mask_ratio * visual:
         size *= 2
@@ -22,8 +65,41 @@ def candidate_ranks(visual: int, config: ScoringConfig) -> list[range]:
     halves = config.half_slices * half  # the rank at which whole slices begin
     edges = [*range(0, halves, half), *range(halves, int(config.sliced_share * visual), size)]
     edges.append(edges[-1] + (size if edges[-1] >= halves else half))
-    slices = [range(start, min(stop, visual)) for start, stop in pairwise(edges) if start < visual]
-    return singles + [ranks for ranks in slices if ranks not in singles]
+    return [range(start, min(stop, visual)) for start, stop in pairwise(edges) if start < visual]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The sets of visual tokens that are masked for each row of a batch.
+
+    Attributes:
+        sets: bool ``[B, M, P]``, the candidates, see `candidate_sets`.
+        screens: bool ``[B, S, P]``, larger sets that hold several of them, the largest first.
+        parents: int64 ``[B, M + S]``, which set holds each one, counted over candidates and screens; -1 for none.
+    """
+
+    sets: Tensor
+    screens: Tensor
+    parents: Tensor
+
+
+def candidates_of(scores: Tensor, visual_mask: Tensor, config: ScoringConfig) -> Candidates:
+    """What may be masked for each row; the arguments are those of `candidate_sets`.
+
+    Rows that have fewer sets than others end with empty ones, of candidates and of screens.
+    """
+    counts = visual_mask.sum(-1).tolist()
+    sets, screens = ([ranks(count, config) for count in counts] for ranks in (candidate_ranks, screen_ranks))
+    most, more = max(map(len, sets)) or 1, max(map(len, screens))
+    parents = torch.full((len(counts), most + more), -1)
+    for row, (own, around) in enumerate(zip(sets, screens, strict=True)):
+        # Where a row's sets stand among those of the batch.
+        places = torch.tensor([*range(len(own)), *range(most, most + len(around))], dtype=torch.int64)
+        inside = torch.tensor(parents_of([*own, *around]), dtype=torch.int64)
+        parents[row, places] = torch.where(inside < 0, -1, places[inside])
+    return Candidates(
+        _ranked(scores, visual_mask, sets, most), _ranked(scores, visual_mask, screens, more), parents.to(scores.device)
+    )
 
 
 def candidate_sets(scores: Tensor, visual_mask: Tensor, config: ScoringConfig) -> Tensor:
@@ -43,11 +119,14 @@ def candidate_sets(scores: Tensor, visual_mask: Tensor, config: ScoringConfig) -
         bool ``[B, M, P]``, singles first. M is at least 1 and that of the row with the most visual tokens; the others,
         whose sets are those that they would have alone, end with empty ones.
     """
-    each = [candidate_ranks(visual, config) for visual in visual_mask.sum(-1).tolist()]
-    most = max(map(len, each)) or 1
+    return candidates_of(scores, visual_mask, config).sets
+
+
+def _ranked(scores: Tensor, visual_mask: Tensor, each: Sequence[Sequence[range]], count: int) -> Tensor:
+    """The tokens of each row at some ranks, ``count`` sets of them, bool ``[B, count, P]``."""
     bounds = torch.tensor(
-        [[(ranks.start, ranks.stop) for ranks in sets] + [(0, 0)] * (most - len(sets)) for sets in each]
-    )
+        [[(ranks.start, ranks.stop) for ranks in sets] + [(0, 0)] * (count - len(sets)) for sets in each]
+    ).view(len(each), count, 2)
     start, stop = bounds.to(scores.device)[..., None].unbind(2)  # [B, M, 1] each
     # Place of each position in the row's ranking; non-visual positions come last and are struck out below.
     rank = scores.masked_fill(~visual_mask, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)

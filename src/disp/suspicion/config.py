@@ -91,6 +91,8 @@ class ScoringConfig:
         mistake_weight: how much what a model prefers with nothing masked counts against suspicion; see
             `disp.suspicion.support.suspicion_of`.
         kept_effect: share of the best candidate's effect that a smaller set of tokens must have to replace it.
+        screen: nats of suspicion that a set of tokens must bring about for the sets inside it to be tried. What lies in
+            one that brings about less is passed over, and is as little suspicious. None tries every candidate.
         least_suspicion: nats, over the whole response, below which nothing is suspicious: another answer must win
             clearly.
         saliency: the saliency estimator. Candidates reach far down the ranking, which need not be as exact as where
@@ -101,7 +103,7 @@ class ScoringConfig:
     """
 
     mask_ratio: float = MASK_RATIO
-    # With slices from the first rank on, four make 12 passes a row on the built-in model, where twelve made 20.
+    # The size of the first half slice on the built-in model, so that singles are tried where that one moves an answer.
     candidates: int = 4
     # A larger part of what is most salient takes so much of the picture that honest answers flip too.
     half_slices: int = 3
@@ -111,6 +113,9 @@ class ScoringConfig:
     mistake_weight: float = 2.0
     # Four fifths: the smallest set that does nearly all takes least of the picture along when an answer is rewritten.
     kept_effect: float = 0.8
+    # Far below what is suspicious. Masking a third of the picture moves few honest answers, so that five sets are tried
+    # of most rows of the built-in model instead of twelve.
+    screen: float | None = 0.25
     # Another answer that wins by less wins by the accident of decoding.
     least_suspicion: float = 1.0
     saliency: SaliencyConfig = field(default_factory=lambda: SaliencyConfig(probes=SCORING_PROBES))

@@ -57,11 +57,40 @@ def saliency(
     """
     if len(keys) != len(prefix):
         raise ValueError(f"saliency needs one key a row, got {len(keys)} keys for {len(prefix)} rows")
-    length = gen_length or model.gen_length
-    # 1. The first denoising step, differentiable in the prefix's embeddings alone; the logits that count.
-    embeds, logits = first_step(model, prefix, length)
+    # 1. The first denoising step, differentiable in the prefix's embeddings alone.
+    embeds, logits = first_step(model, prefix, gen_length or model.gen_length)
+    return saliency_of_step(model, prefix, keys, config, embeds, logits, block_length=block_length, probes=probes)
+
+
+def saliency_of_step(
+    model: MDLM,
+    prefix: Prefix,
+    keys: Sequence[str],
+    config: SaliencyConfig,
+    embeds: Tensor,
+    logits: Tensor,
+    *,
+    block_length: int | None = None,
+    probes: Tensor | None = None,
+) -> Tensor:
+    """`saliency` from a first step that was taken before, whose graph it frees.
+
+    Args:
+        model: the MDLM.
+        prefix: B rows.
+        keys: one key a row.
+        config: see `SaliencyConfig`.
+        embeds: ``[B, P, d]``, see `first_step`.
+        logits: ``[B, L, V]``.
+        block_length: as of `saliency`.
+        probes: as of `saliency`.
+
+    Returns:
+        float32 ``[B, P]``.
+    """
+    # The logits that count.
     if config.slots == "first block":
-        logits = logits[:, : min(block_length or length, length)]
+        logits = logits[:, : block_length or logits.shape[1]]
     if config.top_logits is not None:
         largest = logits.detach().topk(min(config.top_logits, logits.shape[-1]), dim=-1).indices
         logits = logits.gather(-1, largest)  # [B, G, K]: no probe of the whole vocabulary is formed

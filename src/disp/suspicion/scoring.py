@@ -14,11 +14,19 @@ from disp.data.sample import Query, Sample, queries_of
 from disp.errors import DispError
 from disp.models.interface import MDLM, Prefix
 from disp.scale.workers import ALONE, Workers
-from disp.suspicion.candidates import candidate_sets
+from disp.suspicion.candidates import candidates_of
 from disp.suspicion.config import ScoringConfig
 from disp.suspicion.evidence import Evidence, EvidenceStore
-from disp.suspicion.saliency import saliency
-from disp.suspicion.support import counterfactual_scores, least_effect, narrowed, suspicion_of
+from disp.suspicion.saliency import first_step, saliency_of_step
+from disp.suspicion.support import (
+    counterfactual_scores,
+    least_effect,
+    narrowed,
+    preference_for_another,
+    preference_in,
+    screened_scores,
+    suspicion_of,
+)
 
 
 def score(
@@ -64,9 +72,14 @@ def score_batch(
     """What `score` finds about the turns of one batch, as lines of its file; see `Evidence.to_row`."""
     prefix = model.encode(batch)
     keys = [query.key for query in batch]
-    scores = saliency(model, prefix, keys, config.saliency, config.gen_length, block_length=config.block_length)
+    embeds, logits = first_step(model, prefix, config.gen_length or model.gen_length)
+    base = None
+    if counterfactual and logits.shape[1] == model.gen_length:
+        # The step that saliency looks at is the one that suspicion compares with: no token of the picture is masked.
+        base = preference_in(logits.detach(), given_answers(model, prefix, batch), model.end_token_ids)
+    scores = saliency_of_step(model, prefix, keys, config.saliency, embeds, logits, block_length=config.block_length)
     check_finite(scores, keys)
-    suspicion, chosen = _suspicion(model, prefix, batch, scores, config) if counterfactual else (None, None)
+    suspicion, chosen = _suspicion(model, prefix, batch, scores, base, config) if counterfactual else (None, None)
     rows = []
     for index, key in enumerate(keys):
         visual = prefix.scored(config.saliency.separators)[index]
@@ -82,17 +95,25 @@ def score_batch(
 
 
 def _suspicion(
-    model: MDLM, prefix: Prefix, batch: Sequence[Query], scores: Tensor, config: ScoringConfig
+    model: MDLM, prefix: Prefix, batch: Sequence[Query], scores: Tensor, base: Tensor | None, config: ScoringConfig
 ) -> tuple[Tensor, Tensor]:
-    """Suspicion ``[B]`` of the given answers and the candidate that attains it, bool ``[B, P]``."""
+    """Suspicion ``[B]`` of the given answers and the candidate that attains it, bool ``[B, P]``.
+
+    ``base`` is `preference_for_another` with nothing masked, if it is known.
+    """
     response = given_answers(model, prefix, batch)
-    candidates = candidate_sets(scores, prefix.visual_mask, config)
-    base, each = counterfactual_scores(model, prefix, response, candidates, batch_size=config.batch_size)
+    if base is None:
+        base = preference_for_another(model, prefix, response)
+    tried = candidates_of(scores, prefix.visual_mask, config)
+    moved = config.mistake_weight * base + (-torch.inf if config.screen is None else config.screen)
+    each = screened_scores(model, prefix, response, tried, moved, batch_size=config.batch_size)
     suspicion = suspicion_of(base, each, config.mistake_weight)
     check_finite(suspicion, [query.key for query in batch])
     # The smallest set that does nearly all of it: it takes least of the picture along when the answer is rewritten.
     least = least_effect(base, each, config.kept_effect)
-    best = candidates[torch.arange(len(batch)), (each >= least[:, None]).int().argmax(-1)]
+    best = (each >= least[:, None]).int().argmax(-1)
+    # Where no other answer wins, the most salient token.
+    best = tried.sets[torch.arange(len(batch)), best.where(suspicion > 0, 0)]
     rows = (suspicion > config.least_suspicion).nonzero()[:, 0]
     if len(rows):
         best[rows] = narrowed(

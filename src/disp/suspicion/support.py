@@ -15,6 +15,7 @@ from torch import Tensor
 from disp.draws import generator
 from disp.halving import fitting
 from disp.models.interface import MDLM, Prefix
+from disp.suspicion.candidates import Candidates
 
 # Rows a forward pass of the counterfactual test for each row of a batch: nothing is kept for a backward pass.
 COUNTERFACTUAL_ROWS = 2
@@ -35,7 +36,8 @@ def fixed_masks(length: int, count: int, seed: int) -> Tensor:
 def negative_log_likelihood(model: MDLM, prefix: Prefix, response: Tensor, masks: Tensor) -> Tensor:
     """Mean negative log-likelihood of each row's response tokens under fixed masks.
 
-    Computes ``(1/K) Σ_k mean_{j ∈ m_k} −log p(y_j | v, q, y with m_k masked)``.
+    Computes ``(1/K) Σ_k mean_{j ∈ m_k} −log p(y_j | v, q, y with m_k masked)``, over the slots of the answer alone and
+    the K masks that hide some of them.
 
     Args:
         model: the MDLM.
@@ -47,14 +49,16 @@ def negative_log_likelihood(model: MDLM, prefix: Prefix, response: Tensor, masks
         float32 ``[B]`` in nats per token.
     """
     total = torch.zeros(len(prefix), device=response.device)
-    counted = 0
+    counted = torch.zeros_like(total)
     for mask in masks.to(response.device):
-        if not mask.any():
+        hidden = mask & answer_slots(response, model.end_token_ids)
+        if not hidden.any():
             continue
         noised = torch.where(mask, model.mask_token_id, response)
         log_p = model.denoise(prefix, noised).float().log_softmax(-1)
-        total -= log_p.gather(-1, response[..., None])[..., 0][:, mask].mean(-1)
-        counted += 1
+        losses = -log_p.gather(-1, response[..., None])[..., 0] * hidden
+        total += losses.sum(-1) / hidden.sum(-1).clamp(min=1)
+        counted += hidden.any(-1)
     return total / counted
 
 
@@ -73,20 +77,51 @@ def likelihood_gap(
 def preference_for_another(model: MDLM, prefix: Prefix, response: Tensor) -> Tensor:
     """How confidently the model prefers another answer over the given one, at the all-masked first step.
 
-    Computes ``c = Σ_j p_j(ŷ_j) · [log p_j(ŷ_j) − log p_j(y_j)]`` with ``ŷ_j = argmax p_j``.
-
     Args:
         model: the MDLM.
         prefix: B rows.
         response: int64 ``[B, L]``, the given answers.
 
     Returns:
+        float32 ``[B]`` in nats; see `preference_in`.
+    """
+    logits = model.denoise(prefix, torch.full_like(response, model.mask_token_id))
+    return preference_in(logits, response, model.end_token_ids)
+
+
+@torch.no_grad()
+def preference_in(logits: Tensor, response: Tensor, end_token_ids: Sequence[int]) -> Tensor:
+    """`preference_for_another` from the logits of that step.
+
+    Computes ``c = Σ_j p_j(ŷ_j) · [log p_j(ŷ_j) − log p_j(y_j)]`` with ``ŷ_j = argmax p_j``, over the slots of the given
+    answer (`answer_slots`). What a model would say behind its end was not learnt by every family, and is never read.
+
+    Args:
+        logits: ``[B, L, V]``.
+        response: int64 ``[B, L]``.
+        end_token_ids: the model's.
+
+    Returns:
         float32 ``[B]`` in nats; 0 where the given answer is the model's own.
     """
-    log_p = model.denoise(prefix, torch.full_like(response, model.mask_token_id)).float().log_softmax(-1)
+    log_p = logits.float().log_softmax(-1)
     best = log_p.amax(-1)
     given = log_p.gather(-1, response[..., None])[..., 0]
-    return (best.exp() * (best - given)).sum(-1)
+    return (best.exp() * (best - given) * answer_slots(response, end_token_ids)).sum(-1)
+
+
+def answer_slots(response: Tensor, end_token_ids: Sequence[int]) -> Tensor:
+    """The slots up to the first end token, that one included, or all slots of an answer without one.
+
+    Args:
+        response: int64 ``[B, L]``.
+        end_token_ids: the model's.
+
+    Returns:
+        bool ``[B, L]``.
+    """
+    ends = torch.isin(response, torch.tensor(end_token_ids, device=response.device)).int()
+    return ends.cumsum(-1) == ends
 
 
 def counterfactual_scores(
@@ -112,6 +147,35 @@ def counterfactual_scores(
         owner = filled.nonzero()[:, 0]
         each[filled] = _preferences(model, prefix, response, owner, candidates[filled], batch_size)
     return base, each
+
+
+def screened_scores(
+    model: MDLM, prefix: Prefix, response: Tensor, tried: Candidates, least: Tensor, *, batch_size: int
+) -> Tensor:
+    """`preference_for_another` with each candidate masked that lies in no larger set, or in one that moves the answer.
+
+    Whether a set is tried depends on its own row alone.
+
+    Args:
+        model: the MDLM.
+        prefix: B rows.
+        response: int64 ``[B, L]``.
+        tried: the sets of visual tokens to mask, one at a time.
+        least: float ``[B]``, what `preference_for_another` must exceed with a set masked for those in it to be tried.
+        batch_size: as of `counterfactual_scores`.
+
+    Returns:
+        float32 ``[B, M]``, -inf for a candidate that is empty or was passed over.
+    """
+    sets = torch.cat([tried.sets, tried.screens], dim=1)
+    filled, inside = sets.any(-1), tried.parents >= 0
+    each = torch.full(sets.shape[:2], -torch.inf, device=sets.device)
+    due = filled & ~inside
+    while due.any():
+        each[due] = _preferences(model, prefix, response, due.nonzero()[:, 0], sets[due], batch_size)
+        moved = due & (each > least[:, None])
+        due = filled & inside & moved.gather(1, tried.parents.clamp(min=0))
+    return each[:, : tried.sets.shape[1]]
 
 
 def _preferences(
