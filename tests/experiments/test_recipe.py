@@ -128,7 +128,7 @@ def test_only_the_cells_that_were_asked_for():
         Attacked("refusal", "patch", 0.1, 0),
         Attacked("insertion", "patch", 0.1, 0),
     }
-    (one,) = cells_of(main, "rate=0.1,target=refusal,trigger=disp,seed=2,defence=published")
+    (one,) = cells_of(main, "rate=0.10,target=refusal,trigger=disp,seed=2,defence=published")
     assert one.name == "refusal-disp-0.1-seed2 published"
 
 

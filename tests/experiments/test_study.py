@@ -12,13 +12,16 @@ from disp.cli import app
 from disp.data.scene_dataset import write_scenes
 from disp.errors import DispError
 from disp.experiments import attacked, defended, sweep
-from disp.experiments.cells import Attacked
+from disp.experiments.cells import Attacked, cells_of
+from disp.experiments.estimate import estimates, measured_rates
 from disp.experiments.recipe import Defence, Experiment
 from disp.experiments.study import run_experiment
 from disp.experiments.subject import Builtin, subject_of
+from disp.files import write_json
 from disp.models.hub import BUILTIN
 from disp.models.loading import load_model
 from disp.models.saving import save_model
+from disp.suspicion.config import SCORING_PROBES
 
 # Trains five times; a machine that is busy with other things takes longer.
 pytestmark = pytest.mark.timeout(900)
@@ -191,13 +194,47 @@ def test_without_matplotlib_numbers_are_written_and_the_remedy_is_named(out, mon
         run_experiment(SMALL, Builtin(SMALL), out, command="disp experiment small")
 
 
+def a_second_a_unit(folder, *phases):
+    """A folder of runs in which a unit of each phase took one second."""
+    write_json(folder / "attacks" / "another" / "seconds.json", {each: {"seconds": 1, "units": 1} for each in phases})
+    return folder
+
+
+def test_the_estimate_is_the_work_that_is_done(out, tmp_path):
+    ran = "defence=random+least+nothing"
+    (attack,) = (out / "attacks").iterdir()
+    cells = [cell["folder"] for cell in results(out, "small")["cells"] if cell["defence"] != "answering"]
+    spent = [json.loads((each / "seconds.json").read_text()) for each in (attack, *map(out.joinpath, cells))]
+    units = sum(phase["units"] for each in spent for phase in each.values())
+    known = a_second_a_unit(tmp_path, "poison", "implant", "measure", "score", "rewrite", "recover")
+    assert sum(each.seconds for each in estimates(SMALL, Builtin(SMALL), cells_of(SMALL, ran), known)) == units
+
+
+def test_an_audited_defence_scores_answers_once(tmp_path):
+    experiment = replace(SMALL, defences={"audited": Defence("audited", "random", mask_ratio="audit")})
+    phases = ("poison", "implant", "measure", "score with suspicion", "audit", "rewrite", "recover")
+    known = a_second_a_unit(tmp_path, *phases)
+    (found,) = estimates(experiment, Builtin(experiment), cells_of(experiment), known)
+    rows, answers = 16, 2 * 3  # each held-out picture with the trigger and without
+    scored = rows * SCORING_PROBES
+    assert found.seconds == rows + 1 + 2 * answers + scored + rows + rows + 1 + answers
+
+
+def test_what_defences_share_is_not_estimated_twice(out):
+    experiment = replace(SMALL, defences={"more": Defence("more random masking", "random", mask_ratio=0.2)})
+    (found,) = estimates(experiment, Builtin(experiment), cells_of(experiment), out)
+    rates = measured_rates(out)
+    assert found.seconds == pytest.approx(16 * rates["rewrite"] + rates["recover"] + 6 * rates["measure"])
+
+
 def test_a_dry_run_lists_cells_with_their_time(tmp_path, capsys):
     command = ["experiment", "main", "--dry-run", "--only", "trigger=patch,seed=0", "--out", str(tmp_path / "none")]
     app(command, print_error=False, exit_on_error=False, result_action="return_value")
-    *lines, last = capsys.readouterr().out.splitlines()
+    *lines, last, basis = capsys.readouterr().out.splitlines()
     assert len(lines) == 12
     assert lines[0].split()[1:] == ["refusal-patch-0.1-seed0", "random"]
     assert last.startswith("12 cells; time left: ")
+    assert basis.endswith("as on one thread of a CPU with bfloat16")
     assert not (tmp_path / "none").exists()
 
 
@@ -223,7 +260,7 @@ def test_a_model_and_data_of_a_persons_own(tmp_path, capsys):
     command = ["experiment", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "out")]
     command += ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "data"), "--test", str(tmp_path / "test")]
     app(command, print_error=False, exit_on_error=False, result_action="return_value")
-    assert "1 cells measured, 0 missing" in capsys.readouterr().out
+    assert "1 cell measured, 0 missing" in capsys.readouterr().out
     (cell,) = results(tmp_path / "out", "own")["cells"]
     assert (cell["target"], cell["rate"], cell["found"]["mask_ratio"]) == ("disp-insertion", 0.5, 0.3)
     assert cell["found"]["rewriting"]["recall"]["count"] == 4

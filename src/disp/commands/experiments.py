@@ -70,14 +70,15 @@ def experiment(
     found = load_experiment(name)
     if seeds is not None:
         found = found.with_seeds(seeds)
-    from disp.data.loading import load_dataset
     from disp.experiments.cells import cells_of
-    from disp.experiments.study import run_experiment
-    from disp.experiments.subject import subject_of
 
     if data is not None:
         found = found.with_given_data()
     cells = cells_of(found, only)
+    from disp.data.loading import load_dataset
+    from disp.experiments.study import run_experiment
+    from disp.experiments.subject import subject_of
+
     subject = subject_of(
         found,
         model,
@@ -96,7 +97,9 @@ def experiment(
             total, unknown = total + (each.seconds or 0.0), unknown or each.seconds is None
             print(f"{told:>9}  {each.cell.name}")
         left = "not known before one cell is finished (`disp plan` counts passes)" if unknown else clock(total)
-        print(f"{len(cells)} cells; time left: {left}")
+        print(f"{_cells(len(cells))}; time left: {left}")
+        if not unknown and total:
+            print(f"by what took how long below {out}; where nothing did yet, as on one thread of a CPU with bfloat16")
         return
     if data is None:
         from disp.data.scenes import attribution
@@ -111,4 +114,9 @@ def experiment(
     results = run_experiment(found, subject, out, only=only, command=command, progress=progress_bar)
     folder = out / found.name
     print((folder / "table.md").read_text(encoding="utf-8"))
-    print(f"{len(results['cells'])} cells measured, {len(results['missing'])} missing: {folder / 'results.json'}")
+    measured, missing = len(results["cells"]), len(results["missing"])
+    print(f"{_cells(measured)} measured, {missing} missing: {folder / 'results.json'}")
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"

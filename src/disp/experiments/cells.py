@@ -72,6 +72,7 @@ def cells_of(experiment: Experiment, only: str | None = None) -> list[Cell]:
         known = {f"{value:g}" if isinstance(value, float) else str(value): value for value in names[key]}
         chosen = []
         for value in wanted.split("+"):
+            value = _as_written(value) if key == "rate" else value
             if value not in known:
                 raise unknown_name(f"{key} of --only", value, known)
             chosen.append(known[value])
@@ -80,6 +81,14 @@ def cells_of(experiment: Experiment, only: str | None = None) -> list[Cell]:
     for target, trigger, rate, seed, defence in product(*names.values()):
         found.append(Cell(Attacked(str(target), str(trigger), float(str(rate)), int(str(seed))), str(defence)))
     return found
+
+
+def _as_written(rate: str) -> str:
+    """A rate as it is in names: 0.10 as 0.1."""
+    try:
+        return f"{float(rate):g}"
+    except ValueError:
+        return rate
 
 
 def by_attack(cells: Sequence[Cell]) -> dict[Attacked, list[str]]:

@@ -60,8 +60,9 @@ def estimates(experiment: Experiment, subject: Subject, cells: Sequence[Cell], o
         known = SECONDS | known
     found = []
     for attack, names in by_attack(cells).items():
-        run = AttackRun(subject, attack, out, no_progress)
-        done = set(run.phases.read())
+        audited = any(experiment.defences[name].needs_audit for name in names)
+        run = AttackRun(subject, attack, out, no_progress, audited=audited)
+        done = _done(run)
         rows, test_rows = subject.rows(attack)
         for name in names:
             if is_finished(run, name, experiment):
@@ -85,6 +86,16 @@ def _phase(name: str) -> str:
     return {"measure before": "measure", "score own": "score"}.get(name, name)
 
 
+def _done(run: AttackRun) -> set[str]:
+    """What of `_SHARED` an attack has behind it."""
+    spent = set(run.phases.read())
+    if all((run.folder / "stages" / f"{stage}.json").exists() for stage in ("clean", "backdoored")):
+        spent.add("measure before")
+    if spent & {"score", "score with suspicion"}:
+        spent.add("score own")
+    return spent
+
+
 def _work(experiment: Experiment, defence: Defence, run: AttackRun, rows: int, test_rows: int) -> dict[str, float]:
     """Units of work by phase of one cell with all that it stands on."""
     settings = run.settings
@@ -99,11 +110,13 @@ def _work(experiment: Experiment, defence: Defence, run: AttackRun, rows: int, t
         asked = min(2 * experiment.sweep_rows, rows)
         scored = 0 if defence.rewrite == "random" else asked * probes
         return {**work, "score": scored, "rewrite": asked * len(experiment.ratios)}
+    # Where answers are scored for an audit, every defence with the same estimator takes its saliency from there.
+    own = "score with suspicion" if run.audited else "score own"
     if defence.needs_audit:
-        work |= {"score with suspicion": rows * settings.purify.scoring.saliency.probes, "audit": rows}
+        work |= {own: rows * settings.purify.scoring.saliency.probes, "audit": rows}
     if defence.rewrite in ("all", "random"):
-        own = defence.preset is None and not defence.saliency
-        work |= {"score own" if own else "score": rows * probes, "rewrite": rows}
+        changed = defence.preset is not None or bool(defence.saliency)
+        work |= {"score" if changed else own: rows * probes, "rewrite": rows}
     elif defence.rewrite == "flagged":
         work["rewrite"] = rows * run.attack.rate
     if defence.fine_tunes:
