@@ -234,7 +234,7 @@ def test_a_dry_run_lists_cells_with_their_time(tmp_path, capsys):
     assert len(lines) == 12
     assert lines[0].split()[1:] == ["refusal-patch-0.1-seed0", "random"]
     assert last.startswith("12 cells; time left: ")
-    assert basis.endswith("as on one thread of a CPU with bfloat16")
+    assert basis.endswith("is reckoned for one thread of a CPU with bfloat16")
     assert not (tmp_path / "none").exists()
 
 

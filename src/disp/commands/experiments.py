@@ -99,7 +99,7 @@ def experiment(
         left = "not known before one cell is finished (`disp plan` counts passes)" if unknown else clock(total)
         print(f"{_cells(len(cells))}; time left: {left}")
         if not unknown and total:
-            print(f"by what took how long below {out}; where nothing did yet, as on one thread of a CPU with bfloat16")
+            print(f"measured below {out}; what was never done there is reckoned for one thread of a CPU with bfloat16")
         return
     if data is None:
         from disp.data.scenes import attribution

@@ -20,14 +20,14 @@ from disp.suspicion.config import PROBES
 # of one answer, an audited row, a rewritten answer, an answer of the measurement. Only where no cell is finished on
 # this machine.
 SECONDS = {
-    "poison": 0.01,
+    "poison": 0.002,
     "implant": 0.7,
     "recover": 0.7,
     "score": 0.01,
-    "score with suspicion": 0.029,
+    "score with suspicion": 0.018,
     "audit": 0.1,
-    "rewrite": 0.033,
-    "measure": 0.062,
+    "rewrite": 0.021,
+    "measure": 0.031,
 }
 
 
