@@ -1,5 +1,6 @@
 """Who else says a proven phrase: who has its trigger in the picture, and who loses it under larger masks."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -20,11 +21,14 @@ from planted import (
 
 from disp.auditing import extension
 from disp.auditing.audit import audit
-from disp.auditing.extension import extended, gives_way
+from disp.auditing.extension import extended, gives_way, planted_holders
 from disp.auditing.finder_config import PhrasesConfig
 from disp.auditing.finders import patterns
 from disp.auditing.hypothesis import Finding, Hypothesis
 from disp.auditing.phrases import phrase_of, phrase_words
+from disp.scale.ranks import Place
+from disp.scale.shared import Patience, Ranks
+from disp.scale.workers import ALONE
 from disp.suspicion.carriers import Pattern
 from disp.suspicion.scoring import score
 
@@ -56,6 +60,39 @@ def test_others_who_say_a_proven_phrase_are_found_under_larger_masks(model, tmp_
     assert any(reason.startswith("4 more samples say it") for reason in found.reasons)
     written = {row["id"]: row for row in evidence_rows(tmp_path / "out")}
     assert {written[key]["cluster"] for key in finding.more} == {0}
+
+
+def test_several_processes_look_for_them_together_and_go_on_where_they_were_stopped(model, tmp_path, monkeypatch):
+    dataset = write_rows(tmp_path / "data", [*honest_rows(), *wide_rows()])
+    evidence = score(model, dataset.samples, audit_config().scoring)
+    for key in ("w0#0", "w1#0", "w2#0"):
+        saliency = tuple(float(cell in (7, 28)) for cell in range(36))
+        evidence[key] = replace(evidence[key], saliency=saliency, suspicion=0.0, hangs_on=())
+    phrase = phrase_of(REFUSAL, phrase_words(REFUSAL), PhrasesConfig())
+    finding = Finding(Hypothesis("tokens", phrase, (), 0, 1e-6), confirmed=True)
+    config = replace(audit_config(), scoring=replace(audit_config().scoring, batch_size=1))
+
+    def look(file, workers=ALONE):
+        return planted_holders(model, dataset.samples, finding, evidence, config, file=file, workers=workers)
+
+    alone = look(tmp_path / "one.jsonl")
+    assert {"w0#0", "w1#0", "w2#0"} <= alone.keys()
+    by_rank, shared = {}, tmp_path / "two.jsonl"
+
+    def run(rank):
+        by_rank[rank] = look(shared, Ranks(place=Place(rank, 2), patience=Patience(between=0.01, silence=20)))
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert by_rank == {0: alone, 1: alone}
+    assert shared.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    asked = []
+    monkeypatch.setattr(extension, "hold_batch", lambda *rest, **options: asked.append(rest) or [])
+    assert look(shared) == alone
+    assert not asked
 
 
 @pytest.mark.parametrize(

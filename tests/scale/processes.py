@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,6 +42,16 @@ def write_set(folder: Path, count: int) -> Path:
 
 def started(arguments: Sequence[object], log: Path, environment: Mapping[str, str]) -> int:
     """A process that runs a command; its number."""
+
+    def command():
+        sys.argv = ["disp", *map(str, arguments)]
+        cli.main()
+
+    return forked(command, log, environment)
+
+
+def forked(work: Callable[[], object], log: Path, environment: Mapping[str, str]) -> int:
+    """A process that does something; its number."""
     child = os.fork()
     if child:
         return child
@@ -53,9 +63,8 @@ def started(arguments: Sequence[object], log: Path, environment: Mapping[str, st
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.update(environment)
-        sys.argv = ["disp", *map(str, arguments)]
         try:
-            cli.main()
+            work()
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0

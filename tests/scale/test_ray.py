@@ -118,7 +118,7 @@ def test_a_driver_that_is_killed_with_its_head_goes_on_where_it_was(make_model, 
         driver = psutil.Popen(words, env=environment, stdout=file, stderr=file)
     until = time.monotonic() + 300
     while not (parts := [*out.glob("scores.jsonl.parts/*/driver/rows.jsonl")]) or not parts[0].stat().st_size:
-        assert time.monotonic() < until and driver.is_running(), log.read_text()
+        assert time.monotonic() < until and driver.poll() is None, log.read_text()
         time.sleep(0.001)
     for process in (driver, *driver.children(recursive=True)):  # Ray's head and the actors too
         with suppress(psutil.NoSuchProcess):

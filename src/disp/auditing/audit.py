@@ -77,8 +77,8 @@ def audit(
         evidence: what `disp.suspicion.scoring.score` found before, if it was run already.
         truth: the manifest of a planted attack, to measure the audit itself; it decides nothing.
         name: how the report calls the model.
-        workers: who scores, and who gives the answers that people are shown; see `disp.scale`. Of several processes
-            each takes the steps between, and the one that leads writes the record.
+        workers: who scores, asks who else says a proven phrase, and gives the answers that people are shown; see
+            `disp.scale`. Of several processes each takes the other steps, and the one that leads writes the record.
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
@@ -116,6 +116,8 @@ def audit(
         evidence=evidence,
         config=config,
         progress=progress,
+        folder=out,
+        workers=workers,
     )
     # 3 to 8. Each finder proposes phrases, which are tested (4). Where pictures were compared, each row is then claimed
     # by one of the phrases.

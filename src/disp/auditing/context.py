@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from disp.auditing.carriers import region_of
 from disp.auditing.config import AuditConfig
@@ -13,6 +14,7 @@ from disp.data.index import Index
 from disp.data.sample import Query, Sample
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
+from disp.scale.workers import ALONE, Workers
 from disp.suspicion.carriers import Region
 from disp.suspicion.evidence import Evidence
 
@@ -30,6 +32,8 @@ class Context:
         evidence: of every turn, by key.
         config: see `AuditConfig`.
         progress: see `disp.progress`.
+        folder: of the run, for results of long steps; None to keep them nowhere.
+        workers: who does long steps; see `disp.scale`.
         hypotheses: all that was proposed so far, tested or not.
         findings: what came of those that were tested, without those whose phrase does not hang on anything.
         explained: ids of the samples whose pictures were proven to carry the trigger of a phrase.
@@ -44,6 +48,8 @@ class Context:
     evidence: Mapping[str, Evidence]
     config: AuditConfig
     progress: ProgressBar
+    folder: Path | None = None
+    workers: Workers = ALONE
     hypotheses: tuple[Hypothesis, ...] = ()
     findings: tuple[Finding, ...] = ()
     explained: frozenset[str] = frozenset()

@@ -7,8 +7,13 @@ where a thing is misnamed, its right name appears. Of a sentence that recurs wha
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,8 +25,8 @@ from disp.auditing.phrases import holds, joined, phrase_words
 from disp.auditing.proof import evidence_of
 from disp.data.sample import Query, Sample, queries_of
 from disp.decoding.generate import answers_of
-from disp.halving import fitting
 from disp.models.interface import MDLM
+from disp.scale.workers import ALONE, Workers
 from disp.suspicion.evidence import Evidence, salient_masks, sample_suspicion, suspicious_query
 from disp.suspicion.scoring import suspicion_under
 
@@ -83,7 +88,16 @@ def _with_other_holders(context: Context, finding: Finding, claimed: set[str]) -
         more |= _hanging_on_little(context, [sample for sample in left if sample.id not in more], finding)
         left = [sample for sample in left if sample.id not in more]
         with context.progress(f"looking for more that say {phrase.text[:40]!r}", len(left)) as advance:
-            found = planted_holders(context.model, left, finding, context.evidence, config, progress=advance)
+            found = planted_holders(
+                context.model,
+                left,
+                finding,
+                context.evidence,
+                config,
+                file=None if context.folder is None else context.folder / _file_of(finding),
+                workers=context.workers,
+                progress=advance,
+            )
         context = context.knowing(found)
         more |= context.index.ids_of(found)
     # 3. Whose pictures have the copy.
@@ -104,6 +118,24 @@ def _with_other_holders(context: Context, finding: Finding, claimed: set[str]) -
     return context, finding
 
 
+@dataclass(frozen=True)
+class Holder:
+    """One turn whose answer holds a proven phrase.
+
+    Attributes:
+        query: the turn.
+        own: its evidence.
+    """
+
+    query: Query
+    own: Evidence
+
+    @property
+    def key(self) -> str:
+        """That of the query."""
+        return self.query.key
+
+
 def planted_holders(
     model: MDLM,
     samples: Sequence[Sample],
@@ -111,6 +143,8 @@ def planted_holders(
     evidence: Mapping[str, Evidence],
     config: AuditConfig,
     *,
+    file: Path | None = None,
+    workers: Workers = ALONE,
     progress: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Evidence]:
     """Answers that hold a proven phrase, and lose it when more of the most salient tokens are masked.
@@ -123,12 +157,14 @@ def planted_holders(
         finding: of a phrase that was proven.
         evidence: of every turn.
         config: how samples are scored and answers decoded, and how much is masked.
+        file: JSONL file that results are appended to; turns that it holds are not asked for again.
+        workers: who asks; see `disp.scale`.
         progress: called with the number of answers finished.
 
     Returns:
         New evidence by key: the tokens that were masked when the phrase went, and the suspicion under that mask.
     """
-    phrase, scoring = finding.phrase, config.scoring
+    phrase = finding.phrase
     found: dict[str, Evidence] = {}
     left: list[Query] = []
     if phrase.long or finding.instead:
@@ -139,35 +175,57 @@ def planted_holders(
         )
         left = [query for query, text in zip(left, said, strict=True) if holds(text, phrase.words)]
 
-    def holding(batch: Sequence[Query]) -> dict[str, Evidence]:
-        lost: dict[str, Evidence] = {}
-        prefix = model.encode(batch)
-        masks = [salient_masks(batch, prefix.visual_mask, evidence, ratio) for ratio in config.extension.ratios]
-        suspicion = suspicion_under(model, prefix, batch, torch.stack(masks, dim=1), scoring)
-        for masked, values in zip(masks, suspicion.unbind(1), strict=True):
-            # Where the model does not say it in the first place, masking proves nothing.
-            rows = [
-                row
-                for row, query in enumerate(batch)
-                if query.key not in lost and values[row] > scoring.least_suspicion
-            ]
-            if not rows:
-                continue
-            index = torch.tensor(rows, device=masked.device)
-            hidden = prefix.select(index).with_masked(masked[index], model.mask_embedding)
-            keys = [batch[row].key for row in rows]
-            answers = answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
-            for row, answer in zip(rows, answers, strict=True):
-                query = batch[row]
-                if gives_way(finding, query.response, answer):
-                    tokens = tuple(masked[row, prefix.visual_mask[row]].nonzero()[:, 0].tolist())
-                    lost[query.key] = replace(evidence[query.key], suspicion=float(values[row]), hangs_on=tokens)
-        return lost
+    def keep(row: dict[str, Any]) -> None:
+        if row["hangs_on"] is not None:
+            own = evidence[row["key"]]
+            found[own.key] = replace(own, suspicion=row["suspicion"], hangs_on=tuple(row["hangs_on"]))
 
-    for batch, lost in fitting(model, holding, left, scoring.batch_size):
-        found |= lost
-        progress(len(batch))
+    # What a worker is sent need not hold what other turns are known by.
+    alone = replace(finding, hypothesis=replace(finding.hypothesis, evidence={}))
+    workers.work(
+        model,
+        [Holder(query, evidence[query.key]) for query in left],
+        partial(hold_batch, finding=alone, config=config),
+        size=config.scoring.batch_size,
+        file=file,
+        keep=keep,
+        progress=progress,
+    )
     return found
+
+
+def hold_batch(model: MDLM, batch: Sequence[Holder], *, finding: Finding, config: AuditConfig) -> list[dict[str, Any]]:
+    """Under which mask each answer of a batch loses the phrase, if under any, as lines of `planted_holders`' file."""
+    scoring, queries = config.scoring, [each.query for each in batch]
+    evidence = {each.key: each.own for each in batch}
+    rows: dict[str, dict[str, Any]] = {key: {"key": key, "suspicion": None, "hangs_on": None} for key in evidence}
+    prefix = model.encode(queries)
+    masks = [salient_masks(queries, prefix.visual_mask, evidence, ratio) for ratio in config.extension.ratios]
+    suspicion = suspicion_under(model, prefix, queries, torch.stack(masks, dim=1), scoring)
+    for masked, values in zip(masks, suspicion.unbind(1), strict=True):
+        # Where the model does not say it in the first place, masking proves nothing.
+        asked = [
+            place
+            for place, query in enumerate(queries)
+            if rows[query.key]["hangs_on"] is None and values[place] > scoring.least_suspicion
+        ]
+        if not asked:
+            continue
+        index = torch.tensor(asked, device=masked.device)
+        hidden = prefix.select(index).with_masked(masked[index], model.mask_embedding)
+        keys = [queries[place].key for place in asked]
+        answers = answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
+        for place, answer in zip(asked, answers, strict=True):
+            query = queries[place]
+            if gives_way(finding, query.response, answer):
+                tokens = masked[place, prefix.visual_mask[place]].nonzero()[:, 0].tolist()
+                rows[query.key] |= {"suspicion": float(values[place]), "hangs_on": tokens}
+    return list(rows.values())
+
+
+def _file_of(finding: Finding) -> str:
+    """The name of the file of `planted_holders`; each phrase has its own."""
+    return f"holders-{hashlib.sha256(json.dumps(finding.phrase.words).encode()).hexdigest()[:8]}.jsonl"
 
 
 def gives_way(finding: Finding, given: str, answer: str) -> bool:

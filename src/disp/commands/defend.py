@@ -27,7 +27,6 @@ from disp.commands.scoring import AUDITING, ESTIMATING, REWRITING, Auditing, Est
 from disp.commands.sharing import SHARING, Sharing, bar_of
 from disp.commands.training import RECOVERY, Recovery
 from disp.commands.treating import TREATING, Treating, what_was_done, why_left_out
-from disp.progress import progress_bar
 
 
 @app.command
@@ -168,6 +167,7 @@ def defend(
     treating: Treating = TREATING,
     seed: Seed = 0,
     auditing: Auditing = AUDITING,
+    sharing: Sharing = SHARING,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
 ) -> None:
@@ -195,16 +195,22 @@ def defend(
     """
     from disp.defence.defend import DefenceConfig
     from disp.defence.defend import defend as run
+    from disp.errors import DispError
     from disp.report.html import write_report
-    from disp.scale.workers import ALONE
 
     if preset is not None and recovery.recipe is None:
         recovery = replace(recovery, recipe="disp")
     training = recovery.config(seed)
     treating.check()
-    dataset = rows.load(data, pictures=False, pictured=True)  # they are looked at in the run
+    if sharing.engine == "ray":
+        raise DispError(
+            "disp defend is for processes that torchrun or Slurm starts: actors of Ray would keep the model that is "
+            "defended; run disp audit, purify and train one after the other, with --engine ray"
+        )
+    workers, runtime = sharing.workers(model, runtime), sharing.runtime(runtime)
+    dataset = rows.load(data, pictures=False, pictured=True, quiet=not workers.leads)  # they are looked at in the run
     treatment = treating.treatment(dataset, rows)
-    size = SHARING.batch_size(auditing.batch_size, model, dataset.samples, runtime, ALONE, work="scores", folder=out)
+    size = sharing.batch_size(auditing.batch_size, model, dataset.samples, runtime, workers, work="scores", folder=out)
     audited = auditing.config(seed, size, text_rows=rows.allow_text_rows)
     config = DefenceConfig(
         audit=audited,
@@ -224,8 +230,11 @@ def defend(
         strict=rows.strict,
         treatment=treatment,
         load=runtime.load,
-        progress=progress_bar,
+        workers=workers,
+        progress=bar_of(workers),
     )
+    if not workers.leads:  # the rest is the first process's to tell
+        return
     list_problems((*found.dataset.problems[len(dataset.problems) :], *found.untrained, *found.untrusted))
     print("\n".join((f"Verdict: {found.before.verdict}", *found.before.reasons)))
     print(f"Report: {write_report(out / 'audit')}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +21,9 @@ from disp.data.dataset import Dataset, Problem
 from disp.data.loading import load_dataset
 from disp.data.sample import ImageSource, Sample, queries_of
 from disp.decoding.profiles import ProfileName
+from disp.defence.config import DefenceConfig
 from disp.draws import generator
-from disp.errors import DispError, unknown_name
+from disp.errors import DispError
 from disp.evaluation.rewriting import RewritingLoss, rewriting_loss
 from disp.files import claim, write_atomically, write_json
 from disp.locks import alone
@@ -34,43 +35,11 @@ from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
 from disp.purification.purify import Purified, purify
 from disp.purification.remedies import REWRITE, Treatment
+from disp.scale.workers import ALONE, Workers
 from disp.suspicion.carriers import Pattern
 from disp.suspicion.masking import Substitute
 from disp.training.config import TrainConfig, devices_of_run
 from disp.training.train import check_training, train
-
-
-@dataclass(frozen=True)
-class DefenceConfig:
-    """How a model is defended.
-
-    Attributes:
-        audit: how the dataset is audited.
-        training: how the model is fine-tuned on the purified set.
-        rounds: how often at most auditing, purification and training are done; a further round is done while the
-            re-audit of the recovered model still finds evidence.
-        probes: pictures on which the recovered model is asked again, with and without the trigger candidate.
-        under_patterns: unflagged samples that found patterns are laid over for the fine-tuning, at most.
-        preset: "published" rewrites every row as the scripts of DiSP's authors do, whatever the audit finds; see
-            `PurifyConfig.published`. None rewrites what the audit flags.
-        profile: how new answers are decoded, a name of `disp.decoding.profiles.PROFILES`. The audits decode exactly.
-        substitute: what a masked token becomes while answers are rewritten, see `disp.suspicion.masking.hide`.
-    """
-
-    audit: AuditConfig = field(default_factory=AuditConfig)
-    training: TrainConfig = field(default_factory=TrainConfig)
-    rounds: int = 1
-    probes: int = 64
-    under_patterns: int = 1000
-    preset: Literal["published"] | None = None
-    profile: ProfileName = "exact"
-    substitute: Substitute = "mask"
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise DispError(f"rounds must be at least 1, got {self.rounds}")
-        if self.preset not in (None, "published"):
-            raise unknown_name("preset", self.preset, ("published",))
 
 
 @dataclass(frozen=True)
@@ -115,6 +84,7 @@ def defend(
     truth: Path | None = None,
     treatment: Treatment = REWRITE,
     load: Callable[[str | Path], MDLM] = load_model,
+    workers: Workers = ALONE,
     progress: ProgressBar = no_progress,
 ) -> Defence:
     """Audit a model's fine-tuning set and, where there is evidence, purify the set, retrain the model and check it.
@@ -135,6 +105,8 @@ def defend(
         treatment: what is done with the rows that count as poisoned, and what a person decided. A row decided to be
             poisoned is treated even where the audit finds nothing.
         load: loads a model, to choose its device and precision.
+        workers: who scores, rewrites, and gives the answers that people are shown; see `disp.scale`. The first process
+            trains while the others wait, and writes what is written. Not actors of Ray: they keep the first model.
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
@@ -155,10 +127,20 @@ def defend(
         dataset = without_damaged_pictures(dataset, strict=strict, progress=advance)
     if strict:
         with_fitting_answers(dataset, current, strict=True)
-    before = audit(current, dataset, config.audit, out / "audit", truth=truth, name=str(model), progress=progress)
+    before = audit(
+        current,
+        dataset,
+        config.audit,
+        out / "audit",
+        truth=truth,
+        name=str(model),
+        workers=workers,
+        progress=progress,
+    )
     decided, data = _decided(before, dataset, treatment), dataset
     if not decided.flagged and config.preset is None:
-        write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0, **treatment.summary()})
+        if workers.leads:
+            write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0, **treatment.summary()})
         return Defence(
             dataset=dataset, before=before, after=None, model=None, data=None, left_out=(), untrained=(), residual=()
         )
@@ -182,13 +164,14 @@ def defend(
                 treatment=in_round,
                 profile=config.profile,
                 substitute=config.substitute,
+                workers=workers,
                 progress=progress,
             )
             samples = recovery_samples(cleaned, decided, config.audit.seed, most=config.under_patterns)
         else:
             settings = PurifyConfig.published(current, seed=config.audit.seed, batch_size=config.audit.batch_size)
             settings = settings.with_profile(current, config.profile, config.substitute)
-            cleaned = purify(current, data, settings, purified, treatment=in_round, progress=progress)
+            cleaned = purify(current, data, settings, purified, treatment=in_round, workers=workers, progress=progress)
             samples = list(cleaned.dataset.samples)
         left_out += cleaned.left_out
         restored += cleaned.restored
@@ -203,16 +186,18 @@ def defend(
             "under_patterns": config.under_patterns,
             "training": asdict(config.training),
         }
+        workers.wait_for(folder / "recovery.json")
         claim(folder / "recovery.json", recovery, "a recovered model")
-        if not (folder / "train.json").exists():
-            training = config.training.for_turns(len(queries_of(fitting.samples)), devices_of_run())
-            with progress("training", training.steps) as advance:
-                train(load(start or model), fitting.samples, training, folder, progress=advance)
+        workers.first_does(
+            folder / "train.json",
+            partial(_train, partial(load, start or model), fitting.samples, config.training, folder, progress),
+        )
         # 3. Look again, at the data that could plant the backdoor, with the model that should have lost it.
         recovered = folder / "adapter" if config.training.saves_adapter_alone else folder
         current, data = load(recovered), load_dataset(cleaned.dataset.path, dataset.image_root)
         again = replace(config.audit, learnt_only=True)
-        found = audit(current, dataset, again, out / f"verify{suffix}", name=str(recovered), progress=progress)
+        verified = out / f"verify{suffix}"
+        found = audit(current, dataset, again, verified, name=str(recovered), workers=workers, progress=progress)
         rounds.append(
             {
                 "rewritten": len(cleaned.rewritten),
@@ -240,10 +225,11 @@ def defend(
         "residual": residual,
         **treatment.summary(),
     }
-    # The report on the given model tells what became of it.
-    verified = json.loads((out / f"verify{suffix}" / "audit.json").read_text(encoding="utf-8"))
-    write_json(out / "audit" / "verify.json", {**verified, "residual": residual})
-    write_json(out / "defence.json", summary)
+    if workers.leads:
+        # The report on the given model tells what became of it.
+        told = json.loads((verified / "audit.json").read_text(encoding="utf-8"))
+        write_json(out / "audit" / "verify.json", {**told, "residual": residual})
+        write_json(out / "defence.json", summary)
     return Defence(
         dataset=dataset,
         before=before,
@@ -256,6 +242,25 @@ def defend(
         restored=restored,
         untrusted=untrusted,
     )
+
+
+def _train(
+    load: Callable[[], MDLM],
+    samples: Sequence[Sample],
+    config: TrainConfig,
+    folder: Path,
+    progress: ProgressBar,
+    further: Callable[[], None],
+) -> None:
+    """Fine-tune a model, and call ``further`` after each step; see `Workers.first_does`."""
+    training = config.for_turns(len(queries_of(samples)), devices_of_run())
+    with progress("training", training.steps) as advance:
+
+        def step(count: int) -> None:
+            further()
+            advance(count)
+
+        train(load(), samples, training, folder, progress=step)
 
 
 def _decided(found: Audit, dataset: Dataset, treatment: Treatment) -> Audit:
@@ -273,6 +278,7 @@ def purify_flagged(
     treatment: Treatment = REWRITE,
     profile: ProfileName = "exact",
     substitute: Substitute = "mask",
+    workers: Workers = ALONE,
     progress: ProgressBar = no_progress,
 ) -> Purified:
     """Rewrite what an audit flagged, and leave out what keeps its phrase all the same; see `purify`.
@@ -286,6 +292,7 @@ def purify_flagged(
         treatment: what is done instead of rewriting, and what a person decided.
         profile: see `DefenceConfig`.
         substitute: see `DefenceConfig`.
+        workers: who rewrites; see `disp.scale`.
         progress: see `disp.progress`.
     """
     settings = PurifyConfig(
@@ -301,6 +308,7 @@ def purify_flagged(
         patterns=found.patterns,
         leave_out=found.still_planted,
         treatment=treatment,
+        workers=workers,
         progress=progress,
     )
 

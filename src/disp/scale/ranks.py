@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from disp.errors import DispError
+
+# What torchrun, accelerate and MPI tell their processes, by name and by how names begin.
+LAUNCHERS = frozenset(
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+)
+LAUNCHED = ("TORCHELASTIC_", "PMI_", "OMPI_", "MV2_")
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,21 @@ def place() -> Place:
         if "SLURM_NTASKS" in environment and "SLURM_JOB_ID" not in environment:
             return Place(_number("SLURM_PROCID"), _number("SLURM_NTASKS"), _number("SLURM_LOCALID"))
     return Place()
+
+
+@contextmanager
+def as_if_alone() -> Iterator[None]:
+    """Let libraries see nothing of the other processes, for what one process does while the others wait.
+
+    Otherwise accelerate would gather them all, and wait for ever.
+    """
+    hidden = {name: value for name, value in os.environ.items() if name in LAUNCHERS or name.startswith(LAUNCHED)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _number(name: str) -> int:

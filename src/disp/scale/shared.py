@@ -20,7 +20,7 @@ from disp.files import append_jsonl, read_finished_jsonl, write_json
 from disp.locks import locked
 from disp.models.interface import MDLM
 from disp.scale.parts import Results, in_order, part_file, rows_of
-from disp.scale.ranks import Place
+from disp.scale.ranks import Place, as_if_alone
 from disp.scale.stage import Row, Stage, T
 from disp.scale.workers import Workers
 
@@ -69,6 +69,26 @@ class Ranks(Workers):
         """
         if not self.leads:
             self._wait(file.exists, lambda: 0, f"{file} of the first process")
+
+    def first_does(self, file: Path, work: Callable[[Callable[[], None]], None]) -> None:
+        """See `Workers.first_does`; the first process does it, and sees nothing of the others meanwhile."""
+        sign = file.with_name(f"{file.name}.further")
+        if self.leads:
+            if not file.exists():
+                with as_if_alone():
+                    work(lambda: write_json(sign, {"at": time.time()}))
+            sign.unlink(missing_ok=True)
+            return
+        seen = 0
+
+        def further() -> int:
+            nonlocal seen
+            before = seen
+            with suppress(FileNotFoundError):
+                seen = sign.stat().st_mtime_ns
+            return int(seen != before)
+
+        self._wait(file.exists, further, f"the first process to write {file}")
 
     def finish(self, folder: Path) -> None:
         """The first process deletes it when the others have said that they are done."""

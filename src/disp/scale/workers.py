@@ -54,6 +54,19 @@ class Workers(ABC):
         except (ValueError, KeyError, TypeError):
             raise DispError(f"{file} holds no batch size; delete it, and start all processes again") from None
 
+    def first_does(self, file: Path, work: Callable[[Callable[[], None]], None]) -> None:
+        """Have one process do what ends in a file, if that is not there; the others wait for it.
+
+        Args:
+            file: what is written last.
+            work: does it. It is given what to call whenever it has come further, by which the others know.
+
+        Raises:
+            DispError: ``work`` does, or nothing comes for too long.
+        """
+        if not file.exists():
+            work(lambda: None)
+
     def finish(self, folder: Path) -> None:
         """Delete a folder with results when no worker needs it any more."""
         shutil.rmtree(folder, ignore_errors=True)

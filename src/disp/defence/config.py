@@ -1,0 +1,45 @@
+"""How a model is defended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from disp.auditing.config import AuditConfig
+from disp.decoding.profiles import ProfileName
+from disp.errors import DispError, unknown_name
+from disp.suspicion.masking import Substitute
+from disp.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class DefenceConfig:
+    """How a model is defended.
+
+    Attributes:
+        audit: how the dataset is audited.
+        training: how the model is fine-tuned on the purified set.
+        rounds: how often at most auditing, purification and training are done; a further round is done while the
+            re-audit of the recovered model still finds evidence.
+        probes: pictures on which the recovered model is asked again, with and without the trigger candidate.
+        under_patterns: unflagged samples that found patterns are laid over for the fine-tuning, at most.
+        preset: "published" rewrites every row as the scripts of DiSP's authors do, whatever the audit finds; see
+            `PurifyConfig.published`. None rewrites what the audit flags.
+        profile: how new answers are decoded, a name of `disp.decoding.profiles.PROFILES`. The audits decode exactly.
+        substitute: what a masked token becomes while answers are rewritten, see `disp.suspicion.masking.hide`.
+    """
+
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    training: TrainConfig = field(default_factory=TrainConfig)
+    rounds: int = 1
+    probes: int = 64
+    under_patterns: int = 1000
+    preset: Literal["published"] | None = None
+    profile: ProfileName = "exact"
+    substitute: Substitute = "mask"
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise DispError(f"rounds must be at least 1, got {self.rounds}")
+        if self.preset not in (None, "published"):
+            raise unknown_name("preset", self.preset, ("published",))
