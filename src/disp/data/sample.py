@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from disp.data.ahead import Ahead, ahead, taken
 from disp.errors import DispError
 from disp.files import sha256
 
@@ -173,8 +174,13 @@ def open_image(source: ImageSource) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source)
-    with opened(source) as image:
-        return _to_rgb(image)
+    early = taken(source)
+    return _decoded(source) if early is None else early
+
+
+def pictures_ahead() -> AbstractContextManager[Ahead]:
+    """Threads that open pictures for `open_image` before it is called; see `disp.data.ahead.ahead`."""
+    return ahead(_decoded)
 
 
 def check_image(source: ImageSource) -> None:
@@ -258,6 +264,11 @@ def picture_formats() -> tuple[str, ...]:
     """Those of `FORMATS` that this Pillow opens."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _decoded(source: Path) -> Image.Image:
+    with opened(source) as image:
+        return _to_rgb(image)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,12 +146,10 @@ class Ranks(Workers):
         part = part_file(stage, f"rank-{self.place.rank:05}")
         for _ in read_finished_jsonl(part):  # takes out what a kill has torn
             pass
-        for number, batch in enumerate(stage.batches):
-            if number % self.place.world != self.place.rank:
-                continue
-            if all(stage.keys[index] in results.found for index in batch):
-                continue
-            for rows in stage.done(model, batch):
+        own = (batch for number, batch in enumerate(stage.batches) if number % self.place.world == self.place.rank)
+        left = (batch for batch in own if any(stage.keys[index] not in results.found for index in batch))
+        with closing(stage.done(model, left, ahead=self.ahead)) as done:
+            for rows in done:
                 append_jsonl(part, [row for row in rows if row["key"] not in results.found])
                 progress(results.look())
 

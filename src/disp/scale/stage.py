@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from disp.data.sample import Query, image_size
+from disp.data.sample import Query, image_size, pictures_ahead
 from disp.errors import DispError
 from disp.halving import in_parts
 from disp.models.interface import MDLM
@@ -65,14 +66,35 @@ class Stage(Generic[T]):
         named = hashlib.sha256(json.dumps(self.keys).encode()).hexdigest()
         return self.file.with_name(f"{self.file.name}.parts") / named[:16]
 
-    def done(self, model: MDLM, batch: Sequence[int]) -> Iterator[list[Row]]:
-        """The rows of a batch, given by places in ``items``: at once, or in parts where memory is too short.
+    def done(self, model: MDLM, batches: Iterable[Sequence[int]], *, ahead: bool | None = None) -> Iterator[list[Row]]:
+        """The rows of some batches in order: of each at once, or in parts where memory is too short.
+
+        Args:
+            model: what does them.
+            batches: places in ``items``.
+            ahead: whether threads open the pictures of the next batch while one is done; None for where the model is
+                not on a CPU, which has nobody to spare.
 
         Raises:
             DispError: ``step`` does, or not even one row fits.
         """
-        for _, rows in in_parts(model, partial(self.step, model), [self.items[index] for index in batch]):
-            yield rows
+        elsewhere = getattr(getattr(model, "device", None), "type", "cpu") != "cpu"
+        waiting = iter(batches)
+        batch = next(waiting, None)
+        with pictures_ahead() if ahead or (ahead is None and elsewhere) else nullcontext() as pictures:
+            while batch is not None:
+                following = next(waiting, None)
+                if pictures:
+                    pictures.announce(self._pictures(following or ()))
+                for _, rows in in_parts(model, partial(self.step, model), [self.items[index] for index in batch]):
+                    yield rows
+                batch = following
+
+    def _pictures(self, batch: Sequence[int]) -> Iterator[Path]:
+        """Files of pictures that a batch is about; see `planned`."""
+        for index in batch:
+            query = getattr(self.items[index], "query", self.items[index])
+            yield from (source for source in query.images if isinstance(source, Path))
 
     @cached_property
     def digest(self) -> str:

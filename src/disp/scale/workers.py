@@ -6,7 +6,8 @@ import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from disp.errors import DispError
@@ -22,9 +23,11 @@ class Workers(ABC):
 
     Attributes:
         order: how items are put into batches.
+        ahead: whether pictures are opened ahead, see `disp.scale.stage.Stage.done`.
     """
 
     order: Order = "data"
+    ahead: bool | None = field(default=None, kw_only=True)
 
     @property
     def leads(self) -> bool:
@@ -121,10 +124,9 @@ class Alone(Workers):
                 keep(row)
         if done := len(stage.items) - len(left):
             progress(done)
-        for batch in stage.batches:
-            if not any(stage.keys[index] in left for index in batch):
-                continue
-            for rows in stage.done(model, batch):
+        batches = [batch for batch in stage.batches if any(stage.keys[index] in left for index in batch)]
+        with closing(stage.done(model, batches, ahead=self.ahead)) as done:
+            for rows in done:
                 # Of a batch that was torn by a kill some are there already.
                 new = [row for row in rows if row["key"] in left]
                 for row in new:
