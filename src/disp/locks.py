@@ -89,6 +89,21 @@ def locked(folder: Path, *, of_all: bool = False) -> Iterator[None]:
                 folder.rmdir()
 
 
+@contextmanager
+def waiting_for(file: Path) -> Iterator[None]:
+    """Wait until no other process is within the same block for the same file, which is made and stays."""
+    with named_if_unwritable(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if fcntl is not None:
+            with suppress(OSError):  # no locks on this file system
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _acquired(folder: Path) -> int:
     file = folder / LOCK
     while True:

@@ -30,6 +30,7 @@ app = App(
 
 def _folder(_: Any, path: Path) -> None:
     """A validator: whether the folder can be made and written to, before the work and not after it."""
+    _not_remote(path)
     above = next(each for each in (path, *path.absolute().parents) if each.exists())
     if not above.is_dir():
         raise ValueError(f"{above} is a file, not a folder.")
@@ -37,10 +38,21 @@ def _folder(_: Any, path: Path) -> None:
         raise ValueError(f"{above} may not be written to.")
 
 
+def _not_remote(path: Path) -> None:
+    from disp.data.remote import url_of
+
+    if url := url_of(path):
+        raise ValueError(
+            f"{url} is no folder of this machine, where lines are appended and files renamed; write to a disk that all "
+            "processes see, and copy it there when it is done."
+        )
+
+
 def _file(_: Any, path: Path | None) -> None:
     """The same for a file."""
     if path is None:
         return
+    _not_remote(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give a file.")
     _folder(_, path.absolute().parent)
@@ -53,7 +65,8 @@ Data = Annotated[
     Path,
     Parameter(
         help="JSON of LLaVA, ShareGPT, LLaMA-Factory, ms-swift or Qwen-VL, parquet, tar files of WebDataset, a "
-        "folder of Hugging Face datasets or of pictures with metadata, or the id of a dataset on the hub."
+        "folder of Hugging Face datasets or of pictures with metadata, one of these at a URL such as s3://bucket/set, "
+        "or the id of a dataset on the hub."
     ),
 ]
 Out = Annotated[Path, Parameter(help="Folder to write.", validator=_folder)]

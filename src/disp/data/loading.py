@@ -46,7 +46,8 @@ def load_dataset(
     so on, and are written back under these names.
 
     Args:
-        path: a data file, a folder that holds one, or the id of a dataset on the Hugging Face hub.
+        path: a data file, a folder that holds one, a URL of either that fsspec knows (see `disp.data.remote`), or the
+            id of a dataset on the Hugging Face hub.
         image_root: folder that image names are relative to, and in which absolute names must lie; the folder
             ``images`` beside the data file if there is one, otherwise the data file's own folder.
         strict: stop at the first bad row instead of setting it aside.

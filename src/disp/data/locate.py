@@ -9,6 +9,7 @@ from disp.data.dataset import Source
 from disp.data.formats import arrow, hub, image_folder, llama_factory, webdataset
 from disp.data.formats.json_files import is_json_name, json_layout
 from disp.data.formats.table import FILES, FORMATS, format_of, is_row
+from disp.data.remote import local_copy
 from disp.errors import DispError
 from disp.words import shortened
 
@@ -21,7 +22,7 @@ def locate(path: Path, format: str | None = None, split: str | None = None) -> t
     """The data file or folder that a path stands for, and how it is read.
 
     Args:
-        path: a file, a folder, or a hub id.
+        path: a file, a folder, a URL (see `disp.data.remote`), or a hub id.
         format: a name in `FORMATS`, where the content is not to decide.
         split: the part of the dataset, where it has several.
 
@@ -34,6 +35,8 @@ def locate(path: Path, format: str | None = None, split: str | None = None) -> t
     except (OSError, ValueError):
         exists = False
     if not exists:
+        if (copy := local_copy(path)) is not None:
+            return locate(copy, format, split)
         # What begins with a folder of this machine is a mistyped path: no name of it goes to the network.
         if hub.is_hub_id(str(path)) and files in (None, "huggingface") and not path.parent.is_dir():
             return _folder(hub.fetch(str(path), split), None)
