@@ -128,14 +128,7 @@ def defend(
     if strict:
         with_fitting_answers(dataset, current, strict=True)
     before = audit(
-        current,
-        dataset,
-        config.audit,
-        out / "audit",
-        truth=truth,
-        name=str(model),
-        workers=workers,
-        progress=progress,
+        current, dataset, config.audit, out / "audit", truth=truth, name=str(model), workers=workers, progress=progress
     )
     decided, data = _decided(before, dataset, treatment), dataset
     if not decided.flagged and config.preset is None:
