@@ -10,7 +10,10 @@ import pytest
 from planted import audit_config, honest_rows, load_planted, planted_rows, write_rows
 from scale.processes import ended, files, forked, rank, started
 
+from disp.cli import app
+from disp.defence import defend as module
 from disp.defence.defend import DefenceConfig, defend
+from disp.errors import DispError
 from disp.scale.ranks import place
 from disp.scale.shared import Ranks
 from disp.training.config import TrainConfig
@@ -63,6 +66,24 @@ def test_two_processes_leave_what_one_does_although_one_is_killed_in_training(da
     processes = [forked(work, log, {**rank(number, 2), **LAUNCHER}) for number in (0, 1)]
     assert [ended(process) for process in processes] == [0, 0], log.read_text()
     assert told(out) == told(tmp_path / "one")
+
+
+def test_a_step_of_a_recipe_has_all_its_rows_in_the_one_process_that_trains(dataset, tmp_path, monkeypatch):
+    asked = []
+
+    def stopped(*given, **named):
+        asked.append(given[2].training)
+        raise DispError("enough")
+
+    monkeypatch.setattr(module, "defend", stopped)
+    for launcher in ({}, {**rank(0, 2), **LAUNCHER}):
+        for name, value in launcher.items():
+            monkeypatch.setenv(name, value)
+        words = ["defend", "builtin", str(dataset.path), "--out", str(tmp_path / "out"), "--recipe", "disp"]
+        with pytest.raises(DispError, match="enough"):
+            app([*words, "--train-batch-size", "4"], print_error=False, exit_on_error=False)
+    assert asked[0].trainer["gradient_accumulation_steps"] == 8  # 32 rows a step
+    assert asked[1] == asked[0]
 
 
 def test_actors_of_ray_are_refused(dataset, tmp_path):

@@ -30,6 +30,7 @@ from disp.progress import progress_bar
 if TYPE_CHECKING:
     from disp.data.sample import Query
     from disp.models.interface import MDLM
+    from disp.planning.batch_size import Work
     from disp.purification.guard import GuardConfig
 
 
@@ -60,7 +61,8 @@ def generate(
     alone = "--guard" if guarding.guard else "--prompt" if asked.data is None else None
     workers, runtime = sharing.workers(model, runtime, alone=alone), sharing.runtime(runtime)
     samples = asked.samples(rows, quiet=not workers.leads)
-    queries, work = queries_of(samples), "scores" if guarding.guard else "answers"
+    queries = queries_of(samples)
+    work: Work = "scores" if guarding.guard else "answers"
     parts = parts_of(asked.out, workers)
     size = sharing.batch_size(batch_size, model, samples, runtime, workers, work=work, folder=parts)
     mdlm = runtime.load(model)
@@ -163,7 +165,8 @@ def evaluate(
     parameters.answering(defence, batch_size=1, seed=seed)  # refuses a wrong name
     samples = rows.load(data, quiet=not workers.leads).samples[:limit]
     planted = load_attack(attack) if attack else None
-    parts, work = parts_of(out, workers), "scores" if defence else "answers"
+    parts = parts_of(out, workers)
+    work: Work = "scores" if defence else "answers"
     size = sharing.batch_size(batch_size, model, samples, runtime, workers, work=work, folder=parts)
     rival = parameters.answering(defence, batch_size=size, seed=seed)
     mdlm = runtime.load(model)

@@ -197,10 +197,12 @@ def defend(
     from disp.defence.defend import defend as run
     from disp.errors import DispError
     from disp.report.html import write_report
+    from disp.scale.ranks import as_if_alone
 
     if preset is not None and recovery.recipe is None:
         recovery = replace(recovery, recipe="disp")
-    training = recovery.config(seed)
+    with as_if_alone():  # one process trains, with all rows of a step
+        training = recovery.config(seed)
     treating.check()
     if sharing.engine == "ray":
         raise DispError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -66,7 +66,9 @@ class Stage(Generic[T]):
         named = hashlib.sha256(json.dumps(self.keys).encode()).hexdigest()
         return self.file.with_name(f"{self.file.name}.parts") / named[:16]
 
-    def done(self, model: MDLM, batches: Iterable[Sequence[int]], *, ahead: bool | None = None) -> Iterator[list[Row]]:
+    def done(
+        self, model: MDLM, batches: Iterable[Sequence[int]], *, ahead: bool | None = None
+    ) -> Generator[list[Row], None, None]:
         """The rows of some batches in order: of each at once, or in parts where memory is too short.
 
         Args:
@@ -93,7 +95,8 @@ class Stage(Generic[T]):
     def _pictures(self, batch: Sequence[int]) -> Iterator[Path]:
         """Files of pictures that a batch is about; see `planned`."""
         for index in batch:
-            query = getattr(self.items[index], "query", self.items[index])
+            item: Any = self.items[index]
+            query: Query = getattr(item, "query", item)
             yield from (source for source in query.images if isinstance(source, Path))
 
     @cached_property
