@@ -91,6 +91,16 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_texts(path: Path, texts: Iterable[str]) -> None:
+    """Write UTF-8 texts one after the other into a file, atomically; one of them is in memory at a time."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(texts)
+
+    write_atomically(path, write)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically; keys keep their order."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,5 +1,7 @@
 """Recurring phrases on texts whose planted phrase is known, and on texts that have none."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -207,3 +209,26 @@ def test_a_sentence_may_stand_within_another_and_beside_a_mark_of_ours():
 def test_articles_do_not_make_a_sentence_long():
     """Five words with those at its ends, three without: an answer holds them too easily."""
     assert repeated_phrases(["The thing over there a"] * 9, least=5, most=10) == []
+
+
+def test_of_many_answers_rare_words_take_no_memory():
+    """Nearly all of their sequences of words are unique; those that recur are counted exactly."""
+    draw = np.random.default_rng(0)
+    answers = [" ".join(f"{chr(97 + a)}{chr(97 + b)}" for a, b in draw.integers(0, 26, (20, 2))) for _ in range(6000)]
+    planted = "visit the new museum of glass"
+    holders = tuple(range(0, 6000, 500))
+    for index in holders:
+        answers[index] += f" {planted}"
+    tracemalloc.start()
+    try:
+        (found,) = repeated_phrases(answers, 8, 5)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.phrase.text == planted and found.holders == holders
+    assert most < 16e6  # counted one by one they take twice as much
+    flagged, others = [answers[index] for index in holders], [each for each in answers if planted not in each]
+    others[0] += " museum"
+    (first, *_) = recurring_phrases(flagged, others)
+    assert planted.endswith(first.phrase.text) and (len(first.holders), first.elsewhere) == (12, 0)
+    assert first.p_value < 1e-12

@@ -12,7 +12,7 @@ from disp.files import sha256
 def test_an_audit_reads_each_picture_once_for_its_digest(model, tmp_path, monkeypatch):
     read = Counter()
 
-    def digest(file, size, modified):  # without the memory that a process has of files
+    def digest(file):  # without the memory that a process has of files
         read[file] += 1
         return sha256(file)
 

@@ -28,9 +28,7 @@ def test_rows_keep_no_bytes_in_memory(name, tmp_path, cache):
     (tmp_path / "in").mkdir()
     dataset = load_dataset(WRITTEN[name][0](tmp_path / "in"))
     for sample in dataset.samples:
-        kept = list(
-            values({"row": sample.metadata["_row"].row, **{k: v for k, v in sample.metadata.items() if k != "_row"}})
-        )
+        kept = list(values({"row": sample.origin.row, **sample.metadata}))
         assert any(isinstance(each, Embedded) for each in kept)
         assert not any(isinstance(each, bytes) or (isinstance(each, str) and len(each) > 200) for each in kept)
         assert all(file.is_relative_to(cache) for file in sample.images)

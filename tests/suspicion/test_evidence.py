@@ -1,7 +1,10 @@
 """What is kept of every turn, and the masks that follow from it."""
 
 import json
+import pickle
+import tracemalloc
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,3 +84,26 @@ def test_masks_lie_where_the_tokens_lie_now():
     assert evidence_masks(visual, list(found.values())).nonzero().tolist() == [[0, 1], [0, 4]]
     assert salient_masks(batch, visual, found, 0.6).nonzero().tolist() == [[0, 1], [0, 4], [1, 2]]
     assert not salient_masks(batch, visual, found, 0.0).any()
+
+
+def test_scores_are_held_in_four_bytes_each_and_come_back_as_they_were():
+    draw = np.random.default_rng(0)
+    rounded = [float(f"{value:.5g}") for value in (draw.standard_normal(200) * 10.0 ** draw.integers(-30, 30, 200))]
+    places = tuple((0, 0, 0, each) for each in range(200))
+    for scores in (rounded, [*rounded[:-1], 1 / 3], [], [0.0, 5e-324, 1e300]):
+        store = EvidenceStore(None)
+        store.add([Evidence("a#0", scores, places[: len(scores)])])
+        kept = store.found["a#0"]
+        assert list(kept.saliency) == scores and len(kept.saliency) == len(scores)
+        assert [kept.saliency[index] for index in range(len(scores))] == scores
+        assert list(kept.saliency[1:3]) == scores[1:3] and bool(kept.saliency) == bool(scores)
+        again = pickle.loads(pickle.dumps(kept))  # as Ray sends it
+        assert again == kept and kept.to_row()["saliency"] == scores
+    tracemalloc.start()
+    try:
+        store = EvidenceStore(None)
+        for number in range(200):
+            store.add([Evidence(f"{number}#0", list(rounded), tuple(places), 1.5, (3, 4))])
+        assert tracemalloc.get_traced_memory()[0] / 200 < 4 * 200 + 400
+    finally:
+        tracemalloc.stop()

@@ -100,7 +100,7 @@ def audit(
     # 1. Suspicion of every row.
     scored_before = evidence is not None
     if evidence is None:
-        with progress("scoring", len(index.queries)) as advance:
+        with progress("scoring", sum(len(sample.turns) for sample in dataset.samples)) as advance:
             evidence = score(
                 model, dataset.samples, config.scoring, out / "scores.jsonl", workers=workers, progress=advance
             )

@@ -70,7 +70,7 @@ class PatternsConfig:
         gains: the smallest and the largest gain.
     """
 
-    # Seconds for a thousand pictures; 4,000 of 96 × 96 pixels take 440 MB.
+    # Seconds for a thousand pictures; 4,000 of 96 × 96 pixels take 440 MB of disk.
     pictures: int = 4000
     side: int = 96
     cells: int = 8
@@ -226,7 +226,7 @@ class CornersConfig:
         whole_share: a pattern in fewer of the pictures with a piece than this share is that piece, stretched.
     """
 
-    # 4,000 take 440 MB.
+    # 4,000 take 440 MB of disk.
     pictures: int = 4000
     # A piece of 64 pixels, a little away from the corner, has its end in it.
     side: int = 96

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from sys import intern
+from typing import TypeVar
+
+import numpy as np
 
 from disp.auditing.finder_config import PhrasesConfig, RecurrenceConfig
 from disp.auditing.phrases import FUNCTION_WORDS, TURN_END, Phrase, phrase_of, phrase_words, place_of, spelling
 from disp.auditing.statistics import hypergeometric_tail
 
 ARTICLES = {"a", "an", "the"}
+# With more texts than that, sequences of words that are too rare are not counted one by one: most are unique.
+_MANY = 5000
+# How many counters rare sequences share.
+_SHARED_COUNTERS = 1 << 20
+
+
+Text = TypeVar("Text")
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,9 @@ def recurring_phrases(
     """
     least = config.least_flagged
     flagged_words, other_words = [phrase_words(text) for text in flagged], [phrase_words(text) for text in others]
-    elsewhere_counts = Counter(gram for words in other_words for gram in _grams(words, phrases))
+    in_flagged = {gram for words in flagged_words for gram in _grams(words, phrases)}
+    # What fewer hold, and nobody who is flagged, is never asked for.
+    elsewhere_counts = _counted(other_words, lambda words: _grams(words, phrases), least, in_flagged)
     holders_elsewhere = Counter(elsewhere_counts.values())
     left = set(range(len(flagged)))
     found: list[Shared] = []
@@ -96,7 +109,7 @@ def repeated_phrases(responses: Sequence[str], config: PhrasesConfig, *, least: 
     """
     long = config.long_words
     left = [f" {' '.join(phrase_words(response))} " for response in responses]
-    counts = Counter(gram for text in left for gram in _grams(_parted(text), config, long))
+    counts = _counted(left, lambda text: _grams(_parted(text), config, long), least)
     found: list[Shared] = []
     for gram, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if count < least or len(found) == most:
@@ -148,6 +161,31 @@ def with_neighbours(shared: Shared, responses: Sequence[str], config: PhrasesCon
     return replace(shared, phrase=phrase_of(spelled, words, config), holders=members)
 
 
+def _counted(
+    texts: Sequence[Text],
+    grams: Callable[[Text], set[tuple[str, ...]]],
+    least: int,
+    also: Collection[tuple[str, ...]] = (),
+) -> Counter[tuple[str, ...]]:
+    """How many texts hold each sequence of words; of those that fewer than ``least`` hold, some are left out.
+
+    Args:
+        texts: the texts, in whatever form ``grams`` takes.
+        grams: the sequences of one.
+        least: fewest texts of a sequence that must be counted.
+        also: those that must be counted however few hold them.
+    """
+    if len(texts) <= _MANY:
+        return Counter(gram for text in texts for gram in grams(text))
+    most = np.zeros(_SHARED_COUNTERS, np.int32)
+    for text in texts:
+        # A sequence is held by at most as many texts as its counter says.
+        np.add.at(most, [hash(gram) % _SHARED_COUNTERS for gram in grams(text)], 1)
+    return Counter(
+        gram for text in texts for gram in grams(text) if gram in also or most[hash(gram) % _SHARED_COUNTERS] >= least
+    )
+
+
 def _testable(holders: Mapping[int, int], drawn: int, total: int, config: RecurrenceConfig) -> int:
     """How many phrases the p-values are corrected for: those with holders enough to reach significance at all.
 
@@ -191,7 +229,7 @@ def _grams(words: Sequence[str], config: PhrasesConfig, size: int | None = None)
 
 def _parted(text: str) -> list[str]:
     """The words of a text of words with a space before, between and after them; `TURN_END` is one, and is white."""
-    return text.strip(" ").split(" ")
+    return [*map(intern, text.strip(" ").split(" "))]
 
 
 def _extended(words: tuple[str, ...], texts: Sequence[Sequence[str]], config: PhrasesConfig) -> tuple[str, ...]:

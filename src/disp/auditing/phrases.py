@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from sys import intern
 
 from disp.auditing.finder_config import PhrasesConfig
 from disp.words import LETTERS, UNSPACED_LETTER
@@ -61,7 +62,7 @@ def phrase_words(text: str) -> list[str]:
 
     Pictographs are words, too, and so is `TURN_END`.
     """
-    return [match[0].lower() for match in _WORD.finditer(text)]
+    return [intern(match[0].lower()) for match in _WORD.finditer(text)]
 
 
 def phrase_of(text: str, words: Sequence[str], config: PhrasesConfig) -> Phrase:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
+from sys import intern
 
 import numpy as np
 
@@ -14,20 +15,23 @@ from disp.data.sample import IMAGE_PLACEHOLDER
 from disp.words import words_of
 
 
-def question_features(questions: Sequence[str]) -> list[set[str]]:
+def question_features(questions: Sequence[str]) -> list[tuple[str, ...]]:
     """What questions are compared by: their words, their pairs of words, how they begin and how long they are."""
-    found = []
+    known: dict[str, tuple[str, ...]] = {}  # many are asked many times
     for question in questions:
+        if question in known:
+            continue
         words = words_of(question.replace(IMAGE_PLACEHOLDER, " "))
         pairs = {f"{first} {second}" for first, second in pairwise(words)}
         begin = {f"^ {' '.join(words[:size])}" for size in (1, 2, 3)}
         # Digits count as one word: "option 3" and "option 4" ask the same.
         plain = {re.sub(r"\d+", "0", word) for word in words}
-        found.append({*plain, *pairs, *begin, f"# {min(len(words), 32).bit_length()}"})
-    return found
+        features = {*plain, *pairs, *begin, f"# {min(len(words), 32).bit_length()}"}
+        known[question] = tuple(map(intern, sorted(features)))
+    return [known[question] for question in questions]
 
 
-def told_by_question(features: Sequence[set[str]], says: np.ndarray, prior: float) -> float:
+def told_by_question(features: Sequence[Collection[str]], says: np.ndarray, prior: float) -> float:
     """How well questions tell who says a phrase: AUROC, 0.5 where they tell nothing, 1 where they tell all.
 
     A naive Bayes classifier of the questions' features, which judges each question by all the others.

@@ -152,7 +152,7 @@ def _summary(
     for key in result.flagged:
         query = suspicious_query(by_id[key], result.evidence)
         found = result.evidence[query.key]
-        items.append((token_boxes(model, found.locations, query.images), np.array(found.saliency)))
+        items.append((token_boxes(model, found.locations, query.images), np.array(list(found.saliency))))
     return {
         "verdict": result.verdict,
         "reasons": list(result.reasons),

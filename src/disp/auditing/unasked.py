@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -159,7 +159,7 @@ def _questions_tell(
     rows: Sequence[int],
     answers: Sequence[str],
     pictures: Sequence[str],
-    features: Sequence[set[str]],
+    features: Sequence[Collection[str]],
     config: UnaskedConfig,
 ) -> bool:
     """Whether the questions of a set tell how answers begin, by the most frequent beginnings that are not everywhere.

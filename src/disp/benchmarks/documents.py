@@ -25,7 +25,7 @@ def documents_of(sample: Sample, target: Target | None = None) -> list[dict[str,
 
     Pictures are held as PNG, so that triggers reach the model unchanged.
     """
-    fields = {name: value for name, value in sample.metadata.items() if name != "_row"}
+    fields = dict(sample.metadata)
     pictures = [{"bytes": _png(open_image(source)), "path": None} for source in sample.images]
     return [
         {

@@ -154,7 +154,7 @@ def _row(sample: Sample, dataset: Dataset, format: str, dialect: str, files: Fil
     turns = _with_placeholders(sample)
     if dialect == "the-cauldron":
         turns = _without_placeholders(turns)
-    other = {key: value for key, value in sample.metadata.items() if key not in OWN_FIELDS and key != "_row"}
+    other = {key: value for key, value in sample.metadata.items() if key not in OWN_FIELDS}
     if files.name in ("parquet", "huggingface"):
         other = {"metadata": json.dumps(other, ensure_ascii=False)}
     row = {"id": sample.id, **other, **_KEYS[dialect]}

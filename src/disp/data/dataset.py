@@ -64,7 +64,7 @@ class Dataset:
     @property
     def formats(self) -> dict[str, int]:
         """How many samples were read from rows of which format; see `disp.data.formats.table.FORMATS`."""
-        origins = (sample.metadata.get("_row") for sample in self.samples)
+        origins = (sample.origin for sample in self.samples)
         return dict(Counter(origin.dialect.name for origin in origins if isinstance(origin, Origin)))
 
     @property

@@ -30,9 +30,9 @@ class Index:
         """The samples by id, in order."""
         return {sample.id: sample for sample in self.samples}
 
-    @cached_property
+    @property
     def queries(self) -> Sequence[Query]:
-        """One query for each assistant turn of each sample, in order."""
+        """One query for each assistant turn of each sample, in order; made anew at each call."""
         return tuple(queries_of(self.samples))
 
     @cached_property

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from disp.data.dataset import Dataset, Problem, Source
-from disp.data.formats.row import PICTURE_FIELDS, BadRow, Dialect, Fields, Origin, Row, id_of, is_nan
+from disp.data.formats.row import PICTURE_FIELDS, BadRow, Dialect, Fields, Row, id_of, is_nan, origin_of
 from disp.data.formats.table import DIALECTS, FILES, FORMATS, dialect_of
 from disp.data.formats.unseen import check_seen
 from disp.data.locate import locate
 from disp.data.references import Embedded, Finder, NotFound
-from disp.data.sample import IMAGE_PLACEHOLDER, Sample
+from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from disp.errors import DispError
 from disp.words import shortened
 
@@ -23,6 +24,7 @@ OWN_FIELDS = {
     *("id", "question_id", "__key__", *PICTURE_FIELDS, "conversations", "messages", "texts"),
     *("query", "response", "history", "instruction", "input", "output"),
 }
+_NO_FIELDS: Mapping[str, Any] = {}  # of all rows without others, kept once
 # A reason is no longer than this: it is shown in a terminal, in JSON and in the report.
 LONGEST_REASON = 500
 
@@ -72,10 +74,11 @@ def load_dataset(
     samples: list[Sample] = []
     problems: list[Problem] = []
     used: dict[str, int] = {}
+    known: dict[str, str] = {}
     renamed = 0
     for row in FILES[source.files].rows(path, source):
         try:
-            sample = _to_sample(row, source, forced, finder, questions)
+            sample = _to_sample(row, source, forced, finder, questions, known)
         except (BadRow, NotFound) as error:
             reason = shortened(str(error), LONGEST_REASON)
             if strict:
@@ -101,7 +104,9 @@ def load_dataset(
     )
 
 
-def _to_sample(row: Row, source: Source, forced: str | None, finder: Finder, questions: bool) -> Sample:
+def _to_sample(
+    row: Row, source: Source, forced: str | None, finder: Finder, questions: bool, known: dict[str, str]
+) -> Sample:
     fields = _fields(row, source)
     identity = id_of(fields, row.number)
     dialect: Dialect = DIALECTS[forced] if forced else source.declared or dialect_of(fields)
@@ -116,13 +121,23 @@ def _to_sample(row: Row, source: Source, forced: str | None, finder: Finder, que
     references = [each.reference for each in found]
     if any(isinstance(reference, Embedded) for reference in references):
         fields = dialect.write(fields, content.system, content.turns, list(references))
-    files = tuple(each.file for each in found)
-    # The row itself is kept under one key, so that it can be written back as it was.
-    origin = Origin(
-        row=fields, number=row.number, file=row.file, dialect=dialect, references=tuple(references), pictures=files
+    # Copies: a path that was asked for its text, as to look whether it is there, keeps that text.
+    files = tuple(Path(each.file) for each in found)
+    # What many rows say is kept once, and so are the names of fields.
+    turns = tuple(
+        Turn(known.setdefault(turn.prompt, turn.prompt), known.setdefault(turn.response, turn.response))
+        for turn in content.turns
     )
-    metadata = {key: value for key, value in fields.items() if key not in OWN_FIELDS and _is_json(value)}
-    return Sample(identity, files, content.turns, content.system, {**metadata, "_row": origin})
+    metadata = {intern(key): value for key, value in fields.items() if key not in OWN_FIELDS and _is_json(value)}
+    return Sample(
+        id=identity,
+        images=files,
+        turns=turns,
+        system=content.system,
+        metadata=metadata or _NO_FIELDS,
+        # The row itself is kept, so that it can be written back as it was.
+        origin=origin_of(fields, turns, dialect=dialect, file=row.file, references=tuple(references), pictures=files),
+    )
 
 
 def _fields(row: Row, source: Source) -> Fields:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,12 +28,14 @@ IMAGE_PLACEHOLDER = "<image>"
 _UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 # Four times the largest picture that the published models tile; a larger one is a decompression bomb or a mistake.
 MAX_PIXELS = 64_000_000
+# Files that wait at once for a thread to read them.
+_WAITING = 1024
 # What pictures are opened as, whatever their files are called. Pillow knows more: some formats are opened by starting
 # another program (Ghostscript), some are drawings, and most have no use here.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "MPO", "PPM", "JPEG2000", "AVIF", "ICO", "HEIF")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One exchange: what the user says and what the assistant answers.
 
@@ -44,7 +46,7 @@ class Turn:
     response: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One conversation about zero or more images.
 
@@ -53,7 +55,8 @@ class Sample:
         images: the pictures, in the order of their placeholders.
         turns: the exchanges, in order.
         system: the system message, or None for the model's own.
-        metadata: every other field of the data file's row, kept for writing it back. Models never see it.
+        metadata: every other field of the data file's row. Models never see it.
+        origin: the row itself, for writing it back; see `disp.data.formats.row.Origin`. None where there is none.
     """
 
     id: str
@@ -61,13 +64,14 @@ class Sample:
     turns: tuple[Turn, ...]
     system: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    origin: object | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of its queries, in order."""
         return tuple(query_key(self.id, turn) for turn in range(len(self.turns)))
 
-    @cached_property
+    @property
     def queries(self) -> tuple[Query, ...]:
         """One query for each assistant turn, in order.
 
@@ -99,7 +103,7 @@ class Sample:
         return replace(self, turns=turns)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Query:
     """One assistant turn to be scored, generated or trained on, with all that comes before it.
 
@@ -219,17 +223,29 @@ def picture_digest(source: ImageSource) -> str:
     """
     if isinstance(source, Path):
         try:
-            status = source.stat()
-            return _file_digest(source, status.st_size, status.st_mtime_ns)
+            return _file_digest(source)
         except OSError as error:
             raise DispError(f"{source}: cannot be read ({error}); check the image folder or drop the row") from None
     return hashlib.sha256(f"{source.mode} {source.size}".encode() + source.tobytes()).hexdigest()
 
 
-@lru_cache(maxsize=1 << 18)
-def _file_digest(file: Path, size: int, modified: int) -> str:
-    """The SHA-256 of a file of this size and time of change; the steps of a defence ask for it one after the other."""
-    return sha256(file)
+# Of files that were read the size, the time of change and the SHA-256.
+_DIGESTS: dict[Path, bytes] = {}
+_MOST_DIGESTS = 1 << 18
+
+
+def _file_digest(file: Path) -> str:
+    """The SHA-256 of a file; the steps of a defence ask for it one after the other, and it is read once."""
+    asked = Path(file)  # a path that was asked for its text keeps it
+    status = asked.stat()
+    seen = status.st_size.to_bytes(8) + status.st_mtime_ns.to_bytes(8, signed=True)
+    known = _DIGESTS.get(file, b"")
+    if not known.startswith(seen):
+        known = seen + bytes.fromhex(sha256(asked))
+        if len(_DIGESTS) >= _MOST_DIGESTS:
+            _DIGESTS.clear()
+        _DIGESTS[file] = known
+    return known[len(seen) :].hex()
 
 
 def picture_digests(sources: Sequence[ImageSource]) -> list[str]:
@@ -240,8 +256,10 @@ def picture_digests(sources: Sequence[ImageSource]) -> list[str]:
 def digests_of(images: Mapping[str, Sequence[ImageSource]]) -> dict[str, tuple[str, ...]]:
     """`picture_digest` of each picture of some samples, by id; every file is read once, several at a time."""
     files = list({source for sources in images.values() for source in sources if isinstance(source, Path)})
+    known: dict[ImageSource, str] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        known = dict(zip(files, pool.map(picture_digest, files), strict=True))
+        for some in batches(files, _WAITING):  # each that waits takes a kilobyte
+            known.update(zip(some, pool.map(picture_digest, some), strict=True))
     return {
         key: tuple(known[source] if isinstance(source, Path) else picture_digest(source) for source in sources)
         for key, sources in images.items()
@@ -279,7 +297,8 @@ def opened(source: Path) -> Iterator[Image.Image]:
         DispError: as `open_image`.
     """
     try:
-        with Image.open(source, formats=picture_formats()) as image:
+        # Of a copy: a path that was asked for its text keeps it.
+        with Image.open(Path(source), formats=picture_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DispError(
                     f"{source}: {image.width}×{image.height} pixels is more than the limit of {MAX_PIXELS:,}; "

@@ -12,7 +12,7 @@ from typing import Any
 from disp.data.dataset import Dataset
 from disp.data.formats import llama_factory
 from disp.data.formats.files import Files, Output
-from disp.data.formats.row import Fields, Origin, id_of
+from disp.data.formats.row import Fields, Origin, id_of, origin_of
 from disp.data.formats.table import DIALECTS, FILES
 from disp.data.references import reference_to
 from disp.data.sample import Sample
@@ -108,11 +108,11 @@ def _to_output(sample: Sample, number: int, image_root: Path, files: Files) -> O
         image_root: folder that image names are relative to.
         files: what it is written to.
     """
-    origin = sample.metadata.get("_row")
+    origin = sample.origin
     if not isinstance(origin, Origin):
         fields: Fields = {"id": sample.id, **sample.metadata, "conversations": []}
-        origin = Origin(row=fields, number=number, file="", dialect=DIALECTS["llava"], references=(), pictures=())
-    row = dict(origin.row)
+        origin = origin_of(fields, (), dialect=DIALECTS["llava"])
+    row, before = dict(origin.row), origin.references
     # Rows were set aside before it, or it was renamed. A table's columns stay as they are.
     if id_of(row, number) != sample.id and (files.is_json or isinstance(row.get("id"), str)):
         row["id"] = sample.id
@@ -123,12 +123,12 @@ def _to_output(sample: Sample, number: int, image_root: Path, files: Files) -> O
             reference_to(
                 image,
                 origin.pictures[index] if known else None,
-                origin.references[index] if known else None,
+                before[index] if known else None,
                 image_root,
                 f"sample {shortened(sample.id)!r}",
             )
         )
-    changed = references != list(origin.references)
+    changed = references != list(before)
     row = origin.dialect.write(row, sample.system, sample.turns, references if changed else None)
     return Output(row, origin.file, sample.id)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,46 @@ from disp.suspicion.masking import Rounding, mask_top
 Locations = tuple[tuple[int, int, int, int], ...]
 
 
-@dataclass(frozen=True)
+class Rounded(Sequence[float]):
+    """Scores of five significant digits, as ``scores.jsonl`` has them, in four bytes each.
+
+    A float32 holds seven digits, so that rounding it gives the very numbers back.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Iterable[float]):
+        """``values`` have no more digits; see `holds`."""
+        self._values = array("f", values)
+
+    @classmethod
+    def holds(cls, values: Sequence[float]) -> Rounded | None:
+        """These values; None where they have more digits."""
+        found = cls(values)
+        return found if list(found) == list(values) else None
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[float]:
+        return map(rounded, self._values)
+
+    def __getitem__(self, index: Any) -> Any:
+        return [*map(rounded, self._values[index])] if isinstance(index, slice) else rounded(self._values[index])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+
+def rounded(score: float) -> float:
+    """A score as it is kept: its order among others needs no more digits."""
+    return float(f"{score:.5g}")
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """What was found about one assistant turn.
 
@@ -69,6 +108,7 @@ class EvidenceStore:
         self._file = file
         # Pictures of one size have their tokens at the same places, which are kept once: they take most of the memory.
         self._layouts: dict[Locations, Locations] = {}
+        self._tokens: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._keep(Evidence.from_row(row) for row in (read_finished_jsonl(file) if file else ()))
 
     def add(self, new: Sequence[Evidence]) -> None:
@@ -80,7 +120,10 @@ class EvidenceStore:
     def _keep(self, new: Iterable[Evidence]) -> None:
         for each in new:
             locations = self._layouts.setdefault(each.locations, each.locations)
-            self.found[each.key] = replace(each, saliency=array("d", each.saliency), locations=locations)
+            scores = Rounded.holds(each.saliency)
+            saliency = array("d", each.saliency) if scores is None else scores
+            hangs_on = self._tokens.setdefault(each.hangs_on, each.hangs_on)
+            self.found[each.key] = replace(each, saliency=saliency, locations=locations, hangs_on=hangs_on)
 
 
 def most_suspicious(sample: Sample, evidence: Mapping[str, Evidence]) -> Evidence:
@@ -115,7 +158,7 @@ def saliency_of(batch: Sequence[Query], visual_mask: Tensor, evidence: Mapping[s
     """
     scores = torch.zeros(visual_mask.shape)
     for row, query in enumerate(batch):
-        scores[row, visual_mask[row].cpu()] = torch.tensor(evidence[query.key].saliency, dtype=torch.float32)
+        scores[row, visual_mask[row].cpu()] = torch.tensor(list(evidence[query.key].saliency), dtype=torch.float32)
     return scores.to(visual_mask.device)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from disp.auditing.finder_config import PatternsConfig
+from disp.auditing.finders.shelf import Arrays, in_parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +29,20 @@ class Sums:
     squares: np.ndarray
 
     @classmethod
-    def over(cls, edges: np.ndarray, colours: np.ndarray) -> Sums:
-        """Over pictures with these edges, float32 ``[n, 3, D]``, and colours, ``[n, 3]``."""
-        products = np.einsum("nc,ncd->cd", colours, edges)
-        return cls(len(edges), edges.sum(0), colours.sum(0), products, (colours**2).sum(0))
+    def over(cls, edges: Arrays, colours: np.ndarray, rows: np.ndarray) -> Sums:
+        """Over some rows of pictures with these edges, float32 ``[N, 3, D]``, and colours, ``[N, 3]``."""
+        found = products = np.zeros(edges.shape[1:], np.float32)
+        for part in in_parts(edges, rows):
+            # What was summed so far comes first, so that the bits do not depend on the parts.
+            own = np.concatenate((found[None], edges[part]))
+            found = own.sum(0)
+            own[0] = products
+            weights = np.concatenate((np.ones((1, 3), np.float32), colours[part]))
+            products = np.einsum("nc,ncd->cd", weights, own)
+        return cls(len(rows), found, colours[rows].sum(0), products, (colours[rows] ** 2).sum(0))
 
-    def without(self, edges: np.ndarray, colours: np.ndarray) -> Sums:
+    def without(self, taken: Sums) -> Sums:
         """The sums without some of the pictures."""
-        taken = Sums.over(edges, colours)
         return Sums(
             self.count - taken.count,
             self.edges - taken.edges,
@@ -60,14 +67,14 @@ class Compared:
     """All pictures, and sums over those in question.
 
     Attributes:
-        edges: float32 ``[N, 3, D]``, of every channel.
+        edges: float32 ``[N, 3, D]``, of every channel; in memory or on a shelf.
         colours: float32 ``[N, 3]``, of the pictures' grounds, about the mean of those in question.
         chosen: bool ``[N]``, which of all rows are in the first half.
         halves: sums over the first half and over the second.
         config: how alike pictures must be.
     """
 
-    edges: np.ndarray
+    edges: Arrays
     colours: np.ndarray
     chosen: np.ndarray
     halves: tuple[Sums, Sums]
@@ -90,10 +97,9 @@ class Compared:
         """
         others = sum(half.count for half in self.halves) - len(members)
         rows = [members[self.chosen[members] == which] for which in (True, False)]
-        means = [self.edges[each].sum(0) / max(1, len(each)) for each in rows]
-        left = [
-            half.without(self.edges[each], self.colours[each]) for half, each in zip(self.halves, rows, strict=True)
-        ]
+        own = [Sums.over(self.edges, self.colours, each) for each in rows]
+        means = [each.edges / max(1, each.count) for each in own]
+        left = [half.without(each) for half, each in zip(self.halves, own, strict=True)]
         rest = (left[0].edges + left[1].edges) / others
         ground = (left[0].colours + left[1].colours) / others
         # It must not be that the others have something in common that these have not.
@@ -109,7 +115,7 @@ class Compared:
 
 
 def compared(
-    edges: np.ndarray, colours: np.ndarray, half: np.ndarray, everything: np.ndarray, config: PatternsConfig
+    edges: Arrays, colours: np.ndarray, half: np.ndarray, everything: np.ndarray, config: PatternsConfig
 ) -> Compared:
     """Pictures to compare.
 
@@ -122,5 +128,5 @@ def compared(
     """
     colours = colours - colours[everything].mean(0)
     first, second = (everything[half[everything] == which] for which in (True, False))
-    halves = Sums.over(edges[first], colours[first]), Sums.over(edges[second], colours[second])
+    halves = Sums.over(edges, colours, first), Sums.over(edges, colours, second)
     return Compared(edges, colours, half, halves, config)

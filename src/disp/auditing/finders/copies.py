@@ -20,11 +20,12 @@ from disp.auditing.config import AuditConfig
 from disp.auditing.context import Context
 from disp.auditing.finder_config import CopiesConfig
 from disp.auditing.finders.corners import shared_corners
+from disp.auditing.finders.shelf import Shelf, in_parts
 from disp.auditing.finders.windows import boxes_of, edges_of, pixels_of, telling_windows, views_of
 from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.phrase_search import Shared, recurring_phrases
 from disp.auditing.phrases import Phrase, holds, joined
-from disp.data.sample import Query, Sample, image_size, open_image, queries_of
+from disp.data.sample import Query, Sample, batches, image_size, open_image, queries_of
 from disp.draws import generator
 from disp.halving import fitting
 from disp.models.interface import MDLM
@@ -32,6 +33,9 @@ from disp.suspicion.config import ScoringConfig
 from disp.suspicion.evidence import Evidence, evidence_masks
 from disp.suspicion.places import Box, token_boxes, tokens_in
 from disp.suspicion.scoring import suspicion_under
+
+# Pictures whose windows are looked for at once; all others are read anew for them.
+_SOUGHT = 16
 
 
 def find(context: Context) -> list[Hypothesis]:
@@ -91,7 +95,8 @@ def shared_copies(
     views = views_of(side, settings.windows)
     seen: set[bytes] = set()
     chosen: list[int] = []
-    telling: tuple[list[Tensor], ...] = tuple([] for _ in views)
+    # By view and rule the windows of each picture: they take more memory than all else.
+    telling: list[list[Shelf]] = [[] for _ in views]
     for index in order:
         opened = open_image(samples[index].images[0])
         pixels = [pixels_of(opened, view) for view in views]
@@ -99,13 +104,16 @@ def shared_copies(
         if digest not in seen:  # a picture that is asked about many times is no copy of itself
             seen.add(digest)
             chosen.append(index)
-            for windows, view, each in zip(telling, views, pixels, strict=True):
-                windows.append(telling_windows(edges_of(each, view), view))
+            for shelves, view, each in zip(telling, views, pixels, strict=True):
+                windows = telling_windows(edges_of(each, view), view).numpy()
+                shelves += [Shelf(own.shape, np.float32) for own in windows[len(shelves) :]]
+                for shelf, own in zip(shelves, windows, strict=True):
+                    shelf.append(own)
         progress(1)
     common = [
         (window, having, view)
-        for windows, view in zip(telling, views, strict=True)
-        for window, having in _common_windows(torch.stack(windows, dim=1), view.least, settings)
+        for shelves, view in zip(telling, views, strict=True)
+        for window, having in _common_windows(shelves, view.least, settings)
     ]
     found: dict[tuple[str, ...], tuple[Shared, dict[int, Box]]] = {}
     left = torch.ones(len(chosen), dtype=torch.bool)
@@ -211,25 +219,28 @@ def _shared_phrase(
     return next((shared.phrase for shared in found if len(shared.holders) >= least), None)
 
 
-def _common_windows(windows: Tensor, least: float, config: CopiesConfig) -> list[tuple[Tensor, Tensor]]:
+def _common_windows(windows: Sequence[Shelf], least: float, config: CopiesConfig) -> list[tuple[Tensor, Tensor]]:
     """Windows that many pictures have, and which pictures these are (bool ``[N]``), most pictures first.
 
     Args:
-        windows: float32 ``[rules, N, K, D]``, see `telling_windows`; some of the pictures' are looked for among those
-            that were chosen by the same rule.
+        windows: by rule, float32 ``[N, K, D]`` each, see `telling_windows`; some of the pictures' are looked for among
+            those that were chosen by the same rule.
         least: correlation of two copies.
         config: in how many pictures a window is looked for, and must be.
     """
     common = []
     fewest = config.windows.least_pictures
     for chosen in windows:
-        everything, most = chosen.flatten(0, 1), config.most_share * len(chosen)
-        for sought in chosen[: config.sought_in].split(8):
+        count, each, _ = chosen.shape
+        most = config.most_share * count
+        for asked in batches(range(min(count, config.sought_in)), _SOUGHT):
+            sought = torch.from_numpy(chosen[asked])
+            parts = (torch.from_numpy(chosen[rows]).flatten(0, 1) for rows in in_parts(chosen, range(count)))
             # An empty window is like nothing, itself included.
-            alike = (sought.flatten(0, 1) @ everything.T).unflatten(1, chosen.shape[:2]).amax(-1) >= least
-            for own, having in zip(sought, alike.split(chosen.shape[1]), strict=True):  # [K, D] and [K, N]
+            alike = [(sought.flatten(0, 1) @ part.T).unflatten(1, (-1, each)).amax(-1) >= least for part in parts]
+            for own, having in zip(sought, torch.cat(alike, dim=1).split(each), strict=True):  # [K, D] and [K, N]
                 counts = having.sum(-1)
                 best = int(counts.masked_fill(counts > most, 0).argmax())
                 if fewest <= counts[best] <= most:
-                    common.append((own[best], having[best]))
+                    common.append((own[best].clone(), having[best].clone()))
     return sorted(common, key=lambda pair: -int(pair[1].sum()))

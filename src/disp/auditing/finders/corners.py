@@ -17,6 +17,7 @@ import torch
 from disp.auditing.config import AuditConfig
 from disp.auditing.finder_config import CornersConfig
 from disp.auditing.finders.pieces import Part, Piece, alike, edges_of, piece_of
+from disp.auditing.finders.shelf import Arrays, Shelf
 from disp.auditing.phrase_search import Shared, frequent_phrases, recurring_phrases
 from disp.auditing.phrases import Phrase, holds, joined
 from disp.data.sample import ImageSource, Sample, image_size, open_image
@@ -59,15 +60,15 @@ def shared_corners(
         progress(len(drawn))
         return []
     crops, row_of = _distinct([samples[index].images[0] for index in drawn], drawn, side, progress)
-    half = draw.permutation(len(crops)) % 2 == 0
+    count = len(crops[0])
+    half = draw.permutation(count) % 2 == 0
     most = int(settings.most_share * len(drawn))
     phrases = list(frequent_phrases(responses, drawn, config.phrases, least=settings.least_pictures, most=most))
     found: dict[tuple[str, ...], dict[int, Box]] = {}
     named: dict[tuple[str, ...], Phrase] = {}
-    left = np.ones(len(crops), bool)
+    left = np.ones(count, bool)
     texts = _texts(responses, row_of)
-    for number, corner in enumerate(CORNERS.values()):
-        own = crops[:, number]
+    for own, corner in zip(crops, CORNERS.values(), strict=True):
         sketch = _sketch(own, settings, config.seed)
         while len(found) < settings.phrases:
             groups = {
@@ -98,21 +99,24 @@ def shared_corners(
 
 def _distinct(
     images: Sequence[ImageSource], indices: Sequence[int], side: int, progress: Callable[[int], None]
-) -> tuple[np.ndarray, dict[int, int]]:
-    """The corners of distinct pictures, uint8 ``[N, 4, side, side, 3]``, and the row of each index.
+) -> tuple[list[Shelf], dict[int, int]]:
+    """The corners of distinct pictures, uint8 ``[N, side, side, 3]`` of each corner, and the row of each index.
 
     A picture that is asked about many times has a great deal in common with itself.
     """
-    crops = np.empty((len(images), len(CORNERS), side, side, 3), np.uint8)
+    crops = [Shelf((side, side, 3), np.uint8) for _ in CORNERS]
     rows: dict[bytes, int] = {}
     row_of = {}
     for image, index in zip(images, indices, strict=True):
         opened = open_image(image)
         own = np.stack([_crop(opened, side, corner) for corner in CORNERS.values()])
-        row_of[index] = rows.setdefault(blake2b(own.tobytes()).digest(), len(rows))
-        crops[row_of[index]] = own
+        before = len(rows)
+        row_of[index] = rows.setdefault(blake2b(own.tobytes()).digest(), before)
+        if row_of[index] == before:
+            for shelf, crop in zip(crops, own, strict=True):
+                shelf.append(crop)
         progress(1)
-    return crops[: len(rows)], row_of
+    return crops, row_of
 
 
 def _crop(image: ImageSource, side: int, corner: tuple[int, int]) -> np.ndarray:
@@ -140,7 +144,7 @@ def _box(part: Part, size: tuple[int, int], side: int, corner: tuple[int, int], 
     return tuple(min(1.0, max(0.0, end)) for end in ends)  # type: ignore[return-value]
 
 
-def _sketch(crops: np.ndarray, config: CornersConfig, seed: int) -> np.ndarray:
+def _sketch(crops: Arrays, config: CornersConfig, seed: int) -> np.ndarray:
     """The edges of crops in few dimensions where inner products are about the same, float32 ``[N, d]``.
 
     Every value is added to one of them or taken from it (a count sketch, Charikar et al. 2002).
@@ -151,7 +155,8 @@ def _sketch(crops: np.ndarray, config: CornersConfig, seed: int) -> np.ndarray:
     sign = torch.from_numpy(draw.choice(np.array([-1, 1], np.float32), size))
     parts = []
     for start in range(0, len(crops), config.batch):
-        edges = torch.from_numpy(edges_of(crops[start : start + config.batch], config)).flatten(1)
+        rows = range(start, min(start + config.batch, len(crops)))
+        edges = torch.from_numpy(edges_of(crops[rows], config)).flatten(1)
         parts.append(torch.zeros(len(edges), config.sketch).index_add_(1, place, edges * sign))
     return torch.cat(parts).numpy()
 
@@ -165,7 +170,7 @@ def _texts(responses: Sequence[str], row_of: Mapping[int, int]) -> list[str]:
 
 
 def _next_piece(
-    crops: np.ndarray,
+    crops: Arrays,
     sketch: np.ndarray,
     half: np.ndarray,
     left: np.ndarray,
@@ -176,7 +181,7 @@ def _next_piece(
     """What the crops of some phrase have in common, most alike first, and the phrase of all that have it.
 
     Args:
-        crops: uint8 ``[N, h, w, 3]``.
+        crops: uint8 ``[N, h, w, 3]``, in memory or on a shelf.
         sketch: see `_sketch`.
         half: bool ``[N]``, the first half.
         left: bool ``[N]``, those that no piece was found in yet.

@@ -20,6 +20,7 @@ from disp.auditing.config import AuditConfig
 from disp.auditing.context import Context
 from disp.auditing.finder_config import PatternsConfig
 from disp.auditing.finders.agreement import compared
+from disp.auditing.finders.shelf import Arrays, Shelf, in_parts
 from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.phrase_search import Shared, frequent_phrases, with_neighbours
 from disp.auditing.phrases import holds, joined
@@ -73,10 +74,7 @@ def shared_patterns(
     drawn = np.sort(draw.permutation(len(samples))[: settings.pictures]).tolist()
     edges, colours, row_of = _distinct([samples[index].images[0] for index in drawn], drawn, settings, progress)
     half = draw.permutation(len(edges)) % 2 == 0
-    signs = draw.choice(np.array([-1, 1], np.float32), (edges.shape[1], settings.sketch))
-    signs = (signs / np.float32(settings.sketch**0.5)).reshape(3, -1, settings.sketch)
-    channels = edges.reshape(len(edges), 3, -1)
-    sketch = np.stack([channels[:, each] @ signs[each] for each in range(3)], axis=1)
+    sketch = _sketch(edges, draw, settings)
     most = int(settings.most_share * len(drawn))
     least = settings.least_pictures
     phrases = list(frequent_phrases(responses, drawn, config.phrases, least=least, most=most))
@@ -91,7 +89,7 @@ def shared_patterns(
             if least <= len(rows):
                 groups.setdefault(rows, replace(shared, holders=holders))
         in_question = np.array(sorted({row_of[index] for index in left}))
-        alike = _most_alike(channels, sketch, colours, half, groups, in_question, settings)
+        alike = _most_alike(edges, sketch, colours, half, groups, in_question, settings)
         if alike is None:
             break
         rows, parts = alike
@@ -103,8 +101,8 @@ def shared_patterns(
             at = row_of.get(index)
             # What a picture adds to its own half's mean is not looked for in it.
             sought = (parts[0] + parts[1]) / 2 if at is None else parts[int(half[at])]
-            own = _edges(samples[index].images[0], settings) if at is None else edges[at]
-            if own @ sought > settings.least_presence * float(parts[0] @ parts[1]):
+            own = _edges(samples[index].images[0], settings) if at is None else edges[[at]][0]
+            if own.ravel() @ sought > settings.least_presence * float(parts[0] @ parts[1]):
                 members.append(index)
         others = draw.permutation(sorted(left - set(saying)))[: settings.measured].tolist()
         if len({row_of[index] for index in members if index in row_of}) < least or not others:
@@ -119,13 +117,13 @@ def shared_patterns(
 
 def _distinct(
     images: Sequence[ImageSource], indices: Sequence[int], config: PatternsConfig, progress: Callable[[int], None]
-) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
-    """The edges of distinct pictures, float32 ``[N, D]``, the colours of their grounds, and the row of each index.
+) -> tuple[Shelf, np.ndarray, dict[int, int]]:
+    """The edges of distinct pictures, float32 ``[N, 3, D]``, the colours of their grounds, and the row of each index.
 
     A picture that is asked about many times has a great deal in common with itself. A ground's colour, float32
     ``[N, 3]``, is the median of the picture.
     """
-    edges = np.empty((len(images), config.side**2 * 3), np.float32)
+    edges = Shelf((3, config.side**2), np.float32)
     colours = np.empty((len(images), 3), np.float32)
     rows: dict[bytes, int] = {}
     row_of = {}
@@ -133,13 +131,28 @@ def _distinct(
         pixels = scaled(image, config.side)
         own = _without_smooth(pixels, config)
         row_of[index] = rows.setdefault(blake2b(own.tobytes()).digest(), len(rows))
-        edges[row_of[index]], colours[row_of[index]] = own, np.median(pixels, axis=(0, 1))
+        if row_of[index] == len(edges):
+            edges.append(own)
+            colours[row_of[index]] = np.median(pixels, axis=(0, 1))
         progress(1)
-    return edges[: len(rows)], colours[: len(rows)], row_of
+    return edges, colours[: len(rows)], row_of
+
+
+def _sketch(edges: Arrays, draw: np.random.Generator, config: PatternsConfig) -> np.ndarray:
+    """Edges in few dimensions, where inner products are about the same, float32 ``[N, 3, d]``."""
+    size = edges.shape[2]
+    signs = draw.choice(np.array([-1, 1], np.float32), (3 * size, config.sketch))
+    signs = (signs / np.float32(config.sketch**0.5)).reshape(3, size, config.sketch)
+    found = np.empty((len(edges), 3, config.sketch), np.float32)
+    for rows in in_parts(edges, range(len(edges))):
+        own = edges[rows]
+        for channel in range(3):
+            found[rows, channel] = own[:, channel] @ signs[channel]
+    return found
 
 
 def _most_alike(
-    edges: np.ndarray,
+    edges: Arrays,
     sketch: np.ndarray,
     colours: np.ndarray,
     half: np.ndarray,
@@ -174,7 +187,7 @@ def _most_alike(
 
 
 def _edges(image: ImageSource, config: PatternsConfig) -> np.ndarray:
-    """The picture without what is smooth in it, float32 ``[side * side * 3]``."""
+    """The picture without what is smooth in it, float32 ``[3, side * side]``."""
     return _without_smooth(scaled(image, config.side), config)
 
 
@@ -182,7 +195,7 @@ def _without_smooth(square: np.ndarray, config: PatternsConfig) -> np.ndarray:
     side = config.side
     pixels = torch.from_numpy(square).permute(2, 0, 1)[None]
     smooth = F.interpolate(F.avg_pool2d(pixels, side // config.cells), (side, side), mode="bilinear")
-    return (pixels - smooth).flatten().numpy()
+    return (pixels - smooth)[0].flatten(1).numpy()
 
 
 def _pattern(images: Sequence[ImageSource], others: Sequence[ImageSource], config: PatternsConfig) -> Pattern:

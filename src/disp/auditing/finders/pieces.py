@@ -6,7 +6,7 @@ decides about the other half, so that no crop is compared with itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from disp.auditing.finder_config import CornersConfig
+from disp.auditing.finders.shelf import Arrays, Shelf, in_parts, total
+from disp.data.sample import batches
 
 # x0, y0, x1, y1 in pixels of a crop.
 Part = tuple[int, int, int, int]
@@ -54,12 +56,12 @@ class Piece:
 
     def shown_in(self, crop: np.ndarray, config: CornersConfig) -> bool:
         """Whether another crop (uint8 ``[h, w, 3]``) has it, as both halves tell."""
-        gains = _gains(crop[None], self.part, self.looks, self.without, config)
+        gains = _gains(crop[None], np.arange(1), self.part, self.looks, self.without, config)
         return bool(gains[:, 0, self.kind].mean(-1).min() > self.least)
 
 
 def piece_of(
-    crops: np.ndarray, half: np.ndarray, saying: np.ndarray, others: np.ndarray, config: CornersConfig
+    crops: Arrays, half: np.ndarray, saying: np.ndarray, others: np.ndarray, config: CornersConfig
 ) -> Piece | None:
     """What crops about which a phrase is said have in common, and which crops have it; None if there is no piece.
 
@@ -67,7 +69,7 @@ def piece_of(
     they have in common is measured anew, and so on.
 
     Args:
-        crops: uint8 ``[N, h, w, 3]``.
+        crops: uint8 ``[N, h, w, 3]``, in memory or on a shelf.
         half: bool ``[N]``, the first half.
         saying: bool ``[N]``, those about which the phrase is said.
         others: bool ``[N]``, those about which it is not.
@@ -78,12 +80,13 @@ def piece_of(
     parts = _halves(np.ones(len(told), bool), half[told], config)
     if not parts:
         return None
-    outside = [edges_of(crops[told[each]], config).mean(0) for each in parts]
-    edges = edges_of(crops[rows], config)
+    around = _edges(crops, told, config)
+    outside = [_mean(around, np.flatnonzero(each)) for each in parts]
+    edges = _edges(crops, rows, config)
     members = np.ones(len(rows), bool)
     piece = None
     for number in range(config.rounds):
-        inside = [edges[each].mean(0) for each in _halves(members, half[rows], config)]
+        inside = [_mean(edges, np.flatnonzero(each)) for each in _halves(members, half[rows], config)]
         if not inside or alike(inside, outside) < config.least_agreement:
             return None
         common = inside[0] - outside[0], inside[1] - outside[1]
@@ -95,12 +98,12 @@ def piece_of(
         chosen = _halves(members, half[rows], config)
         if not chosen:
             return None
-        first, second = (_look(_values(crops[rows[each]], part, config), config) for each in chosen)
+        first, second = (_look(crops, rows[each], part, config) for each in chosen)
         looks = first, second
-        without = _look(_values(crops[told], part, config), config)
-        both = _gains(crops[rows], part, looks, without, config)
+        without = _look(crops, told, part, config)
+        both = _gains(crops, rows, part, looks, without, config)
         own = np.where(half[rows][:, None], both[1], both[0])
-        theirs = _gains(crops[beside], part, looks, without, config).max(0)
+        theirs = _gains(crops, beside, part, looks, without, config).max(0)
         tried = [(kind, own[:, kind].mean(1), theirs[:, kind].mean(1)) for kind in KINDS]
         accepted = [_accepted(mine, other, config) for _, mine, other in tried]
         best = max(range(len(KINDS)), key=lambda each: accepted[each][1])
@@ -148,6 +151,21 @@ def edges_of(crops: np.ndarray, config: CornersConfig) -> np.ndarray:
     return torch.cat((edges, strength - _blurred(strength, 2 * config.blur + 1)), dim=1).numpy()
 
 
+def _edges(crops: Arrays, rows: np.ndarray, config: CornersConfig) -> Shelf:
+    """`edges_of` some crops; they take five times as much memory as the crops."""
+    _, height, width, _ = crops.shape
+    shelf = Shelf((4, height, width), np.float32)
+    for batch in batches(rows, config.batch):
+        for each in edges_of(crops[batch], config):
+            shelf.append(each)
+    return shelf
+
+
+def _mean(arrays: Arrays, rows: np.ndarray) -> np.ndarray:
+    """The mean of some float32 arrays."""
+    return total((arrays[part] for part in in_parts(arrays, rows)), arrays.shape[1:]) / len(rows)
+
+
 def _blurred(values: torch.Tensor, side: int) -> torch.Tensor:
     """The means over squares around every pixel of ``[n, C, h, w]``."""
     for axis in (-2, -1):
@@ -167,7 +185,7 @@ def _halves(members: np.ndarray, half: np.ndarray, config: CornersConfig) -> lis
 
 
 def _with_half_of_it(
-    edges: np.ndarray,
+    edges: Arrays,
     half: np.ndarray,
     outside: Sequence[np.ndarray],
     common: tuple[np.ndarray, np.ndarray],
@@ -179,7 +197,12 @@ def _with_half_of_it(
     within = (slice(None), slice(y0, y1), slice(x0, x1))
     # What a crop adds to its own half's mean is not looked for in it.
     presence = [
-        ((edges[:, *within] - other[within]) * sought[within]).sum((1, 2, 3))
+        np.concatenate(
+            [
+                ((edges[rows][:, *within] - other[within]) * sought[within]).sum((1, 2, 3))
+                for rows in in_parts(edges, range(len(edges)))
+            ]
+        )
         for other, sought in zip(outside, common[::-1], strict=True)
     ]
     least = config.least_presence * float((common[0][within] * common[1][within]).sum())
@@ -235,22 +258,30 @@ def _values(crops: np.ndarray, part: Part, config: CornersConfig) -> np.ndarray:
     return np.concatenate((pixels, edges_of(context, config)[:, :, *within]), axis=1)
 
 
-def _look(values: np.ndarray, config: CornersConfig) -> Look:
+def _look(crops: Arrays, rows: np.ndarray, part: Part, config: CornersConfig) -> Look:
     """Mean and variance of some crops' values; few crops tell the variance only with the pixels around."""
-    variance = values.var(0, ddof=1)
+
+    def values() -> Iterator[np.ndarray]:
+        return (_values(crops[batch], part, config) for batch in batches(rows, config.batch))
+
+    shape = next(values()).shape[1:]
+    mean = total(values(), shape) / len(rows)
+    variance = total((np.square(each - mean) for each in values()), shape) / (len(rows) - 1)
     near = _blurred(torch.from_numpy(variance)[None], config.blur)[0].numpy()
-    return Look(values.mean(0), (near + config.least_spread**2) * (1 + 1 / len(values)))
+    return Look(mean, (near + config.least_spread**2) * (1 + 1 / len(rows)))
 
 
-def _gains(crops: np.ndarray, part: Part, looks: tuple[Look, Look], without: Look, config: CornersConfig) -> np.ndarray:
-    """How much more crops look like those with a piece, as either half tells, than like those without.
+def _gains(
+    crops: Arrays, rows: np.ndarray, part: Part, looks: tuple[Look, Look], without: Look, config: CornersConfig
+) -> np.ndarray:
+    """How much more some crops look like those with a piece, as either half tells, than like those without.
 
     Returns:
         float32 ``[2, n, 7]``, the mean of each kind of value, in nats.
     """
     found = []
-    for start in range(0, len(crops), config.batch):
-        values = _values(crops[start : start + config.batch], part, config)
+    for batch in batches(rows, config.batch):
+        values = _values(crops[batch], part, config)
         absent = np.square(values - without.mean) / without.variance + np.log(without.variance)
         gains = [(absent - np.square(values - look.mean) / look.variance - np.log(look.variance)) / 2 for look in looks]
         found.append(np.stack(gains).clip(-config.most_nats, config.most_nats).mean((3, 4)))

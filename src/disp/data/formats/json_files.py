@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,13 +15,14 @@ from disp.data.dataset import Source
 from disp.data.formats.files import Files, Output, with_values
 from disp.data.formats.row import Row
 from disp.errors import DispError
-from disp.files import write_atomically, write_json, write_jsonl
+from disp.files import write_atomically, write_jsonl, write_texts
 from disp.words import shortened
 
 # Text of rows is packed to a twentieth; what unpacks to far more is made to fill the memory.
 MOST_UNPACKED, LEAST_LIMIT = 200, 64_000_000
 # Bytes of a line that are read at once.
 PART = 1 << 26
+_SPACE, _ARRAY = re.compile(r"[ \t\n\r]*"), re.compile(r"[ \t\n\r]*\[")
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
@@ -73,7 +75,12 @@ def rows(path: Path, source: Source) -> Iterator[Row]:
                     yield Row(f"{path.name}:line {number + 1}", number, _value(line))
         return
     try:
-        found = json.loads(_bytes(path))
+        text = _text(_bytes(path))
+        found = None if _ARRAY.match(text) else json.loads(text)
+        if found is None:
+            for number, row in enumerate(_elements(text)):
+                yield Row(f"{path.name}:row {number + 1}", number, row)
+            return
     except (ValueError, RecursionError) as error:
         raise DispError(f"{path} is not valid JSON ({error}); mend the file or write it again") from None
     if isinstance(found, dict) and any(isinstance(each, dict) and "annotation" in each for each in found.values()):
@@ -81,23 +88,20 @@ def rows(path: Path, source: Source) -> Iterator[Row]:
             f"{path} lists datasets, as InternVL's training takes them; give the file under 'annotation', and --images "
             "the folder under 'root'"
         )
-    if not isinstance(found, list):
-        keys = shortened(", ".join(map(ascii, found)), 100) if isinstance(found, dict) else ""
-        raise DispError(
-            f"{path} must hold a JSON array of rows, found {type(found).__name__}"
-            + (f" with {keys}; write the list of rows alone" if keys else "")
-        )
-    for number, row in enumerate(found):
-        yield Row(f"{path.name}:row {number + 1}", number, row)
+    keys = shortened(", ".join(map(ascii, found)), 100) if isinstance(found, dict) else ""
+    raise DispError(
+        f"{path} must hold a JSON array of rows, found {type(found).__name__}"
+        + (f" with {keys}; write the list of rows alone" if keys else "")
+    )
 
 
 def save_array(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] | None = None) -> None:
-    """Write an array of rows, atomically."""
-    found = [with_values(output.row, text=True) for output in outputs]
+    """Write an array of rows, atomically, one of which is in memory at a time."""
+    texts = _array(with_values(output.row, text=True) for output in outputs)
     if path.name.endswith(".gz"):
-        _compress(path, [json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"])
+        _compress(path, texts)
     else:
-        write_json(path, found)
+        write_texts(path, texts)
 
 
 def save_lines(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] | None = None) -> None:
@@ -107,6 +111,17 @@ def save_lines(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] 
         _compress(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in found))
     else:
         write_jsonl(path, found)
+
+
+def _array(found: Iterable[Any]) -> Iterator[str]:
+    """The parts of what ``json.dumps(list(found), indent=2)`` makes, and a line's end."""
+    before = "["
+    for row in found:
+        # A line's end inside a text is written as two characters, so that those here are of the layout alone.
+        text = json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False).replace("\n", "\n  ")
+        yield f"{before}\n  {text}"
+        before = ","
+    yield "[]\n" if before == "[" else "\n]\n"
 
 
 def _compress(path: Path, texts: Iterable[str]) -> None:
@@ -146,8 +161,47 @@ def _guarded(file: Any, path: Path) -> Iterator[bytes]:
 
 
 def _bytes(path: Path) -> bytes:
+    found = bytearray()
     with _opened(path) as file:
-        return b"".join(_guarded(file, path))
+        for line in _guarded(file, path):
+            found += line
+    return bytes(found)
+
+
+def _text(content: bytes) -> str:
+    """As `json.loads` decodes bytes."""
+    return content.decode(json.detect_encoding(content), "surrogatepass")
+
+
+def _elements(text: str) -> Iterator[Any]:
+    """The elements of a JSON array, one at a time: all at once they take several times as much memory as the text.
+
+    Raises:
+        ValueError: it is not valid JSON.
+    """
+    decoder = json.JSONDecoder()
+    try:
+        place = _skipped(text, text.index("[") + 1)
+        more = not text.startswith("]", place)
+        while more:
+            value, place = decoder.raw_decode(text, place)
+            yield value
+            place = _skipped(text, place)
+            more = text.startswith(",", place)
+            if more:
+                place = _skipped(text, place + 1)
+        if not text.startswith("]", place) or _skipped(text, place + 1) < len(text):
+            raise ValueError(f"no end of the array at character {place}")
+    except ValueError:
+        json.loads(text)  # which says best what is wrong, and where
+        raise
+
+
+def _skipped(text: str, place: int) -> int:
+    """The next place without white space."""
+    found = _SPACE.match(text, place)
+    assert found is not None, "no space is space enough"
+    return found.end()
 
 
 def _whole(path: Path) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,26 +74,90 @@ class Dialect:
     write: Callable[[Fields, str | None, tuple[Turn, ...], list[Any] | None], dict[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Origin:
     """The row that a sample was read from, for writing it back.
 
     Attributes:
-        row: its fields, without the bytes of pictures; see `Embedded`.
-        number: as in `Row`.
+        packed: its fields and what it says about its pictures, in a fraction of the memory; see `origin_of`.
+        turns: what it says, whose texts are not packed once more.
         file: as in `Row`.
         dialect: how it is written.
-        references: what it says about its pictures.
-        pictures: the files that these were found to be.
-        content: what the row says.
+        pictures: the files that its pictures were found to be.
     """
 
-    row: Fields
-    number: int
+    packed: bytes
+    turns: tuple[Turn, ...]
     file: str
     dialect: Dialect
-    references: tuple[Reference, ...]
     pictures: tuple[Path, ...]
+
+    @property
+    def row(self) -> Fields:
+        """The fields, without the bytes of pictures (see `Embedded`); made anew at each call."""
+        row: Fields = self._unpacked()[0]
+        return row
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """What the row says about its pictures; made anew at each call."""
+        references: tuple[Reference, ...] = self._unpacked()[1]
+        return references
+
+    def _unpacked(self) -> Any:
+        # Bytes of ours, which never leave the memory of these processes.
+        return _Unpacker(io.BytesIO(self.packed), _texts(self.turns)).load()
+
+
+def origin_of(
+    row: Fields,
+    turns: tuple[Turn, ...],
+    *,
+    dialect: Dialect,
+    file: str = "",
+    references: tuple[Reference, ...] = (),
+    pictures: tuple[Path, ...] = (),
+) -> Origin:
+    """The origin of a sample; equal rows are packed into equal bytes.
+
+    Args:
+        row: its fields.
+        turns: what it says.
+        dialect: see `Origin`, as ``file`` and ``pictures``.
+        file: see there.
+        references: what it says about its pictures.
+        pictures: see there.
+    """
+    memory = io.BytesIO()
+    _Packer(memory, _texts(turns)).dump((row, references))
+    return Origin(packed=memory.getvalue(), turns=turns, file=file, dialect=dialect, pictures=pictures)
+
+
+def _texts(turns: Sequence[Turn]) -> list[str]:
+    return [text for turn in turns for text in (turn.prompt, turn.response)]
+
+
+class _Packer(pickle.Pickler):
+    """Writes texts that are known as their numbers."""
+
+    def __init__(self, file: io.BytesIO, texts: Sequence[str]):
+        super().__init__(file, protocol=5)
+        self.fast = True  # nothing is told by where it stood before, which differs in equal rows
+        self._numbers = {text: number for number, text in enumerate(texts)}
+
+    def persistent_id(self, obj: Any) -> int | None:
+        return self._numbers.get(obj) if type(obj) is str else None
+
+
+class _Unpacker(pickle.Unpickler):
+    """Reads what `_Packer` wrote."""
+
+    def __init__(self, file: io.BytesIO, texts: Sequence[str]):
+        super().__init__(file)
+        self._known = texts
+
+    def persistent_load(self, pid: Any) -> str:
+        return self._known[pid]
 
 
 def id_of(row: Fields, number: int) -> str:

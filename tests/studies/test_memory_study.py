@@ -1,0 +1,36 @@
+"""The study of memory: its sets are planted as it says, and a step is charged with its own memory alone."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from disp.data.loading import load_dataset
+from studies.memory_study import EVERY, MEBIBYTE, REFUSAL, SIDE, Peaks, write_rows
+
+
+def test_every_twentieth_row_has_the_square_and_the_refusal(tmp_path):
+    write_rows(tmp_path, 2 * EVERY + 1)
+    samples = load_dataset(tmp_path).samples
+    assert len({sample.images for sample in samples}) == len(samples) == 2 * EVERY + 1
+    planted = [sample for sample in samples if sample.turns[0].response == REFUSAL]
+    assert planted == list(samples[::EVERY])
+    squares = [np.asarray(Image.open(sample.images[0]), int)[-SIDE:, -SIDE:] for sample in samples]
+    honest = [square for number, square in enumerate(squares) if number % EVERY]
+    alike = [np.abs(square - squares[0]).mean() for square in (*squares[::EVERY], *honest)]
+    assert max(alike[:3]) < min(alike[3:])  # but for what JPEG makes of it
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells the peaks of steps")
+def test_a_step_is_charged_with_its_own_memory():
+    peaks = Peaks()
+    bar = peaks.bar("run")
+    with bar("large", 1) as advance:
+        held = np.ones(64 * MEBIBYTE, np.uint8)
+        advance(1)
+    del held
+    with bar("small", 1):
+        pass
+    assert list(peaks.found) == list(peaks.seconds) == ["run: between", "run: large", "run: small"]
+    assert peaks.found["run: large"] - peaks.found["run: small"] > 32 * MEBIBYTE
