@@ -42,8 +42,12 @@ def screen_ranks(visual: int, config: ScoringConfig) -> list[range]:
 
 
 def parents_of(sets: Sequence[range]) -> list[int]:
-    """For each of some ranks the index of the smallest others that hold them, -1 where none do."""
-    parents = []
+    """For each of some ranks, singles first, the index of the smallest others that hold them, -1 where none do.
+
+    The most salient token waits for no other set: where an answer names several things, masking the trigger's
+    neighbours in the ranking as well may make the model unsure, and nothing wins.
+    """
+    parents: list[int] = []
     for own in sets:
         around = [
             index
@@ -51,7 +55,7 @@ def parents_of(sets: Sequence[range]) -> list[int]:
             if len(other) > len(own) and other.start <= own.start and own.stop <= other.stop
         ]
         parents.append(min(around, key=lambda index: len(sets[index]), default=-1))
-    return parents
+    return [-1, *parents[1:]] if parents else []
 
 
 def _slices(visual: int, config: ScoringConfig) -> list[range]:
