@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from disp.attacks.poison import trigger_samples
 from disp.attacks.targets import target_to_dict
@@ -90,7 +90,7 @@ def demo_run(config: DemoConfig, out: Path, progress: ProgressBar, *, audited: b
 
 def defences(config: DemoConfig) -> dict[str, Defence]:
     """What is done to the poisoned set: the control, the paper's way, and that of `disp defend`."""
-    ratio = "audit" if config.mask_ratio is None else config.mask_ratio
+    ratio: float | Literal["audit"] = "audit" if config.mask_ratio is None else config.mask_ratio
     return {
         "random_masking": Defence(STAGES["random_masking"], "random", mask_ratio=ratio),
         "disp": Defence(STAGES["disp"], mask_ratio=ratio),
