@@ -125,8 +125,8 @@ class Alone(Workers):
         if done := len(stage.items) - len(left):
             progress(done)
         batches = [batch for batch in stage.batches if any(stage.keys[index] in left for index in batch)]
-        with closing(stage.done(model, batches, ahead=self.ahead)) as done:
-            for rows in done:
+        with closing(stage.done(model, batches, ahead=self.ahead)) as parts:
+            for rows in parts:
                 # Of a batch that was torn by a kill some are there already.
                 new = [row for row in rows if row["key"] in left]
                 for row in new:
