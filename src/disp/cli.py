@@ -86,7 +86,19 @@ def main() -> None:
     except KeyboardInterrupt:
         print("disp: interrupted; start the same command again to go on", file=sys.stderr)
         sys.exit(130)
-    except Exception:
+    except Exception as error:
+        from disp.halving import short_of_memory
+
+        # Where it is not for want of rows that could be halved: loading, and training.
+        if short_of_memory(error):
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            print(
+                f"disp: memory is too short ({reason}); load the model in fewer bits (--dtype bfloat16, --quantization "
+                "4bit), train fewer rows at once (--batch-size with --accumulate, --gradient-checkpointing), or take a "
+                "device with more memory; `disp plan` says what is needed",
+                file=sys.stderr,
+            )
+            sys.exit(2)
         # Exit code 1 means "suspicious or poisoned" to a pipeline.
         traceback.print_exc()
         sys.exit(2)

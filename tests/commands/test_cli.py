@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+import torch
 from PIL import Image
 
 from disp import cli
@@ -156,6 +157,20 @@ def test_poison_names_the_rows_that_are_set_aside(tmp_path, picture, monkeypatch
         cli.main()
     assert exit.value.code == 2
     assert "data.json:row 5" in capsys.readouterr().err
+
+
+def test_too_little_memory_for_the_model_is_one_line(monkeypatch, capsys, tmp_path):
+    def load(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("disp.models.loading.load_model", load)
+    monkeypatch.setattr(sys, "argv", ["disp", "generate", "builtin", "--prompt", "What?"])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("disp: memory is too short (CUDA out of memory. Tried to allocate 2.00 GiB.); load")
+    assert "--gradient-checkpointing" in line
 
 
 def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path):
