@@ -28,6 +28,7 @@ from disp.experiments.settings import SIZES, sized_config
 from disp.files import read_finished_jsonl, read_json, write_json, write_text
 from disp.progress import progress_bar
 from disp.purification.purify import purify
+from disp.suspicion.config import MASK_RATIO
 from disp.suspicion.masking import Substitute
 
 LEAST_ROWS, ASR_WITHIN, QUALITY_AT_LEAST = 500, 0.01, 0.99
@@ -135,10 +136,11 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, default=LEAST_ROWS, help="held-out rows")
     parser.add_argument("--attack-steps", type=int, help="of planting; the demo's if not given")
     parser.add_argument("--recovery-steps", type=int, help="of each recovery; the demo's if not given")
+    parser.add_argument("--mask-ratio", type=float, default=MASK_RATIO, help="share of the tokens that is masked")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    names = ("rows", "test_rows", "attack_steps", "recovery_steps")
+    names = ("rows", "test_rows", "attack_steps", "recovery_steps", "mask_ratio")
     sizes = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     rows = []
     for target in given.targets:
