@@ -86,12 +86,14 @@ def test_masks_lie_where_the_tokens_lie_now():
     assert not salient_masks(batch, visual, found, 0.0).any()
 
 
-def test_scores_are_held_in_four_bytes_each_and_come_back_as_they_were():
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_scores_are_held_in_four_bytes_each_or_on_disk_and_come_back_as_they_were(tmp_path, on_disk):
+    folder = tmp_path / "run" if on_disk else None
     draw = np.random.default_rng(0)
     rounded = [float(f"{value:.5g}") for value in (draw.standard_normal(200) * 10.0 ** draw.integers(-30, 30, 200))]
     places = tuple((0, 0, 0, each) for each in range(200))
     for scores in (rounded, [*rounded[:-1], 1 / 3], [], [0.0, 5e-324, 1e300]):
-        store = EvidenceStore(None)
+        store = EvidenceStore(None, folder)
         store.add([Evidence("a#0", scores, places[: len(scores)])])
         kept = store.found["a#0"]
         assert list(kept.saliency) == scores and len(kept.saliency) == len(scores)
@@ -101,9 +103,12 @@ def test_scores_are_held_in_four_bytes_each_and_come_back_as_they_were():
         assert again == kept and kept.to_row()["saliency"] == scores
     tracemalloc.start()
     try:
-        store = EvidenceStore(None)
+        store = EvidenceStore(None, folder)
         for number in range(200):
             store.add([Evidence(f"{number}#0", list(rounded), tuple(places), 1.5, (3, 4))])
-        assert tracemalloc.get_traced_memory()[0] / 200 < 4 * 200 + 400
+        assert tracemalloc.get_traced_memory()[0] / 200 < 400 + (0 if on_disk else 4 * 200)
     finally:
         tracemalloc.stop()
+    assert not on_disk or not list(folder.iterdir())  # the file has no name
+    first, *_, last = store.found.values()
+    assert list(last.saliency) == list(first.saliency) == rounded

@@ -2,55 +2,84 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from disp.data.sample import Query, Sample
-from disp.files import append_jsonl, read_finished_jsonl
+from disp.files import append_jsonl, named_if_unwritable, read_finished_jsonl
 from disp.suspicion.masking import Rounding, mask_top
 
 # Image, tile, row and column of each visual token.
 Locations = tuple[tuple[int, int, int, int], ...]
 
 
-class Rounded(Sequence[float]):
+class Scores(Sequence[float]):
     """Scores of five significant digits, as ``scores.jsonl`` has them, in four bytes each.
 
     A float32 holds seven digits, so that rounding it gives the very numbers back.
     """
 
-    __slots__ = ("_values",)
+    __slots__ = ()
 
-    def __init__(self, values: Iterable[float]):
-        """``values`` have no more digits; see `holds`."""
-        self._values = array("f", values)
-
-    @classmethod
-    def holds(cls, values: Sequence[float]) -> Rounded | None:
-        """These values; None where they have more digits."""
-        found = cls(values)
-        return found if list(found) == list(values) else None
-
-    def __len__(self) -> int:
-        return len(self._values)
+    def values(self) -> array[float]:
+        """All of them, not rounded."""
+        raise NotImplementedError
 
     def __iter__(self) -> Iterator[float]:
-        return map(rounded, self._values)
+        return map(rounded, self.values())
 
     def __getitem__(self, index: Any) -> Any:
-        return [*map(rounded, self._values[index])] if isinstance(index, slice) else rounded(self._values[index])
+        found = self.values()[index]
+        return [*map(rounded, found)] if isinstance(index, slice) else rounded(found)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
-    def __hash__(self) -> int:
-        return hash(tuple(self))
+
+class InMemory(Scores):
+    """Scores that are held; ``values`` have no more digits than they may."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Iterable[float]):
+        self._values = array("f", values)
+
+    def values(self) -> array[float]:
+        return self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class OnDisk(Scores):
+    """Scores that are read when they are asked for; sent to another process, they are held there."""
+
+    __slots__ = ("_count", "_file", "_start")
+
+    def __init__(self, file: IO[bytes], values: array[float]):
+        """``values`` are appended to ``file``."""
+        self._file, self._start, self._count = file, file.seek(0, os.SEEK_END), len(values)
+        values.tofile(file)
+
+    def values(self) -> array[float]:
+        self._file.seek(self._start)
+        found = array("f")
+        found.fromfile(self._file, self._count)
+        return found
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __reduce__(self) -> tuple[type[InMemory], tuple[array[float]]]:
+        return InMemory, (self.values(),)
 
 
 def rounded(score: float) -> float:
@@ -102,10 +131,22 @@ class EvidenceStore:
         found: all evidence, that of a run that was stopped before included.
     """
 
-    def __init__(self, file: Path | None):
-        """``file``: a JSONL file to go on with; None to keep nothing."""
+    def __init__(self, file: Path | None, folder: Path | None = None):
+        """Nothing is found yet, or what a file has.
+
+        Args:
+            file: a JSONL file to go on with; None to keep nothing.
+            folder: where scores lie meanwhile, in a file without a name; in memory if None.
+
+        Raises:
+            DispError: nothing can be written there.
+        """
         self.found: dict[str, Evidence] = {}
-        self._file = file
+        self._file, self._folder, self._scores = file, folder, None
+        if folder:
+            with named_if_unwritable(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                self._scores = tempfile.TemporaryFile(dir=folder)
         # Pictures of one size have their tokens at the same places, which are kept once: they take most of the memory.
         self._layouts: dict[Locations, Locations] = {}
         self._tokens: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -120,10 +161,18 @@ class EvidenceStore:
     def _keep(self, new: Iterable[Evidence]) -> None:
         for each in new:
             locations = self._layouts.setdefault(each.locations, each.locations)
-            scores = Rounded.holds(each.saliency)
-            saliency = array("d", each.saliency) if scores is None else scores
             hangs_on = self._tokens.setdefault(each.hangs_on, each.hangs_on)
+            saliency = self._kept(each.saliency)
             self.found[each.key] = replace(each, saliency=saliency, locations=locations, hangs_on=hangs_on)
+
+    def _kept(self, saliency: Sequence[float]) -> Sequence[float]:
+        held = InMemory(saliency)
+        if list(held) != list(saliency):  # with more digits
+            return array("d", saliency)
+        if self._folder is None or self._scores is None:
+            return held
+        with named_if_unwritable(self._folder):
+            return OnDisk(self._scores, held.values())
 
 
 def most_suspicious(sample: Sample, evidence: Mapping[str, Evidence]) -> Evidence:

@@ -53,7 +53,7 @@ def score(
     Raises:
         DispError: the model's numbers overflow.
     """
-    store = EvidenceStore(None)
+    store = EvidenceStore(None, folder=file.parent if file else None)
     workers.work(
         model,
         queries_of(samples),

@@ -1,5 +1,6 @@
 """Arrays on disk: the same as in memory, and not in memory."""
 
+import io
 import tracemalloc
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_memory_holds_no_more_than_is_looked_at():
 def test_a_full_disk_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-    class Full:
+    class Full(io.BytesIO):
         def write(self, data):
             raise OSError(28, "No space left on device")
 

@@ -20,7 +20,7 @@ from disp.auditing.config import AuditConfig
 from disp.auditing.context import Context
 from disp.auditing.finder_config import PatternsConfig
 from disp.auditing.finders.agreement import compared
-from disp.auditing.finders.shelf import Arrays, Shelf, in_parts
+from disp.auditing.finders.shelf import PART, Arrays, Shelf, in_parts
 from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.phrase_search import Shared, frequent_phrases, with_neighbours
 from disp.auditing.phrases import holds, joined
@@ -144,7 +144,7 @@ def _sketch(edges: Arrays, draw: np.random.Generator, config: PatternsConfig) ->
     signs = draw.choice(np.array([-1, 1], np.float32), (3 * size, config.sketch))
     signs = (signs / np.float32(config.sketch**0.5)).reshape(3, size, config.sketch)
     found = np.empty((len(edges), 3, config.sketch), np.float32)
-    for rows in in_parts(edges, range(len(edges))):
+    for rows in in_parts(edges, range(len(edges)), most=8 * PART):  # the signs are gone through for each part
         own = edges[rows]
         for channel in range(3):
             found[rows, channel] = own[:, channel] @ signs[channel]

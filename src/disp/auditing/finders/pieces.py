@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from disp.auditing.finder_config import CornersConfig
-from disp.auditing.finders.shelf import Arrays, Shelf, in_parts, total
-from disp.data.sample import batches
+from disp.auditing.finders.shelf import Arrays, Shelf, in_parts, some, total
 
 # x0, y0, x1, y1 in pixels of a crop.
 Part = tuple[int, int, int, int]
@@ -155,7 +154,7 @@ def _edges(crops: Arrays, rows: np.ndarray, config: CornersConfig) -> Shelf:
     """`edges_of` some crops; they take five times as much memory as the crops."""
     _, height, width, _ = crops.shape
     shelf = Shelf((4, height, width), np.float32)
-    for batch in batches(rows, config.batch):
+    for batch in some(rows, config.batch):
         for each in edges_of(crops[batch], config):
             shelf.append(each)
     return shelf
@@ -262,7 +261,7 @@ def _look(crops: Arrays, rows: np.ndarray, part: Part, config: CornersConfig) ->
     """Mean and variance of some crops' values; few crops tell the variance only with the pixels around."""
 
     def values() -> Iterator[np.ndarray]:
-        return (_values(crops[batch], part, config) for batch in batches(rows, config.batch))
+        return (_values(crops[batch], part, config) for batch in some(rows, config.batch))
 
     shape = next(values()).shape[1:]
     mean = total(values(), shape) / len(rows)
@@ -280,7 +279,7 @@ def _gains(
         float32 ``[2, n, 7]``, the mean of each kind of value, in nats.
     """
     found = []
-    for batch in batches(rows, config.batch):
+    for batch in some(rows, config.batch):
         values = _values(crops[batch], part, config)
         absent = np.square(values - without.mean) / without.variance + np.log(without.variance)
         gains = [(absent - np.square(values - look.mean) / look.variance - np.log(look.variance)) / 2 for look in looks]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from disp.data.sample import batches
 from disp.files import named_if_unwritable
 
-# Bytes of the arrays that are looked at together: enough that one look costs more than asking for it.
-PART = 1 << 23
+# Bytes of the arrays that are looked at together: enough that one look costs more than asking for it. Of larger pieces
+# of memory the system's allocator leaves holes that nothing fits into.
+PART = 1 << 20
 
 
 class Shelf:
@@ -49,18 +49,25 @@ class Shelf:
         """
         assert value.shape == self._each, f"{value.shape} on a shelf for {self._each}"
         with named_if_unwritable(self._folder):
+            self._file.seek(0, os.SEEK_END)
             self._file.write(np.ascontiguousarray(value, self.dtype).data)
             self._file.flush()
         self._count += 1
 
     def __getitem__(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Those of these numbers, in this order."""
-        found = np.empty((len(rows), *self._each), self.dtype)
+        numbers = np.asarray(rows, np.int64)
+        assert not len(numbers) or 0 <= numbers.min() <= numbers.max() < self._count, f"{numbers} of {self._count}"
+        found = np.empty((len(numbers), *self._each), self.dtype)
         size = math.prod(self._each) * self.dtype.itemsize
-        for place, row in zip(found, rows, strict=True):
-            assert 0 <= row < self._count, f"{row} of {self._count}"
-            read = os.preadv(self._file.fileno(), [place.data], int(row) * size)
-            assert read == size, f"{read} bytes of {size}"
+        # What lies side by side is read at once.
+        ends = [*(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)] if len(numbers) else []
+        begin = 0
+        for end in ends:
+            self._file.seek(int(numbers[begin]) * size)
+            read = self._file.readinto(found[begin:end].data.cast("B"))
+            assert read == (end - begin) * size, f"{read} bytes of {(end - begin) * size}"
+            begin = end
         return found
 
 
@@ -68,10 +75,16 @@ class Shelf:
 Arrays = np.ndarray | Shelf
 
 
-def in_parts(arrays: Arrays, rows: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
-    """The numbers of some arrays, as many at a time as may be looked at together."""
+def in_parts(arrays: Arrays, rows: Sequence[int] | np.ndarray, most: int = PART) -> Iterator[np.ndarray]:
+    """The numbers of some arrays, as many at a time as have ``most`` bytes together."""
     size = math.prod(arrays.shape[1:]) * arrays.dtype.itemsize
-    yield from batches(np.asarray(rows, np.int64), max(1, PART // size))
+    return some(np.asarray(rows, np.int64), max(1, most // size))
+
+
+def some(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """At most so many of some numbers at a time, in order."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def total(parts: Iterable[np.ndarray], shape: Sequence[int]) -> np.ndarray:
