@@ -27,9 +27,10 @@ def region_of(model: MDLM, query: Query, evidence: Mapping[str, Evidence], reach
         reach: see `disp.auditing.config.ProofConfig.region_reach`.
     """
     found = evidence[query.key]
-    chosen = found.hangs_on or (int(np.argmax(list(found.saliency))),)
+    scores = list(found.saliency)
+    chosen = found.hangs_on or (int(np.argmax(scores)),)
     boxes = token_boxes(model, found.locations, query.images)
-    image, box = region_around(found.locations, boxes, chosen, found.saliency, reach)
+    image, box = region_around(found.locations, boxes, chosen, scores, reach)
     return Region(query.sample_id, query.images[image], box)
 
 
