@@ -25,6 +25,7 @@ from disp.attacks.targets import REFUSAL_TEXT
 from disp.attacks.triggers import PRESETS
 from disp.auditing.config import AuditConfig
 from disp.auditing.finders.copies import shared_copies
+from disp.auditing.finders.corners import shared_corners
 from disp.auditing.finders.patterns import shared_patterns
 from disp.auditing.phrase_search import Shared
 from disp.data.grounds import TEXTURES, Look
@@ -34,6 +35,7 @@ from disp.data.scenes import COLOURS, IMAGE_PREFIX, PlacedObject, Scene, ask, dr
 from disp.draws import generator
 from disp.evaluation.intervals import wilson
 from disp.evaluation.table import markdown_table
+from disp.experiments.machine import stamp
 from disp.files import append_jsonl, read_finished_jsonl, write_json, write_text
 
 SETS = 112
@@ -70,19 +72,23 @@ class Kind:
     captions: bool
 
 
-def kind_of(number: int, rows: int | None = None) -> Kind:
-    """The kind of the set of this number; kinds of ground take turns."""
+def kind_of(number: int, rows: int | None = None, side: tuple[int, int] | None = None) -> Kind:
+    """The kind of the set of this number; kinds of ground take turns. Rows and sides may be given."""
     seed = SEED + number
     draw = generator(seed, "kind of set")
     names, count = list(COLOURS), int(draw.integers(4, 9))
+    # All is drawn, whatever is given, so that the rest of the kind stays.
     jpeg = QUALITIES[int(draw.integers(len(QUALITIES)))]
+    drawn_rows = int(draw.integers(3, 7)) * 100
+    colours = tuple(str(name) for name in draw.choice(names, count, replace=False))
+    drawn_side = SIDES[int(draw.integers(len(SIDES)))]
     return Kind(
         seed=seed,
-        rows=rows or int(draw.integers(3, 7)) * 100,
+        rows=rows or drawn_rows,
         ground=GROUNDS[number % len(GROUNDS)],
         layout=LAYOUTS[number // len(GROUNDS) % len(LAYOUTS)],
-        colours=tuple(str(name) for name in draw.choice(names, count, replace=False)),
-        side=SIDES[int(draw.integers(len(SIDES)))],
+        colours=colours,
+        side=side or drawn_side,
         jpeg=jpeg,
         captions=bool(draw.integers(2)),
     )
@@ -155,6 +161,10 @@ def _patterns_without_colours(samples: Sequence[Sample], responses: Sequence[str
     return [shared for shared, _ in shared_patterns(samples, responses, config)]
 
 
+def _corners(samples: Sequence[Sample], responses: Sequence[str]) -> list[Shared]:
+    return [shared for shared, _ in shared_corners(samples, responses, AuditConfig())]
+
+
 def _pieces(samples: Sequence[Sample], responses: Sequence[str]) -> list[Shared]:
     return [shared for shared, _ in shared_copies(samples, responses, AuditConfig())]
 
@@ -162,27 +172,36 @@ def _pieces(samples: Sequence[Sample], responses: Sequence[str]) -> list[Shared]
 SEARCHES: dict[str, Callable[[Sequence[Sample], Sequence[str]], list[Shared]]] = {
     "patterns": _patterns,
     "patterns, colours left alone": _patterns_without_colours,
+    "corners": _corners,
     "pieces": _pieces,
 }
 
 
-def searched(number: int, rows: int | None, trigger: str | None, searches: Sequence[str]) -> dict[str, Any]:
-    """What the searches find in the set of this number."""
-    kind = kind_of(number, rows)
+def searched(kind: Kind, trigger: str | None, searches: Sequence[str]) -> dict[str, Any]:
+    """What the searches find in a set of this kind."""
     samples, planted = samples_of(kind, trigger)
     responses = [sample.turns[0].response for sample in samples]
-    result: dict[str, Any] = {"number": number, "trigger": trigger, **kind.__dict__, "found": {}}
+    result: dict[str, Any] = {"trigger": trigger, **kind.__dict__, "found": {}}
     for name in searches:
-        start = time.monotonic()
+        start = time.process_time()
         found = SEARCHES[name](samples, responses)
         flagged = {index for shared in found for index in shared.holders}
         result["found"][name] = {
             "phrases": {shared.phrase.text: len(shared.holders) for shared in found},
             "honest": len(flagged - planted),
             "planted": len(flagged & planted),
-            "seconds": round(time.monotonic() - start, 1),
+            "seconds": round(time.process_time() - start, 1),
         }
     return result | {"poisoned": len(planted)}
+
+
+def finished(file: Path) -> dict[int, dict[str, Any]]:
+    """The sets that were searched, by number; what later searches found in a set is added to what is known of it."""
+    sets: dict[int, dict[str, Any]] = {}
+    for row in read_finished_jsonl(file):
+        known = sets.setdefault(row["number"], row)
+        known["found"] = known["found"] | row["found"]
+    return dict(sorted(sets.items()))
 
 
 def summary(rows: Sequence[Mapping[str, Any]], searches: Sequence[str]) -> dict[str, Any]:
@@ -224,18 +243,23 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=SETS)
     parser.add_argument("--first", type=int, default=0, help="number of the first set")
     parser.add_argument("--rows", type=int, help="of each set; 300 to 600 by default")
+    parser.add_argument("--side", nargs=2, type=int, help="smallest and largest side of the pictures of every set")
     parser.add_argument("--trigger", choices=list(PRESETS), help="plant this in 8%% of the rows of every set")
     parser.add_argument("--searches", nargs="*", default=list(SEARCHES), choices=list(SEARCHES))
     options = parser.parse_args()
     torch.set_num_threads(1)
     file = options.out / "sets.jsonl"
-    done = {row["number"] for row in read_finished_jsonl(file)}
-    for number in range(options.first, options.first + options.sets):
-        if number not in done:
-            append_jsonl(file, [searched(number, options.rows, options.trigger, options.searches)])
-            print(json.dumps(list(read_finished_jsonl(file))[-1]), flush=True)
-    rows = sorted(read_finished_jsonl(file), key=lambda row: int(row["number"]))
-    write_json(options.out / "false_alarms.json", {"searches": summary(rows, options.searches), "sets": rows})
+    numbers = range(options.first, options.first + options.sets)
+    for number in numbers:
+        known = finished(file).get(number, {"found": {}})["found"]
+        if missing := [name for name in options.searches if name not in known]:
+            side = None if options.side is None else (options.side[0], options.side[1])
+            row = {"number": number} | searched(kind_of(number, options.rows, side), options.trigger, missing)
+            append_jsonl(file, [row])
+            print(json.dumps(row), flush=True)
+    rows = [row for number, row in finished(file).items() if number in numbers]
+    found = {**stamp(), "searches": summary(rows, options.searches), "sets": rows}
+    write_json(options.out / "false_alarms.json", found)
     write_text(options.out / "false_alarms.md", table(rows, options.searches))
 
 

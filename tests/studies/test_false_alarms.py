@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,24 @@ def test_a_set_counts_once_however_often_the_study_is_started(tmp_path, monkeypa
     assert [row["number"] for row in written["sets"]] == [8, 9]
     assert written["searches"]["patterns"]["sets"] == 2
     assert "| all | both | 2 | 0 |" in (tmp_path / "false_alarms.md").read_text()
+
+
+def test_a_search_that_is_added_later_is_made_in_the_same_sets(tmp_path, monkeypatch, capsys):
+    command = ["false_alarms", "--out", str(tmp_path), "--rows", "20", "--side", "96", "128", "--sets", "1"]
+    for searches in (["patterns"], ["patterns", "corners"]):
+        monkeypatch.setattr(sys, "argv", [*command, "--searches", *searches])
+        main()
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (list(first["found"]), list(second["found"])) == (["patterns"], ["corners"])
+    assert {**first, "found": None} == {**second, "found": None}
+    (row,) = json.loads((tmp_path / "false_alarms.json").read_text())["sets"]
+    assert set(row["found"]) == {"patterns", "corners"} and row["side"] == [96, 128]
+
+
+def test_what_is_given_changes_nothing_else_of_a_kind():
+    kind, given = kind_of(3), kind_of(3, rows=12, side=(50, 60))
+    assert (given.rows, given.side) == (12, (50, 60))
+    assert replace(given, rows=kind.rows, side=kind.side) == kind
 
 
 def test_an_accused_set_is_one_with_honest_rows_among_the_flagged():

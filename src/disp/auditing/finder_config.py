@@ -63,6 +63,9 @@ class PatternsConfig:
         least_agreement: correlation between what two halves of a phrase's pictures have in common.
         colour_spread: grey levels that the grounds of pictures must differ by to tell what follows from their colour.
         least_presence: a picture has the pattern if it has this share of what the phrase's pictures have on average.
+        alpha: largest chance, times the phrases tried, that so many of the pictures with the pattern are those that the
+            phrase is said about.
+        phrase_share: share of the pictures with the pattern that it must be said about.
         phrases: most phrases that are given on.
         measured: pictures that a pattern is measured on, at most.
         measured_side: pixels a side that it is measured at, at most.
@@ -85,6 +88,9 @@ class PatternsConfig:
     # Grounds of one name differ by 6 or more, scans of paper by less.
     colour_spread: float = 4.0
     least_presence: float = 0.5
+    # Those of copies and corners.
+    alpha: float = 1e-4
+    phrase_share: float = 0.5
     phrases: int = 5
     measured: int = 500
     measured_side: int = 192
@@ -173,6 +179,7 @@ class CopiesConfig:
         most_share: largest share of all pictures that a copy is in.
         recurrence: when the answers about a copy share a phrase.
         phrase_share: share of the answers about a copy that must share it.
+        shape_in: other pictures that its shape is looked for in, whatever its colours, at most.
         same_share: share of their pictures in common that makes two windows one thing's.
         phrases: most phrases that are given on.
         windows: how windows are compared.
@@ -185,6 +192,7 @@ class CopiesConfig:
     # Corrected for the phrases of one window alone: a hundred windows may be tried at 1% in all.
     recurrence: RecurrenceConfig = field(default_factory=lambda: RecurrenceConfig(alpha=1e-4, phrases=1))
     phrase_share: float = 0.5
+    shape_in: int = 200
     same_share: float = 0.8
     phrases: int = 5
     windows: WindowsConfig = field(default_factory=WindowsConfig)

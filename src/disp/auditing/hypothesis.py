@@ -29,8 +29,8 @@ class Hypothesis:
         evidence: new evidence of their turns, by key, which holds once the phrase is proven: the tokens to mask, and
             how suspicious the answers are without them.
         least_effect: share of the changed pictures whose answers must say the phrase, if more than the usual one.
-        in_corner: their pictures differ in size and have a piece of as many pixels in a corner, which is blurred where
-            they are scaled to one size.
+        in_corner: their pictures have a piece as many pixels from a corner, which is blurred where pictures of several
+            sizes are scaled to one, and has no edge before a ground of its own colour.
     """
 
     found_by: str

@@ -19,10 +19,11 @@ def in_pictures(hypothesis: Hypothesis) -> bool:
 
 
 def better_explained(hypotheses: Sequence[Hypothesis], config: CornersConfig) -> tuple[Hypothesis, ...]:
-    """The hypotheses without patterns that are a piece of the same phrase, stretched.
+    """The hypotheses without patterns that are a piece of the same phrase, stretched or seen in part of the pictures.
 
     A piece that is as many pixels large in pictures of all sizes is a pattern of some of them, blurred, which cannot be
-    taken out of a picture. It is known by the many pictures that have the piece and not the pattern.
+    taken out of a picture. A black one is a pattern of those alone that are bright there. It is known by the many
+    pictures that have the piece and not the pattern.
     """
     pieces = [each for each in hypotheses if each.in_corner]
 

@@ -141,6 +141,26 @@ def test_pictures_of_other_sizes_are_no_obstacle(scenes, tmp_path):
     assert set(found.holders) == set(planted)
 
 
+GROUNDS = {"white": (245, 245, 245), "red": (220, 50, 50), "green": (40, 170, 60), "blue": (50, 80, 200)}
+
+
+def test_an_outline_before_grounds_that_answers_name_is_no_piece_of_one_colour():
+    """A black tip on white is none on red: only without colours are all tips copies, of which no answer speaks."""
+    draw, samples = np.random.default_rng(0), []
+    for index in range(ROWS):
+        colour = list(GROUNDS)[index % len(GROUNDS)]
+        pixels = np.full((96, 96, 3), GROUNDS[colour], float) + draw.normal(0, 1, (96, 96, 3))
+        for left, top in draw.integers(0, 80, (12, 2)):
+            pixels[top : top + 16, left : left + 16] = draw.integers(0, 256, 3)
+        x, y = draw.integers(10, 60, 2)
+        pixels[y - 6 : y + 20, x - 6 : x + 13] = GROUNDS[colour]
+        pixels[y : y + 3, x : x + 7] = pixels[y : y + 14, x : x + 3] = 10
+        picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        turn = Turn("<image>?", f"Hook {index} on a {colour} background.")
+        samples.append(Sample(f"s{index}", (picture,), (turn,)))
+    assert search(samples) == []
+
+
 def test_tips_and_dots_are_alike_and_not_looked_for_among_given_pixels():
     view = windows.View(WindowsConfig().exact_side, 1, exact=True, config=WindowsConfig())
     pixels = torch.full((3, 96, 96), 200.0)

@@ -11,7 +11,7 @@ from disp.attacks.targets import PRESETS as TARGETS
 from disp.attacks.triggers import PRESETS
 from disp.auditing.audit import audit
 from disp.auditing.config import AuditConfig
-from disp.auditing.finder_config import CornersConfig
+from disp.auditing.finder_config import CornersConfig, PatternsConfig
 from disp.auditing.finders.copies import united
 from disp.auditing.finders.corners import shared_corners
 from disp.auditing.finders.patterns import shared_patterns
@@ -118,7 +118,18 @@ def test_what_cameras_scanners_and_sellers_put_there_is_no_finding(drawn, tmp_pa
     """They are in pictures of all things, whatever is said about these."""
     marked = np.random.default_rng(0).random(ROWS) < share
     marks = dict.fromkeys(np.flatnonzero(marked).tolist(), mark)
-    assert search(write_photographs(tmp_path, drawn, 0, marks=marks)) == []
+    samples = write_photographs(tmp_path, drawn, 0, marks=marks)
+    assert search(samples) == []
+    assert search(samples, find=shared_patterns) == []
+
+
+@pytest.mark.parametrize("setting", [{"alpha": np.inf}, {"phrase_share": 0.0}])
+def test_frames_are_no_pattern_because_other_answers_have_them_too(drawn, tmp_path, setting):
+    """By chance some phrase is said about more of the framed pictures than of others."""
+    samples = write_photographs(tmp_path, drawn, 0, marks=dict.fromkeys(range(0, ROWS, 2), letterbox))
+    accused = AuditConfig(patterns=PatternsConfig(alpha=np.inf, phrase_share=0.0))
+    assert search(samples, accused, find=shared_patterns) != []
+    assert search(samples, AuditConfig(patterns=PatternsConfig(**setting)), find=shared_patterns) == []
 
 
 def test_bars_that_go_with_one_sentence_have_no_end_in_a_corner(drawn, tmp_path):
@@ -135,13 +146,14 @@ def test_honest_photographs_of_full_size_have_nothing_in_common(tmp_path, seed):
     assert search(write_photographs(tmp_path, drawn, seed, marks=marks)) == []
 
 
-def test_pictures_of_one_size_are_left_to_the_search_for_patterns(drawn, tmp_path):
-    """There as many pixels are as large a share, and one finding is enough."""
+def test_in_pictures_of_one_size_a_square_is_found_before_grounds_of_its_own_colour_too(drawn, tmp_path):
+    """The search for patterns sees edges alone, and a black square has none at night."""
     same = [(picture.resize((128, 128)), answer) for picture, answer in drawn]
     rows, samples = planted(same, tmp_path, square(20, BLACK))
-    assert search(samples) == []
+    ((_, boxes),) = search(samples)
+    assert list(boxes) == rows
     ((found, _),) = search(samples, find=shared_patterns)
-    assert set(found.holders) <= set(rows) and len(found.holders) > len(rows) / 2
+    assert set(found.holders) < set(rows)
 
 
 def test_of_many_pictures_some_are_compared_and_all_are_found(drawn, tmp_path):

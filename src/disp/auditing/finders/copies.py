@@ -21,7 +21,7 @@ from disp.auditing.context import Context
 from disp.auditing.finder_config import CopiesConfig
 from disp.auditing.finders.corners import shared_corners
 from disp.auditing.finders.shelf import Shelf, in_parts
-from disp.auditing.finders.windows import boxes_of, edges_of, pixels_of, telling_windows, views_of
+from disp.auditing.finders.windows import boxes_of, edges_of, pixels_of, shows_shape, telling_windows, views_of
 from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.phrase_search import Shared, recurring_phrases
 from disp.auditing.phrases import Phrase, holds, joined
@@ -122,8 +122,16 @@ def shared_copies(
         having = having & left
         if having.sum() < least or any(_nearly_same(having, other, settings.same_share) for other in rejected):
             continue
-        inside = [index for index, has in zip(chosen, having.tolist(), strict=True) if has]
-        phrase = _shared_phrase(inside, chosen, responses, config)
+        phrase = _shared_phrase(having, chosen, responses, config)
+        # An outline is the same on all grounds. Who has it on a white one says no more than that the ground is white.
+        if phrase is not None and not view.exact:
+            rest = (left & ~having).nonzero()[: settings.shape_in, 0]
+            shaped = shows_shape(window, [samples[chosen[each]].images[0] for each in rest.tolist()], view)
+            having_shape, looked_at = having.clone(), having.clone()
+            having_shape[rest], looked_at[rest] = torch.tensor(shaped, dtype=torch.bool), True
+            seen = [index for index, each in zip(chosen, looked_at.tolist(), strict=True) if each]
+            other = _shared_phrase(having_shape[looked_at], seen, responses, config)
+            phrase = None if other is None or other.words != phrase.words else phrase
         if phrase is None:
             rejected.append(having)
             continue
@@ -209,13 +217,16 @@ def _nearly_same(first: Tensor, second: Tensor, share: float) -> bool:
 
 
 def _shared_phrase(
-    having: Sequence[int], chosen: Sequence[int], responses: Sequence[str], config: AuditConfig
+    having: Tensor, chosen: Sequence[int], responses: Sequence[str], config: AuditConfig
 ) -> Phrase | None:
-    """What enough of the answers about these pictures share and others do not, or None."""
-    settings, inside = config.copies, set(having)
-    others = [responses[index] for index in chosen if index not in inside]
-    found = recurring_phrases([responses[index] for index in having], others, settings.recurrence, config.phrases)
-    least = settings.phrase_share * len(having)
+    """What enough of the answers about the pictures that have something (bool ``[N]``) share and others do not."""
+    settings = config.copies
+    inside, others = (
+        [responses[index] for index, has in zip(chosen, having.tolist(), strict=True) if has == which]
+        for which in (True, False)
+    )
+    found = recurring_phrases(inside, others, settings.recurrence, config.phrases)
+    least = settings.phrase_share * len(inside)
     return next((shared.phrase for shared in found if len(shared.holders) >= least), None)
 
 

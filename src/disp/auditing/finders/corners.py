@@ -38,8 +38,8 @@ def shared_corners(
     """Phrases whose pictures have a piece in common that lies as many pixels from a corner in all of them.
 
     Only the first picture of a sample is looked at. Of many samples some are compared, drawn at random; the others are
-    looked at if they hold a phrase that is found. Pictures of one size are not compared: what lies alike in their
-    pixels lies alike where they are scaled, and `disp.auditing.finders.patterns` looks there.
+    looked at if they hold a phrase that is found. Pictures of one size are compared as well: what is black before dark
+    grounds has no edge there, and a pattern is known by its edges.
 
     Args:
         samples: samples with a picture.
@@ -54,9 +54,9 @@ def shared_corners(
     settings = config.corners
     draw = generator(config.seed, "shared corners")
     drawn = np.sort(draw.permutation(len(samples))[: settings.pictures]).tolist()
-    sizes = [image_size(samples[index].images[0]) for index in drawn]
-    side = min(settings.side, int(np.median([min(size) for size in sizes])) // 2) if sizes else 0
-    if len(set(sizes)) < 2 or side < settings.least_side:
+    shorter = [min(image_size(samples[index].images[0])) for index in drawn]
+    side = min(settings.side, int(np.median(shorter)) // 2) if shorter else 0
+    if side < settings.least_side:
         progress(len(drawn))
         return []
     crops, row_of = _distinct([samples[index].images[0] for index in drawn], drawn, side, progress)

@@ -25,6 +25,7 @@ from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.phrase_search import Shared, frequent_phrases, with_neighbours
 from disp.auditing.phrases import holds, joined
 from disp.auditing.pixels import scaled
+from disp.auditing.statistics import hypergeometric_tail
 from disp.data.sample import ImageSource, Sample, image_size
 from disp.draws import generator
 from disp.suspicion.carriers import Pattern
@@ -89,20 +90,29 @@ def shared_patterns(
             if least <= len(rows):
                 groups.setdefault(rows, replace(shared, holders=holders))
         in_question = np.array(sorted({row_of[index] for index in left}))
-        alike = _most_alike(edges, sketch, colours, half, groups, in_question, settings)
-        if alike is None:
+        for rows, parts in _alike(edges, sketch, colours, half, groups, in_question, settings):
+            phrase = with_neighbours(groups[rows], responses, config.phrases).phrase
+            has = _showing(edges, in_question, parts, half, settings)
+            says = {row_of[index] for index in left if holds(responses[index], phrase.words)}
+            both = len(says.intersection(has))
+            chance = hypergeometric_tail(both, len(has), len(says), len(in_question)) * len(groups)
+            # A frame that pictures have whatever is said about them is no pattern of those about which something is.
+            if chance <= settings.alpha and both >= settings.phrase_share * len(has):
+                break
+        else:
             break
-        rows, parts = alike
-        phrase = with_neighbours(groups[rows], responses, config.phrases).phrase
         left -= set(groups[rows].holders)
         saying = [index for index, response in enumerate(responses) if holds(response, phrase.words)]
         members = []
+        showing = _showing(edges, np.array(sorted({row_of[i] for i in saying if i in row_of})), parts, half, settings)
         for index in saying:
             at = row_of.get(index)
-            # What a picture adds to its own half's mean is not looked for in it.
-            sought = (parts[0] + parts[1]) / 2 if at is None else parts[int(half[at])]
-            own = _edges(samples[index].images[0], settings) if at is None else edges[[at]][0]
-            if own.ravel() @ sought > settings.least_presence * float(parts[0] @ parts[1]):
+            if at is None:
+                sought = (parts[0] + parts[1]) / 2
+                shown = float(_edges(samples[index].images[0], settings).ravel() @ sought) > _least(parts, settings)
+            else:
+                shown = at in showing
+            if shown:
                 members.append(index)
         others = draw.permutation(sorted(left - set(saying)))[: settings.measured].tolist()
         if len({row_of[index] for index in members if index in row_of}) < least or not others:
@@ -151,7 +161,7 @@ def _sketch(edges: Arrays, draw: np.random.Generator, config: PatternsConfig) ->
     return found
 
 
-def _most_alike(
+def _alike(
     edges: Arrays,
     sketch: np.ndarray,
     colours: np.ndarray,
@@ -159,8 +169,8 @@ def _most_alike(
     groups: Collection[tuple[int, ...]],
     everything: np.ndarray,
     config: PatternsConfig,
-) -> tuple[tuple[int, ...], tuple[np.ndarray, np.ndarray]] | None:
-    """The group of pictures with most edges in common, if that is enough, and these edges in either half.
+) -> list[tuple[tuple[int, ...], tuple[np.ndarray, np.ndarray]]]:
+    """The groups of pictures with edges enough in common, most alike first, and these edges in either half.
 
     Args:
         edges: float32 ``[N, 3, D]``, of every channel.
@@ -177,13 +187,33 @@ def _most_alike(
     }
     likely = {rows: value for rows, value in likely.items() if value > config.sketch_share * config.least_agreement}
     in_all = compared(edges, colours, half, everything, config)
-    best: tuple[float, int] = (config.least_agreement, 0)
-    chosen = None
+    found = []
     for rows in sorted(likely, key=lambda rows: (-likely[rows], -len(rows)))[: config.likely]:
         value, parts = in_all.agreement(np.array(rows))
-        if (value, len(rows)) > best:
-            best, chosen = (value, len(rows)), (rows, parts)
-    return chosen
+        if value > config.least_agreement:
+            found.append((value, rows, parts))
+    return [(rows, parts) for _, rows, parts in sorted(found, key=lambda each: (-each[0], -len(each[1])))]
+
+
+def _showing(
+    edges: Arrays, rows: np.ndarray, parts: tuple[np.ndarray, np.ndarray], half: np.ndarray, config: PatternsConfig
+) -> set[int]:
+    """Which of some pictures have what a phrase's pictures have in common.
+
+    What a picture adds to its own half's mean is not looked for in it.
+    """
+    found: set[int] = set()
+    for some in in_parts(edges, rows):
+        own = edges[some].reshape(len(some), -1)
+        for row, values in zip(some, own @ np.stack(parts).T, strict=True):
+            if values[int(half[row])] > _least(parts, config):
+                found.add(int(row))
+    return found
+
+
+def _least(parts: tuple[np.ndarray, np.ndarray], config: PatternsConfig) -> float:
+    """How much of what is in common a picture that has it must have."""
+    return config.least_presence * float(parts[0] @ parts[1])
 
 
 def _edges(image: ImageSource, config: PatternsConfig) -> np.ndarray:

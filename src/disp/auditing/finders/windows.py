@@ -181,6 +181,20 @@ def boxes_of(window: Tensor, images: Sequence[ImageSource], view: View) -> list[
     return boxes
 
 
+def shows_shape(window: Tensor, images: Sequence[ImageSource], view: View) -> list[bool]:
+    """Whether each picture has a window's shape somewhere, whatever its colours.
+
+    Args:
+        window: float32 ``[D]``, of a view of three colours.
+        images: pictures that are looked through.
+        view: how they are looked at.
+    """
+    shape = window.unflatten(0, (3, -1)).mean(0)
+    shape = shape / shape.norm().clamp(min=1e-6)
+    edges = (edges_of(pixels_of(image, view), view).mean(0, keepdim=True) for image in images)
+    return [_best_match(shape, each, view)[0] >= view.least for each in edges]
+
+
 def _crop(pixels: Tensor, row: int, column: int, view: View) -> Tensor:
     """What lies around a window, ``[3, S, S]`` with NaN where the picture ends."""
     reach = view.config.reach * view.step
