@@ -20,7 +20,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGE, RESULTS = DOCS / "results.md", DOCS / "results" / "pixels"
 START, END = "<!-- {}: written by scripts/pixel_tables.py -->\n", "<!-- end -->\n"
 # What `studies.false_alarms` wrote, and what `studies.corner_study` did.
-ALARMS = ("false-alarms.json", "false-alarms-pieces.json")
+ALARMS = ("false-alarms.json", "false-alarms-more-rows.json", "false-alarms-pieces.json")
 CORNERS = "corners.json"
 SEARCHES = ("patterns", "corners")
 
@@ -34,7 +34,6 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
     return {
         "false alarms": _false_alarms([found["sets"] for found in alarms]),
         "corners, planted": _planted([each for each in corners if "trigger" in each]),
-        "corners, honest": _honest([each for each in corners if "honest" in each]),
     }
 
 
@@ -64,15 +63,6 @@ def _planted(sets: Sets) -> str:
         cells.append((*told, quality, f"{each['planted']} of {each['rows']}", *recalls, str(wrong)))
     titles = ("sides", "seed", "trigger, in pixels", "target", "JPEG", "poisoned")
     return markdown_table((*titles, "patterns: recall", "corners: recall", "wrong"), cells) + "\n"
-
-
-def _honest(sets: Sets) -> str:
-    cells = []
-    for kind in dict.fromkeys(each["honest"] for each in sets):
-        own = [each for each in sets if each["honest"] == kind]
-        accused = (str(sum(each["found"][name]["honest"] > 0 for each in own)) for name in SEARCHES)
-        cells.append((kind, str(len(own)), str(own[0]["rows"]), *accused))
-    return markdown_table(("honest sets", "number", "rows", "accused by patterns", "by corners"), cells) + "\n"
 
 
 def written(text: str) -> str:

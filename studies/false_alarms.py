@@ -257,7 +257,11 @@ def main() -> None:
             row = {"number": number} | searched(kind_of(number, options.rows, side), options.trigger, missing)
             append_jsonl(file, [row])
             print(json.dumps(row), flush=True)
-    rows = [row for number, row in finished(file).items() if number in numbers]
+    rows = [
+        row | {"found": {name: row["found"][name] for name in options.searches}}
+        for number, row in finished(file).items()
+        if number in numbers
+    ]
     found = {**stamp(), "searches": summary(rows, options.searches), "sets": rows}
     write_json(options.out / "false_alarms.json", found)
     write_text(options.out / "false_alarms.md", table(rows, options.searches))

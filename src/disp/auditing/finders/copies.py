@@ -123,15 +123,10 @@ def shared_copies(
         if having.sum() < least or any(_nearly_same(having, other, settings.same_share) for other in rejected):
             continue
         phrase = _shared_phrase(having, chosen, responses, config)
-        # An outline is the same on all grounds. Who has it on a white one says no more than that the ground is white.
         if phrase is not None and not view.exact:
-            rest = (left & ~having).nonzero()[: settings.shape_in, 0]
-            shaped = shows_shape(window, [samples[chosen[each]].images[0] for each in rest.tolist()], view)
-            having_shape, looked_at = having.clone(), having.clone()
-            having_shape[rest], looked_at[rest] = torch.tensor(shaped, dtype=torch.bool), True
-            seen = [index for index, each in zip(chosen, looked_at.tolist(), strict=True) if each]
-            other = _shared_phrase(having_shape[looked_at], seen, responses, config)
-            phrase = None if other is None or other.words != phrase.words else phrase
+            others = (left & ~having).nonzero()[: settings.shape_in, 0].tolist()
+            shaped = shows_shape(window, [samples[chosen[each]].images[0] for each in others], view)
+            phrase = _told_by_shape(phrase, having, others, shaped, chosen, responses, config)
         if phrase is None:
             rejected.append(having)
             continue
@@ -214,6 +209,35 @@ def _showing(model: MDLM, query: Query, box: Box, evidence: Evidence, wider: flo
 def _nearly_same(first: Tensor, second: Tensor, share: float) -> bool:
     """Whether two sets of pictures (bool ``[N]``) share so much: windows of one thing have about the same."""
     return int((first & second).sum()) >= share * int((first | second).sum())
+
+
+def _told_by_shape(
+    phrase: Phrase,
+    having: Tensor,
+    others: Sequence[int],
+    shaped: Sequence[bool],
+    chosen: Sequence[int],
+    responses: Sequence[str],
+    config: AuditConfig,
+) -> Phrase | None:
+    """The phrase of a copy if it goes with the copy's shape alone as well, or None.
+
+    An outline is the same on all grounds. That those who have it on white share a phrase says no more than that answers
+    name the ground.
+
+    Args:
+        phrase: what answers about the copy share.
+        having: bool ``[N]``, the pictures that have it.
+        others: some that do not.
+        shaped: which of these have its shape in other colours.
+        chosen: the samples of all pictures.
+        responses: the answers of each sample.
+        config: of the audit.
+    """
+    rows = [*having.nonzero()[:, 0].tolist(), *others]
+    with_shape = torch.tensor([True] * (len(rows) - len(others)) + list(shaped), dtype=torch.bool)
+    told = _shared_phrase(with_shape, [chosen[row] for row in rows], responses, config)
+    return phrase if told is not None and told.words == phrase.words else None
 
 
 def _shared_phrase(
