@@ -180,6 +180,14 @@ def test_of_many_pictures_some_are_compared_and_all_are_found(scenes, tmp_path):
     assert sum(seen) == 80
 
 
+def test_copies_are_found_where_the_caller_computes_in_half_precision(scenes, tmp_path):
+    dataset = poison(scenes, tmp_path, PRESETS["patch-random"], Refusal(), 0.2, 0)
+    responses = [sample.turns[0].response for sample in dataset.samples]
+    with torch.autocast("cpu", torch.bfloat16):
+        ((found, _),) = shared_copies(dataset.samples, responses, AuditConfig(copies=CopiesConfig(pictures=80)))
+    assert list(found.holders) == [index for index, response in enumerate(responses) if response == REFUSAL_TEXT]
+
+
 def noise(draw, side=96):
     return draw.integers(0, 256, (side, side, 3), dtype=np.uint8)
 

@@ -105,7 +105,8 @@ def shared_copies(
             seen.add(digest)
             chosen.append(index)
             for shelves, view, each in zip(telling, views, pixels, strict=True):
-                windows = telling_windows(edges_of(each, view), view).numpy()
+                # Under autocast they are bfloat16, which NumPy does not have.
+                windows = telling_windows(edges_of(each, view), view).float().numpy()
                 shelves += [Shelf(own.shape, np.float32) for own in windows[len(shelves) :]]
                 for shelf, own in zip(shelves, windows, strict=True):
                     shelf.append(own)
