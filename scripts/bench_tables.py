@@ -113,6 +113,9 @@ def draw(found: dict[str, Any], file: Path) -> None:
                 lines.setdefault(what, []).append((int(value), row["busy"]))
         for what, points in lines.items():
             axis.loglog(*zip(*points, strict=True), marker="o", label=what)
+        measured = sorted({value for points in lines.values() for value, _ in points})
+        axis.set_xticks(measured, labels=map(str, measured))
+        axis.minorticks_off()
         axis.set_xlabel(group)
     axes[0].set_ylabel("seconds a step")
     axes[0].legend(fontsize=8)
