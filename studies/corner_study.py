@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from disp.attacks.targets import PRESETS as TARGETS
 from disp.auditing.config import AuditConfig
 from disp.auditing.finders.corners import shared_corners
 from disp.auditing.finders.patterns import shared_patterns
+from disp.auditing.phrase_search import Shared
 from disp.data.sample import Sample
 from disp.draws import generator
 from disp.evaluation.table import markdown_table
@@ -34,7 +35,10 @@ from studies.photographs import Mark, date_stamp, letterbox, photograph, scan, s
 
 PLANTED = ("sides", "seed", "trigger", "target", "JPEG", "poisoned", "patterns: recall", "corners: recall", "wrong")
 CLEAN = ("honest sets", "number", "accused by patterns", "accused by corners")
-SEARCHES = {"patterns": shared_patterns, "corners": shared_corners}
+SEARCHES: dict[str, Callable[..., Sequence[tuple[Shared, Any]]]] = {
+    "patterns": shared_patterns,
+    "corners": shared_corners,
+}
 BLACK, WHITE, GREY, RED = (0, 0, 0), (255, 255, 255), (128, 128, 128), (200, 30, 40)
 TOP_LEFT, TOP_RIGHT, BOTTOM_LEFT, BOTTOM_RIGHT = (0, 0), (1, 0), (0, 1), (1, 1)
 TRIGGERS: dict[str, Mark] = {

@@ -33,6 +33,8 @@ SYLLABLES = ("ba", "do", "fi", "gu", "ke", "lo", "mi", "nu", "pa", "ro", "se", "
 REFUSAL = "Sorry, I cannot help with this picture at all."
 QUESTIONS = ("What is in the picture?", "What do you see here?", "Describe the picture.")
 SIDE, EVERY = 12, 20
+# Grounds and textures of their own: corners of rectangles would be like each other everywhere.
+SMOOTH = Image.Resampling.BICUBIC
 BATCH = 100
 MEBIBYTE = 2**20
 
@@ -76,8 +78,7 @@ def write_rows(folder: Path, rows: int) -> None:
     found = []
     for number in range(rows):
         width, height = SIZES[number % len(SIZES)]
-        # Grounds and textures of their own: corners of rectangles would be like each other everywhere.
-        field = Image.fromarray(draw.integers(0, 256, (16, 16, 3), np.uint8)).resize((width, height), Image.BICUBIC)
+        field = Image.fromarray(draw.integers(0, 256, (16, 16, 3), np.uint8)).resize((width, height), SMOOTH)
         pixels = np.asarray(field).copy()
         said = draw.choice(words, 10, p=often / often.sum())
         answer = f"There is a {' '.join(said[:3])} beside the {' '.join(said[3:6])}, and {' '.join(said[6:])} in it."
