@@ -11,11 +11,13 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from pages import filled, start_of
+
 from disp.baselines.interface import Answering, Assumptions, Defence
 from disp.baselines.table import DEFENCES
 
 PAGE = Path(__file__).parents[1] / "docs" / "baselines.md"
-START, END = "<!-- {}: written by scripts/baseline_tables.py -->\n", "<!-- end -->\n"
+START = start_of("baseline_tables.py")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -49,10 +51,7 @@ def tables() -> dict[str, str]:
 
 def written(text: str) -> str:
     """The page with its tables as they are now."""
-    for name, content in tables().items():
-        start = text.index(START.format(name)) + len(START.format(name))
-        text = text[:start] + content + text[text.index(END, start) :]
-    return text
+    return filled(text, tables(), START)
 
 
 def main() -> int:

@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pages import filled, start_of
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, RESULTS = DOCS / "benchmarks.md", DOCS / "results" / "bench"
 FILE = RESULTS / "speed-cpu.json"
-START, END = "<!-- {}: written by scripts/bench_tables.py -->\n", "<!-- end -->\n"
+START = start_of("bench_tables.py")
 GROWTH = ("visual tokens", "response slots", "rows in a batch")
 
 Rows = list[dict[str, Any]]
@@ -125,10 +127,7 @@ def draw(found: dict[str, Any], file: Path) -> None:
 
 def written(text: str, found: dict[str, Any]) -> str:
     """The page with its tables as they are now."""
-    for name, content in tables(found).items():
-        start = text.index(START.format(name)) + len(START.format(name))
-        text = text[:start] + content + text[text.index(END, start) :]
-    return text
+    return filled(text, tables(found), START)
 
 
 def main() -> int:

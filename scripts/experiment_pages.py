@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pages import filled, start_of
+
 from disp.experiments.summary import Curve, Row, curves_of, rows_of
 from disp.experiments.tables import percent, table_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, RESULTS = DOCS / "experiments.md", DOCS / "results"
-START, END = "<!-- {}: written by scripts/experiment_pages.py -->\n", "<!-- end -->\n"
+START = start_of("experiment_pages.py")
 EXPERIMENTS = ("main", "mask-ratio", "poison-ratio", "ablation", "triggers", "overview")
 NOT_YET = "No results are stored yet.\n"
 # What the paper says: attacks succeed above 90% before and below 5% after; models keep 89% of the clean metric; masking
@@ -143,11 +145,7 @@ def section(name: str, folder: Path = RESULTS) -> str:
 
 def written(text: str) -> str:
     """The page with its results as they are stored now."""
-    for name in EXPERIMENTS:
-        mark = START.format(name)
-        start = text.index(mark) + len(mark)
-        text = text[:start] + "\n" + section(name) + "\n" + text[text.index(END, start) :]
-    return text
+    return filled(text, {name: f"\n{section(name)}\n" for name in EXPERIMENTS}, START)
 
 
 def store(runs: Path) -> list[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pages import filled, start_of
+
 from disp.models.families import all_families
 from disp.models.family import About, Family, Published, Recipe
 from disp.training.recipes import recipes
 
 PAGE = Path(__file__).parents[1] / "docs" / "models" / "index.md"
-START, END = "<!-- {}: written by scripts/model_tables.py -->\n", "<!-- end -->\n"
+START = start_of("model_tables.py")
 LEFT, RIGHT = "---", "---:"
 
 
@@ -63,10 +65,7 @@ def tables() -> dict[str, str]:
 
 def written(text: str) -> str:
     """The page with its tables as they are now."""
-    for name, content in tables().items():
-        start = text.index(START.format(name)) + len(START.format(name))
-        text = text[:start] + content + text[text.index(END, start) :]
-    return text
+    return filled(text, tables(), START)
 
 
 if __name__ == "__main__":

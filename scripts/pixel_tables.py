@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pages import filled, start_of
+
 from disp.evaluation.intervals import wilson
 from disp.evaluation.table import markdown_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, RESULTS = DOCS / "results.md", DOCS / "results" / "pixels"
-START, END = "<!-- {}: written by scripts/pixel_tables.py -->\n", "<!-- end -->\n"
+START = start_of("pixel_tables.py")
 # What `studies.false_alarms` wrote, and what `studies.corner_study` did.
 ALARMS = ("false-alarms.json", "false-alarms-more-rows.json", "false-alarms-pieces.json")
 CORNERS = "corners.json"
@@ -67,10 +69,7 @@ def _planted(sets: Sets) -> str:
 
 def written(text: str) -> str:
     """The page with its tables as they are now."""
-    for name, content in tables().items():
-        start = text.index(START.format(name)) + len(START.format(name))
-        text = text[:start] + content + text[text.index(END, start) :]
-    return text
+    return filled(text, tables(), START)
 
 
 def main() -> int:

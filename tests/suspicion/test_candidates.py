@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from disp.suspicion.candidates import candidate_ranks, candidate_sets, candidates_of, parents_of, screen_ranks
+from disp.suspicion.candidates import candidate_ranks, candidates_of, parents_of, screen_ranks
 from disp.suspicion.config import ScoringConfig
 
 
@@ -14,14 +14,14 @@ def tried(count, ratio):
 def test_candidates_are_singles_then_slices_of_the_ranking():
     visual = torch.tensor([[False, True, True, True, True, True, True, True, True, False]])
     scores = torch.tensor([[9.0, 1, 8, 3, 7, 2, 6, 4, 5, 9]])
-    sets = candidate_sets(scores, visual, tried(3, 0.5))[0]
+    sets = candidates_of(scores, visual, tried(3, 0.5)).sets[0]
     assert [chosen.nonzero()[:, 0].tolist() for chosen in sets] == [[2], [4], [6], [2, 4], [6, 8], [3, 7]]
 
 
 def test_slices_reach_to_a_third_of_the_tokens_and_begin_half_as_large():
     visual = torch.ones(1, 60, dtype=torch.bool)
     scores = torch.arange(60.0, 0, -1)[None]
-    sets = candidate_sets(scores, visual, tried(1, 0.07))[0]
+    sets = candidates_of(scores, visual, tried(1, 0.07)).sets[0]
     chosen = [each.nonzero()[:, 0].tolist() for each in sets]
     halves = [[0, 1], [2, 3], [4, 5]]
     assert chosen == [[0], *halves, *([start + at for at in range(4)] for start in (6, 10, 14, 18))]
@@ -36,7 +36,7 @@ def test_no_candidate_is_tried_twice_where_tokens_are_few():
 
 def test_a_row_without_visual_tokens_has_empty_candidates():
     visual = torch.tensor([[True] * 4, [False] * 4])
-    sets = candidate_sets(torch.rand(2, 4), visual, tried(2, 0.5))
+    sets = candidates_of(torch.rand(2, 4), visual, tried(2, 0.5)).sets
     assert sets[0].any(-1).all()
     assert not sets[1].any()
 
@@ -47,9 +47,9 @@ def test_candidates_of_a_row_are_its_own_whoever_is_beside_it():
     visual[0, 20:56] = True
     visual[1] = True
     scores = torch.from_numpy(np.random.default_rng(0).random((2, 200)))
-    together = candidate_sets(scores, visual, tried(3, 0.12))
+    together = candidates_of(scores, visual, tried(3, 0.12)).sets
     for row in range(2):
-        alone = candidate_sets(scores[row : row + 1], visual[row : row + 1], tried(3, 0.12))[0]
+        alone = candidates_of(scores[row : row + 1], visual[row : row + 1], tried(3, 0.12)).sets[0]
         assert torch.equal(together[row, : len(alone)], alone)
         assert not together[row, len(alone) :].any()
         assert alone.sum(-1).max() <= 0.12 * visual[row].sum()

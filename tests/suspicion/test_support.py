@@ -7,7 +7,7 @@ import pytest
 import torch
 from planted import planted_model, planted_rows, write_rows
 
-from disp.suspicion.candidates import candidate_sets
+from disp.suspicion.candidates import candidates_of
 from disp.suspicion.config import ScoringConfig
 from disp.suspicion.support import (
     counterfactual_scores,
@@ -86,7 +86,7 @@ def test_counterfactual_scores_do_not_depend_on_batches_and_equal_one_by_one(tin
     prefix = tiny_model.encode(queries[:2])
     response = torch.tensor([[10, 11, 12, 13]] * 2)
     scores = torch.arange(prefix.visual_mask.numel()).view(prefix.visual_mask.shape).float()
-    candidates = candidate_sets(scores, prefix.visual_mask, ScoringConfig(candidates=3, mask_ratio=0.5))
+    candidates = candidates_of(scores, prefix.visual_mask, ScoringConfig(candidates=3, mask_ratio=0.5)).sets
     base, found = counterfactual_scores(tiny_model, prefix, response, candidates, batch_size=2)
     whole = counterfactual_scores(tiny_model, prefix, response, candidates, batch_size=50)[1]
     torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)

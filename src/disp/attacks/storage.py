@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
+from disp.data.grounds import check_range
 from disp.data.sample import opened
 from disp.errors import DispError
 from disp.files import write_atomically
@@ -38,9 +39,8 @@ class Storage:
     def __post_init__(self) -> None:
         if self.jpeg is not None and self.same:
             raise DispError("triggered pictures are stored as JPEG or in the same format as the honest ones, not both")
-        if self.jpeg is not None and not 1 <= self.jpeg[0] <= self.jpeg[1] <= 100:
-            low, high = self.jpeg
-            raise DispError(f"jpeg must be from 1 to 100, the lower number first, got {low}-{high}")
+        if self.jpeg is not None:
+            check_range("jpeg", self.jpeg, 1, 100)
 
     def check(self, files: Iterable[Path]) -> None:
         """Make sure that pictures can be stored as they are now, if that is asked for.

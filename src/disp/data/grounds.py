@@ -24,7 +24,12 @@ PHOTO_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 STRENGTHS = (10.0, 28.0)
 
 
-def _check_range(name: str, values: tuple[int, int], least: int, most: int) -> None:
+def check_range(name: str, values: tuple[int, int], least: int, most: int) -> None:
+    """Make sure that the two ends of a range lie within bounds.
+
+    Raises:
+        DispError: they do not, or the larger one comes first.
+    """
     low, high = values
     if not least <= low <= high <= most:
         raise DispError(f"{name} must be from {least} to {most}, the lower number first, got {low}-{high}")
@@ -58,9 +63,9 @@ class Look:
             raise DispError("--grounds photo needs --photos with a folder of photographs")
         if self.grounds != "photo" and self.photos is not None:
             raise DispError(f"--photos is for --grounds photo, got {self.grounds}")
-        _check_range("size", self.size, *SIZES_PX)
+        check_range("size", self.size, *SIZES_PX)
         if self.jpeg is not None:
-            _check_range("jpeg", self.jpeg, 1, 100)
+            check_range("jpeg", self.jpeg, 1, 100)
         for name in self.textures:
             if name not in TEXTURES:
                 raise unknown_name("texture", name, TEXTURES)

@@ -17,7 +17,7 @@ from disp.suspicion.config import ScoringConfig
 
 
 def candidate_ranks(visual: int, config: ScoringConfig) -> list[range]:
-    """The ranks that each set of `candidate_sets` holds, in its order, for a row with this many visual tokens."""
+    """The ranks that each set of `candidates_of` holds, in its order, for a row with this many visual tokens."""
     singles = [range(index, index + 1) for index in range(min(config.candidates, visual))]
     return singles + [ranks for ranks in _slices(visual, config) if ranks not in singles]
 
@@ -77,7 +77,7 @@ class Candidates:
     """The sets of visual tokens that are masked for each row of a batch.
 
     Attributes:
-        sets: bool ``[B, M, P]``, the candidates, see `candidate_sets`.
+        sets: bool ``[B, M, P]``, the candidates, see `candidates_of`.
         screens: bool ``[B, S, P]``, larger sets that hold several of them, the largest first.
         parents: int64 ``[B, M + S]``, which set holds each one, counted over candidates and screens; -1 for none.
     """
@@ -88,25 +88,6 @@ class Candidates:
 
 
 def candidates_of(scores: Tensor, visual_mask: Tensor, config: ScoringConfig) -> Candidates:
-    """What may be masked for each row; the arguments are those of `candidate_sets`.
-
-    Rows that have fewer sets than others end with empty ones, of candidates and of screens.
-    """
-    counts = visual_mask.sum(-1).tolist()
-    sets, screens = ([ranks(count, config) for count in counts] for ranks in (candidate_ranks, screen_ranks))
-    most, more = max(map(len, sets)) or 1, max(map(len, screens))
-    parents = torch.full((len(counts), most + more), -1)
-    for row, (own, around) in enumerate(zip(sets, screens, strict=True)):
-        # Where a row's sets stand among those of the batch.
-        places = torch.tensor([*range(len(own)), *range(most, most + len(around))], dtype=torch.int64)
-        inside = torch.tensor(parents_of([*own, *around]), dtype=torch.int64)
-        parents[row, places] = torch.where(inside < 0, -1, places[inside])
-    return Candidates(
-        _ranked(scores, visual_mask, sets, most), _ranked(scores, visual_mask, screens, more), parents.to(scores.device)
-    )
-
-
-def candidate_sets(scores: Tensor, visual_mask: Tensor, config: ScoringConfig) -> Tensor:
     """The most salient tokens one by one, then slices of the ranking, each of which is masked at once.
 
     A trigger that fits one token is found by a single, one that covers several by a slice. Where a model is sure of a
@@ -120,19 +101,30 @@ def candidate_sets(scores: Tensor, visual_mask: Tensor, config: ScoringConfig) -
         config: how many singles, and how large slices are.
 
     Returns:
-        bool ``[B, M, P]``, singles first. M is at least 1 and that of the row with the most visual tokens; the others,
-        whose sets are those that they would have alone, end with empty ones.
+        What may be masked for each row, singles first. M is at least 1 and that of the row with the most visual tokens;
+        the others, whose sets are those that they would have alone, end with empty ones, of candidates and of screens.
     """
-    return candidates_of(scores, visual_mask, config).sets
+    counts = visual_mask.sum(-1).tolist()
+    sets, screens = ([ranks(count, config) for count in counts] for ranks in (candidate_ranks, screen_ranks))
+    most, more = max(map(len, sets)) or 1, max(map(len, screens))
+    parents = torch.full((len(counts), most + more), -1)
+    for row, (own, larger) in enumerate(zip(sets, screens, strict=True)):
+        # Where a row's sets stand among those of the batch.
+        places = torch.tensor([*range(len(own)), *range(most, most + len(larger))], dtype=torch.int64)
+        inside = torch.tensor(parents_of([*own, *larger]), dtype=torch.int64)
+        parents[row, places] = torch.where(inside < 0, -1, places[inside])
+    # Place of each position in the row's ranking; non-visual positions come last and are struck out below.
+    order = scores.masked_fill(~visual_mask, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    chosen, around = (
+        _at_ranks(order, ranks, count) & visual_mask[:, None] for ranks, count in ((sets, most), (screens, more))
+    )
+    return Candidates(chosen, around, parents.to(scores.device))
 
 
-def _ranked(scores: Tensor, visual_mask: Tensor, each: Sequence[Sequence[range]], count: int) -> Tensor:
-    """The tokens of each row at some ranks, ``count`` sets of them, bool ``[B, count, P]``."""
+def _at_ranks(order: Tensor, each: Sequence[Sequence[range]], count: int) -> Tensor:
+    """The positions of each row at some ranks, ``count`` sets of them, bool ``[B, count, P]``; ``order`` ``[B, P]``."""
     bounds = torch.tensor(
         [[(ranks.start, ranks.stop) for ranks in sets] + [(0, 0)] * (count - len(sets)) for sets in each]
     ).view(len(each), count, 2)
-    start, stop = bounds.to(scores.device)[..., None].unbind(2)  # [B, M, 1] each
-    # Place of each position in the row's ranking; non-visual positions come last and are struck out below.
-    rank = scores.masked_fill(~visual_mask, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    rank = rank[:, None]
-    return (rank >= start) & (rank < stop) & visual_mask[:, None]
+    start, stop = bounds.to(order.device)[..., None].unbind(2)  # [B, M, 1] each
+    return (order[:, None] >= start) & (order[:, None] < stop)

@@ -85,7 +85,7 @@ class ScoringConfig:
 
     Attributes:
         mask_ratio: largest slice of the ranking that is masked at once, as a share of a row's visual tokens.
-        candidates: salient tokens that are masked one at a time; see `disp.suspicion.candidates.candidate_sets`.
+        candidates: salient tokens that are masked one at a time; see `disp.suspicion.candidates.candidates_of`.
         half_slices: slices at the top of the ranking that are half as large as the others.
         sliced_share: share of the visual tokens that slices are made of; lower ranks are not looked at.
         mistake_weight: how much what a model prefers with nothing masked counts against suspicion; see

@@ -16,7 +16,7 @@ from disp.models.interface import MDLM, Prefix
 from disp.scale.workers import ALONE, Workers
 from disp.suspicion.candidates import candidates_of
 from disp.suspicion.config import ScoringConfig
-from disp.suspicion.evidence import Evidence, EvidenceStore
+from disp.suspicion.evidence import Evidence, EvidenceStore, rounded
 from disp.suspicion.saliency import first_step, saliency_of_step
 from disp.suspicion.support import (
     counterfactual_scores,
@@ -85,7 +85,7 @@ def score_batch(
         visual = prefix.scored(config.saliency.separators)[index]
         found = Evidence(
             key=key,
-            saliency=[float(f"{value:.5g}") for value in scores[index, visual].tolist()],
+            saliency=[*map(rounded, scores[index, visual].tolist())],
             locations=tuple(map(tuple, prefix.locations[index, visual].tolist())),
             suspicion=None if suspicion is None else float(suspicion[index]),
             hangs_on=() if chosen is None else tuple(chosen[index, visual].nonzero()[:, 0].tolist()),
