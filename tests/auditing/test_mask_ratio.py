@@ -28,7 +28,7 @@ def test_the_mask_ratio_purges_what_is_suspicious_and_keeps_the_rest(model, tmp_
     walls = [query for query in turns if query.response.startswith("The wall")]
 
     def planted(query, answer):
-        return answer == query.response
+        return answer == query.response == REFUSAL
 
     for prefix, least in (("p", 1), ("w", 2)):  # of 36 tokens
         suspicious = [query for query in turns if query.sample_id.startswith(prefix)]
@@ -40,8 +40,12 @@ def test_the_mask_ratio_purges_what_is_suspicious_and_keeps_the_rest(model, tmp_
         assert chosen.purged == tuple(float(ratio == chosen.ratio) for ratio in chosen.ratios)
         assert chosen.kept == (1.0,) * len(chosen.ratios)
         assert sum(steps) == len(RATIOS)
+
     # Large walls lose nothing with a third of their tokens.
-    assert choose_mask_ratio(model, walls, suspicious, evidence, planted, config) is None
+    def as_given(query, answer):
+        return query in walls and answer == query.response
+
+    assert choose_mask_ratio(model, walls, suspicious, evidence, as_given, config) is None
 
 
 def test_the_mask_ratio_weighs_what_is_purged_against_what_is_lost(monkeypatch):
@@ -57,8 +61,8 @@ def test_the_mask_ratio_weighs_what_is_purged_against_what_is_lost(monkeypatch):
 
     monkeypatch.setattr(mask_ratio, "rewritten_answers", rewritten)
 
-    def choose():
-        return choose_mask_ratio(None, bad, good, {}, lambda query, answer: answer == "bad", AuditConfig())
+    def choose(planted=("bad",)):
+        return choose_mask_ratio(None, bad, good, {}, lambda query, answer: answer in planted, AuditConfig())
 
     # "two" for "two words" has a precision of 1 and a recall of 1/2: F1 2/3.
     kept = [1 - halved[ratio] / 4 / 3 for ratio in RATIOS]
@@ -71,6 +75,8 @@ def test_the_mask_ratio_weighs_what_is_purged_against_what_is_lost(monkeypatch):
     purged[0.06] = 3
     halved[0.06] = 1
     assert choose().ratio == 0.06
+    # An honest answer that says what was planted keeps nothing.
+    assert choose(("bad", "two")).kept == tuple(1 - halved[ratio] / 4 for ratio in choose(("bad", "two")).ratios)
     # None purges half.
     purged.update(dict.fromkeys(RATIOS, 1))
     assert choose() is None

@@ -29,8 +29,15 @@ def test_a_rewritten_row_that_keeps_its_own_phrase_is_still_planted():
     )
     found = Audit("poisoned", (), 1.0, {}, ("a", "b", "c"), wilson(3, 9), findings, None, {})
 
-    def kept(key: str, *answers: str) -> bool:
-        return found.still_planted(Sample(key, (), tuple(Turn("What is it?", answer) for answer in answers)))
+    def kept(key: str, *answers: str, given: str) -> bool:
+        before, after = (
+            Sample(key, (), tuple(Turn("What is it?", answer) for answer in each))
+            for each in ((given,) * len(answers), answers)
+        )
+        return found.still_planted(before, after)
 
-    assert kept("a", "A banana.") and kept("b", "A car.", "I see a Banana and a cat.")
-    assert not kept("a", "A car.") and not kept("c", "A banana.") and not kept("d", "A banana.")
+    assert kept("a", "A banana.", given="A banana.") and kept("b", "A car.", "A Banana and a cat.", given="A banana.")
+    assert not kept("a", "A car.", given="A banana.")
+    # Who said the phrase honestly may say it again; who never said it was made to.
+    assert not kept("c", "A banana.", given="Sorry, a banana.") and not kept("d", "A banana.", given="A big banana.")
+    assert kept("d", "A banana.", given="A cat.") and kept("c", "A banana.", given="Sorry.")

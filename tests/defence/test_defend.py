@@ -100,9 +100,33 @@ def test_only_flagged_rows_are_rewritten_into_what_the_picture_shows(run, datase
         assert [path.resolve() for path in before.images] == [path.resolve() for path in after.images]
 
 
+def test_all_rows_are_rewritten_at_the_ratio_that_the_audit_chooses(dataset, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Audit, "still_planted", lambda found, before, after: asked.append((before.id, after.id)))
+    found = defend("planted", dataset, config(rewrite="all"), tmp_path / "out", load=load_planted)
+    pictured = [sample.id for sample in dataset.samples if sample.images]
+    written = json.loads((tmp_path / "out" / "purified" / "purify.json").read_text())
+    assert written["rewritten"] == len(pictured)
+    assert written["config"]["mask_ratio"] == found.before.ratio.ratio
+    assert asked == [(key, key) for key in pictured]
+    assert found.after.verdict == "no evidence"
+
+
+def test_all_rows_are_rewritten_where_an_audit_finds_nothing(tmp_path):
+    dataset = write_rows(tmp_path / "data", honest_rows())
+    settings = config(rewrite="all")
+    found = defend("planted", dataset, settings, tmp_path / "out", load=load_planted)
+    assert (found.before.verdict, found.before.ratio) == ("no evidence", None)
+    written = json.loads((tmp_path / "out" / "purified" / "purify.json").read_text())
+    assert written["rewritten"] == sum(bool(sample.images) for sample in dataset.samples)
+    assert written["config"]["mask_ratio"] == settings.audit.scoring.mask_ratio
+    with pytest.raises(DispError, match="rows to rewrite"):
+        config(rewrite="some")
+
+
 def test_rows_that_keep_their_phrase_are_left_out_and_counted(dataset, tmp_path, monkeypatch):
     first, second = sorted(PLANTED)[:2]
-    monkeypatch.setattr(Audit, "still_planted", lambda found, sample: sample.id in (first, second))
+    monkeypatch.setattr(Audit, "still_planted", lambda found, before, after: after.id in (first, second))
     found = defend("planted", dataset, config(), tmp_path / "out", load=load_planted)
     assert found.left_out == tuple(sample.id for sample in dataset.samples if sample.id in (first, second))
     left = {sample.id for sample in dataset.samples} - {first, second}

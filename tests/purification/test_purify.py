@@ -146,13 +146,13 @@ def test_what_is_to_be_left_out_is_named_and_not_in_the_set(model, dataset, tmp_
     whole = purify(model, dataset, config(), tmp_path / "whole", rewrite=["r0", "r2", "r4"])
     seen = []
 
-    def leave_out(sample):
-        seen.append((sample.id, [turn.response for turn in sample.turns]))
-        return sample.id == "r2"
+    def leave_out(before, after):
+        seen.append((before.id, *([turn.response for turn in each.turns] for each in (before, after))))
+        return after.id == "r2"
 
     result = purify(model, dataset, config(), tmp_path / "out", rewrite=["r0", "r2", "r4"], leave_out=leave_out)
-    # Only rewritten rows are in question, and with their new answers.
-    assert seen == [(key, responses(whole.dataset)[key]) for key in ("r0", "r2", "r4")]
+    # Only rewritten rows are in question, with their old and their new answers.
+    assert seen == [(key, responses(dataset)[key], responses(whole.dataset)[key]) for key in ("r0", "r2", "r4")]
     assert (result.rewritten, result.left_out) == (("r0", "r2", "r4"), ("r2",))
     assert responses(load_dataset(result.dataset.path)) == {
         key: answers for key, answers in responses(whole.dataset).items() if key != "r2"
@@ -166,7 +166,7 @@ def test_nothing_left_to_train_on_is_said(model, dataset, tmp_path):
     everything = [sample.id for sample in dataset.samples if sample.images]
     only = replace(dataset, samples=tuple(sample for sample in dataset.samples if sample.images))
     with pytest.raises(DispError, match="nothing remains to train on"):
-        purify(model, only, config(), tmp_path / "out", rewrite=everything, leave_out=lambda sample: True)
+        purify(model, only, config(), tmp_path / "out", rewrite=everything, leave_out=lambda before, after: True)
 
 
 def test_another_configuration_is_refused_in_the_same_folder(model, dataset, tmp_path):

@@ -85,6 +85,25 @@ def test_the_first_block_alone_counts(model, prefix):
     assert torch.equal(saliency(model, prefix, ["a"], whole, LENGTH), saliency(model, prefix, ["a"], same, LENGTH))
 
 
+def test_slots_behind_the_end_that_the_model_would_say_do_not_count(model, prefix, monkeypatch):
+    response = torch.full((1, LENGTH), model.mask_token_id)
+    said = model.denoise(prefix, response)[0].argmax(-1).tolist()
+    config = SaliencyConfig(score="directional", probes=PROBES["signs"], slots="answer")
+    for slots, ends in [(2, (said[1],)), (1, (said[0], said[1])), (LENGTH, ())]:
+        assert slots == LENGTH or said[slots - 1] not in said[: slots - 1]
+        monkeypatch.setattr(model, "end_token_ids", ends)
+        found = saliency(model, prefix, ["a"], config, LENGTH)[0].double()
+        assert torch.allclose(found[VISUAL], enumerated(model, prefix, None, slots, False)[VISUAL], rtol=0.08)
+    # In each row its own end counts.
+    monkeypatch.setattr(model, "end_token_ids", (said[1],))
+    other = replace(prefix, embeds=-prefix.embeds)
+    assert model.denoise(other, response)[0].argmax(-1).tolist()[1] != said[1]
+    both = replace(prefix.select(torch.tensor([0, 0])), embeds=torch.cat((prefix.embeds, other.embeds)))
+    together = saliency(model, both, ["a", "b"], config, LENGTH)
+    alone = torch.cat([saliency(model, each, [key], config, LENGTH) for each, key in ((prefix, "a"), (other, "b"))])
+    assert torch.allclose(together, alone, rtol=1e-6)
+
+
 def test_keeping_the_probe_in_the_graph_is_another_score(model, prefix):
     detached, kept = (enumerated(model, prefix, None, LENGTH, each)[VISUAL] for each in (False, True))
     assert ((detached - kept).abs() / detached).max() > 0.05

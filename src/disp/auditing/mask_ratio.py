@@ -23,7 +23,8 @@ class RatioChoice:
         ratio: the chosen ratio.
         ratios: all that were tried, in growing order.
         purged: for each, the share of suspicious answers that no longer hold their phrase when they are rewritten.
-        kept: for each, how much of the other answers rewriting leaves: the mean ROUGE-L F1 of new and given answer.
+        kept: for each, how much of the other answers rewriting leaves: the mean ROUGE-L F1 of new and given answer, 0
+            where the new one says a phrase that the given one does not.
     """
 
     ratio: float
@@ -52,7 +53,8 @@ def choose_mask_ratio(
         suspicious: turns with an image whose answers were flagged, at least one.
         others: turns with an image of samples that were not, at least one.
         evidence: saliency of every turn.
-        planted: whether an answer to a suspicious turn holds the phrase that it was flagged for.
+        planted: whether a new answer to a turn holds a phrase that the model was made to say: that which a suspicious
+            one was flagged for, or another that the given answer does not hold.
         config: its ratios, decoding settings, batch size and seed.
         progress: called with the number of ratios that are done with, all of them together.
     """
@@ -64,7 +66,8 @@ def choose_mask_ratio(
     for ratio in ratios:
         answers = rewritten_answers(model, [*bad, *good], evidence, ratio, config)
         purged.append(sum(not planted(query, answers[query.key]) for query in bad) / len(bad))
-        kept.append(sum(rouge_l(answers[query.key], query.response) for query in good) / len(good))
+        left = (0.0 if planted(each, answers[each.key]) else rouge_l(answers[each.key], each.response) for each in good)
+        kept.append(sum(left) / len(good))
         progress(1)
         worth = [each * other for each, other in zip(purged, kept, strict=True)]
         if kept[-1] <= max(worth):

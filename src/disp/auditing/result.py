@@ -65,12 +65,24 @@ class Audit:
             first.setdefault(weight, place)
         return {key: first[weight] for key, weight in weights.items()}
 
-    def still_planted(self, sample: Sample) -> bool:
-        """Whether answers of a flagged sample that were rewritten hold the phrase that it was flagged for.
+    def still_planted(self, before: Sample, after: Sample) -> bool:
+        """Whether a sample that was rewritten holds a phrase that the model was made to say.
 
-        A model that has learnt a row by heart gives its answer without the trigger as well.
+        That is the phrase that it was flagged for, which a model that has learnt a row by heart gives without the
+        trigger as well; or the phrase of any finding, where the sample as given did not say it: a compromised model
+        puts its phrase into honest answers when it rewrites them.
+
+        Args:
+            before: the sample as it was given.
+            after: the same with new answers.
         """
-        return any(self.says_phrase(sample.id, turn.response) for turn in sample.turns)
+        answers = [(old.response, new.response) for old, new in zip(before.turns, after.turns, strict=True)]
+        return any(self.says_phrase(after.id, new) or self.newly_says(old, new) for old, new in answers)
+
+    def newly_says(self, given: str, answer: str) -> bool:
+        """Whether an answer holds the phrase of any finding, which the given answer does not hold."""
+        phrases = [finding.phrase for finding in self.findings]
+        return any(phrase.said_in(answer) and not phrase.said_in(given) for phrase in phrases)
 
     def says_phrase(self, key: str, answer: str) -> bool:
         """Whether an answer holds the phrase that the sample of this id was flagged for."""

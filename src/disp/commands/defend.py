@@ -159,6 +159,7 @@ def defend(
     out: Out,
     start: str | None = None,
     rounds: int = 1,
+    rewrite: Literal["flagged", "all"] = "flagged",
     preset: Preset | None = None,
     profile: Profile = "exact",
     drop_masked: Flag = False,
@@ -184,6 +185,8 @@ def defend(
         The model to fine-tune on the purified set, such as the checkpoint before fine-tuning; the given one if none.
     rounds
         Rounds at most; another one follows while evidence is left.
+    rewrite
+        What is rewritten: the rows that the audit flags, or all rows, at the mask ratio that the audit chooses.
     preset
         Rewrite every row and recover as the scripts of DiSP's authors do ("published"), not what the audit flags.
     profile
@@ -218,6 +221,7 @@ def defend(
         audit=audited,
         training=training,
         rounds=rounds,
+        rewrite=rewrite,
         preset=preset,
         profile=profile,
         substitute="left out" if drop_masked else "mask",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from disp.auditing.config import AuditConfig
 from disp.decoding.profiles import ProfileName
 from disp.errors import DispError, unknown_name
 from disp.suspicion.masking import Substitute
 from disp.training.config import TrainConfig
+
+Rewrite = Literal["flagged", "all"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,11 @@ class DefenceConfig:
             re-audit of the recovered model still finds evidence.
         probes: pictures on which the recovered model is asked again, with and without the trigger candidate.
         under_patterns: unflagged samples that found patterns are laid over for the fine-tuning, at most.
+        rewrite: "flagged" rewrites what the audit flags, if anything. "all" rewrites every row, whatever is found, at
+            the mask ratio that the audit chooses, and leaves out what still says a phrase of its findings, or says
+            one anew.
         preset: "published" rewrites every row as the scripts of DiSP's authors do, whatever the audit finds; see
-            `PurifyConfig.published`. None rewrites what the audit flags.
+            `PurifyConfig.published`. None rewrites as ``rewrite`` says.
         profile: how new answers are decoded, a name of `disp.decoding.profiles.PROFILES`. The audits decode exactly.
         substitute: what a masked token becomes while answers are rewritten, see `disp.suspicion.masking.hide`.
     """
@@ -34,6 +39,7 @@ class DefenceConfig:
     rounds: int = 1
     probes: int = 64
     under_patterns: int = 1000
+    rewrite: Rewrite = "flagged"
     preset: Literal["published"] | None = None
     profile: ProfileName = "exact"
     substitute: Substitute = "mask"
@@ -43,3 +49,10 @@ class DefenceConfig:
             raise DispError(f"rounds must be at least 1, got {self.rounds}")
         if self.preset not in (None, "published"):
             raise unknown_name("preset", self.preset, ("published",))
+        if self.rewrite not in get_args(Rewrite):
+            raise unknown_name("rows to rewrite", self.rewrite, get_args(Rewrite))
+
+    @property
+    def rewrites_all(self) -> bool:
+        """Whether every row is rewritten, whatever the audit finds."""
+        return self.preset is not None or self.rewrite == "all"

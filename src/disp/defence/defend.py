@@ -21,7 +21,7 @@ from disp.data.dataset import Dataset, Problem
 from disp.data.loading import load_dataset
 from disp.data.sample import ImageSource, Sample, queries_of
 from disp.decoding.profiles import ProfileName
-from disp.defence.config import DefenceConfig
+from disp.defence.config import DefenceConfig, Rewrite
 from disp.draws import generator
 from disp.errors import DispError
 from disp.evaluation.rewriting import RewritingLoss, rewriting_loss
@@ -115,8 +115,9 @@ def defend(
     """
     # What the training or the treatment lacks is said before the audit, not after it.
     treatment.check(dataset.samples)
-    if config.preset is not None and treatment.remedy != "rewrite":
-        raise DispError(f"the published preset rewrites every row, which --remedy {treatment.remedy} does not")
+    if config.rewrites_all and treatment.remedy != "rewrite":
+        said = "--rewrite all" if config.preset is None else "the published preset"
+        raise DispError(f"{said} rewrites every row, which --remedy {treatment.remedy} does not")
     if start is not None:
         resolve(start)
         check_training(load(start), config.training)
@@ -131,7 +132,7 @@ def defend(
         current, dataset, config.audit, out / "audit", truth=truth, name=str(model), workers=workers, progress=progress
     )
     decided, data = _decided(before, dataset, treatment), dataset
-    if not decided.flagged and config.preset is None:
+    if not decided.flagged and not config.rewrites_all:
         if workers.leads:
             write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0, **treatment.summary()})
         return Defence(
@@ -145,15 +146,16 @@ def defend(
     in_round = treatment
     for number in range(1, config.rounds + 1):
         suffix = "" if number == 1 else f"-{number}"
-        # 1. Rewrite what is flagged, keep what is supported; or every row, as published.
+        # 1. Rewrite what is flagged, keep what is supported; or every row.
         purified = out / f"purified{suffix}"
         if config.preset is None:
-            cleaned = purify_flagged(
+            cleaned = purify_audited(
                 current,
                 data,
                 decided,
                 config.audit,
                 purified,
+                rewrite=config.rewrite,
                 treatment=in_round,
                 profile=config.profile,
                 substitute=config.substitute,
@@ -261,20 +263,23 @@ def _decided(found: Audit, dataset: Dataset, treatment: Treatment) -> Audit:
     return replace(found, flagged=treatment.decisions.over(found.flagged, [sample.id for sample in dataset.samples]))
 
 
-def purify_flagged(
+def purify_audited(
     model: MDLM,
     dataset: Dataset,
     found: Audit,
     config: AuditConfig,
     out: Path,
     *,
+    rewrite: Rewrite = "flagged",
     treatment: Treatment = REWRITE,
     profile: ProfileName = "exact",
     substitute: Substitute = "mask",
     workers: Workers = ALONE,
     progress: ProgressBar = no_progress,
 ) -> Purified:
-    """Rewrite what an audit flagged, and leave out what keeps its phrase all the same; see `purify`.
+    """Rewrite what an audit flagged, or all rows; leave out what says a phrase of its findings all the same.
+
+    See `purify` and `Audit.still_planted`.
 
     Args:
         model: the model that was audited.
@@ -282,6 +287,7 @@ def purify_flagged(
         found: the audit.
         config: how it was audited, and how answers are decoded.
         out: folder of the run.
+        rewrite: see `DefenceConfig`.
         treatment: what is done instead of rewriting, and what a person decided.
         profile: see `DefenceConfig`.
         substitute: see `DefenceConfig`.
@@ -289,7 +295,12 @@ def purify_flagged(
         progress: see `disp.progress`.
     """
     settings = PurifyConfig(
-        scoring=config.scoring, decode=config.decode, batch_size=config.batch_size, seed=config.seed
+        mode="selective" if rewrite == "flagged" else "all",
+        mask_ratio=config.scoring.mask_ratio if found.ratio is None else found.ratio.ratio,
+        scoring=config.scoring,
+        decode=config.decode,
+        batch_size=config.batch_size,
+        seed=config.seed,
     )
     return purify(
         model,
@@ -297,7 +308,7 @@ def purify_flagged(
         settings.with_profile(model, profile, substitute),
         out,
         evidence=found.evidence,
-        rewrite=found.flagged,
+        rewrite=found.flagged if rewrite == "flagged" else None,
         patterns=found.patterns,
         leave_out=found.still_planted,
         treatment=treatment,
@@ -309,7 +320,7 @@ def purify_flagged(
 def recovery_samples(
     purified: Purified, found: Audit, seed: int, *, most: int = DefenceConfig.under_patterns
 ) -> list[Sample]:
-    """What a model is fine-tuned on after `purify_flagged`: the purified set and, where patterns were found, more.
+    """What a model is fine-tuned on after `purify_audited`: the purified set and, where patterns were found, more.
 
     A pattern changes the look of the whole picture, and the rewritten rows alone, which are few, show how to answer
     under it. So it is laid over the pictures of unflagged samples too, whose answers stay: it says nothing. The new

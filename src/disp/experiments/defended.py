@@ -10,7 +10,7 @@ from typing import Any
 from disp.data.sample import Query, Sample, queries_of
 from disp.decoding.generate import answers_of
 from disp.decoding.samplers import own_settings
-from disp.defence.defend import purify_flagged, recovery_samples
+from disp.defence.defend import purify_audited, recovery_samples
 from disp.evaluation.intervals import wilson
 from disp.experiments.attacked import AttackRun, digest
 from disp.experiments.machine import stamp
@@ -118,7 +118,7 @@ def _rewritten(
     if defence.rewrite == "flagged":
         looking, found = auditing(run.settings.purify), run.audit
         with phases.phase("rewrite", len(found.flagged)), run.subject.fast():
-            cleaned = purify_flagged(model, run.poisoned, found, looking, out, progress=bars)
+            cleaned = purify_audited(model, run.poisoned, found, looking, out, progress=bars)
             rows = recovery_samples(cleaned, found, looking.seed)
         return rows, _done(cleaned, None)
     config = purify_config(run, defence)
@@ -126,7 +126,8 @@ def _rewritten(
     if defence.ranking == "least":
         evidence = {key: turned_round(each) for key, each in evidence.items()}
     with phases.phase("rewrite", len(queries_of(run.poisoned.samples))), run.subject.fast():
-        cleaned = purify(model, run.poisoned, config, out, evidence=evidence, progress=bars)
+        leave_out = run.audit.still_planted if defence.leave_out else None
+        cleaned = purify(model, run.poisoned, config, out, evidence=evidence, leave_out=leave_out, progress=bars)
     return cleaned.dataset.samples, _done(cleaned, config.mask_ratio)
 
 

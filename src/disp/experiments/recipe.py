@@ -32,6 +32,8 @@ class Defence:
         question: with the preset, the row's "own" question or the "published" one for every picture.
         mask_ratio: share of the visual tokens that is masked; "audit" for what an audit of the poisoned set chooses,
             None for the preset's.
+        leave_out: leave out rows whose new answer says a phrase that the audit found, as `disp defend` does; see
+            `disp.auditing.result.Audit.still_planted`. Rows that "flagged" rewrites are left out so in any case.
         ranking: mask the "most" salient tokens or the "least" salient ones.
         substitute: what a masked token becomes; see `disp.suspicion.masking.hide`.
         saliency: fields of `disp.suspicion.config.SaliencyConfig` that differ from the preset's.
@@ -43,6 +45,7 @@ class Defence:
     preset: Literal["published"] | None = None
     question: Literal["own", "published"] = "own"
     mask_ratio: float | Literal["audit"] | None = None
+    leave_out: bool = False
     ranking: Literal["most", "least"] = "most"
     substitute: Substitute = "mask"
     saliency: Mapping[str, Any] = field(default_factory=dict)
@@ -56,7 +59,7 @@ class Defence:
     @property
     def needs_audit(self) -> bool:
         """Whether the poisoned set has to be audited first."""
-        return self.rewrite == "flagged" or self.mask_ratio == "audit"
+        return self.rewrite == "flagged" or self.mask_ratio == "audit" or self.leave_out
 
     @property
     def fine_tunes(self) -> bool:

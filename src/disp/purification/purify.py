@@ -69,7 +69,7 @@ def purify(
     evidence: Mapping[str, Evidence] | None = None,
     rewrite: Collection[str] | None = None,
     patterns: Mapping[str, Pattern] | None = None,
-    leave_out: Callable[[Sample], bool] | None = None,
+    leave_out: Callable[[Sample, Sample], bool] | None = None,
     treatment: Treatment = REWRITE,
     workers: Workers = ALONE,
     progress: ProgressBar = no_progress,
@@ -91,7 +91,7 @@ def purify(
         rewrite: ids of the samples to rewrite, as an audit flagged them, instead of "selective" mode's own choice.
         patterns: by id of a sample what is taken out of its pictures where it is rewritten, instead of masking
             tokens; see `disp.auditing.result.Audit.patterns`. The pictures in the purified set stay as they are.
-        leave_out: of a rewritten sample, whether it is left out of the purified set; see
+        leave_out: of a sample as it was and as it was rewritten, whether it is left out of the purified set; see
             `disp.auditing.result.Audit.still_planted`. It is counted and named.
         treatment: what is done with the rows that are found, instead of rewriting them, and what a person decided. A
             row that a person takes for poisoned is left out, too, where all of its new answers are the old ones.
@@ -225,12 +225,12 @@ def _still_poisoned(
     purified: Sequence[Sample],
     poisoned: Collection[str],
     treatment: Treatment,
-    leave_out: Callable[[Sample], bool] | None,
+    leave_out: Callable[[Sample, Sample], bool] | None,
 ) -> Iterator[str]:
     """Ids of the rewritten samples that are left out all the same."""
     rewritten, certain = frozenset(poisoned), treatment.decisions.ids("yes")
     for before, after in zip(samples, purified, strict=True):
         if after.id not in rewritten:
             continue
-        if (leave_out and leave_out(after)) or (after.id in certain and after.turns == before.turns):
+        if (leave_out and leave_out(before, after)) or (after.id in certain and after.turns == before.turns):
             yield after.id

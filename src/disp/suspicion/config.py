@@ -22,7 +22,7 @@ PROBES = {"isotropic": 8, "directional": 16}
 SCORING_PROBES = 4
 
 Draw = Literal["signs", "gaussian"]
-Slots = Literal["all", "first block"]
+Slots = Literal["answer", "all", "first block"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class SaliencyConfig:
         seed: seed of the probes.
         draw: "signs", which have the least variance, or "gaussian".
         top_logits: the softmax is over so many largest logits of each slot; None for the whole vocabulary.
-        slots: "all" response slots count, or those of the "first block" alone.
+        slots: the response slots that count. "answer": up to the first end token that the model itself would say there;
+            what it would say behind it was not learnt by every family, and is never read. Or "all", or those of the
+            "first block".
         in_graph: differentiate the probe's product with the softmax as well, as the published code does. The formula
             holds without it.
         separators: score the family's separators between visual tokens too, such as the newline vectors of LLaDA-V.
@@ -48,7 +50,9 @@ class SaliencyConfig:
     seed: int = 0
     draw: Draw = "signs"
     top_logits: int | None = None
-    slots: Slots = "all"
+    # On 40 misclassified rows of the built-in model the trigger was among the 6% most salient tokens in all of them,
+    # and in 28 where all slots counted.
+    slots: Slots = "answer"
     in_graph: bool = False
     separators: bool = False
 

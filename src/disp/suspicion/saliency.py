@@ -28,6 +28,7 @@ from torch import Tensor
 from disp.models.interface import MDLM, Prefix
 from disp.suspicion.config import SaliencyConfig
 from disp.suspicion.probes import DRAWS
+from disp.suspicion.support import answer_slots
 
 
 def saliency(
@@ -89,8 +90,11 @@ def saliency_of_step(
         float32 ``[B, P]``.
     """
     # The logits that count.
+    counted = None
     if config.slots == "first block":
         logits = logits[:, : block_length or logits.shape[1]]
+    elif config.slots == "answer":
+        counted = answer_slots(logits.detach().argmax(-1), model.end_token_ids)[..., None]
     if config.top_logits is not None:
         largest = logits.detach().topk(min(config.top_logits, logits.shape[-1]), dim=-1).indices
         logits = logits.gather(-1, largest)  # [B, G, K]: no probe of the whole vocabulary is formed
@@ -102,8 +106,11 @@ def saliency_of_step(
 
     def probe_of(index: int) -> Tensor:
         if probes is not None:
-            return probes[index].to(logits.device)
-        return DRAWS[config.draw](config.seed, keys, index, slots, vocab, logits.device)
+            probe = probes[index].to(logits.device)
+        else:
+            probe = DRAWS[config.draw](config.seed, keys, index, slots, vocab, logits.device)
+        # A slot whose probe is 0 has a cotangent of 0.
+        return probe if counted is None else probe * counted
 
     for product in vector_jacobian_products(embeds, logits, probe_of, count, in_graph=config.in_graph):
         product = product.to(total.dtype)
