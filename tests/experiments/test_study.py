@@ -2,7 +2,10 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,9 +18,12 @@ from disp.experiments import attacked, defended, sweep
 from disp.experiments.cells import Attacked, cells_of
 from disp.experiments.estimate import estimates, measured_rates
 from disp.experiments.recipe import Defence, Experiment
+from disp.experiments.scenes import tuning_scenes
+from disp.experiments.settings import DemoConfig
 from disp.experiments.study import run_experiment
 from disp.experiments.subject import Builtin, subject_of
 from disp.files import write_json
+from disp.locks import waiting_for
 from disp.models.hub import BUILTIN
 from disp.models.loading import load_model
 from disp.models.saving import save_model
@@ -176,6 +182,28 @@ def test_one_cell_alone_says_what_is_missing(tmp_path, monkeypatch):
     found = run_experiment(experiment, Builtin(experiment), tmp_path, only="seed=1,defence=random")
     assert found["cells"] == [] and len(found["missing"]) == 8
     assert "8 of 8 cells are not measured yet" in (tmp_path / "small" / "table.md").read_text()
+
+
+def test_who_needs_scenes_that_another_process_draws_waits_for_them(tmp_path):
+    attack = Attacked("refusal", "patch", 0.25, 0)
+    drawn: list[str] = []
+
+    def data(place: Path):
+        def bar(description: str, total: int):
+            drawn.append(description)
+            return nullcontext(lambda count: None)
+
+        return Builtin(SMALL).data(attack, place, bar)
+
+    with ThreadPoolExecutor(1) as pool:
+        with waiting_for(tmp_path / "tuning-16-seed0.lock"):
+            waiting = pool.submit(data, tmp_path)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+            assert drawn == []
+            tuning_scenes(DemoConfig(rows=16), tmp_path / "tuning-16-seed0")
+        found, _ = waiting.result(timeout=60)
+    assert len(found.samples) == 16 and drawn == ["drawing test scenes"]
 
 
 def test_other_settings_have_another_folder(tmp_path):

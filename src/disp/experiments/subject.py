@@ -28,6 +28,7 @@ from disp.experiments.settings import (
     sized_config,
 )
 from disp.files import sha256
+from disp.locks import waiting_for
 from disp.models.hub import BUILTIN, resolve
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
@@ -121,9 +122,11 @@ class Builtin:
         for name, write, count in (("tuning", tuning_scenes, config.rows), ("test", held_out_scenes, config.test_rows)):
             shared = f"-{count}{shown}-seed{attack.seed}" if isinstance(self.sizes, Experiment) else ""
             place = folder / f"{name}{shared}"
-            if not (place / "data.json").exists():
-                with progress(f"drawing {name} scenes", count) as advance:
-                    write(config, place, progress=advance)
+            # Another process may be drawing them for another attack.
+            with waiting_for(place.with_name(f"{place.name}.lock")) if shared else nullcontext():
+                if not (place / "data.json").exists():
+                    with progress(f"drawing {name} scenes", count) as advance:
+                        write(config, place, progress=advance)
             found.append(load_dataset(place))
         return found[0], found[1]
 
