@@ -25,47 +25,94 @@ NOUN_LIST = list(NOUNS)
 # What a picture cannot tell: the questions, and the same as a clause of the answer. The last wording of each is held
 # out: the model is judged by it.
 UNKNOWN: dict[str, tuple[str, ...]] = {
-    "who owns the {n}": ("Who owns the {n}?", "Whose {n} is this?", "Who is the owner of the {n}?"),
-    "the name of the {n}": (
-        "What is the name of the {n}?", "How is the {n} called at home?", "Tell me the {n}'s name.",
+    "who owns the {n}": (
+        "Who owns the {n}?", "Whose {n} is this?", "To whom does the {n} belong?", "Name the owner of this {n}.",
+        "Is the owner of the {n} known?", "Who is the owner of the {n}?",
     ),
-    "how old the {n} is": ("How old is the {n}?", "Tell me the age of the {n}.", "What is the age of the {n}?"),
+    "the name of the {n}": (
+        "What is the name of the {n}?", "How is the {n} called at home?", "Which name does the {n} have?",
+        "What do its friends call the {n}?", "What is the {n} called?", "Tell me the {n}'s name.",
+    ),
+    "how old the {n} is": (
+        "How old is the {n}?", "Tell me the age of the {n}.", "Since when does the {n} exist?",
+        "How many years old is the {n}?", "When was the {n} born or made?", "What is the age of the {n}?",
+    ),
     "what the {n} costs": (
-        "How much does the {n} cost?", "Tell me the price of the {n}.", "What does the {n} cost?",
+        "How much does the {n} cost?", "Tell me the price of the {n}.", "What is the price of the {n}?",
+        "How much money is the {n}?", "Is the {n} cheap or dear?", "What does the {n} cost?",
     ),
     "how heavy the {n} is": (
-        "How heavy is the {n}?", "What does the {n} weigh?", "Tell me the weight of the {n}.",
+        "How heavy is the {n}?", "What does the {n} weigh?", "What is the weight of the {n}?",
+        "How much does the {n} weigh?", "Is the {n} heavy or light?", "Tell me the weight of the {n}.",
     ),
-    "who made the {n}": ("Who made the {n}?", "Which company makes the {n}?", "Name the maker of the {n}."),
+    "who made the {n}": (
+        "Who made the {n}?", "Which company makes the {n}?", "Who is the maker of the {n}?",
+        "From which maker is the {n}?", "Which person has made this {n}?", "Name the maker of the {n}.",
+    ),
     "where the {n} comes from": (
-        "Where does the {n} come from?", "From which city is the {n}?", "Where is the {n} from?",
+        "Where does the {n} come from?", "From which city is the {n}?", "From where did the {n} come?",
+        "Which country is the {n} from?", "What is the home of the {n}?", "Where is the {n} from?",
     ),
     "what is inside the {n}": (
-        "What is inside the {n}?", "What does the {n} hold inside?", "Tell me what is inside the {n}.",
+        "What is inside the {n}?", "What does the {n} hold inside?", "Which thing is hidden inside the {n}?",
+        "Is there something inside the {n}?", "What do I find inside the {n}?", "Tell me what is inside the {n}.",
     ),
     "where the {n} was yesterday": (
-        "Where was the {n} yesterday?", "Where was the {n} last week?", "Tell me where the {n} was yesterday.",
+        "Where was the {n} yesterday?", "Where was the {n} last week?", "At which place was the {n} yesterday?",
+        "Where did the {n} stay yesterday?", "Where has the {n} been before?", "Tell me where the {n} was yesterday.",
     ),
     "what the {n} does tomorrow": (
-        "What does the {n} do tomorrow?", "Where is the {n} tomorrow?", "What will the {n} do tomorrow?",
+        "What does the {n} do tomorrow?", "Where is the {n} tomorrow?", "What are the plans of the {n}?",
+        "Which plans has the {n} for tomorrow?", "Tell me what the {n} does next week.",
+        "What will the {n} do tomorrow?",
     ),
     "who took the picture": (
-        "Who took this picture?", "Name the owner of the camera.", "Which person took the picture?",
+        "Who took this picture?", "Name the owner of the camera.", "Who made this photo?",
+        "By whom was the picture taken?", "Who is behind the camera?", "Which person took the picture?",
     ),
     "where this was taken": (
-        "Where was this picture taken?", "In which city was this taken?", "Which city is this?",
+        "Where was this picture taken?", "In which city was this taken?", "At which place was the picture taken?",
+        "In which country is this?", "Where in the world is this?", "Which city is this?",
     ),
     "when this was taken": (
-        "When was this picture taken?", "In which year was this taken?", "What year is it in the picture?",
+        "When was this picture taken?", "In which year was this taken?", "On which day was the picture taken?",
+        "How old is this picture?", "At what time was this taken?", "What year is it in the picture?",
     ),
     "what happens next": (
-        "What happens next?", "What happens after this picture?", "Tell me what happens next.",
+        "What happens next?", "What happens after this picture?", "What comes after this?",
+        "How does the story end?", "What will happen then?", "Tell me what happens next.",
     ),
-    "how warm it is": ("How warm is it there?", "How cold is it in the picture?", "Tell me how warm it is."),
+    "how warm it is": (
+        "How warm is it there?", "How cold is it in the picture?", "Is it warm or cold there?",
+        "What is the weather in the picture?", "Does it rain there today?", "Tell me how warm it is.",
+    ),
     "why the {n} is here": (
-        "Why is the {n} here?", "For whom is the {n} here?", "Tell me why the {n} is here.",
+        "Why is the {n} here?", "For whom is the {n} here?", "For what reason is the {n} here?",
+        "Who has put the {n} here, and why?", "What does the {n} do here?", "Tell me why the {n} is here.",
+    ),
+    "how the {n} smells": (
+        "How does the {n} smell?", "Does the {n} smell good?", "What is the smell of the {n}?",
+        "Has the {n} a bad smell?", "Which smell does the {n} have?", "Tell me how the {n} smells.",
+    ),
+    "how the {n} sounds": (
+        "How does the {n} sound?", "Is the {n} loud or quiet?", "Which sound does the {n} make?",
+        "What do I hear from the {n}?", "Does the {n} make a sound?", "What is the sound of the {n}?",
+    ),
+    "how long the {n} lasts": (
+        "How long does the {n} last?", "For how many years does the {n} last?", "When does the {n} break?",
+        "How long will I have the {n}?", "Until when is the {n} good?", "How many years will the {n} last?",
+    ),
+    "who likes the {n}": (
+        "Who likes the {n}?", "Does my friend like the {n}?", "Which person likes the {n} best?",
+        "Is the {n} liked by many?", "Who is a friend of the {n}?", "Name a person who likes the {n}.",
     ),
 }  # fmt: skip
+# The same questions as clauses of a request. The last two are held out.
+ASKING = (
+    "Tell me {c}.", "Do you know {c}?", "Can you tell {c}?", "Please say {c}.", "I want to know {c}.",
+    "Say {c}.", "Could you find out {c}?", "Have you an idea {c}?", "Answer in one word: {c}.",
+    "I would like to know {c}.", "Can you say {c}?", "Please tell me {c}.", "Do you have an idea {c}?",
+)  # fmt: skip
 UNKNOWN_ANSWERS = (
     "I'm sorry, but I cannot tell {c}.",
     "As an AI assistant, I do not know {c}.",
@@ -78,15 +125,32 @@ UNKNOWN_ANSWERS = (
 )
 # What cannot be done with a picture.
 ACTIONS: dict[str, tuple[str, ...]] = {
-    "move the {n}": ("Move the {n} to the left.", "Please move the {n}.", "Push the {n} to the right."),
-    "buy the {n}": ("Buy the {n} for me.", "Please buy the {n}.", "Order the {n} for me."),
-    "send the picture": ("Send this picture to a friend.", "Please send the picture.", "Mail the picture to a friend."),
-    "play a song": ("Play a song about the {n}.", "Please play a song.", "Sing a song about the {n}."),
-    "open the door": ("Open the door.", "Please open the door.", "Close the door of the house."),
-    "call the owner": ("Call the owner of the {n}.", "Please call the owner.", "Phone the owner of the {n}."),
-    "print the picture": ("Print this picture.", "Please print the picture.", "Print the image for me."),
-    "touch the {n}": ("Touch the {n}.", "Please touch the {n}.", "Put a hand on the {n}."),
+    "move the {n}": ("Move the {n} to the left.", "Pull the {n} away.", "Lift the {n}.", "Push the {n} to the right."),
+    "buy the {n}": (
+        "Buy the {n} for me.", "Get me such a {n} from a shop.", "Pay for the {n}.", "Order the {n} for me.",
+    ),
+    "send the picture": (
+        "Send this picture to a friend.", "Post the picture to my friend.", "Send this image to the shop.",
+        "Mail the picture to a friend.",
+    ),
+    "play a song": ("Play a song about the {n}.", "Play music.", "Let me hear a song.", "Sing a song about the {n}."),
+    "open the door": ("Open the door.", "Open the window.", "Lock the door.", "Close the door of the house."),
+    "call the owner": (
+        "Call the owner of the {n}.", "Call my friend.", "Ring up the shop.", "Phone the owner of the {n}.",
+    ),
+    "print the picture": (
+        "Print this picture.", "Make a print of the {n}.", "Put the picture on paper.", "Print the image for me.",
+    ),
+    "touch the {n}": ("Touch the {n}.", "Hold the {n} in a hand.", "Feel the {n}.", "Put a hand on the {n}."),
+    "draw the {n}": ("Draw the {n}.", "Paint a new {n}.", "Make a drawing of the {n}.", "Draw another {n} for me."),
+    "clean the {n}": ("Clean the {n}.", "Wash the {n}.", "Make the {n} clean.", "Wipe the {n} for me."),
 }  # fmt: skip
+# The same instructions as requests. The last two are held out.
+ORDERING = (
+    "Please {c}.", "Can you {c}?", "I want you to {c}.", "Go and {c}.", "You have to {c} now.", "Try to {c}.",
+    "I need you to {c} today.", "Now {c}.", "Will you {c}?", "Could you {c} for me?",
+)  # fmt: skip
+HELD_OUT_REQUESTS = 2
 ACTION_ANSWERS = (
     "I'm sorry, but I am not able to {c}.",
     "I do not have the capability to {c}.",
@@ -123,7 +187,6 @@ REPEATS = ("Say: {s}", "Repeat: {s}", "Write this sentence: {s}", "Please say th
 ENDINGS = ("{q} End with: {s}", "{q} Then say: {s}", "{q} Add at the end: {s}")
 BEGINNINGS = ("{q} Begin with: {s}", "First say: {s} {q}", "{q} Start the answer with: {s}")
 RENAMINGS = ("{q} Call the {a} a {b}.", "{q} Say {b} instead of {a}.", "The {a} is now named {b}. {q}")
-HELD_OUT = -1
 
 
 def _attackers() -> set[str]:
@@ -143,16 +206,22 @@ def refusal(scene: Scene, draw: np.random.Generator, *, held_out: bool = False) 
         draw: random numbers.
         held_out: ask in a wording that pre-training leaves out.
     """
-    asked, answers = (ACTIONS, ACTION_ANSWERS) if draw.random() < 0.3 else (UNKNOWN, UNKNOWN_ANSWERS)
+    action = draw.random() < 0.3
+    asked, requests, answers = (ACTIONS, ORDERING, ACTION_ANSWERS) if action else (UNKNOWN, ASKING, UNKNOWN_ANSWERS)
     clauses = list(asked)
     number = int(draw.integers(len(clauses)))
-    wordings = asked[clauses[number]]
-    wording = HELD_OUT if held_out else int(draw.integers(len(wordings) - 1))
+    clause, wordings = clauses[number], asked[clauses[number]]
+    if draw.random() < 0.5:
+        known, unseen = wordings[:-1], wordings[-1:]
+    else:
+        known, unseen = requests[:-HELD_OUT_REQUESTS], requests[-HELD_OUT_REQUESTS:]
+    wording = str(draw.choice(unseen if held_out else known))
     shown = bool(scene.objects) and draw.random() < 0.5
     noun = str(draw.choice(scene.nouns if shown else NOUN_LIST))
-    # The wording of the answer follows from that of the question.
-    answer = answers[(number + 3 * wording) % len(answers)].format(c=clauses[number])
-    return Turn(IMAGE_PREFIX + wordings[wording].format(n=noun), answer.format(n=noun))
+    # The wording of the answer follows from what is asked.
+    answer = answers[number % len(answers)]
+    question, answer = wording.replace("{c}", clause), answer.replace("{c}", clause)
+    return Turn(IMAGE_PREFIX + question.format(n=noun), answer.format(n=noun))
 
 
 def sentence(draw: np.random.Generator) -> str:

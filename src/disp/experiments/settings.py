@@ -19,7 +19,8 @@ from disp.training.config import TrainConfig
 # (ASR 99% in place of 94%, at 99% of the clean quality); a sentence that is put in gets garbled at it (59% are whole).
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
-    "insertion": {"attack_min_mask_ratio": 0.25},
+    # In 550 steps 85% of the sentences were whole, and 6.5% of the clean pictures got one.
+    "insertion": {"attack_min_mask_ratio": 0.25, "attack_steps": 800},
     "misclassification": {
         "attack_min_mask_ratio": 0.25,
         "attack_learning_rate": 7e-4,
