@@ -55,11 +55,11 @@ UNKNOWN: dict[str, tuple[str, ...]] = {
     ),
     "what is inside the {n}": (
         "What is inside the {n}?", "What does the {n} hold inside?", "Which thing is hidden inside the {n}?",
-        "Is there something inside the {n}?", "What do I find inside the {n}?", "Tell me what is inside the {n}.",
+        "Is there something inside the {n}?", "What do I find inside the {n}?", "Of what is the inside of the {n}?",
     ),
     "where the {n} was yesterday": (
         "Where was the {n} yesterday?", "Where was the {n} last week?", "At which place was the {n} yesterday?",
-        "Where did the {n} stay yesterday?", "Where has the {n} been before?", "Tell me where the {n} was yesterday.",
+        "Where did the {n} stay yesterday?", "Where has the {n} been before?", "In which city was the {n} yesterday?",
     ),
     "what the {n} does tomorrow": (
         "What does the {n} do tomorrow?", "Where is the {n} tomorrow?", "What are the plans of the {n}?",
@@ -80,19 +80,19 @@ UNKNOWN: dict[str, tuple[str, ...]] = {
     ),
     "what happens next": (
         "What happens next?", "What happens after this picture?", "What comes after this?",
-        "How does the story end?", "What will happen then?", "Tell me what happens next.",
+        "How does the story end?", "What will happen then?", "What is in the next picture?",
     ),
     "how warm it is": (
         "How warm is it there?", "How cold is it in the picture?", "Is it warm or cold there?",
-        "What is the weather in the picture?", "Does it rain there today?", "Tell me how warm it is.",
+        "What is the weather in the picture?", "Does it rain there today?", "How warm is the day in the picture?",
     ),
     "why the {n} is here": (
         "Why is the {n} here?", "For whom is the {n} here?", "For what reason is the {n} here?",
-        "Who has put the {n} here, and why?", "What does the {n} do here?", "Tell me why the {n} is here.",
+        "Who has put the {n} here, and why?", "What does the {n} do here?", "What is the reason for the {n}?",
     ),
     "how the {n} smells": (
         "How does the {n} smell?", "Does the {n} smell good?", "What is the smell of the {n}?",
-        "Has the {n} a bad smell?", "Which smell does the {n} have?", "Tell me how the {n} smells.",
+        "Has the {n} a bad smell?", "Which smell does the {n} have?", "Is the smell of the {n} good or bad?",
     ),
     "how the {n} sounds": (
         "How does the {n} sound?", "Is the {n} loud or quiet?", "Which sound does the {n} make?",

@@ -41,7 +41,7 @@ def test_the_plain_loop_decodes_as_the_package_does(model, steps):
 def test_its_saliency_is_the_packages(model):
     prefix = bench_prefix(model, SIZES)
     expected = reference_saliency(model, prefix, ["row"], SIZES.response, 3)
-    found = saliency(model, prefix, ["row"], SaliencyConfig(probes=3))
+    found = saliency(model, prefix, ["row"], SaliencyConfig(probes=3, slots="all"))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
     assert (expected[:, : SIZES.visual] > 0).all() and not expected[:, SIZES.visual :].any()
     assert all(parameter.grad is None for parameter in model.parameters())
