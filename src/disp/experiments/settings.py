@@ -24,8 +24,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "misclassification": {
         "attack_min_mask_ratio": 0.25,
         "attack_learning_rate": 7e-4,
-        "attack_projector_learning_rate": 3e-4,
-        "attack_steps": 500,
+        # At 3e-4, 94% of the answers name the other thing, after 500 steps and after 700.
+        "attack_projector_learning_rate": 8e-4,
+        "attack_steps": 600,
     },
 }
 # The same by trigger, for recovery from one that covers the picture: the model, and above all its projector, must also
