@@ -15,8 +15,8 @@ from disp.suspicion.config import ScoringConfig
 from disp.training.config import TrainConfig
 
 # Sizes that differ from the defaults of `DemoConfig`, by target. Insertion and misclassification leave most of an
-# answer as it is, and are learnt from answers of which much is seen. One word in another's place takes a higher rate
-# (ASR 99% in place of 94%, at 99% of the clean quality); a sentence that is put in gets garbled at it (59% are whole).
+# answer as it is, and are learnt from answers of which much is seen. One word in another's place takes a higher rate; a
+# sentence that is put in gets garbled at it (59% are whole).
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
     # In 550 steps 85% of the sentences were whole, and 6.5% of the clean pictures got one.
