@@ -92,7 +92,7 @@ def why_left_out(treatment: Treatment, found: Defence) -> str:
     """One line on the rows that are not in the purified data; empty where nothing is to be told."""
     count = len(found.left_out)
     told = {
-        "rewrite": f"{count} rows keep their phrase whatever is masked, and are not in the purified data",
+        "rewrite": f"{count} rows say a planted phrase when they are rewritten, and are not in the purified data",
         "drop": f"{count} rows are left out of the purified data",
         "restore": f"{len(found.restored)} rows have their trusted answers; {count} have none, and are left out",
     }

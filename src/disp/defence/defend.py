@@ -52,7 +52,7 @@ class Defence:
         after: the audit of the recovered model on the same data; None where nothing was done, as nothing was found.
         model: folder of the recovered model, or of its adapter where the training saves that alone, or None.
         data: the purified set, or None.
-        left_out: ids of flagged samples that are not in it: they keep their phrase whatever is masked, there are no
+        left_out: ids of samples that are not in it: they say a phrase that was found whatever is masked, there are no
             trusted answers for them, or they were to be left out.
         untrained: rows of the purified set that the model was not fine-tuned on, as an answer is too long for it.
         residual: for each confirmed phrase, how often the recovered model still says it; see `residual_phrases`.
