@@ -136,8 +136,9 @@ def section(name: str, folder: Path = RESULTS) -> str:
     machine = results["hardware"]
     where = machine.get("gpu") or f"{machine['cores']} cores of {machine['processor']}"
     version = results["versions"]["disp-mdlm"]
+    commands = ", ".join(f"`{command}`" for command in results["commands"])
     parts.append(
-        f"`{results['command']}`, {results['date'].split()[0]}, version {version}, on {where}; "
+        f"{commands}, {results['date'].split()[0]}, version {version}, on {where}; "
         f"[results.json](results/{name}/results.json) has all counts, seconds and hashes.\n"
     )
     return "\n".join(parts)

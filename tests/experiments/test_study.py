@@ -81,7 +81,7 @@ def results(out, name):
 def test_one_implant_and_one_set_of_scenes_serve_all(out):
     (attack,) = (out / "attacks").iterdir()
     assert attack.name.startswith("refusal-patch-0.25-seed0-")
-    assert sorted(each.name for each in (out / "scenes").iterdir()) == ["test-3-seed0", "tuning-16-seed0"]
+    assert sorted(each.name for each in (out / "scenes").iterdir() if each.is_dir()) == ["test-3-seed0", "tuning-16-seed0"]
     seconds = json.loads((attack / "seconds.json").read_text())
     assert seconds["implant"]["units"] == 1
     assert seconds["measure"]["units"] == 2 * 2 * SMALL.test_rows  # the clean and the compromised model, once each
@@ -92,7 +92,7 @@ def test_one_implant_and_one_set_of_scenes_serve_all(out):
 def test_results_hold_cells_with_counts_and_what_they_depend_on(out):
     found = results(out, "small")
     assert [cell["defence"] for cell in found["cells"]] == list(SMALL.defences)
-    assert found["missing"] == [] and found["command"] == "disp experiment small"
+    assert found["missing"] == [] and found["commands"] == ["disp experiment small"]
     assert found["recipe"]["test_rows"] == 3 and len(found["model"]["weights"]) == 64
     assert {"processor", "cores", "threads"} <= found["hardware"].keys()
     assert {"disp-mdlm", "torch"} <= found["versions"].keys()
@@ -162,6 +162,17 @@ def test_what_is_finished_is_not_repeated(out, monkeypatch):
     for experiment in (SMALL, SWEEP, PICTURES, OVERVIEW):
         run_experiment(experiment, Builtin(experiment), out, command="disp experiment again")
     assert results(out, "small") == before
+
+
+def test_results_name_every_command_that_added_to_them(tmp_path):
+    experiment = replace(SMALL, seeds=(0, 1))
+    for command, only in (
+        ("first", "seed=0,defence=random"),
+        ("second", "seed=1,defence=random"),
+        ("third", "seed=0,defence=random"),
+    ):
+        folder = run_experiment(experiment, Builtin(experiment), tmp_path, only=only, command=command)
+        assert folder["commands"] == ["first", "second"][: 1 + (command != "first")]
 
 
 def test_a_cell_that_was_stopped_goes_on_at_its_phase(out, monkeypatch):

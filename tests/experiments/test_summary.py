@@ -32,7 +32,7 @@ def results(after, qualities=(0.8, 0.8, 0.8), **more):
         "title": "Made",
         "kind": "defences",
         "claims": ["attack", "defence", "quality"],
-        "command": "disp experiment made",
+        "commands": ["disp experiment made"],
         "date": "2026-11-29 00:00 UTC",
         "versions": {"disp-mdlm": "1.0"},
         "hardware": {"processor": "a processor", "cores": 2},

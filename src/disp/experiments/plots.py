@@ -229,7 +229,7 @@ def _triggers(figure: Figure, results: Mapping[str, Any], runs: Path) -> None:
 def _overview(figure: Figure, results: Mapping[str, Any], runs: Path) -> None:
     """A row of pictures for each cell: honest, poisoned, scored, masked, recovered, with what is said beneath each."""
     cells = results["cells"]
-    figure.set_size_inches(12.5, 3.5 * len(cells))
+    figure.set_size_inches(12.5, 3.3 * len(cells))
     panels = figure.subplots(len(cells), 5, squeeze=False)
     for line, cell in zip(panels, cells, strict=True):
         found, folder = cell["found"], runs / cell["folder"]
@@ -245,7 +245,7 @@ def _overview(figure: Figure, results: Mapping[str, Any], runs: Path) -> None:
         for axes, (title, file, said) in zip(line, shown, strict=True):
             _show(axes, file)
             axes.set_title(title, fontsize=10, loc="left")
-            axes.text(0, -0.04, _wrapped(said), transform=axes.transAxes, fontsize=8.5, verticalalignment="top")
+            axes.set_xlabel(_wrapped(said), fontsize=8.5, loc="left", multialignment="left")
         line[0].set_ylabel(f"{cell['target']}, {cell['trigger']}", fontsize=9)
 
 

@@ -76,7 +76,7 @@ def collect(experiment: Experiment, subject: Subject, out: Path, command: str) -
         "kind": experiment.kind,
         "claims": list(experiment.claims),
         "defences": {name: each.title for name, each in experiment.defences.items()},
-        "command": command,
+        "commands": [command],
         "date": now(),
         "model": subject.identity(),
         "versions": versions(),

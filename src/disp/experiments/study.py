@@ -85,7 +85,9 @@ def write_results(experiment: Experiment, subject: Subject, out: Path, command: 
         before = read_json(folder / "results.json")
         told = json.loads(json.dumps(results))
         if all(before.get(part) == told[part] for part in ("cells", "attacks", "recipe", "model")):
-            results = {**results, **{part: before[part] for part in ("command", "date", "versions", "hardware")}}
+            results = {**results, **{part: before[part] for part in ("commands", "date", "versions", "hardware")}}
+        elif all(before.get(part) == told[part] for part in ("recipe", "model")):
+            results["commands"] = [*dict.fromkeys((*before["commands"], command))]
     write_json(folder / "results.json", results)
     write_text(folder / "table.md", table_of(results))
     return results
