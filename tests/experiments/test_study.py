@@ -81,7 +81,10 @@ def results(out, name):
 def test_one_implant_and_one_set_of_scenes_serve_all(out):
     (attack,) = (out / "attacks").iterdir()
     assert attack.name.startswith("refusal-patch-0.25-seed0-")
-    assert sorted(each.name for each in (out / "scenes").iterdir() if each.is_dir()) == ["test-3-seed0", "tuning-16-seed0"]
+    assert sorted(each.name for each in (out / "scenes").iterdir() if each.is_dir()) == [
+        "test-3-seed0",
+        "tuning-16-seed0",
+    ]
     seconds = json.loads((attack / "seconds.json").read_text())
     assert seconds["implant"]["units"] == 1
     assert seconds["measure"]["units"] == 2 * 2 * SMALL.test_rows  # the clean and the compromised model, once each
