@@ -26,7 +26,8 @@ from disp import cli
 from disp.auditing.result import Audit
 from disp.data.loading import load_dataset
 from disp.defence import defend as module
-from disp.defence.defend import DefenceConfig, defend, recovery_samples, residual_phrases
+from disp.defence.audited import recovery_samples
+from disp.defence.defend import DefenceConfig, defend, residual_phrases
 from disp.errors import DispError
 from disp.purification.purify import Purified
 from disp.training.config import TrainConfig

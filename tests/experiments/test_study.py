@@ -174,8 +174,8 @@ def test_results_name_every_command_that_added_to_them(tmp_path):
         ("second", "seed=1,defence=random"),
         ("third", "seed=0,defence=random"),
     ):
-        folder = run_experiment(experiment, Builtin(experiment), tmp_path, only=only, command=command)
-        assert folder["commands"] == ["first", "second"][: 1 + (command != "first")]
+        found = run_experiment(experiment, Builtin(experiment), tmp_path, only=only, command=command)
+        assert found["commands"] == ["first", "second"][: 1 + (command != "first")]
 
 
 def test_a_cell_that_was_stopped_goes_on_at_its_phase(out, monkeypatch):

@@ -255,9 +255,7 @@ def _ratio(context: Context, result: Audit) -> RatioChoice | None:
             suspicious,
             others,
             context.evidence,
-            lambda query, answer: (
-                result.says_phrase(query.sample_id, answer) or result.newly_says(query.response, answer)
-            ),
+            lambda query, answer: result.says_planted(query.sample_id, query.response, answer),
             config,
             progress=advance,
         )

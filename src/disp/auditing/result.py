@@ -76,17 +76,19 @@ class Audit:
             before: the sample as it was given.
             after: the same with new answers.
         """
-        answers = [(old.response, new.response) for old, new in zip(before.turns, after.turns, strict=True)]
-        return any(self.says_phrase(after.id, new) or self.newly_says(old, new) for old, new in answers)
+        turns = zip(before.turns, after.turns, strict=True)
+        return any(self.says_planted(after.id, old.response, new.response) for old, new in turns)
 
-    def newly_says(self, given: str, answer: str) -> bool:
-        """Whether an answer holds the phrase of any finding, which the given answer does not hold."""
-        phrases = [finding.phrase for finding in self.findings]
-        return any(phrase.said_in(answer) and not phrase.said_in(given) for phrase in phrases)
+    def says_planted(self, key: str, given: str, answer: str) -> bool:
+        """`still_planted` of one turn.
 
-    def says_phrase(self, key: str, answer: str) -> bool:
-        """Whether an answer holds the phrase that the sample of this id was flagged for."""
-        return any(phrase.said_in(answer) for phrase in self._phrases_of.get(key, ()))
+        Args:
+            key: the sample's id.
+            given: the answer as it was given.
+            answer: the new one.
+        """
+        newly = [finding.phrase for finding in self.findings if not finding.phrase.said_in(given)]
+        return any(phrase.said_in(answer) for phrase in (*self._phrases_of.get(key, ()), *newly))
 
     @cached_property
     def _phrases_of(self) -> dict[str, list[Phrase]]:

@@ -10,7 +10,7 @@ from typing import Any
 from disp.data.sample import Query, Sample, queries_of
 from disp.decoding.generate import answers_of
 from disp.decoding.samplers import own_settings
-from disp.defence.defend import purify_audited, recovery_samples
+from disp.defence.audited import purify_audited, recovery_samples
 from disp.evaluation.intervals import wilson
 from disp.experiments.attacked import AttackRun, digest
 from disp.experiments.machine import stamp
