@@ -8,8 +8,9 @@ from io import BytesIO
 import fsspec
 import pytest
 
+from disp.cli import main
 from disp.data.loading import load_dataset
-from disp.data.remote import url_of
+from disp.data.remote import url_of, written_to
 from disp.data.sample import open_image
 from disp.errors import DispError
 
@@ -122,3 +123,64 @@ def test_results_are_not_written_there():
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "s3://bucket/out is no folder of this machine" in done.stderr
+
+
+@pytest.fixture
+def disp(monkeypatch):
+    """A function that runs a command in this process, where the store is, and returns its exit code."""
+
+    def disp(*arguments):
+        monkeypatch.setattr(sys, "argv", ["disp", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        return exit.value.code or 0
+
+    return disp
+
+
+@pytest.mark.parametrize(("format", "last"), [("llava", "data.json"), ("parquet", "data.parquet")])
+def test_a_dataset_is_converted_into_a_store_and_read_from_there(
+    disp, put, store, picture, monkeypatch, capsys, format, last
+):
+    put("a cat", "a dog")
+    written = []
+    plain = type(store).put_file
+    monkeypatch.setattr(type(store), "put_file", lambda self, *rest: written.append(rest[1]) or plain(self, *rest))
+    assert disp("convert", "memory://bucket/set", "--to", format, "--out", "memory://bucket/new") == 0
+    assert f"2 rows in memory://bucket/new/{last}" in capsys.readouterr().out
+    assert written[-1] == f"/bucket/new/{last}"
+    found = load_dataset("memory://bucket/new")
+    assert answers(found) == ["a cat", "a dog"]
+    assert open_image(found.samples[1].images[0]).tobytes() == picture(1).tobytes()
+
+
+def test_what_lies_in_a_store_is_not_written_over(disp, put, store, capsys):
+    put("a cat")
+    assert disp("convert", "memory://bucket/set", "--to", "parquet", "--out", "memory://bucket/set") == 2
+    assert "memory://bucket/set exists; choose another place" in capsys.readouterr().err
+    assert sorted(store.find("/bucket")) == ["/bucket/set/data.json", "/bucket/set/images/0.png"]
+
+
+def test_a_store_that_takes_no_files_is_named(disp, put, store, monkeypatch, capsys):
+    def refuses(self, *rest):
+        raise PermissionError("read only")
+
+    put("a cat")
+    monkeypatch.setattr(type(store), "put_file", refuses)
+    assert disp("convert", "memory://bucket/set", "--to", "parquet", "--out", "memory://bucket/new") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "memory://bucket/new cannot be written (PermissionError: read only)" in line
+
+
+def test_nothing_is_copied_of_what_was_not_finished(store, tmp_path):
+    store.pipe_file("/bucket/x", b"")
+    with pytest.raises(KeyError), written_to(type(tmp_path)("memory://bucket/new")) as folder:
+        folder.mkdir()
+        (folder / "half").write_text("half")
+        raise KeyError
+    assert not store.exists("/bucket/new") and not folder.exists()
+
+
+def test_a_folder_is_written_where_it_is(tmp_path):
+    with written_to(tmp_path / "new") as folder:
+        assert folder == tmp_path / "new"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from disp.commands.options import ROWS, Data, Flag, Out, Rows, Seed, Several, app, list_problems
+from disp.commands.options import ROWS, Data, Flag, Out, OutOrURL, Rows, Seed, Several, app, list_problems
 from disp.errors import DispError
 from disp.progress import progress_bar
 
@@ -210,7 +210,7 @@ def check(data: Data, /, *, json: Flag = False, rows: Rows = ROWS) -> None:
 
 
 @app.command
-def convert(data: Data, /, *, to: str, out: Out, rows: Rows = ROWS) -> None:
+def convert(data: Data, /, *, to: str, out: OutOrURL, rows: Rows = ROWS) -> None:
     """Write a dataset, with its pictures, in another format.
 
     Parameters
@@ -221,10 +221,12 @@ def convert(data: Data, /, *, to: str, out: Out, rows: Rows = ROWS) -> None:
     """
     from disp.data.convert import convert as run
     from disp.data.formats.table import format_of
+    from disp.data.remote import url_of, written_to
 
     format_of(to)  # before anything is read
-    dataset = rows.load(data)
-    with progress_bar("converting", len(dataset.samples)) as advance:
-        found = run(dataset, to, out, progress=advance)
+    with written_to(out) as folder:
+        dataset = rows.load(data)
+        with progress_bar("converting", len(dataset.samples)) as advance:
+            found = run(dataset, to, folder, progress=advance)
     list_problems(found.problems)
-    print(f"{found.rows} rows in {found.path}")
+    print(f"{found.rows} rows in {f'{url_of(out)}/{found.path.name}' if url_of(out) else found.path}")

@@ -38,13 +38,21 @@ def _folder(_: Any, path: Path) -> None:
         raise ValueError(f"{above} may not be written to.")
 
 
+def _folder_or_url(_: Any, path: Path) -> None:
+    """The same, where a URL will do."""
+    from disp.data.remote import url_of
+
+    if not url_of(path):
+        _folder(_, path)
+
+
 def _not_remote(path: Path) -> None:
     from disp.data.remote import url_of
 
     if url := url_of(path):
         raise ValueError(
             f"{url} is no folder of this machine, where lines are appended and files renamed; write to a disk that all "
-            "processes see, and copy it there when it is done."
+            "processes see, and copy it there when it is done, data with disp convert."
         )
 
 
@@ -70,6 +78,10 @@ Data = Annotated[
     ),
 ]
 Out = Annotated[Path, Parameter(help="Folder to write.", validator=_folder)]
+# Where a dataset is written once and whole, see `disp.data.remote.written_to`.
+OutOrURL = Annotated[
+    Path, Parameter(help="Folder to write, also at a URL such as s3://bucket/set.", validator=_folder_or_url)
+]
 OutFile = Annotated[Path | None, Parameter(validator=_file)]
 Limit = Annotated[int | None, Parameter(help="Only the first so many rows.", validator=Number(gte=1))]
 # A number of rows a pass; "auto" for what there is room for by the plan, see `disp.commands.sharing.Sharing.rows`.

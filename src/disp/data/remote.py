@@ -1,4 +1,7 @@
-"""Datasets in a store that fsspec knows, such as ``s3://bucket/set``: copied into the cache folder, and read there."""
+"""Datasets in a store that fsspec knows, such as ``s3://bucket/set``.
+
+What is read is copied into the cache folder and read there; what is written is made in a temporary folder and copied.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import hashlib
 import json
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -66,9 +71,62 @@ def local_copy(path: Path) -> Path | None:
     except DispError:
         raise
     except Exception as error:  # stores raise what they like
-        reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()))
-        raise DispError(f"{shortened(url, 300)} cannot be read ({reason}); copy it to a folder and give that") from None
+        raise DispError(
+            f"{shortened(url, 300)} cannot be read ({_reason(error)}); copy it to a folder and give that"
+        ) from None
     return folder / PurePosixPath(inner).name
+
+
+@contextmanager
+def written_to(out: Path) -> Iterator[Path]:
+    """The folder to write a dataset into that is meant for ``out``, a folder or a URL.
+
+    A folder is that folder itself. For a URL it is a temporary one, which is copied to the store at the end of the
+    block, unless that raised: what lies in folders first, then the files beside them, so that the data file is there
+    when its pictures are.
+
+    Raises:
+        DispError: something lies at the URL already, or the store cannot be read or written to.
+    """
+    url = url_of(out)
+    if url is None or url.startswith("file://"):
+        yield out if url is None else Path(unquote(url.removeprefix("file://")))
+        return
+    store, inner = _unused(url)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "dataset")
+        yield folder
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        try:
+            for path in sorted(files, key=lambda path: (-len(path.parts), path)):
+                target = f"{inner.rstrip('/')}/{path.relative_to(folder).as_posix()}"
+                store.makedirs(target.rpartition("/")[0], exist_ok=True)
+                store.put_file(str(path), target)
+        except Exception as error:  # stores raise what they like
+            raise DispError(
+                f"{shortened(url, 300)} cannot be written ({_reason(error)}); it may be there in part: delete it, or "
+                "write to a folder and copy that"
+            ) from None
+
+
+def _unused(url: str) -> tuple[Any, str]:
+    """The store of a URL and the name in it, where nothing lies yet."""
+    import fsspec
+
+    try:
+        store, inner = fsspec.core.url_to_fs(url)
+        used = bool(store.find(inner)) if store.exists(inner) else False
+    except Exception as error:  # stores raise what they like
+        raise DispError(
+            f"{shortened(url, 300)} cannot be reached ({_reason(error)}); write to a folder and copy that"
+        ) from None
+    if used:
+        raise DispError(f"{shortened(url, 300)} exists; choose another place")
+    return store, inner
+
+
+def _reason(error: Exception) -> str:
+    return shortened(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def _files(store: Any, inner: str) -> dict[str, dict[str, Any]]:
