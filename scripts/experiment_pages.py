@@ -1,21 +1,25 @@
 """Write the results in docs/experiments.md from docs/results: ``python scripts/experiment_pages.py``.
 
-With ``--store DIR`` the results of a run folder (``disp experiment --out DIR``) are copied to docs/results first.
+With ``--store DIR`` the results of a run folder (``disp experiment --out DIR``) are added to docs/results first; cells
+that were measured in another run folder stay.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pages import filled, start_of
 
+from disp.errors import DispError
+from disp.experiments.plots import draw
+from disp.experiments.results import merged
 from disp.experiments.summary import Curve, Row, curves_of, rows_of
 from disp.experiments.tables import percent, table_of
+from disp.files import read_json, write_json, write_text
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, RESULTS = DOCS / "experiments.md", DOCS / "results"
@@ -26,6 +30,8 @@ NOT_YET = "No results are stored yet.\n"
 # 45% of the tokens suppresses the trigger at less than 2% of it.
 ATTACKED, DEFENDED, KEPT, MASKED, LOST = 0.90, 0.05, 0.89, 0.45, 0.02
 CONTROLS = frozenset(("random",))
+# Their figures are of pictures in the cells' folders.
+PICTURED = frozenset(("triggers", "overview"))
 
 
 def attack_claim(results: Mapping[str, Any]) -> list[str]:
@@ -133,13 +139,10 @@ def section(name: str, folder: Path = RESULTS) -> str:
         link, drawing = f"results/{name}/{name}.png", f"results/{name}/{name}.svg"
         parts.append(f"[![{results['title']}]({link})]({drawing})\n")
     parts.append(table_of(results))
-    machine = results["hardware"]
-    where = machine.get("gpu") or f"{machine['cores']} cores of {machine['processor']}"
-    version = results["versions"]["disp-mdlm"]
     commands = ", ".join(f"`{command}`" for command in results["commands"])
     parts.append(
-        f"{commands}, {results['date'].split()[0]}, version {version}, on {where}; "
-        f"[results.json](results/{name}/results.json) has all counts, seconds and hashes.\n"
+        f"{commands}; {measured_where(results)}; [results.json](results/{name}/results.json) has all counts, seconds "
+        "and hashes, and where each cell was measured.\n"
     )
     return "\n".join(parts)
 
@@ -149,17 +152,35 @@ def written(text: str) -> str:
     return filled(text, {name: f"\n{section(name)}\n" for name in EXPERIMENTS}, START)
 
 
-def store(runs: Path) -> list[str]:
-    """Copy the results of a run folder to docs/results; returns the names of the experiments that were there."""
+def measured_where(results: Mapping[str, Any]) -> str:
+    """Days, versions and machines of all cells."""
     found = []
-    for name in EXPERIMENTS:
-        if (runs / name / "results.json").exists():
-            (RESULTS / name).mkdir(parents=True, exist_ok=True)
-            for file in ("results.json", "table.md", f"{name}.svg", f"{name}.png"):
-                if (runs / name / file).exists():
-                    shutil.copyfile(runs / name / file, RESULTS / name / file)
-            found.append(name)
-    return found
+    for made in (cell["found"]["made"] for cell in results["cells"]):
+        machine = made["hardware"]
+        where = machine.get("gpu") or f"{machine['cores']} cores of {machine['processor']}"
+        found.append(f"{made['date'].split()[0]}, version {made['versions']['disp-mdlm']}, on {where}")
+    return "; ".join(dict.fromkeys(found))
+
+
+def store(runs: Path) -> list[str]:
+    """Add the results of a run folder to docs/results; returns the names of the experiments that were there.
+
+    Raises:
+        DispError: they do not go together with what is stored (see `disp.experiments.results.merged`), or the pictures
+            of a stored cell are not in the run folder.
+    """
+    names = [name for name in EXPERIMENTS if (runs / name / "results.json").exists()]
+    for name in names:
+        stored, found = RESULTS / name, read_json(runs / name / "results.json")
+        if (stored / "results.json").exists():
+            found = merged(read_json(stored / "results.json"), found)
+        absent = [cell["folder"] for cell in found["cells"] if not (runs / cell["folder"]).exists()]
+        if absent and found["kind"] in PICTURED:
+            raise DispError(f"the figure of {name} needs the pictures in {absent[0]}; run that cell in {runs} as well")
+        write_json(stored / "results.json", found)
+        write_text(stored / "table.md", table_of(found))
+        draw(found, stored, runs)
+    return names
 
 
 if __name__ == "__main__":

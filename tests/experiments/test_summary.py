@@ -33,9 +33,14 @@ def results(after, qualities=(0.8, 0.8, 0.8), **more):
         "kind": "defences",
         "claims": ["attack", "defence", "quality"],
         "commands": ["disp experiment made"],
-        "date": "2026-11-29 00:00 UTC",
-        "versions": {"disp-mdlm": "1.0"},
-        "hardware": {"processor": "a processor", "cores": 2},
+        "model": {"model": "small"},
+        "recipe": {
+            "targets": ["refusal"],
+            "triggers": ["patch"],
+            "poison_rates": [0.1],
+            "seeds": [0, 1, 2],
+            "defences": {"random": {}, "ours": {}},
+        },
         "defences": {"ours": "ours", "random": "random masking"},
         "attacks": [
             {
@@ -51,7 +56,16 @@ def results(after, qualities=(0.8, 0.8, 0.8), **more):
                 **place,
                 "seed": seed,
                 "defence": "ours",
-                "found": {"metrics": metrics(hits, quality), "mask_ratio": 0.06 + seed / 100, "rewriting": None},
+                "found": {
+                    "metrics": metrics(hits, quality),
+                    "mask_ratio": 0.06 + seed / 100,
+                    "rewriting": None,
+                    "made": {
+                        "date": "2026-11-29 00:00 UTC",
+                        "versions": {"disp-mdlm": "1.0"},
+                        "hardware": {"processor": "a processor", "cores": 2},
+                    },
+                },
             }
             for seed, (hits, quality) in enumerate(zip(after, qualities, strict=False))
         ],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from disp.errors import DispError
 from disp.experiments.attacked import AttackRun
-from disp.experiments.cells import Cell, by_attack, cells_of
+from disp.experiments.cells import Attacked, Cell, by_attack, cells_of
 from disp.experiments.defended import defence_folder
 from disp.experiments.machine import hardware, now, versions
 from disp.experiments.phases import Phases
@@ -86,6 +88,52 @@ def collect(experiment: Experiment, subject: Subject, out: Path, command: str) -
         "cells": cells,
         "missing": missing,
     }
+
+
+def merged(before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Two results of one experiment as one, such as those of two machines; each cell says where it was measured.
+
+    Args:
+        before: what one ``results.json`` holds.
+        found: what another one holds; what both have is taken from it.
+
+    Raises:
+        DispError: they have other settings or another model, or ``before`` has further cells of an attack that
+            ``found`` has too: cells of one attack belong to one compromised model.
+    """
+    for part in ("experiment", "recipe", "model"):
+        if before[part] != found[part]:
+            raise DispError(f"results of {before['experiment']!r} with another {part} are not put together")
+    cells = {_place(found, each): each for each in found["cells"]}
+    attacks = {_place(found, each): each for each in found["attacks"]}
+    for each in before["cells"]:
+        place = _place(found, each)
+        if place not in cells and (*place[:-1], 0) in attacks:
+            raise DispError(
+                f"{_named(each)} is only in the earlier results; measure it anew with the rest of its attack"
+            )
+    attacks = {_place(found, each): each for each in before["attacks"]} | attacks
+    cells = {_place(found, each): each for each in before["cells"]} | cells
+    measured = {_named(each) for each in cells.values()}
+    return {
+        **found,
+        "commands": [*dict.fromkeys((*before["commands"], *found["commands"]))],
+        "attacks": [attacks[place] for place in sorted(attacks)],
+        "cells": [cells[place] for place in sorted(cells)],
+        "missing": [name for name in found["missing"] if name not in measured],
+    }
+
+
+def _place(results: Mapping[str, Any], each: Mapping[str, Any]) -> tuple[int, ...]:
+    """Where a cell or an attack stands in the order of its experiment."""
+    recipe = results["recipe"]
+    parts = {"targets": "target", "triggers": "trigger", "poison_rates": "rate", "seeds": "seed"}
+    place = [recipe[several].index(each[one]) for several, one in parts.items()]
+    return (*place, list(recipe["defences"]).index(each["defence"]) if "defence" in each else 0)
+
+
+def _named(cell: Mapping[str, Any]) -> str:
+    return Cell(Attacked(*(cell[part] for part in ("target", "trigger", "rate", "seed"))), cell["defence"]).name
 
 
 def _shared(run: AttackRun) -> dict[str, Any]:
