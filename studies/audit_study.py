@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +324,18 @@ def likelihood_gaps(
     return np.concatenate(parts)
 
 
+def _start_worker() -> None:
+    """One thread for each set; and no set goes on when the study has been killed, which its pool does not see to."""
+    torch.set_num_threads(1)
+
+    def watch() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     """Run what is asked for and is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -340,7 +354,7 @@ def main() -> None:
     done = {row["name"] for row in read_finished_jsonl(file)}
     jobs = _clean_jobs(options) if options.clean else _planted_jobs(options)
     failed = []
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), _start_worker) as pool:
         if not options.clean:
             scenes = {scenes_folder(job.keywords["sizes"], options.out): job.keywords["sizes"] for job in jobs.values()}
             list(pool.map(partial(draw_scenes, out=options.out), scenes.values()))

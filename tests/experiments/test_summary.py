@@ -107,6 +107,15 @@ def test_the_table_names_ratios_seeds_and_what_is_missing():
     assert "1 of 4 cells are not measured yet" in text
 
 
+def test_rows_of_different_numbers_of_seeds_say_how_many():
+    found = results((0, 1, 2))
+    assert "| seeds |" not in table_of(found)
+    found["cells"].pop()
+    table = table_of(found).splitlines()
+    assert table[0].startswith("| target | trigger | model | seeds |")
+    assert [line.split("|")[4].strip() for line in table[2:5]] == ["3", "3", "2"]
+
+
 def test_curves_tell_quality_as_a_share_of_that_without_masks():
     place = {"target": "refusal", "trigger": "patch", "rate": 0.1, "seed": 0}
     rows = [

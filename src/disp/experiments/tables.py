@@ -58,30 +58,34 @@ def counted(point: Point | None) -> str:
 def _defences(results: Mapping[str, Any]) -> str:
     rows = rows_of(results)
     many = len({row.rate for row in rows}) > 1
-    titles = ["target", "trigger", *(["poisoned"] if many else []), "model", "masked"]
     first, *others = COLUMNS
+    seeds = [point.seeds if (point := row.points.get(COLUMNS[first])) else 0 for row in rows]
+    uneven = len(set(seeds)) > 1
     body = [
         [
             row.target,
             row.trigger,
             *([percent(row.rate)] if many else []),
             row.title,
+            *([str(count)] if uneven else []),
             _ratios(row),
             with_interval(row.points.get(COLUMNS[first])),
             counted(row.points.get(COLUMNS[first])),
             *(with_interval(row.points.get(COLUMNS[name])) for name in others),
         ]
-        for row in rows
+        for row, count in zip(rows, seeds, strict=True)
     ]
-    numeric = ["masked", first, f"{first}, all answers", *others]
-    table = markdown_table([*titles[:-1], *numeric], body, numeric=len(numeric))
+    titles = ["target", "trigger", *(["poisoned"] if many else []), "model"]
+    numeric = [*(["seeds"] if uneven else []), "masked", first, f"{first}, all answers", *others]
+    table = markdown_table([*titles, *numeric], body, numeric=len(numeric))
     return f"{table}\n\n{_reading(results)}\n"
 
 
 def _reading(results: Mapping[str, Any]) -> str:
     seeds = sorted({each["seed"] for each in results["attacks"]})
     over = (
-        f"Means over the seeds {', '.join(map(str, seeds))}; brackets are 95% intervals over seeds (Student's t)."
+        f"Means over the seeds {', '.join(map(str, seeds))}; brackets are 95% intervals over seeds (Student's t), of "
+        "one seed those of its answers."
         if len(seeds) > 1
         else f"Seed {seeds[0] if seeds else '–'}; brackets are 95% intervals of its answers (Wilson, or bootstrap)."
     )
