@@ -178,6 +178,17 @@ def test_results_name_every_command_that_added_to_them(tmp_path):
         assert found["commands"] == ["first", "second"][: 1 + (command != "first")]
 
 
+def test_a_cell_counts_the_rows_that_the_recovery_does_not_see(tmp_path, monkeypatch):
+    def two_less(*given, leave_out, **more):
+        return purify(*given, leave_out=lambda before, after: before.id in ("000003", "000005"), **more)
+
+    purify = defended.purify
+    monkeypatch.setattr(defended, "purify", two_less)
+    found = run_experiment(SMALL, Builtin(SMALL), tmp_path, only="defence=random")
+    (cell,) = found["cells"]
+    assert cell["found"]["rows_left_out"] == 2
+
+
 def test_a_cell_that_was_stopped_goes_on_at_its_phase(out, monkeypatch):
     cells = {cell["defence"]: cell for cell in results(out, "small")["cells"]}
     record = out / cells["least"]["folder"] / "cell.json"

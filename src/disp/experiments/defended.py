@@ -68,7 +68,7 @@ def run_defence(run: AttackRun, name: str, defence: Defence) -> None:
             "mask_ratio": done["mask_ratio"],
             "rewriting": _precision(run, done["rewritten"]),
             "data_sha256": done.get("data_sha256"),
-            "left_out": done.get("left_out", 0),
+            "rows_left_out": done.get("rows_left_out", 0),
             "made": stamp(),
         },
     )
@@ -100,7 +100,8 @@ def recovered(
     def samples() -> Sequence[Sample]:
         rows, done = _rewritten(run, name, defence, purified or folder / "purified", phases)
         fitting = with_fitting_answers(replace(run.poisoned, samples=tuple(rows)), run.model(), strict=False)
-        write_json(folder / REWRITTEN, {**done, "left_out": len(fitting.problems) - len(run.poisoned.problems)})
+        gone = {sample.id for sample in run.poisoned.samples} - {sample.id for sample in fitting.samples}
+        write_json(folder / REWRITTEN, {**done, "rows_left_out": len(gone)})
         return fitting.samples
 
     start = run.backdoored if defence.start == "compromised" else run.subject.name
