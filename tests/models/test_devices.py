@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 import torch
 from models.tiny import ALL, extended, write_checkpoint
 from pretend_device import GPU, PretendedGPU, Pretending, on_cpu, pretend
+from torch.utils._pytree import tree_map
 
 from disp.attacks.poison import load_attack, poison
 from disp.attacks.targets import Refusal
@@ -27,6 +28,7 @@ from disp.decoding.samplers import decode_config, own_settings
 from disp.evaluation.evaluate import evaluate, to_metrics
 from disp.models.interface import MDLM, Prefix
 from disp.models.loading import load_model
+from disp.models.parts.language import LanguageModel
 from disp.models.saving import save_model
 from disp.purification.config import PurifyConfig
 from disp.purification.guard import GuardConfig, guard
@@ -92,6 +94,49 @@ def cpu(source) -> MDLM:
 def gpu(source) -> MDLM:
     with PretendedGPU():
         return load_model(source, device="cuda", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def spread(source) -> MDLM:
+    """A model of which all layers but the first, the norm and the head are on the GPU, and the rest is on the CPU.
+
+    Inputs of a module are moved to where its weights are, as accelerate's hooks do.
+    """
+    model = load_model(source, device="cpu")
+    if not isinstance(getattr(model, "model", None), LanguageModel):
+        pytest.skip("its layers are the library's own")
+
+    def move(module, args, kwargs):
+        device = next(module.parameters()).device
+        return tree_map(lambda each: each.to(device) if isinstance(each, torch.Tensor) else each, (args, kwargs))
+
+    with PretendedGPU():
+        for part in (*model.model.layers[1:], model.model.norm, model.lm_head):
+            part.to("cuda")
+    for part in (*model.model.layers, model.model.norm, model.lm_head):
+        for module in part.modules():
+            if next(module.parameters(recurse=module is part), None) is not None:
+                module.register_forward_pre_hook(move, with_kwargs=True)
+    return model
+
+
+@pytest.mark.parametrize("changes", [{}, {"prefix_cache": True}, {"refresh": 4, "prefix_cache": False}], ids=str)
+def test_a_model_spread_over_devices(cpu, spread, queries, changes):
+    if changes.get("prefix_cache") and type(cpu).cache_prefix is MDLM.cache_prefix:
+        pytest.skip("the family has no prefix cache")
+    if changes.get("refresh") and "refresh" not in {each.name for each in fields(own_settings(cpu))}:
+        pytest.skip("its sampler keeps no prompt")
+    config = decode_config(**{**cpu.generation_defaults, "gen_length": cpu.gen_length, **changes})
+    keys = [query.key for query in queries]
+    with PretendedGPU():
+        ours, theirs = (model.encode(queries) for model in (spread, cpu))
+        here, there = decode(cpu, theirs, config, keys=keys), decode(spread, ours, config, keys=keys)
+        assert not isinstance(there, Pretending) and torch.equal(there, here)
+        saliency_there, saliency_here = (
+            saliency(model, prefix, keys, SaliencyConfig(probes=PROBES))
+            for model, prefix in ((spread, ours), (cpu, theirs))
+        )
+    torch.testing.assert_close(saliency_there, saliency_here)
 
 
 @pytest.fixture(scope="module")

@@ -251,7 +251,7 @@ class MDLM(PreTrainedModel):
         raise NotImplementedError
 
     def denoise(self, prefix: Prefix, response: Tensor, cache: Any = None) -> Tensor:
-        """One pass: response ids int64 ``[B, L]`` (mask id at open slots) to logits ``[B, L, V]``.
+        """One pass: response ids int64 ``[B, L]`` (mask id at open slots) to logits ``[B, L, V]`` on their device.
 
         ``cache`` is what `cache_prefix` returned for the same rows.
         """

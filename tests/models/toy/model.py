@@ -55,4 +55,5 @@ class Toy(MDLM):
         return Prefix(embeds, token_ids != -1, visual_mask, token_locations(token_ids, grids))
 
     def denoise(self, prefix, response, cache=None):
-        return self.lm_head(self.model.after(prefix.embeds, prefix.attention_mask, response))
+        hidden = self.model.after(prefix.embeds, prefix.attention_mask, response)
+        return self.lm_head(hidden).to(response.device)

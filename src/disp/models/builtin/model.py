@@ -145,7 +145,9 @@ class BuiltinModel(MDLM):
 
     def denoise(self, prefix: Prefix, response: Tensor, cache: Any = None) -> Tensor:
         """One denoising pass: int64 ``[B, L]`` to logits ``[B, L, V]``."""
-        return self.lm_head(self.model.after(prefix.embeds, prefix.attention_mask, response))
+        hidden = self.model.after(prefix.embeds, prefix.attention_mask, response)
+        # The head of a model spread over devices is not where the response is.
+        return self.lm_head(hidden).to(response.device)
 
     def denoise_slots(
         self, prefix: Prefix, response: Tensor, slots: Tensor, past: Past | None = None, *, keep: bool = False

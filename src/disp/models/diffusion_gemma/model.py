@@ -323,7 +323,8 @@ class DiffusionGemma(MDLM):
             decoder_attention_mask=F.pad(encoded.attention_mask, (0, length), value=True),
             decoder_position_ids=ends + torch.arange(length, device=canvas.device),
         ).last_hidden_state
-        logits = self.lm_head(hidden)
+        # The head of a model spread over devices is not where the canvas is.
+        logits = self.lm_head(hidden).to(canvas.device)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         cap = self._text.final_logit_softcapping
         return logits if cap is None else cap * torch.tanh(logits / cap)

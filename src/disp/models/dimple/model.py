@@ -222,9 +222,12 @@ class Dimple(MDLM):
 
     def next_token_logits(self, prefix: Prefix, response: Tensor, cache: PromptCache | None = None) -> Tensor:
         """What the head says at the last prompt token and at each slot about the token after it, ``[B, L + 1, V]``."""
-        if cache is not None:
-            return self.lm_head(self._cached_hidden(prefix, response, cache))
-        return self.lm_head(self._response_hidden(prefix, response, torch.ones_like(response, dtype=torch.bool)))
+        if cache is None:
+            hidden = self._response_hidden(prefix, response, torch.ones_like(response, dtype=torch.bool))
+        else:
+            hidden = self._cached_hidden(prefix, response, cache)
+        # The head of a model spread over devices is not where the response is.
+        return self.lm_head(hidden).to(response.device)
 
     def cache_prefix(self, prefix: Prefix) -> PromptCache:
         """A cache that the first pass fills: what it holds depends on the length of the response."""
@@ -314,7 +317,7 @@ class Dimple(MDLM):
     def _mean_loss(self, hidden: Tensor, targets: Tensor, masked: Tensor) -> Tensor:
         """Cross-entropy of ``targets`` int64 ``[B, T]`` where masked; 0 where nothing is."""
         # Of the masked tokens only: with a large vocabulary the others' logits would take most of the memory.
-        logits = self.lm_head(hidden[masked]).float()
+        logits = self.lm_head(hidden[masked]).float().to(targets.device)
         return F.cross_entropy(logits, targets[masked], reduction="sum") / masked.sum().clamp(min=1)
 
     # --- published checkpoints ------------------------------------------------------------------------------------

@@ -57,13 +57,16 @@ class Lavida(LladaV):
 
         ``cache`` is that of `cache_prefix`: the prompt has then not seen the response.
         """
-        length = response.shape[1]
-        if cache is not None:
+        if cache is None:
+            length = response.shape[1]
+            logits = self.lm_head(self._response_hidden(prefix, response, length + self.shift)[:, :length])
+        else:
             hidden = self._hidden_after(prefix, response, cache)
-            if not self.shift:
-                return self.lm_head(hidden)
-            return torch.cat((cache["first_logits"][:, None], self.lm_head(hidden[:, :-1])), dim=1)
-        return self.lm_head(self._response_hidden(prefix, response, length + self.shift)[:, :length])
+            logits = self.lm_head(hidden[:, : hidden.shape[1] - self.shift])
+            if self.shift:
+                logits = torch.cat((cache["first_logits"][:, None], logits), dim=1)
+        # The head of a model spread over devices is not where the response is.
+        return logits.to(response.device)
 
     def denoise_slots(
         self, prefix: Prefix, response: Tensor, slots: Tensor, past: Past | None = None, *, keep: bool = False
@@ -157,7 +160,7 @@ class Lavida(LladaV):
         hidden = self.model.hidden(noisy, valid.repeat(2, 1), rows=length - first)
         # 3. Logits of the targets only: with a large vocabulary the others' would take most of the memory.
         wanted, targets = wanted[:, first:], targets[:, first:]
-        logits = self.lm_head(hidden[:, : wanted.shape[1]][wanted]).float()
+        logits = self.lm_head(hidden[:, : wanted.shape[1]][wanted]).float().to(targets.device)
         return F.cross_entropy(logits, targets[wanted], reduction="sum") / wanted.sum().clamp(min=1)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------

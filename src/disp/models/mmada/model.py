@@ -211,7 +211,9 @@ class MMada(MDLM):
         """
         x = torch.cat((prefix.embeds, self.model.embed_tokens(response)), dim=1)
         valid = torch.cat((prefix.attention_mask, torch.ones_like(response, dtype=torch.bool)), dim=1)
-        return self.lm_head(self.model.hidden(x, valid, rows=response.shape[1], seen=attention_bias))
+        hidden = self.model.hidden(x, valid, rows=response.shape[1], seen=attention_bias)
+        # The head of a model spread over devices is not where the response is.
+        return self.lm_head(hidden).to(response.device)
 
     def denoise_slots(
         self, prefix: Prefix, response: Tensor, slots: Tensor, past: Past | None = None, *, keep: bool = False
@@ -249,7 +251,9 @@ class MMada(MDLM):
         p = self._floored(ratio)
         masked = (uniforms < p[:, None]) & answer_mask
         x = self.model.embed_tokens(torch.where(masked, self.mask_token_id, token_ids))
-        logits = self.lm_head(self.model.hidden(x, torch.ones_like(answer_mask), rows=x.shape[1]))
+        logits = self.lm_head(self.model.hidden(x, torch.ones_like(answer_mask), rows=x.shape[1])).to(
+            answer_mask.device
+        )
         losses = F.cross_entropy(logits.float().transpose(1, 2), token_ids, reduction="none")  # [B, T]
         per_row = (losses * masked).sum(-1) / p / answer_mask.sum(-1).clamp(min=1)
         return per_row.mean()

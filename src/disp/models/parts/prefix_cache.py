@@ -33,9 +33,13 @@ def block_after(
         project(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
         for project in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    query, key = rotate(query, table), rotate(key, table)
+    # Of a model that is spread over devices the table and the mask are where the first layer is.
+    cos, sin = (each.to(key.device) for each in table)
+    mask = None if mask is None else mask.to(key.device)
+    query, key = rotate(query, (cos, sin)), rotate(key, (cos, sin))
     all_keys = key if past is None else torch.cat((past[0], key), dim=2)
     all_values = value if past is None else torch.cat((past[1], value), dim=2)
     attended = attend(query, all_keys, all_values, mask, attention.implementation)
-    x = x + attention.o_proj(attended.transpose(1, 2).flatten(2))
+    out = attention.o_proj(attended.transpose(1, 2).flatten(2))
+    x = x.to(out.device) + out
     return x + block.mlp(block.post_attention_layernorm(x)), key, value
