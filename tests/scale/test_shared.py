@@ -2,13 +2,16 @@
 
 import json
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 from scale.conftest import QUICK, Item, shared, shout, stage_in, together
 
 from disp.data.sample import Query, Turn
 from disp.errors import DispError
-from disp.files import append_jsonl, read_lines
+from disp.files import append_jsonl, read_json, read_lines, write_json
+from disp.scale.beside import folder_beside
 from disp.scale.parts import part_file
 from disp.scale.ranks import Place, place
 from disp.scale.shared import Patience, Ranks
@@ -94,6 +97,42 @@ def test_processes_with_different_plans_say_so(tmp_path):
 def test_a_process_that_waits_in_vain_says_for_what(tmp_path):
     with pytest.raises(DispError, match="start the same command again with all its processes"):
         shared(stage_in(tmp_path), Ranks("data", Place(0, 2), Patience(between=0.01, told=60, silence=0.1)))
+
+
+def test_a_folder_stays_until_all_are_done_also_when_the_first_process_was_started_again(tmp_path):
+    out, seen = tmp_path / "answers.jsonl", []
+
+    def process(rank, dies=False):
+        workers = Ranks("data", Place(rank, 2), QUICK)
+        with suppress(KeyboardInterrupt), folder_beside(out, workers, {"this": "run"}) as folder:
+            if dies:
+                raise KeyboardInterrupt
+            seen.append((rank, folder.exists()))
+
+    other = threading.Thread(target=process, args=(1,))
+    process(0, dies=True)
+    other.start()
+    while not (tmp_path / "answers.jsonl.parts" / "done-00001.json").exists():
+        time.sleep(0.01)
+    # The second one has said that it is done, to the first one that died. It says so again.
+    process(0)
+    other.join(10)
+    assert not other.is_alive() and sorted(seen) == [(0, True), (1, True)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_said_to_a_process_that_died_counts_for_nothing(tmp_path):
+    out = tmp_path / "answers.jsonl"
+    workers = Ranks("data", Place(0, 2), Patience(between=0.01, told=60, silence=0.2))
+    with suppress(KeyboardInterrupt), folder_beside(out, workers, {"this": "run"}) as folder:
+        write_json(folder / "done-00001.json", read_json(folder / "launch.json"))
+        raise KeyboardInterrupt
+    with (
+        pytest.raises(DispError, match="the other processes to be done"),
+        folder_beside(out, workers, {"this": "run"}) as folder,
+    ):
+        pass
+    assert folder.exists()
 
 
 def test_batches_hold_every_item_once_and_by_length_alike_ones(picture):

@@ -39,5 +39,6 @@ def folder_beside(out: Path | None, workers: Workers, run: Mapping[str, Any]) ->
     with locked(folder) if workers.leads else nullcontext():
         workers.wait_for(folder / "run.json")
         claim(folder / "run.json", run, "results", ignore=("batch_size",))
+        workers.open(folder)
         yield folder
         workers.finish(folder)

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 from disp.errors import DispError
 from disp.files import append_jsonl, read_finished_jsonl, write_json
@@ -26,6 +28,8 @@ from disp.scale.workers import Workers
 
 # What processes compare, so that none works by another plan.
 PLAN = "plan.json"
+# Which process leads: another one each time that it is started.
+LAUNCH = "launch.json"
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,37 @@ class Ranks(Workers):
 
         self._wait(file.exists, further, f"the first process to write {file}")
 
+    def open(self, folder: Path) -> None:
+        """The first process tells the others that it is there, and that it is another one than the one before."""
+        if self.leads:
+            write_json(folder / LAUNCH, {"launch": uuid4().hex})
+
     def finish(self, folder: Path) -> None:
-        """The first process deletes it when the others have said that they are done."""
+        """The first process deletes it when the others have said that they are done; they leave when it is deleted.
+
+        They say it to the one that leads now: where it was killed and started again, they say it again, and what they
+        said to the one before counts for nothing.
+        """
         if not self.leads:
-            write_json(folder / f"done-{self.place.rank:05}.json", {"done": True})
+            said = None
+
+            def deleted() -> bool:
+                nonlocal said
+                launch = _told(folder / LAUNCH)
+                if launch is not None and launch != said:
+                    write_json(folder / f"done-{self.place.rank:05}.json", launch)
+                    said = launch
+                return not folder.exists()
+
+            self._wait(deleted, lambda: 0, f"the first process to be done with {folder}")
             return
+        launch = _told(folder / LAUNCH)
         others = [folder / f"done-{rank:05}.json" for rank in range(1, self.place.world)]
-        self._wait(lambda: all(map(Path.exists, others)), lambda: 0, f"the other processes to be done with {folder}")
+        self._wait(
+            lambda: all(_told(file) == launch for file in others),
+            lambda: 0,
+            f"the other processes to be done with {folder}",
+        )
         super().finish(folder)
 
     def share(self, model: MDLM, stage: Stage[T], keep: Callable[[Row], None], progress: Callable[[int], None]) -> None:
@@ -180,3 +208,11 @@ class Ranks(Workers):
             if now - told > self.patience.told:
                 told = now
                 print(f"process {self.place.rank} of {self.place.world} waits for {what}", file=sys.stderr, flush=True)
+
+
+def _told(file: Path) -> Any:
+    """What a file of another process says; None where it is not there."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # files may be deleted at any time
+        return None

@@ -70,6 +70,10 @@ class Workers(ABC):
         if not file.exists():
             work(lambda: None)
 
+    def open(self, folder: Path) -> None:
+        """Begin with a folder of results that `finish` deletes; called when the folder is known to be this run's."""
+        return None
+
     def finish(self, folder: Path) -> None:
         """Delete a folder with results when no worker needs it any more."""
         shutil.rmtree(folder, ignore_errors=True)
