@@ -7,6 +7,8 @@ import pytest
 from models.tiny import write_checkpoint
 from references.planning import LLADA_8B, MMADA
 
+from disp.commands.scoring import PlannedRewriting, Rewriting
+from disp.commands.training import PlannedTraining
 from disp.data.sample import queries_of
 from disp.errors import DispError
 from disp.models.llada_v.published import CHAT_TEMPLATE, SYSTEM
@@ -49,6 +51,29 @@ def test_a_config_alone_is_enough(data):
     assert plan.memory["decoding"].weights == 2 * plan.parameters
     assert "by its config" in plan.to_text() and "guessed" in plan.to_text()
     assert default_decode(LLADA_8B).gen_length == 128
+
+
+def test_longer_answers_take_more_passes_and_memory(data):
+    usual, longer = (make_plan(LLADA_8B, data, PlanSettings(gen_length=length)) for length in (None, 512))
+    assert default_decode(LLADA_8B, 512).gen_length == 512
+    for step in ("saliency", "decoding", "training"):
+        assert longer.memory[step].activations > usual.memory[step].activations
+    for run in ("audit", "purify", "evaluate"):
+        assert longer.passes[run].forward > usual.passes[run].forward
+    with pytest.raises(DispError, match="gen_length must be at least 1"):
+        PlanSettings(gen_length=0)
+
+
+def test_a_quantized_model_is_planned_with_adapters():
+    assert PlannedTraining().config(quantized=True).method == "lora"
+    assert PlannedTraining().config(quantized=False).method == TrainConfig().method
+    assert PlannedTraining(recipe="disp").config(quantized=True).method == "projector"  # which a plan then refuses
+
+
+def test_a_plan_has_the_probes_of_the_run(tiny_model):
+    for mode in ("selective", "all", "random"):
+        planned, run = PlannedRewriting(mode=mode).config(), Rewriting(mode=mode).config(tiny_model, 0, 32)
+        assert planned.scoring.saliency.probes == run.scoring.saliency.probes
 
 
 def test_a_method_that_trains_nothing_is_refused(data):

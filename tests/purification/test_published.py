@@ -7,13 +7,14 @@ import torch
 from models.tiny import write_checkpoint
 
 from disp.cli import app
+from disp.commands.scoring import Rewriting
 from disp.data.loading import load_dataset
 from disp.data.sample import Query
 from disp.decoding.generate import answers_of
 from disp.decoding.samplers import decode_config
 from disp.errors import DispError
 from disp.models.loading import load_model
-from disp.purification.config import PurifyConfig
+from disp.purification.config import PUBLISHED_RATIO, PurifyConfig
 from disp.purification.purify import purify
 from disp.suspicion.config import SaliencyConfig
 from disp.suspicion.saliency import saliency
@@ -96,8 +97,15 @@ def test_the_command(folder, dataset, tmp_path):
     config = json.loads((tmp_path / "out" / "purify.json").read_text())["config"]
     assert (config["mask_ratio"], config["question"], config["decode"]["steps"]) == (0.45, QUESTION, 32)
     assert (config["scoring"]["saliency"]["probes"], config["scoring"]["saliency"]["in_graph"]) == (2, True)
-    with pytest.raises(DispError, match="--score does not go with --preset published"):
-        run("--score", "directional")
+    for option, value in (("score", "directional"), ("score", "isotropic"), ("mode", "selective")):
+        with pytest.raises(DispError, match=f"--{option} does not go with --preset published"):
+            run(f"--{option}", value)
+
+
+def test_what_is_given_wins_over_the_preset_also_where_it_is_the_usual_value(model):
+    usual = PurifyConfig().mask_ratio
+    assert Rewriting(preset="published", mask_ratio=usual).config(model, 0, 1).mask_ratio == usual
+    assert Rewriting(preset="published").config(model, 0, 1).mask_ratio == PUBLISHED_RATIO
 
 
 def test_a_model_that_commits_several_slots_at_once_does_not_here():

@@ -98,7 +98,7 @@ def plan(
         dtype=weights.dtype,
         bits=BITS[weights.quantization],
         purify=rewriting.config(),
-        train=training.config(),
+        train=training.config(quantized=weights.quantization is not None),
         evaluation_batch_size=rewriting.batch_size,
         attacked=attack,
         gen_length=weights.gen_length,
@@ -106,4 +106,4 @@ def plan(
     found = make_plan(model, rows.load(data, pictures=False), settings)
     print(found.to_text())
     if fleet is not None:
-        print("", hours_of(found, default_decode(model), fleet).to_text(), sep="\n")
+        print("", hours_of(found, default_decode(model, weights.gen_length), fleet).to_text(), sep="\n")

@@ -46,10 +46,11 @@ class Rewriting:
     """How answers are rewritten.
 
     Attributes:
-        mode: Rewrite the answers that lose their support under masking, all of them, or all with random masks.
-        mask_ratio: Share of the visual tokens that "all" and "random" mask.
-        candidates: Salient tokens that "selective" masks one at a time.
-        score: The saliency score.
+        mode: Rewrite the answers that lose their support under masking (selective, if not given), all of them, or all
+            with random masks.
+        mask_ratio: Share of the visual tokens that "all" and "random" mask; 0.06 if not given.
+        candidates: Salient tokens that "selective" masks one at a time; 4 if not given.
+        score: The saliency score: isotropic if not given.
         probes: Hutchinson probes: 4 if not given; where the ranking alone decides ("all") 8 for isotropic, 16 for
             directional.
         steps: Denoising steps of the new answers; the model's own if not given.
@@ -62,10 +63,10 @@ class Rewriting:
             --profile, --drop-masked and --batch-size win over it, the others do not go with it.
     """
 
-    mode: Mode = "selective"
-    mask_ratio: float = ScoringConfig.mask_ratio
-    candidates: int = ScoringConfig.candidates
-    score: Score = "isotropic"
+    mode: Mode | None = None
+    mask_ratio: float | None = None
+    candidates: int | None = None
+    score: Score | None = None
     probes: int | None = None
     steps: int | None = None
     threshold: float | None = None
@@ -82,15 +83,15 @@ class Rewriting:
         if self.preset is not None:
             return self._published(model, seed, batch_size)
 
-        usual = PROBES[self.score] if self.mode == "all" else SCORING_PROBES
-        probes = usual if self.probes is None else self.probes
+        mode, score = self.mode or "selective", self.score or "isotropic"
+        ratio = ScoringConfig.mask_ratio if self.mask_ratio is None else self.mask_ratio
         return PurifyConfig(
-            mode=self.mode,
-            mask_ratio=self.mask_ratio,
+            mode=mode,
+            mask_ratio=ratio,
             scoring=ScoringConfig(
-                mask_ratio=self.mask_ratio,
-                candidates=self.candidates,
-                saliency=SaliencyConfig(score=self.score, probes=probes, seed=seed),
+                mask_ratio=ratio,
+                candidates=ScoringConfig.candidates if self.candidates is None else self.candidates,
+                saliency=SaliencyConfig(score=score, probes=_probes(self.probes, mode, score), seed=seed),
                 batch_size=batch_size,
             ),
             decode=own_settings(model, profile=self.profile, steps=self.steps, threshold=self.threshold),
@@ -108,16 +109,23 @@ class Rewriting:
         from disp.purification.config import PurifyConfig
 
         for name in ("mode", "candidates", "score", "steps", "threshold"):
-            if getattr(self, name) != getattr(Rewriting, name):
+            if getattr(self, name) is not None:
                 raise DispError(f"--{name} does not go with --preset published, which sets it; leave one of them out")
         found = PurifyConfig.published(model, seed=seed, batch_size=batch_size)
         estimator = found.scoring.saliency
         if self.probes is not None:
             estimator = replace(estimator, probes=self.probes)
-        ratio = found.mask_ratio if self.mask_ratio == Rewriting.mask_ratio else self.mask_ratio
+        ratio = found.mask_ratio if self.mask_ratio is None else self.mask_ratio
         scoring = replace(found.scoring, saliency=estimator, batch_size=batch_size)
         found = replace(found, mask_ratio=ratio, scoring=scoring)
         return found.with_profile(model, self.profile, self._substitute)
+
+
+def _probes(asked: int | None, mode: Mode, score: Score) -> int:
+    """Probes of a rewriting: more where the ranking alone decides what is masked."""
+    if asked is not None:
+        return asked
+    return PROBES[score] if mode == "all" else SCORING_PROBES
 
 
 @Parameter(name="*")
@@ -129,14 +137,14 @@ class PlannedRewriting:
         mode: Which answers are rewritten.
         mask_ratio: Share of the visual tokens that are masked.
         candidates: Salient tokens that are masked one at a time.
-        probes: Hutchinson probes.
+        probes: Hutchinson probes: as many as `disp purify` takes in this mode, if not given.
         batch_size: Assistant turns in one pass.
     """
 
     mode: Mode = "selective"
     mask_ratio: float = ScoringConfig.mask_ratio
     candidates: int = ScoringConfig.candidates
-    probes: int = SCORING_PROBES
+    probes: int | None = None
     batch_size: int = 32
 
     def config(self) -> PurifyConfig:
@@ -149,7 +157,7 @@ class PlannedRewriting:
             scoring=ScoringConfig(
                 mask_ratio=self.mask_ratio,
                 candidates=self.candidates,
-                saliency=SaliencyConfig(probes=self.probes),
+                saliency=SaliencyConfig(probes=_probes(self.probes, self.mode, "isotropic")),
                 batch_size=self.batch_size,
             ),
             batch_size=self.batch_size,

@@ -114,6 +114,7 @@ class Sharing:
         from disp.models.loading import chosen_device
         from disp.planning.batch_size import batch_size_for, free_bytes
         from disp.planning.plan import PlanSettings
+        from disp.training.config import TrainConfig
 
         if runtime.device_map is not None:
             raise DispError(
@@ -126,6 +127,7 @@ class Sharing:
             settings = PlanSettings(
                 dtype=runtime.dtype or ("float32" if device == "cpu" else "bfloat16"),
                 bits=BITS[runtime.quantization],
+                train=TrainConfig(method="lora"),  # nothing is trained, and this goes with every precision
                 gen_length=runtime.gen_length,
             )
             free = free_bytes(device, self._beside(device))

@@ -129,7 +129,7 @@ class PlannedTraining:
     Attributes:
         recipe: Published settings of the training, such as llada-v or disp; other options win over them. A wrong name
             lists them all.
-        method: What is trained: "full" by default.
+        method: What is trained: "full" by default, "lora" with --quantization.
         steps: Optimiser steps, 100 by default.
         epochs: Passes over the data, instead of --steps.
         train_batch_size: Assistant turns in one pass of the training, 32 by default.
@@ -143,14 +143,14 @@ class PlannedTraining:
     train_batch_size: int | None = None
     gradient_checkpointing: bool | None = None
 
-    def config(self) -> TrainConfig:
-        """The settings that were asked for."""
+    def config(self, *, quantized: bool) -> TrainConfig:
+        """The settings that were asked for; of a quantized model only adapters can be trained."""
         return _settings(
             self.recipe,
             steps=self.steps,
             epochs=self.epochs,
             batch_size=self.train_batch_size,
-            method=self.method,
+            method=self.method or ("lora" if quantized and self.recipe is None else None),
             gradient_checkpointing=self.gradient_checkpointing,
         )
 

@@ -17,6 +17,7 @@ from disp.decoding.config import DecodeConfig
 from disp.decoding.samplers import own_settings
 from disp.errors import DispError
 from disp.models.hub import resolve
+from disp.models.sizes import Sizes
 from disp.planning.checkpoints import adapter_base, read_config, sizes_of, stored_parameters
 from disp.planning.lengths import longest_prefix, tokens_a_picture, visual_counts
 from disp.planning.memory import (
@@ -57,7 +58,7 @@ class PlanSettings:
             the model's own settings.
         evaluation_batch_size: queries a pass in the evaluation.
         attacked: whether the evaluation measures an attack too.
-        gen_length: response slots of saliency and training; None for the model's own.
+        gen_length: response slots; None for the model's own.
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
@@ -78,6 +79,8 @@ class PlanSettings:
             raise DispError("quantized weights can be neither trained nor saved; choose method 'lora', or bits None")
         if self.evaluation_batch_size < 1:
             raise DispError(f"evaluation_batch_size must be at least 1, got {self.evaluation_batch_size}")
+        if self.gen_length is not None and self.gen_length < 1:
+            raise DispError(f"gen_length must be at least 1, got {self.gen_length}")
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
     else:
         name, folder = str(model), _folder(model)
         config = read_config(folder)
-    sizes = sizes_of(config, folder)
+    sizes = _sized(config, folder, settings.gen_length)
     stored = stored_parameters(folder) if folder else None
     parameters = sum(stored.values()) + sizes.weights.separate if stored else sizes.weights.total
     # 2. The data: what is asked, and how long it is.
@@ -178,7 +181,7 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
     weights = weight_bytes(sizes, parameters, itemsize, settings.bits)
     own = settings.purify.decode or own_settings(sizes.model)
     purify, train = replace(settings.purify, decode=own), settings.train
-    length = settings.gen_length or sizes.model.gen_length
+    length = sizes.model.gen_length
     visual = max((count.visual + count.others for count in counts.values()), default=0)
     tiles = max((count.tiles for count in counts.values()), default=0)
     some = max(len(queries), 1)
@@ -233,12 +236,20 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
     )
 
 
-def default_decode(model: str | Path | Mapping[str, Any]) -> DecodeConfig:
-    """The model's own decoding settings, without loading it."""
+def default_decode(model: str | Path | Mapping[str, Any], gen_length: int | None = None) -> DecodeConfig:
+    """The model's own decoding settings, without loading it; of ``gen_length`` slots where it is given."""
     if isinstance(model, Mapping):
-        return own_settings(sizes_of(model).model)
+        return own_settings(_sized(model, None, gen_length).model)
     folder = _folder(model)
-    return own_settings(sizes_of(read_config(folder), folder).model)
+    return own_settings(_sized(read_config(folder), folder, gen_length).model)
+
+
+def _sized(config: Mapping[str, Any], folder: Path | None, gen_length: int | None) -> Sizes:
+    """The model's sizes, with so many response slots where their number is given."""
+    sizes = sizes_of(config, folder)
+    if gen_length is not None:
+        sizes.model.use_gen_length(gen_length)
+    return sizes
 
 
 def _folder(model: str | Path) -> Path:
