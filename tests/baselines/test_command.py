@@ -13,6 +13,7 @@ from disp.baselines.table import DEFENCES
 from disp.cli import app
 from disp.data.loading import load_dataset
 from disp.errors import DispError
+from disp.models.builtin.model import BuiltinModel
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,21 @@ def test_evaluation_under_a_defence(data, capsys):
         run("builtin", data, "--defence", "bye", verb="evaluate")
     with pytest.raises(DispError, match="--set is for --defence"):
         run("builtin", data, "--set", "ratio=1.0", verb="evaluate")
+
+
+def test_a_profile_decodes_under_a_defence_too(data, capsys, monkeypatch):
+    passes = []
+    whole, slots = BuiltinModel.denoise, BuiltinModel.denoise_slots
+    monkeypatch.setattr(BuiltinModel, "denoise", lambda *given, **more: passes.append(0) or whole(*given, **more))
+    monkeypatch.setattr(BuiltinModel, "denoise_slots", lambda *given, **more: passes.append(0) or slots(*given, **more))
+
+    def counted(*options):
+        passes.clear()
+        run("builtin", data, *options, "--limit", "2", "--batch-size", "1", verb="evaluate")
+        capsys.readouterr()
+        return len(passes)
+
+    assert counted("--defence", "jpeg", "--profile", "fastest") < counted("--defence", "jpeg")
 
 
 def test_the_page_is_up_to_date():

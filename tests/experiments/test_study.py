@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -140,6 +141,22 @@ def test_a_sweep_answers_poisoned_and_honest_rows_under_each_ratio(out):
             assert row["asr_with_trigger"]["count"] == 3 and row["clean_quality"]["count"] == 3
     ours, random = (cell["found"]["by_ratio"] for cell in found["cells"])
     assert ours[0] == random[0]  # with nothing masked there is nothing to rank
+
+
+def test_a_sweep_may_mask_the_least_salient_tokens_first(out, monkeypatch):
+    seen = {}
+
+    def spied(model, prefix, keys, scores, settings):
+        seen.setdefault(settings.mask_ratio, []).append(scores)
+        return hidden_by(model, prefix, keys, scores, settings)
+
+    hidden_by = sweep.hidden_by
+    monkeypatch.setattr(sweep, "hidden_by", spied)
+    rankings = {"most": Defence("most salient"), "least": Defence("least salient", ranking="least")}
+    turned = replace(SWEEP, name="turned", defences=rankings)
+    run_experiment(turned, Builtin(turned), out, command="disp experiment turned")
+    most, least = seen[0.5]
+    assert most.any() and torch.equal(most, -least)
 
 
 def test_pictures_show_the_trigger_and_the_way(out):

@@ -1,6 +1,7 @@
 """Purification as the scripts of DiSP's authors do it, against the same steps taken one by one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from models.tiny import write_checkpoint
 from disp.cli import app
 from disp.commands.scoring import Rewriting
 from disp.data.loading import load_dataset
-from disp.data.sample import Query
+from disp.data.sample import Query, Sample, Turn
 from disp.decoding.generate import answers_of
 from disp.decoding.samplers import decode_config
 from disp.errors import DispError
@@ -86,6 +87,14 @@ def test_the_preset_s_settings():
     assert config.scoring.saliency == SaliencyConfig.published()
     with pytest.raises(DispError, match="first_only"):
         PurifyConfig(question="What is it?")
+
+
+def test_the_first_question_is_asked_with_its_own_pictures(picture):
+    pictures = (picture(0), picture(1))
+    sample = Sample("two", pictures, (Turn("<image>\nIs it red?", "A cat."), Turn("<image>\nAnd this?", "A dog.")))
+    for config in (PurifyConfig.published(), replace(PurifyConfig.published(), question=None)):
+        (query,) = config.asked(sample).queries
+        assert query.images == pictures[:1] and query.prompt.count("<image>") == 1
 
 
 def test_the_command(folder, dataset, tmp_path):

@@ -19,6 +19,7 @@ from disp.purification.guard import GuardConfig, guard
 from disp.purification.purify import purify
 from disp.suspicion.candidates import candidates_of
 from disp.suspicion.config import SaliencyConfig, ScoringConfig
+from disp.suspicion.run import write_saliency
 from disp.suspicion.scoring import check_finite, given_answers, score
 from disp.suspicion.support import preference_for_another, screened_scores
 
@@ -33,6 +34,16 @@ def dataset(tmp_path, picture):
     rows = [{"id": "row", "image": "0.png", "conversations": talk}]
     (tmp_path / "data" / "data.json").write_text(json.dumps(rows))
     return load_dataset(tmp_path / "data")
+
+
+def test_a_saliency_run_goes_on_with_its_own_settings_only(tiny_model, dataset, tmp_path):
+    config = ScoringConfig(saliency=SaliencyConfig(probes=1))
+    file = write_saliency(tiny_model, dataset, config, tmp_path / "out")
+    before = file.read_bytes()
+    write_saliency(tiny_model, dataset, replace(config, batch_size=1), tmp_path / "out")
+    assert file.read_bytes() == before
+    with pytest.raises(DispError, match="gen_length"):
+        write_saliency(tiny_model, dataset, replace(config, gen_length=8), tmp_path / "out")
 
 
 @pytest.fixture

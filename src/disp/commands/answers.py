@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +173,7 @@ def evaluate(
     queries = queries_of(samples)
     total = len(queries) + (sum(bool(query.images) for query in queries) if planted else 0)
     decode = own_settings(mdlm, profile=profile)
+    rival = rival and replace(rival, decode=decode)
     asked = {
         "weights": fingerprint(mdlm),
         "decode": asdict(decode),

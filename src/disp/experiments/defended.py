@@ -123,9 +123,7 @@ def _rewritten(
             rows = recovery_samples(cleaned, found, looking.seed)
         return rows, _done(cleaned, None)
     config = purify_config(run, defence)
-    evidence = run.evidence(config)
-    if defence.ranking == "least":
-        evidence = {key: turned_round(each) for key, each in evidence.items()}
+    evidence = ranked_by(defence, run.evidence(config))
     with phases.phase("rewrite", len(queries_of(run.poisoned.samples))), run.subject.fast():
         leave_out = run.audit.still_planted if defence.leave_out else None
         cleaned = purify(model, run.poisoned, config, out, evidence=evidence, leave_out=leave_out, progress=bars)
@@ -140,9 +138,11 @@ def _done(cleaned: Purified, ratio: float | None) -> dict[str, Any]:
     }
 
 
-def turned_round(found: Evidence) -> Evidence:
-    """The evidence with the order of its tokens turned round, so that the least salient come first."""
-    return replace(found, saliency=[-value for value in found.saliency])
+def ranked_by(defence: Defence, evidence: Mapping[str, Evidence]) -> Mapping[str, Evidence]:
+    """The evidence in a defence's order of tokens; the least salient ones come first where it masks these."""
+    if defence.ranking != "least":
+        return evidence
+    return {key: replace(each, saliency=[-value for value in each.saliency]) for key, each in evidence.items()}
 
 
 def purify_config(run: AttackRun, defence: Defence) -> PurifyConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from disp.attacks.targets import PRESETS as TARGETS
@@ -136,6 +136,7 @@ def purification(config: DemoConfig) -> PurifyConfig:
     """How the poisoned set is scored and rewritten."""
     ratio = PUBLISHED_RATIO if config.mask_ratio is None else config.mask_ratio
     scoring = ScoringConfig() if config.mask_ratio is None else ScoringConfig(mask_ratio=ratio)
+    scoring = replace(scoring, saliency=replace(scoring.saliency, seed=config.seed))
     return PurifyConfig(mask_ratio=ratio, scoring=scoring, seed=config.seed)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from disp.draws import generator, key_of
 from disp.evaluation.intervals import mean_share, wilson
 from disp.evaluation.quality import answer_quality
 from disp.experiments.attacked import AttackRun
-from disp.experiments.defended import defence_folder, hidden_by, purify_config
+from disp.experiments.defended import defence_folder, hidden_by, purify_config, ranked_by
 from disp.experiments.machine import stamp
 from disp.experiments.phases import Phases
 from disp.experiments.recipe import Defence, Experiment
@@ -22,7 +22,7 @@ from disp.files import append_jsonl, read_finished_jsonl, read_json, write_json
 from disp.halving import fitting
 from disp.models.fingerprint import fingerprint
 from disp.purification.config import PurifyConfig
-from disp.suspicion.evidence import saliency_of
+from disp.suspicion.evidence import Evidence, saliency_of
 from disp.suspicion.scoring import score
 
 
@@ -63,7 +63,7 @@ def run_sweep(run: AttackRun, name: str, ranking: Defence, experiment: Experimen
     config = replace(config, question=None, first_only=False)
     asked, samples = [each.query for each in rows], list({each.sample.id: each.sample for each in rows}.values())
     # 1. One ranking for all ratios.
-    evidence = {}
+    evidence: Mapping[str, Evidence] = {}
     if config.mode != "random":
         turns = len(queries_of(samples))
         units = turns * config.scoring.saliency.probes
@@ -71,6 +71,7 @@ def run_sweep(run: AttackRun, name: str, ranking: Defence, experiment: Experimen
             evidence = score(
                 model, samples, config.scoring, folder / "scores.jsonl", counterfactual=False, progress=advance
             )
+        evidence = ranked_by(ranking, evidence)
     # 2. Answers under each ratio.
     file = folder / "ratios.jsonl"
     done = {row["ratio"]: row for row in read_finished_jsonl(file)}

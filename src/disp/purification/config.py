@@ -104,4 +104,4 @@ class PurifyConfig:
         if self.question is not None:
             shown = f"{IMAGE_PLACEHOLDER}\n" * first.prompt.count(IMAGE_PLACEHOLDER)
             first = Turn(shown + self.question, first.response)
-        return replace(sample, turns=(first,))
+        return replace(sample, turns=(first,), images=sample.queries[0].images)

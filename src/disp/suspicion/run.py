@@ -33,7 +33,7 @@ def write_saliency(
     Args:
         model: the MDLM.
         dataset: the answers that are given.
-        config: its saliency estimator and batch size.
+        config: its saliency estimator, its response slots and its batch size.
         out: folder of the run.
         limit: look at the first so many rows alone.
         workers: who does it; see `disp.scale`.
@@ -46,9 +46,9 @@ def write_saliency(
         DispError: ``out`` holds another run.
     """
     samples = dataset.samples[:limit]
-    run = {"weights": fingerprint(model), "saliency": asdict(config.saliency), **identity(dataset)}
+    run = {"weights": fingerprint(model), "config": asdict(config), **identity(dataset)}
     workers.wait_for(out / "run.json")
-    claim(out / "run.json", run, "saliency")
+    claim(out / "run.json", run, "saliency", ignore=("batch_size",))
     file = out / "saliency.jsonl"
     with progress("saliency", len(queries_of(samples))) as advance:
         score(model, samples, config, file, counterfactual=False, workers=workers, progress=advance)
