@@ -11,6 +11,7 @@ import disp.auditing
 from disp.auditing.config import AuditConfig, RatioConfig
 from disp.errors import DispError
 from disp.report.html import write_report
+from disp.suspicion.config import SaliencyConfig, ScoringConfig
 
 MODULES = sorted(Path(disp.auditing.__file__).parent.rglob("*.py"))
 # Numbers that decide nothing: how a map is drawn, what is timed or shown, where a loop stops, what is read at once.
@@ -42,6 +43,7 @@ def test_all_settings_are_written_and_shown(honest):
         ({"false_alarm_rate": 1.0}, "false_alarm_rate must be in"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"regroupings": 0}, "regroupings must be at least 1"),
+        ({"scoring": ScoringConfig(saliency=SaliencyConfig(separators=True))}, "an audit masks visual tokens alone"),
     ],
 )
 def test_wrong_settings_are_named(change, message):

@@ -61,7 +61,7 @@ def reference_decode(model, prefix: Prefix, config: DecodeConfig, key: str, seed
             random = generator(seed, "decode", key, start + step)
             noise = random.random((length, len(logits[0]))).tolist() if config.temperature > 0 else None
             order = random.random(length).tolist() if config.remasking == "random" else None
-            token, confidence = {}, {}
+            token, confidence, probability = {}, {}, {}
             for slot in waiting:
                 words = [word for word in range(len(logits[slot])) if word not in banned]
                 total = sum(math.exp(logits[slot][word]) for word in words)
@@ -73,8 +73,9 @@ def reference_decode(model, prefix: Prefix, config: DecodeConfig, key: str, seed
 
                 token[slot] = max(words, key=preference)
                 p = [math.exp(logits[slot][word]) / total for word in words]
+                probability[slot] = math.exp(logits[slot][token[slot]]) / total
                 confidence[slot] = {
-                    "low_confidence": math.exp(logits[slot][token[slot]]) / total,
+                    "low_confidence": probability[slot],
                     "random": order[slot] if order else 0.0,
                     "entropy": sum(each * math.log(each + 1e-10) for each in p),
                     "margin": sorted(p)[-1] - sorted(p)[-2],
@@ -84,7 +85,7 @@ def reference_decode(model, prefix: Prefix, config: DecodeConfig, key: str, seed
                 quota = max(owed - (block_length - len(waiting)), 1)
             ranking = sorted(waiting, key=lambda slot: (-confidence[slot], slot))
             for rank, slot in enumerate(ranking):
-                sure = config.threshold is not None and confidence[slot] >= config.threshold
+                sure = config.threshold is not None and probability[slot] >= config.threshold
                 if rank < quota or sure:
                     answer[slot] = token[slot]
             for sequence in config.stop:
@@ -110,6 +111,9 @@ CONFIGS = {
     "threshold ahead of schedule, then behind": decode_config(8, 4, threshold=0.5),
     "threshold in blocks": decode_config(8, 4, block_length=4, threshold=0.25),
     "threshold and temperature": decode_config(8, 8, threshold=0.3, temperature=0.5),
+    "threshold and entropy": decode_config(8, 8, threshold=0.2, remasking="entropy"),
+    "threshold and random remasking": decode_config(8, 8, threshold=0.2, remasking="random"),
+    "threshold and margin": decode_config(8, 8, threshold=0.2, remasking="margin"),
     "threshold never reached": decode_config(8, 4, threshold=1.0),
     "guidance": decode_config(8, 4, cfg_scale=1.5),
     "guidance in blocks": decode_config(8, 8, block_length=2, cfg_scale=0.5),

@@ -53,7 +53,8 @@ def test_the_default_loss(tiny_model, queries):
     noised = add_noise(clean, ratio, uniforms, tiny_model.mask_token_id)
     with torch.no_grad():
         expected = diffusion_loss(tiny_model.denoise(prefix, noised.ids), clean, noised)
-        assert torch.equal(tiny_model.noisy_loss(prefix, clean, ratio, uniforms), expected)
+        # The last digit depends on the order of the sum, which processors choose differently.
+        torch.testing.assert_close(tiny_model.noisy_loss(prefix, clean, ratio, uniforms), expected)
 
 
 def test_adapters_go_on_every_linear_layer_of_the_language_model(tiny_model):

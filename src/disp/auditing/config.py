@@ -171,3 +171,4 @@ class AuditConfig:
             raise DispError(f"false_alarm_rate must be in (0, 1), got {self.false_alarm_rate}")
         if self.batch_size < 1:
             raise DispError(f"batch_size must be at least 1, got {self.batch_size}")
+        self.scoring.check_suspicion("an audit")

@@ -29,7 +29,8 @@ class LladaConfig(StepConfig):
         remasking: which predictions stay masked: those of least probability ("low_confidence"), of largest entropy, of
             least margin between the two likeliest tokens, or random ones.
         temperature: 0 for greedy; otherwise tokens are drawn with Gumbel noise scaled by it.
-        threshold: also commit every prediction at least this confident, which ends early; None to switch off.
+        threshold: also commit every predicted token of at least this probability, however slots are ordered, which
+            ends early; None to switch off.
         cfg_scale: classifier-free guidance: logits ``u + (cfg_scale + 1) (c - u)``, u those of the prefix without its
             content (`MDLM.unconditional`); 0 to switch off.
         stop: texts or token sequences; what follows the earliest one is not decoded, and the answer ends before it.
@@ -159,9 +160,9 @@ def decode_llada(
                 else []
             )
             # 2. Predict every open slot.
-            tokens, confidence = _tokens(logits, config, draws, slots, length)
+            tokens, confidence, probability = _tokens(logits, config, draws, slots, length)
             confidence = confidence.masked_fill(~candidates, -torch.inf)
-            # 3. Commit the most confident: this step's quota and, with a threshold, all that reach it.
+            # 3. Commit the most confident: this step's quota and, with a threshold, all that are likely enough.
             order = confidence.argsort(dim=-1, descending=True, stable=True)
             rank = order.argsort(dim=-1)
             if config.threshold is None:
@@ -169,7 +170,7 @@ def decode_llada(
             else:
                 # A row may be ahead of the schedule; the quota is of what the schedule still owes.
                 owed = sum(quotas[: step + 1]) - (block - candidates.sum(-1, keepdim=True))
-                commit = candidates & ((rank < owed.clamp(min=1)) | (confidence >= config.threshold))
+                commit = candidates & ((rank < owed.clamp(min=1)) | (probability >= config.threshold))
             if config.gap is not None:
                 commit |= candidates & all_sure(logits, candidates, config.gap)
             # 4. Write them. A slot that was given the mask token (`ban_mask` off) is as open as before.
@@ -189,8 +190,8 @@ def decode_llada(
 
 def _tokens(
     logits: Tensor, config: LladaConfig, draws: list[np.random.Generator], slots: Tensor, length: int
-) -> tuple[Tensor, Tensor]:
-    """The predicted token of each slot and the confidence that decides which are committed; both ``[A, M]``.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The predicted token of each slot, what orders the slots, and the token's probability; all ``[A, M]``.
 
     Random numbers are drawn for all ``length`` slots, so that which ones are looked at changes none.
     """
@@ -202,6 +203,7 @@ def _tokens(
         tokens = (logits.double() + config.temperature * gumbel).argmax(-1)
     else:
         tokens = logits.argmax(-1)
+    probability = probabilities.gather(-1, tokens[..., None])[..., 0]
     if config.remasking == "random":
         numbers = torch.from_numpy(np.stack([draw.random(length) for draw in draws]))
         confidence = numbers.to(logits.device).gather(-1, slots)
@@ -211,8 +213,8 @@ def _tokens(
         likeliest = probabilities.topk(2, dim=-1).values
         confidence = likeliest[..., 0] - likeliest[..., 1]
     else:
-        confidence = probabilities.gather(-1, tokens[..., None])[..., 0]
-    return tokens, confidence
+        confidence = probability
+    return tokens, confidence, probability
 
 
 def _stop_sequences(model: MDLM, stop: Sequence[str | tuple[int, ...]]) -> list[list[int]]:

@@ -61,6 +61,8 @@ class PurifyConfig:
             raise DispError(f"mask_ratio must be in [0, 1], got {self.mask_ratio}")
         if self.batch_size < 1:
             raise DispError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.mode == "selective":
+            self.scoring.check_suspicion("mode 'selective'")
 
     @classmethod
     def published(cls, model: MDLM | None = None, *, seed: int = 0, **changes: Any) -> PurifyConfig:

@@ -134,3 +134,17 @@ class ScoringConfig:
         for name in ("candidates", "half_slices", "batch_size"):
             if getattr(self, name) < 1:
                 raise DispError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def check_suspicion(self, what: str) -> None:
+        """Make sure that suspicion can be measured: the sets of tokens that it masks are of visual tokens alone.
+
+        Args:
+            what: what needs the suspicion, for the message.
+
+        Raises:
+            DispError: separators are scored as well.
+        """
+        if self.saliency.separators:
+            raise DispError(
+                f"{what} masks visual tokens alone; leave separators out of the saliency (separators=False)"
+            )

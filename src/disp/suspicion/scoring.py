@@ -51,8 +51,10 @@ def score(
         progress: called with the number of turns finished.
 
     Raises:
-        DispError: the model's numbers overflow.
+        DispError: the model's numbers overflow, or suspicion is asked for where separators are scored.
     """
+    if counterfactual:
+        config.check_suspicion("suspicion")
     store = EvidenceStore(None, folder=file.parent if file else None)
     workers.work(
         model,

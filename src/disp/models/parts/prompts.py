@@ -71,17 +71,25 @@ def render_around_images(
     """
     conversation = []
     for message in messages:
-        content = plain(message["content"])
-        if message["role"] == "user":
-            content = content.replace(IMAGE_PLACEHOLDER, _IMAGE_SLOT)
-        conversation.append({**message, "content": content})
+        # Some tokenizers know the placeholder as a token of their own, which `plain` would break.
+        parts = message["content"].split(IMAGE_PLACEHOLDER) if message["role"] == "user" else [message["content"]]
+        conversation.append({**message, "content": _IMAGE_SLOT.join(map(plain, parts))})
     return str(tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)).split(
         _IMAGE_SLOT
     )
 
 
 def interleave(texts: Sequence[str], images: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of texts with those of one image between each two; there is one text more than images."""
+    """Token ids of texts with those of one image between each two.
+
+    Raises:
+        DispError: there is not one text more than images: the chat template left an image out, or wrote it twice.
+    """
+    if len(texts) != len(images) + 1:
+        raise DispError(
+            f"the chat template writes {len(texts) - 1} of {len(images)} images; use the template of the published "
+            "checkpoint"
+        )
     ids: list[int] = []
     for index, text in enumerate(texts):
         if index:
