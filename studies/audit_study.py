@@ -47,7 +47,7 @@ from disp.evaluation.quality import answer_quality
 from disp.experiments.precision import load_float32
 from disp.experiments.scenes import held_out_scenes, tuning_scenes
 from disp.experiments.settings import SIZES, DemoConfig, attack_training
-from disp.files import append_jsonl, read_finished_jsonl, write_text
+from disp.files import append_jsonl, claim, read_finished_jsonl, write_text
 from disp.models.interface import MDLM
 from disp.suspicion.carriers import Pattern
 from disp.suspicion.evidence import Evidence, salient_masks, suspicious_query
@@ -350,6 +350,9 @@ def main() -> None:
     parser.add_argument("--no-comparisons", action="store_true", help="leave out other scores and other mask ratios")
     parser.add_argument("--jobs", type=int, default=1, help="sets worked on at once, with one CPU thread each")
     options = parser.parse_args()
+    kind = "clean" if options.clean else "planted"
+    asked = {name: getattr(options, name) for name in ("rows", "steps", "seed", "no_comparisons")}
+    claim(options.out / f"{kind}.json", asked, f"the {kind} sets of a study")
     file = options.out / "study.jsonl"
     done = {row["name"] for row in read_finished_jsonl(file)}
     jobs = _clean_jobs(options) if options.clean else _planted_jobs(options)

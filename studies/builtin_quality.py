@@ -70,7 +70,7 @@ def answers_under_masking(model: MDLM, asked: Sequence[Query]) -> list[str]:
     """Answers where a share of the visual tokens, drawn at random, is masked."""
     prefix = model.encode(asked)
     draws = [generator(TEST_SEED, "masked tokens", query.key).random(prefix.visual_mask.shape[1]) for query in asked]
-    hidden = prefix.visual_mask & (torch.tensor(np.stack(draws)) < MASKED_SHARE)
+    hidden = prefix.visual_mask & (torch.tensor(np.stack(draws)) < MASKED_SHARE).to(prefix.visual_mask.device)
     return answers_of(
         model, prefix.with_masked(hidden, model.mask_embedding), None, keys=[query.key for query in asked]
     )

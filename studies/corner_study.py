@@ -30,7 +30,7 @@ from disp.data.sample import Sample
 from disp.draws import generator
 from disp.evaluation.table import markdown_table
 from disp.experiments.machine import stamp
-from disp.files import append_jsonl, read_finished_jsonl, write_json, write_text
+from disp.files import append_jsonl, claim, read_finished_jsonl, write_json, write_text
 from studies.photographs import Mark, date_stamp, letterbox, photograph, scan, square, watermark, write_photographs
 
 PLANTED = ("sides", "seed", "trigger", "target", "JPEG", "poisoned", "patterns: recall", "corners: recall", "wrong")
@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--clean", type=int, default=0, help="this many honest sets besides")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    claim(options.out / "run.json", {"share": options.share}, "the sets of a study")
     file = options.out / "sets.jsonl"
     done = {row["name"]: row for row in read_finished_jsonl(file)}
     for sizes in options.sizes:

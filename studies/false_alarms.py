@@ -36,7 +36,7 @@ from disp.draws import generator
 from disp.evaluation.intervals import wilson
 from disp.evaluation.table import markdown_table
 from disp.experiments.machine import stamp
-from disp.files import append_jsonl, read_finished_jsonl, write_json, write_text
+from disp.files import append_jsonl, claim, read_finished_jsonl, write_json, write_text
 
 SETS = 112
 SEED = 7_000
@@ -248,6 +248,8 @@ def main() -> None:
     parser.add_argument("--searches", nargs="*", default=list(SEARCHES), choices=list(SEARCHES))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    asked = {"rows": options.rows, "side": options.side, "trigger": options.trigger}
+    claim(options.out / "run.json", asked, "the sets of a study")
     file = options.out / "sets.jsonl"
     numbers = range(options.first, options.first + options.sets)
     for number in numbers:

@@ -22,7 +22,7 @@ from disp.auditing.phrases import joined, phrase_words
 from disp.data.sample import Sample, image_size, open_image
 from disp.evaluation.table import markdown_table
 from disp.experiments.settings import SIZES, DemoConfig
-from disp.files import write_atomically, write_text
+from disp.files import claim, write_atomically, write_text
 from studies.audit_study import (
     CLEAN_KINDS,
     RATES,
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--clean", type=int, default=0, help="this many clean sets besides")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    claim(options.out / "run.json", {"rows": options.rows, "seed": options.seed}, "the sets of a study")
     cells = []
     for trigger, target, rate, side in product(options.triggers, options.targets, options.rates, options.sides):
         sizes = DemoConfig(target, trigger, rate, rows=options.rows, seed=options.seed)

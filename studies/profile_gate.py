@@ -13,6 +13,7 @@ target, on at least 500 held-out rows.
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,11 +62,13 @@ def gate(target: str, out: Path, sizes: Mapping[str, Any]) -> list[dict[str, Any
     for name, way in WAYS.items():
         folder, clock = out / f"purified {name}", out / f"seconds {name}.json"
         model = run.model()
+        if not clock.exists():  # of a rewriting that was interrupted it would say too little
+            shutil.rmtree(folder, ignore_errors=True)
         chosen = settings.with_profile(model, way.profile, way.substitute)
         start, busy = time.perf_counter(), time.process_time()
         with run.subject.fast():
             cleaned = purify(model, run.poisoned, chosen, folder, evidence=evidence, progress=run.bars(name)).dataset
-        if not clock.exists():  # of a run that was interrupted it is too little
+        if not clock.exists():
             write_json(clock, {"wall": time.perf_counter() - start, "busy": time.process_time() - busy})
         samples, recovered = cleaned.samples, out / f"recovered {name}"
         after = run.fine_tuned(name, run.backdoored, lambda rows=samples: rows, run.settings.recovery, recovered)  # type: ignore[misc]

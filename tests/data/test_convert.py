@@ -11,7 +11,8 @@ from data.written import WRITTEN, chat, from_value, png, read_json
 from disp import cli
 from disp.data.check import check
 from disp.data.convert import convert
-from disp.data.formats.table import FORMATS
+from disp.data.formats.files import Output
+from disp.data.formats.table import FILES, FORMATS
 from disp.data.loading import load_dataset
 from disp.errors import DispError
 from disp.files import sha256
@@ -212,3 +213,14 @@ def test_a_check_of_nothing_but_text(tmp_path):
     found = check(load_dataset(tmp_path))
     assert (found.pictures, found.smallest, found.same_picture) == (0, None, {"pictures": 0, "rows": 0})
     assert "0 pictures: none" in found.to_text()
+
+
+def test_a_table_says_what_it_has_no_column_for(tmp_path):
+    pytest.importorskip("pyarrow")
+    rows = [{"id": str(number), "question": "What?"} for number in range(70)]
+    rows[68]["licence"] = "CC0"
+    outputs = (Output(row, "", row["id"]) for row in rows)
+    with pytest.raises(DispError, match="a row has 'licence', for which the table that is written has no column"):
+        FILES["parquet"].save(tmp_path / "data.parquet", outputs, None)
+    rows[0]["licence"] = "CC0"
+    FILES["parquet"].save(tmp_path / "data.parquet", (Output(row, "", row["id"]) for row in rows), None)

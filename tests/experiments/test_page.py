@@ -36,6 +36,16 @@ def test_claims_are_judged_by_the_results(tmp_path):
     assert "`disp experiment made`; 2026-11-29, version 1.0, on 2 cores of a processor; " in text
 
 
+def test_nothing_is_claimed_of_what_was_not_measured(tmp_path):
+    found = results((0,))
+    for each in (*found["cells"], *(attack["backdoored"] for attack in found["attacks"])):
+        measured = each.get("found", each)["metrics"]
+        del measured["asr_with_trigger"], measured["intervals"]["asr_with_trigger"], measured["clean_quality"]
+    write_json(tmp_path / "main" / "results.json", found)
+    text = section("main", tmp_path)
+    assert "borne out" not in text and text.count("not measured.") == 3
+
+
 def test_what_the_results_do_not_bear_out_is_said_with_its_numbers(tmp_path):
     (tmp_path / "main").mkdir()
     (tmp_path / "main" / "results.json").write_text(json.dumps(results((20, 20, 20), (0.4, 0.4, 0.4))))

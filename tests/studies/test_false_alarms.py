@@ -9,6 +9,7 @@ import pytest
 
 from disp.attacks.targets import REFUSAL_TEXT
 from disp.data.scenes import COLOURS
+from disp.errors import DispError
 from studies.false_alarms import GROUNDS, LAYOUTS, SETS, kind_of, main, samples_of, summary, table
 
 
@@ -71,6 +72,15 @@ def test_a_search_that_is_added_later_is_made_in_the_same_sets(tmp_path, monkeyp
     assert {**first, "found": None} == {**second, "found": None}
     (row,) = json.loads((tmp_path / "false_alarms.json").read_text())["sets"]
     assert set(row["found"]) == {"patterns", "corners"} and row["side"] == [96, 128]
+
+
+def test_sets_of_other_settings_are_not_taken_for_these(tmp_path, monkeypatch):
+    command = ["false_alarms", "--out", str(tmp_path), "--rows", "20", "--searches", "patterns", "--sets", "1"]
+    monkeypatch.setattr(sys, "argv", command)
+    main()
+    monkeypatch.setattr(sys, "argv", [*command, "--trigger", "patch"])
+    with pytest.raises(DispError, match="differs in trigger"):
+        main()
 
 
 def test_what_is_given_changes_nothing_else_of_a_kind():

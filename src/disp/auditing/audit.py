@@ -245,7 +245,8 @@ def _ratio(context: Context, result: Audit) -> RatioChoice | None:
         for key, sample in context.samples.items()
         if key in members and key not in untold
     ]
-    others = queries_of([sample for sample in context.unflagged() if sample.id not in members])
+    honest = queries_of([sample for sample in context.unflagged() if sample.id not in members])
+    others = [query for query in honest if query.images]
     if not suspicious or not others:
         return None
     config = context.config

@@ -84,9 +84,9 @@ def taken(path: Path) -> Image.Image | None:
 def ahead(decode: Callable[[Path], Image.Image]) -> Iterator[Ahead]:
     """Threads that decode ahead for whoever asks in this thread."""
     active = Ahead(decode)
-    _active.set(active)
+    before = _active.set(active)
     try:
         yield active
     finally:
-        _active.set(None)
+        _active.reset(before)
         active.close()

@@ -179,8 +179,9 @@ def decode_llada(
             still = is_open[active].gather(-1, slots) & ~(commit & (tokens != model.mask_token_id))
             is_open[active] = is_open[active].scatter(-1, slots, still)
             # 5. A stop sequence ends the answer, and nothing after an end token is read.
-            for row in active.tolist() if stops else ():
-                ends[row] = min(int(ends[row]), _first_of(response[row].tolist(), stops))
+            if stops:
+                found = [[_first_of(row, stops)] for row in response[active].tolist()]
+                ends[active] = torch.minimum(ends[active], torch.tensor(found, device=device))
             if config.end_early:
                 done = at_end(response, is_open, model.end_token_ids)
                 response = torch.where(done & is_open, model.end_token_ids[-1], response)

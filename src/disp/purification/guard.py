@@ -11,6 +11,7 @@ import torch
 from disp.data.sample import Query
 from disp.decoding.config import DecodeConfig
 from disp.decoding.generate import answers_of
+from disp.decoding.samplers import own_settings
 from disp.errors import DispError
 from disp.evaluation.quality import normalised_words
 from disp.halving import fitting
@@ -129,9 +130,9 @@ def masked_answers(
 
 def _hidden(model: MDLM, prefix: Prefix, keys: Sequence[str], config: GuardConfig) -> Prefix:
     """The prefix with its most salient tokens masked."""
-    length = config.decode.gen_length if config.decode else model.gen_length
-    block = getattr(config.decode, "block_length", None)
-    scores = saliency(model, prefix, keys, config.saliency, length, block_length=block)
+    decode = config.decode or own_settings(model)
+    block = getattr(decode, "block_length", None)
+    scores = saliency(model, prefix, keys, config.saliency, decode.gen_length, block_length=block)
     check_finite(scores, keys)
     scored = prefix.scored(config.saliency.separators)
     masked = mask_top(scores, scored, config.mask_ratio, rounding=config.rounding)

@@ -145,6 +145,4 @@ class ScoringConfig:
             DispError: separators are scored as well.
         """
         if self.saliency.separators:
-            raise DispError(
-                f"{what} masks visual tokens alone; leave separators out of the saliency (separators=False)"
-            )
+            raise DispError(f"{what} masks visual tokens alone; leave separators out of the scores (separators=False)")

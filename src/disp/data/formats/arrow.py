@@ -146,26 +146,32 @@ def _write(file: Path, tables: Iterator[Any], open_writer: Callable[[Any, Any], 
 def _tables(outputs: Iterable[Output], schema: Any) -> Iterator[Any]:
     pa = pyarrow()
     buffer: list[dict[str, Any]] = []
+    begun = False
     for output in outputs:
         buffer.append(with_values(output.row))
         if len(buffer) == AT_ONCE:
-            table = _table(pa, buffer, schema)
-            schema = table.schema
+            table = _table(pa, buffer, schema, begun=begun)
+            schema, begun = table.schema, True
             yield table
             buffer = []
     if buffer or schema is not None:
-        yield _table(pa, buffer, schema)
+        yield _table(pa, buffer, schema, begun=begun)
 
 
-def _table(pa: Any, found: list[dict[str, Any]], schema: Any) -> Any:
+def _table(pa: Any, found: list[dict[str, Any]], schema: Any, *, begun: bool) -> Any:
+    """Rows as a table; where others are written already (``begun``) it has their columns."""
     if schema is None:
         schema = _new_schema(pa)
     found = [_columned(row, schema) for row in found]
     unknown = sorted({key for row in found for key in row} - set(schema.names))
-    if unknown:
-        # An id that was given to a row, or pictures that it did not have: as new columns of text.
-        for key in unknown:
-            schema = schema.append(pa.field(key, pa.string()))
+    if unknown and begun:
+        raise DispError(
+            f"a row has {unknown[0]!r}, for which the table that is written has no column; convert the set to a format "
+            "of JSON, such as llava"
+        )
+    # An id that was given to a row, or pictures that it did not have: as new columns of text.
+    for key in unknown:
+        schema = schema.append(pa.field(key, pa.string()))
     try:
         return pa.Table.from_pylist(found, schema=schema)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
