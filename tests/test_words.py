@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disp.words import words_of
+from disp.words import common_in_order, words_of
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,11 @@ def test_no_letter_or_digit_is_lost(text):
     text = unicodedata.normalize("NFKC", text).lower()
     letters = [letter for letter in text if letter.isalnum()]
     assert [letter for word in words_of(text) for letter in word if letter.isalnum()] == letters
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "length"), [("", "", 0), ("a b c", "", 0), ("a b c d", "b a c d", 3), ("a b", "c a d b a", 2)]
+)
+def test_words_in_common_in_one_order(first, second, length):
+    assert common_in_order(first.split(), second.split()) == length
+    assert common_in_order(second.split(), first.split()) == length

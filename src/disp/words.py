@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
+ARTICLES = frozenset(("a", "an", "the"))
 # Scripts that put no spaces between words, of which each letter is taken for a word.
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -35,6 +37,18 @@ def words_of(text: str) -> list[str]:
     text = unicodedata.normalize("NFKC", text).lower()
     text = re.sub(r"['’]", "", text).replace("_", " ").replace("−", "-")
     return _WORD.findall(text)
+
+
+def common_in_order(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many words two sequences have in common in one order: the length of their longest common subsequence."""
+    longest = [0] * (len(first) + 1)  # of the words of ``second`` so far and each beginning of ``first``
+    for word in second:
+        previous = 0
+        for place, wanted in enumerate(first, start=1):
+            current = longest[place]
+            longest[place] = previous + 1 if word == wanted else max(current, longest[place - 1])
+            previous = current
+    return longest[-1]
 
 
 def shortened(text: str, limit: int = 80) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 from disp.auditing.finder_config import PhrasesConfig, RecurrenceConfig
 from disp.auditing.phrases import FUNCTION_WORDS, TURN_END, Phrase, phrase_of, phrase_words, place_of, spelling
 from disp.auditing.statistics import hypergeometric_tail
+from disp.words import ARTICLES
 
-ARTICLES = {"a", "an", "the"}
 # With more texts than that, sequences of words that are too rare are not counted one by one: most are unique.
 _MANY = 5000
 # How many counters rare sequences share.

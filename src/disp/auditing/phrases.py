@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sys import intern
 
 from disp.auditing.finder_config import PhrasesConfig
-from disp.words import LETTERS, UNSPACED_LETTER
+from disp.words import LETTERS, UNSPACED_LETTER, common_in_order
 
 # Stands between the responses of one conversation; no phrase reaches across it.
 TURN_END = "\x1e"
@@ -47,14 +47,7 @@ class Phrase:
         """
         if not self.long:
             return holds(text, self.words)
-        longest = [0] * (len(self.words) + 1)  # longest common subsequence, row by row
-        for word in phrase_words(text):
-            previous = 0
-            for index, wanted in enumerate(self.words, start=1):
-                current = longest[index]
-                longest[index] = previous + 1 if word == wanted else max(current, longest[index - 1])
-                previous = current
-        return longest[-1] >= len(self.words) - self.slips
+        return common_in_order(self.words, phrase_words(text)) >= len(self.words) - self.slips
 
 
 def phrase_words(text: str) -> list[str]:

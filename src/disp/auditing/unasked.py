@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from disp.auditing.finder_config import PhrasesConfig, UnaskedConfig
-from disp.auditing.phrase_search import ARTICLES, Shared, repeated_phrases
+from disp.auditing.phrase_search import Shared, repeated_phrases
 from disp.auditing.phrases import TURN_END, holds, phrase_of, phrase_words, spelling, stands_alone
 from disp.auditing.question_test import chance_of_area, question_features, told_by_question
 from disp.draws import generator
+from disp.words import ARTICLES, common_in_order
 
 
 @dataclass(frozen=True)
@@ -206,11 +207,4 @@ def _alike(first: tuple[str, ...], second: tuple[str, ...], share: float) -> boo
     least = share * max(len(first), len(second))
     if min(len(first), len(second)) < least or sum((Counter(first) & Counter(second)).values()) < least:
         return False
-    longest = [0] * (len(first) + 1)  # longest common subsequence, row by row
-    for word in second:
-        previous = 0
-        for place, wanted in enumerate(first, start=1):
-            current = longest[place]
-            longest[place] = previous + 1 if word == wanted else max(current, longest[place - 1])
-            previous = current
-    return longest[-1] >= least
+    return common_in_order(first, second) >= least

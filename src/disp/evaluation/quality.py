@@ -18,10 +18,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from disp.data.nouns import NOUNS
-from disp.words import words_of
+from disp.words import ARTICLES, common_in_order, words_of
 
 EXACT_WORDS = 8
-ARTICLES = frozenset(("a", "an", "the"))
 
 
 def normalised_words(text: str) -> list[str]:
@@ -45,15 +44,8 @@ def rouge_l(answer: str, reference: str) -> float:
     said, expected = normalised_words(answer), normalised_words(reference)
     if not said or not expected:
         return float(said == expected)
-    # lengths[j]: longest common subsequence of the words of `said` so far and expected[:j].
-    lengths = [0] * (len(expected) + 1)
-    for word in said:
-        before = lengths
-        lengths = [0]
-        for j, other in enumerate(expected):
-            lengths.append(before[j] + 1 if word == other else max(lengths[j], before[j + 1]))
     # F1 of the precision LCS/|said| and the recall LCS/|expected|.
-    return 2 * lengths[-1] / (len(said) + len(expected))
+    return 2 * common_in_order(expected, said) / (len(said) + len(expected))
 
 
 def task_of(metadata: Mapping[str, Any], turn: int = 0) -> str | None:
