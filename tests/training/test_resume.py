@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import TrainerState
 
+from disp.commands.training import Recovery, Training
 from disp.data.sample import Sample
 from disp.errors import DispError
 from disp.models.loading import load_model
@@ -52,6 +53,30 @@ def test_a_killed_run_resumes_to_the_same_weights(make_model, samples, tmp_path)
     assert done == [4, 1, 1]
     for name, value in _weights(whole).items():
         torch.testing.assert_close(_weights(resumed)[name], value, rtol=0, atol=1e-6)
+
+
+def test_without_a_number_a_run_goes_on_from_the_last_tenth_and_leaves_no_checkpoint(make_model, samples, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill_after_fifteen(count):
+        steps.append(count)
+        if len(steps) == 15:
+            raise Killed
+
+    config, steps, done = replace(QUICK, steps=20, save_every=None), [], []
+    with pytest.raises(Killed):
+        train(make_model(), samples, config, tmp_path, progress=kill_after_fifteen)
+    train(make_model(), samples, config, tmp_path, progress=done.append)
+    assert done == [14, 1, 1, 1, 1, 1, 1]
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_commands_write_checkpoints():
+    for options in (Training(), Training(recipe="disp"), Recovery(), Recovery(recipe="disp")):
+        assert options.config(0).save_every is None
+    assert Training(save_every=0).config(0).save_every == 0
+    assert Training(recipe="disp", save_every=5).config(0).save_every == 5
 
 
 def test_a_folder_takes_no_other_run(make_model, samples, tmp_path):

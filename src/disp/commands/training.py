@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from disp.commands.options import Count, Flag
 from disp.errors import DispError
@@ -33,7 +34,8 @@ class Training:
         min_mask_ratio: Lower end of the mask ratio t, 1e-3 by default; a higher one means steadier gradients.
         method: Train everything but the vision tower, which is the default, LoRA adapters, or the projector alone.
         train_vision: Train the vision tower too.
-        save_every: Steps between checkpoints; none by default.
+        save_every: Steps between checkpoints, which are kept; 0 for none. If it is not given, one is written each tenth
+            of the steps, over the one before, and deleted at the end. It takes the disk of weights and optimiser.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         keep_adapter: LoRA, projector: save the adapter alone and leave merging to `disp merge`.
     """
@@ -49,7 +51,7 @@ class Training:
     min_mask_ratio: float | None = None
     method: Method | None = None
     train_vision: Flag = False
-    save_every: Count = None
+    save_every: Annotated[int | None, Parameter(validator=Number(gte=0))] = None
     gradient_checkpointing: bool | None = None
     keep_adapter: Flag = False
 
@@ -177,6 +179,8 @@ def _settings(recipe: str | None, *, keep_adapter: bool = False, **given: Any) -
         config = TrainConfig(**{name: value for name, value in given.items() if value is not None})
     else:
         config = settings_of(recipe, devices=devices_of_run(), **given)
+    if given.get("save_every") is None:
+        config = replace(config, save_every=None)
     if keep_adapter and config.method == "full":
         raise DispError("--keep-adapter needs --method lora or projector; a full fine-tuning has no adapter")
     return config

@@ -36,7 +36,8 @@ class TrainConfig:
             gradients. LLaDA's is 0.001. A family's own floor (`MDLM.ratio_floor`) holds below it.
         max_grad_norm: gradients are clipped to this norm.
         lora_rank: rank of the adapters; their alpha is twice the rank.
-        save_every: steps between checkpoints from which a killed run resumes; 0 for none.
+        save_every: steps between checkpoints from which a killed run resumes; 0 for none; None for a tenth of the
+            steps, and then the last one is deleted when the run is finished.
         seed: seed of batch order and noise.
         epochs: passes over the data, instead of ``steps``; see `for_turns`.
         warmup_share: share of the steps that is warm-up, instead of ``warmup_steps``.
@@ -59,7 +60,7 @@ class TrainConfig:
     min_mask_ratio: float = MIN_RATIO
     max_grad_norm: float = 1.0
     lora_rank: int = 16
-    save_every: int = 0
+    save_every: int | None = 0
     seed: int = 0
     epochs: float | None = None
     warmup_share: float | None = None
@@ -98,7 +99,8 @@ class TrainConfig:
             step = self.batch_size * int(self.trainer.get("gradient_accumulation_steps", 1)) * devices
             steps = max(1, math.ceil(self.epochs * turns / step))
         warmup = self.warmup_steps if self.warmup_share is None else round(self.warmup_share * steps)
-        return replace(self, steps=steps, warmup_steps=warmup, epochs=None, warmup_share=None)
+        save_every = steps // 10 if self.save_every is None else self.save_every
+        return replace(self, steps=steps, warmup_steps=warmup, save_every=save_every, epochs=None, warmup_share=None)
 
 
 def devices_of_run() -> int:

@@ -88,6 +88,7 @@ def train(
     if not queries:
         raise DispError("the fine-tuning set is empty; check the data file and the rows that were set aside")
     check_training(model, config)
+    for_resumption_alone = config.save_every is None
     config = config.for_turns(len(queries), devices_of_run())
     claim(
         out / "run.json",
@@ -177,6 +178,8 @@ def train(
             save_model(model, out, state_dict=state)
     if first:
         write_atomically(out / "train.json", lambda temporary: trainer.state.save_to_json(str(temporary)))
+        if for_resumption_alone:
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return model.eval()
 
 
