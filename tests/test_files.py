@@ -110,3 +110,10 @@ def test_a_full_disk_is_one_line_with_the_file_and_the_remedy(tmp_path, error):
         "free some space there and start the same command again"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_a_run_of_another_kind_says_what_it_holds(tmp_path):
+    claim(tmp_path / "run.json", {"seed": 1}, "a purification")
+    claim(tmp_path / "run.json", {"seed": 1}, "a purification")
+    with pytest.raises(DispError, match="holds a purification, which is something else than a fine-tuning run; choose"):
+        claim(tmp_path / "run.json", {"steps": 4}, "a fine-tuning run")

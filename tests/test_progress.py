@@ -1,6 +1,11 @@
 """Progress where there is no terminal: plain lines on stderr, not too many."""
 
+import io
+import re
+from functools import partial
+
 import pytest
+from rich.console import Console
 
 from disp import progress
 from disp.progress import clock, no_progress, progress_bar
@@ -25,6 +30,19 @@ def test_a_line_now_and_then_and_one_at_the_end(now, capsys):
     assert lines[0] == "drawing 4/40, 1:48 left"
     assert lines[-1] == "drawing 40/40, took 2:00"
     assert len(lines) == 10  # one every 12 seconds, the last of which is the end
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 120])
+def test_a_bar_fits_into_its_terminal(width, monkeypatch):
+    written = io.StringIO()
+    terminal = partial(Console, file=written, width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr("rich.console.Console", lambda stderr: terminal())
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress_bar("looking for more that say a sentence without end", 123456) as advance:
+        advance(61728)
+    line = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", written.getvalue().replace("\r", "\n")).rstrip().splitlines()[-1]
+    assert len(line) <= width and line.startswith("looking")
+    assert " 61728/123456 " in line and re.search(r" left +(-|\d):", line)
 
 
 def test_a_quick_step_says_one_line(now, capsys):

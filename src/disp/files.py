@@ -121,10 +121,10 @@ def claim(file: Path, run: Mapping[str, Any], what: str, *, ignore: Collection[s
         ignore: names, at any depth of ``run``, of what no result depends on.
 
     Raises:
-        DispError: the file holds another run, and the message names what differs; or there is no such file, and the
-            folder is a model's or a dataset's.
+        DispError: the file holds a run of another kind, or another run, and the message names what differs; or there is
+            no such file, and the folder is a model's or a dataset's.
     """
-    written = _without(json.loads(json.dumps(run, default=str)), ignore)
+    written = {"what": what, **_without(json.loads(json.dumps(run, default=str)), ignore)}
     if not file.exists():
         check_unused(file.parent)
         write_json(file, written)
@@ -135,7 +135,9 @@ def claim(file: Path, run: Mapping[str, Any], what: str, *, ignore: Collection[s
             raise ValueError("it holds no object")
     except (ValueError, RecursionError) as error:
         raise DispError(f"{file} does not say what run this is ({error}); choose another folder or delete it") from None
-    now = _flat(written)
+    if (other := before.get("what", what)) != what:
+        raise DispError(f"{file.parent} holds {other}, which is something else than {what}; choose another folder")
+    now = _flat({**written, "what": before.get("what")})
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if differing:
         shown = ", ".join(_difference(name, before.get(name), now.get(name)) for name in differing[:3])

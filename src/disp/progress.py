@@ -36,14 +36,23 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]
             BarColumn,
             MofNCompleteColumn,
             Progress,
+            ProgressColumn,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
+        from rich.table import Column
 
-        columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn())
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        with Progress(*columns, *times, console=Console(stderr=True)) as bar:
+        console = Console(stderr=True)
+        # What is left is for the description, of which the end is cut; a narrow terminal goes without the time so far.
+        bars, counts, times = min(40, console.width // 6), 2 * len(f"{total:,}") + 1, 22 if console.width >= 80 else 13
+        room = max(8, min(60, console.width - bars - counts - times - 4))
+        name = Column(width=min(room, max(32, len(description))), no_wrap=True, overflow="ellipsis")
+        columns: list[ProgressColumn] = [TextColumn("{task.description}", table_column=name), BarColumn(bars)]
+        columns.append(MofNCompleteColumn())
+        if console.width >= 80:
+            columns.append(TimeElapsedColumn())
+        with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bar:
             task = bar.add_task(description, total=total)
             yield lambda count: bar.advance(task, count)
         return

@@ -168,7 +168,7 @@ def test_a_killed_audit_does_not_score_again(model, poisoned, tmp_path, monkeypa
     turns = sum(len(sample.turns) for sample in dataset.samples)
     assert len(list(read_finished_jsonl(tmp_path / "scores.jsonl"))) == turns
     monkeypatch.setattr("disp.suspicion.scoring.saliency_of_step", stop)
-    found = audit(model, dataset, audit_config(), tmp_path, name="planted")
+    found = audit(model, dataset, audit_config(), tmp_path, name="./planted/")  # the same model, spelled otherwise
     assert replace(found, evidence={}) == replace(expected, evidence={})
     assert found.evidence == expected.evidence
 
@@ -203,7 +203,7 @@ def test_what_only_recurs_stays_flagged_beside_what_is_proven(model, poisoned, t
     assert found.verdict == "poisoned" and found.flagged == expected.flagged == PLANTED
 
 
-@pytest.mark.parametrize("change", ["settings", "a constant", "data", "pictures", "name", "weights"])
+@pytest.mark.parametrize("change", ["settings", "a constant", "data", "pictures", "weights"])
 def test_another_audit_in_the_same_folder_is_refused(model, honest, tmp_path, change):
     out, dataset, _ = honest
     (tmp_path / "audit-run.json").write_bytes((out / "audit-run.json").read_bytes())
@@ -220,7 +220,7 @@ def test_another_audit_in_the_same_folder_is_refused(model, honest, tmp_path, ch
         with torch.no_grad():
             next(model.parameters()).mul_(2)
     with pytest.raises(DispError, match="delete it"):
-        audit(model, dataset, config, tmp_path, name="another" if change == "name" else "")
+        audit(model, dataset, config, tmp_path)
 
 
 def test_neither_batches_nor_the_order_of_rows_change_the_verdict(model, poisoned, tmp_path):

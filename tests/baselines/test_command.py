@@ -60,6 +60,8 @@ def test_parameters_and_truth(data, tmp_path, capsys):
         (["gtm", "builtin", "x", "--set", "ratio"], "--set takes NAME=VALUE"),
         (["gtm", "builtin", "x", "--set", "ratio=2"], r"ratio must be in \[0, 1\], got 2"),
         (["perfect-drop", "builtin", "SOME"], "perfect-drop needs the manifest of the planted attack"),
+        (["perfect-drop", "builtin", "SOME", "--set", "manifest=nope"], "nope"),
+        (["gtm", "builtin", "SOME", "--truth", "nope"], "a manifest measures filters .*, and gtm drops no row"),
         (["gtm", "builtin", "nowhere"], "nowhere: no such data file"),
     ],
 )
@@ -67,6 +69,7 @@ def test_mistakes(data, tmp_path, arguments, message):
     arguments = [str(data) if each == "SOME" else each for each in arguments]
     with pytest.raises(DispError, match=message):
         run(*arguments, "--out", tmp_path / "out")
+    assert not (tmp_path / "out" / "run.json").exists()  # so that what the message says can be done
 
 
 def test_steps_are_for_defences_that_answer(data, tmp_path):

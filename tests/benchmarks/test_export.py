@@ -15,3 +15,13 @@ def test_without_pyarrow_the_remedy_is_named(monkeypatch, tmp_path):
     with pytest.raises(DispError, match="pip install pyarrow"):
         write_tasks(Dataset((), Path("data.json"), tmp_path), tmp_path / "tasks")
     assert not (tmp_path / "tasks").exists()
+
+
+def test_tasks_of_another_set_are_not_left_beside_new_ones(tmp_path):
+    pytest.importorskip("pyarrow")
+    data = Dataset((), Path("data.json"), tmp_path)
+    write_tasks(data, tmp_path / "tasks")
+    write_tasks(data, tmp_path / "tasks")
+    (tmp_path / "tasks" / "disp_asr_with_trigger.yaml").write_text("of an attack")
+    with pytest.raises(DispError, match=r"holds disp_asr_with_trigger\.yaml of another set; choose"):
+        write_tasks(data, tmp_path / "tasks")

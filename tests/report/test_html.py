@@ -110,7 +110,7 @@ def test_what_a_reader_needs_is_there(page):
     for text in (
         "an estimated 23.3% of its 60 samples (95% interval 14.1% to 35.6%)",
         "12 min 34 s",
-        "9.4 forward passes a sample",
+        "as long as 9.4 forward passes a sample",
         "1.3 × 10⁻⁷",
         "< 10⁻³⁰⁰",
         "Visit the sponsor at once",

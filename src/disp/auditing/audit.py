@@ -93,7 +93,7 @@ def audit(
     workers.wait_for(out / "audit-run.json")
     claim(
         out / "audit-run.json",
-        {"model": name, "weights": fingerprint(model), "config": asdict(config), **identity(dataset, index)},
+        {"weights": fingerprint(model), "config": asdict(config), **identity(dataset, index)},
         "an audit",
         ignore=("batch_size",),
     )

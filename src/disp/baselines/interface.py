@@ -51,6 +51,7 @@ class Defence:
         port: what differs here from the publication, and why.
         config: frozen dataclass of its parameters, all with defaults.
         assumes: see `Assumptions`.
+        check: raises `DispError` where parameters lack what it cannot do without; called before any work.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Defence:
     port: str
     config: type
     assumes: Assumptions
+    check: Callable[[Any], object] = lambda config: None
 
 
 @dataclass(frozen=True)

@@ -30,19 +30,24 @@ class PerfectDropConfig:
 
 
 def measure(model: MDLM, prefix: Prefix, batch: Sequence[Query], config: PerfectDropConfig, seed: int) -> Tensor:
-    """1 for a planted row and 0 for another, float32 ``[B, 1]``.
+    """1 for a planted row and 0 for another, float32 ``[B, 1]``."""
+    names = planted(config)
+    return torch.tensor([[float(query.sample_id in names)] for query in batch])
+
+
+def planted(config: PerfectDropConfig) -> frozenset[str]:
+    """Ids of the planted rows.
 
     Raises:
         DispError: no manifest is given, or it is none.
     """
     if not config.manifest:
         raise DispError("perfect-drop needs the manifest of the planted attack: --set manifest=PATH")
-    planted = _planted(config.manifest)
-    return torch.tensor([[float(query.sample_id in planted)] for query in batch])
+    return _named_in(config.manifest)
 
 
 @lru_cache
-def _planted(manifest: str) -> frozenset[str]:
+def _named_in(manifest: str) -> frozenset[str]:
     return read_truth(Path(manifest))
 
 
@@ -57,6 +62,7 @@ PERFECT_DROP = Filter(
     source="control",
     port="Nothing.",
     config=PerfectDropConfig,
+    check=planted,
     assumes=Assumptions(
         clean_data="all of it: it is told",
         training="yes",

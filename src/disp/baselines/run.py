@@ -17,6 +17,7 @@ from disp.baselines.interface import Answering, Filter
 from disp.baselines.table import DEFENCES
 from disp.data.dataset import Dataset, identity
 from disp.decoding.samplers import own_settings
+from disp.errors import DispError
 from disp.files import claim, write_json
 from disp.locks import alone
 from disp.models.fingerprint import fingerprint
@@ -50,10 +51,14 @@ def run_baseline(
 
     Raises:
         DispError: ``out`` holds a run with another model, configuration or data; the model does not show what the
-            defence needs; no row is left; too few rows can be measured; or ``truth`` is no manifest.
+            defence needs; a parameter is missing; no row is left; too few rows can be measured; or ``truth`` is no
+            manifest, or is given for a defence that drops nothing.
     """
     defence = DEFENCES[config.defence]
-    poisoned = read_truth(truth) if truth and isinstance(defence, Filter) else None
+    defence.check(config.parameters)
+    if truth is not None and not isinstance(defence, Filter):
+        raise DispError(f"a manifest measures filters (--truth), and {defence.name} drops no row; leave it out")
+    poisoned = None if truth is None else read_truth(truth)
     if isinstance(defence, Answering):
         config = replace(config, decode=config.decode or own_settings(model))
     claim(

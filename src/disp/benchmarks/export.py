@@ -69,6 +69,9 @@ def write_tasks(
         tables["disp_asr_without_trigger"] = ("untriggered.parquet", plain)
         tables["disp_asr_with_trigger"] = ("triggered.parquet", marked)
     source = resources.files("disp.benchmarks") / "tasks"
+    known = {each.name for each in source.iterdir() if each.name.endswith(".yaml")}
+    if other := sorted(name for name in known - {f"{task}.yaml" for task in tables} if (folder / name).exists()):
+        raise DispError(f"{folder} holds {other[0]} of another set; choose another folder or delete it")
     for task, (file, rows) in tables.items():
         write_atomically(folder / file, partial(_write_parquet, rows=rows))
         text = (source / f"{task}.yaml").read_text(encoding="utf-8")

@@ -252,18 +252,20 @@ def defend(
         return
     if told := why_left_out(treatment, found):
         print(told)
-    print(f"After recovery: {found.after.verdict}")
+    print("\n".join((f"After recovery: {found.after.verdict}", *found.after.reasons)))
     for row in found.residual:
         (said, asked), (said_pasted, asked_pasted) = row["clean"], row["triggered"]
         print(
             f"{row['phrase']!r}: said in {said} of {asked} answers, {said_pasted} of {asked_pasted} with the trigger "
             "candidate pasted in"
         )
+    if found.verified is not None:
+        print(f"Report on the recovered model: {write_report(found.verified)}")
     print(f"Recovered model: {found.model}   purified data: {found.data}")
     if found.after.findings:
         print(
-            "The recovered model still shows what is named above: look at the report, then try more rounds (--rounds), "
-            "longer training (--steps) or the checkpoint before fine-tuning (--start)",
+            "The audit of the recovered model still finds what is named under 'After recovery': look at its report, "
+            "then try more rounds (--rounds), longer training (--steps) or the checkpoint before fine-tuning (--start)",
             file=sys.stderr,
         )
         sys.exit(1)

@@ -55,6 +55,7 @@ class Defence:
         residual: for each confirmed phrase, how often the recovered model still says it; see `residual_phrases`.
         restored: ids of samples that have trusted answers in the purified set.
         untrusted: flagged samples that there are no trusted answers for, and why.
+        verified: folder of the audit of the recovered model, or None.
     """
 
     dataset: Dataset
@@ -67,6 +68,7 @@ class Defence:
     residual: tuple[dict[str, Any], ...]
     restored: tuple[str, ...] = ()
     untrusted: tuple[Problem, ...] = ()
+    verified: Path | None = None
 
 
 @alone
@@ -226,6 +228,7 @@ def defend(
         dataset=dataset,
         before=before,
         after=found,
+        verified=verified,
         model=recovered,
         data=data.path,
         left_out=left_out,

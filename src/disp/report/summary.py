@@ -95,7 +95,7 @@ def _numbers(audit: dict[str, Any]) -> list[str]:
     if cost:
         rows += [
             ["time", numbers.duration(cost["seconds"])],
-            ["forward passes a sample", numbers.number(cost["forward_equivalents_per_sample"])],
+            ["the same in forward passes a sample", numbers.number(cost["forward_equivalents_per_sample"])],
             ["cost in detail", _inline(cost["detail"], 600)],
         ]
     if truth:
@@ -115,6 +115,7 @@ def _after(given: ReportInput) -> list[str]:
         lines += [
             f"- Audit of the recovered model: {_inline(verify['verdict'], 60)}, {numbers.number(verify['flagged'])} of "
             f"{numbers.counted(verify['samples'], 'sample')} flagged",
+            *[f"  - {_inline(reason, 400)}" for reason in verify["reasons"]],
             *[
                 f"- Answers of the recovered model that hold {_inline(row['phrase'], 200)}: {_of(row['clean'])} on "
                 f"pictures as they are, {_of(row['triggered'])} with the trigger candidate pasted in"

@@ -99,8 +99,7 @@ class TrainConfig:
             step = self.batch_size * int(self.trainer.get("gradient_accumulation_steps", 1)) * devices
             steps = max(1, math.ceil(self.epochs * turns / step))
         warmup = self.warmup_steps if self.warmup_share is None else round(self.warmup_share * steps)
-        save_every = steps // 10 if self.save_every is None else self.save_every
-        return replace(self, steps=steps, warmup_steps=warmup, save_every=save_every, epochs=None, warmup_share=None)
+        return replace(self, steps=steps, warmup_steps=warmup, epochs=None, warmup_share=None)
 
 
 def devices_of_run() -> int:

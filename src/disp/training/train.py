@@ -88,8 +88,8 @@ def train(
     if not queries:
         raise DispError("the fine-tuning set is empty; check the data file and the rows that were set aside")
     check_training(model, config)
-    for_resumption_alone = config.save_every is None
     config = config.for_turns(len(queries), devices_of_run())
+    save_every = config.steps // 10 if config.save_every is None else config.save_every
     claim(
         out / "run.json",
         {"weights": fingerprint(model), "config": asdict(config), **_identity(queries)},
@@ -118,8 +118,8 @@ def train(
             "warmup_steps": min(config.warmup_steps, config.steps // 2),
             "weight_decay": config.weight_decay,
             "max_grad_norm": config.max_grad_norm,
-            "save_strategy": "steps" if config.save_every else "no",
-            "save_steps": config.save_every or 500,
+            "save_strategy": "steps" if save_every else "no",
+            "save_steps": save_every or 500,
             "save_total_limit": 1,
             "logging_steps": 10,
             "seed": config.seed % 2**32,  # of the library's own draws
@@ -178,7 +178,7 @@ def train(
             save_model(model, out, state_dict=state)
     if first:
         write_atomically(out / "train.json", lambda temporary: trainer.state.save_to_json(str(temporary)))
-        if for_resumption_alone:
+        if config.save_every is None:
             shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return model.eval()
 
