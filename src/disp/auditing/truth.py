@@ -23,8 +23,13 @@ def read_truth(manifest: Path) -> frozenset[str]:
         rows = json.loads(manifest.read_text(encoding="utf-8"))["poisoned_rows"]
         return frozenset(row["id"] for row in rows)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = shortened(f"{type(error).__name__}: {error}")
-        raise DispError(f"{manifest} is no manifest of `disp poison` ({reason}); give its manifest.json") from None
+        if isinstance(error, OSError):
+            why = error.strerror or "it cannot be read"
+        elif isinstance(error, KeyError | TypeError):
+            why = "it names no poisoned rows"
+        else:
+            why = f"it is no JSON: {shortened(str(error))}"
+        raise DispError(f"{manifest} is no manifest of `disp poison` ({why}); give its manifest.json") from None
 
 
 def compared_with_truth(result: Audit, poisoned: frozenset[str]) -> dict[str, float | None]:

@@ -97,8 +97,8 @@ def _answer_under_masking(mdlm: MDLM, queries: Sequence[Query], settings: GuardC
         guarded = guard(mdlm, queries, settings, progress=advance)
     if out is None:
         print(guarded[0].answer)
-        if guarded[0].flagged:
-            print(f"flagged: without masking the answer is {guarded[0].unmasked!r}", file=sys.stderr)
+        told = f"flagged: without masking the answer is {guarded[0].unmasked!r}"
+        print(told if guarded[0].flagged else "not flagged: without masking the answer is the same", file=sys.stderr)
         return
     print(f"{sum(each.flagged for each in guarded)} of {len(guarded)} answers change under masking")
     _write(out, queries, [asdict(each) for each in guarded])

@@ -51,7 +51,8 @@ class Hours:
             extrapolated.append(f"to {fleet.cards} devices, as if none ever waited")
         lines += [f"Extrapolated: {each}." for each in extrapolated]
         lines.append(
-            "Not in it: reading and checking pictures, loading the model, larger batches, early ends of answers."
+            "Not in it: what an audit does besides scoring, reading and checking pictures, loading the model, larger "
+            "batches, early ends of answers."
         )
         return "\n".join(lines)
 

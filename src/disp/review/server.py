@@ -61,7 +61,7 @@ def serve(
             uvicorn.Server(config).run(sockets=[opened])
     decided = run.decisions()
     count = sum(row.id in decided for row in run.rows)
-    tell(f"{count} of {len(run.rows)} rows decided; use them with --decisions {run.log}")
+    tell(f"{count} of {len(run.rows)} rows decided" + (f"; use them with --decisions {run.log}" if count else ""))
 
 
 def _listening(port: int) -> socket.socket:
