@@ -19,6 +19,8 @@ from disp.files import write_atomically, write_json
 _MESSAGES = ("conversations", "messages", "texts")
 # Rows that are in memory at a time, with their pictures.
 AT_ONCE = 64
+# The end of a stream of rows, now and before pyarrow 0.15.
+_ENDS = (b"\xff\xff\xff\xff\0\0\0\0", b"\0\0\0\0")
 # What a new table's columns are, as `datasets` says it.
 _TEXT = {"dtype": "string", "_type": "Value"}
 # Versions before 4 know no "List", and later ones read both of these.
@@ -210,9 +212,19 @@ def _features(file: Path) -> Any:
 def _stream(file: Path) -> Iterator[Any]:
     pa = pyarrow()
     with _named(file), pa.memory_map(str(file)) as memory:
-        for batch in pa.ipc.open_stream(memory):
+        reader = pa.ipc.open_stream(memory)
+        end = memory.tell()
+        for batch in reader:
+            end = memory.tell()
             for start in range(0, batch.num_rows, AT_ONCE):
                 yield batch.slice(start, AT_ONCE)
+        # pyarrow takes the end of a file that was cut off behind a batch for the end of the stream. The number of rows
+        # in dataset_info.json does not help: `datasets` leaves it as it was where rows were filtered.
+        memory.seek(end)
+        if memory.read() not in _ENDS:
+            raise DispError(
+                f"{file} is cut off or damaged: the end mark does not follow the last row; copy or download it again"
+            )
 
 
 def _numbered(file: Path, batches: Iterable[Any], first: int) -> Iterator[Row]:
