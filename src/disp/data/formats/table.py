@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from disp.data.formats import (
-    arrow,
-    cauldron,
-    fields,
-    image_folder,
-    json_files,
-    llava,
-    minicpm_v,
-    qwen_vl,
-    sharegpt,
-    webdataset,
-)
+from disp.data.formats import arrow, image_folder, json_files, webdataset
+from disp.data.formats.dialects import DIALECTS, dialect_of, is_row
 from disp.data.formats.files import Files
-from disp.data.formats.row import BadRow, Dialect, Fields
 from disp.errors import unknown_name
-from disp.words import shortened
+
+__all__ = ["DIALECTS", "FILES", "FORMATS", "Format", "dialect_of", "format_of", "is_row"]
 
 # How rows are kept in files.
 FILES: dict[str, Files] = {
@@ -32,23 +21,6 @@ FILES: dict[str, Files] = {
         arrow.ARROW,
         webdataset.WEBDATASET,
         image_folder.IMAGE_FOLDER,
-    )
-}
-# How a sample is written as a row; a row is read by the first that it looks like.
-DIALECTS: dict[str, Dialect] = {
-    dialect.name: dialect
-    for dialect in (
-        minicpm_v.MINICPM_V,
-        qwen_vl.QWEN_VL,
-        llava.LLAVA,
-        sharegpt.SHAREGPT,
-        cauldron.CAULDRON,
-        fields.MS_SWIFT,
-        fields.ALPACA,
-        fields.QUESTION_ANSWER,
-        fields.PALIGEMMA,
-        fields.QUESTIONS,
-        fields.CAPTIONS,
     )
 }
 
@@ -115,30 +87,3 @@ def format_of(name: str) -> Format:
     if name not in FORMATS:
         raise unknown_name("format", name, FORMATS)
     return FORMATS[name]
-
-
-def dialect_of(row: Fields, forced: str | None = None) -> Dialect:
-    """How a row is read.
-
-    Args:
-        row: its fields.
-        forced: the only dialect that it may be in.
-
-    Raises:
-        BadRow: it is in none.
-    """
-    if forced is not None:
-        return DIALECTS[forced]
-    for dialect in DIALECTS.values():
-        if dialect.matches(row):
-            return dialect
-    found = shortened(", ".join(map(str, row)), 200) or "nothing"
-    # LLaVA's own first, which most people have.
-    known = sorted(DIALECTS.values(), key=lambda dialect: dialect.name != "llava")
-    wanted = "; ".join(dialect.wants for dialect in known)
-    raise BadRow(f"no conversations: found {found}; wanted are the keys of one format: {wanted}")
-
-
-def is_row(value: Any) -> bool:
-    """Whether an object looks like a row of some format."""
-    return isinstance(value, dict) and any(dialect.matches(value) for dialect in DIALECTS.values())

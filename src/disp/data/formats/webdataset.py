@@ -2,45 +2,84 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import re
 import tarfile
-import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from disp.data.dataset import Source
+from disp.data.formats import tar_files
+from disp.data.formats.dialects import dialect_of, is_row
 from disp.data.formats.files import Files, Output, with_values
-from disp.data.formats.row import PICTURE_FIELDS, Row
+from disp.data.formats.members import (
+    CAPTIONS,
+    OTHERS,
+    PICTURES,
+    SOME,
+    Members,
+    all_pictures,
+    caption_field,
+    json_field,
+    kind_of,
+    not_text,
+    pictures_shown,
+    split_name,
+    suffix_of,
+    text_of,
+)
+from disp.data.formats.row import PICTURE_FIELDS, BadRow, Row
 from disp.data.references import TEXTS, Embedded
 from disp.errors import DispError
 from disp.files import write_atomically
-from disp.words import shortened
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jfif", "heic", "avif", "svg")
-_SOME = "jpg, png, webp, gif, bmp or tiff"
-# Members that show something and are no picture that is opened here.
-_OTHERS = {
-    *("jxl", "jp2", "jpe", "dcm", "nii", "npy", "npz", "pth", "pt", "exr", "tga"),
-    *("mp4", "avi", "mov", "webm", "mkv", "wav", "mp3", "flac", "ogg", "m4a"),
-}
-# Members of text, the first of which is a sample's caption.
-CAPTIONS = ("txt", "text", "caption")
-# A larger member is no picture and no text.
-MAX_BYTES = 200_000_000
 # Rows of a new shard.
 SHARD_ROWS = 5_000
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
-# Pictures hardly get smaller by packing; what unpacks to far more is made to fill the memory.
-MOST_UNPACKED, LEAST_LIMIT = 200, 64_000_000
 
-Members = dict[str, bytes]
+
+@dataclass(frozen=True)
+class _Packed:
+    """A sample as it lies in a shard.
+
+    Attributes:
+        key: what its members are called up to the first point.
+        again: how many samples before it in the shard have this key.
+        members: their content, by what they are called behind the point.
+        fault: why it cannot be read; None if it can.
+    """
+
+    key: str
+    again: int
+    members: Members
+    fault: str | None
+
+    def file(self, shard: Path) -> str:
+        """The shard's name, with `again` where the key alone does not tell which sample it is."""
+        return f"{shard.name}/{self.again}" if self.again else shard.name
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """Pictures in samples without a text, whose texts may be samples without a picture.
+
+    Attributes:
+        picture: a member that shows something, None if there is none. One is enough: it tells that pictures and texts
+            lie apart, as in ``s0/image.jpg`` and ``s0/text.json``, or with all pictures before all texts.
+        nameless: keys of members without a suffix, which may show something.
+    """
+
+    picture: str | None
+    nameless: frozenset[str]
+
+    def of(self, key: str) -> str | None:
+        """The member that may show what the sample of this key is about."""
+        return self.picture or (key if key in self.nameless else None)
 
 
 def shards(path: Path) -> list[Path]:
@@ -59,10 +98,23 @@ def rows(path: Path, source: Source) -> Iterator[Row]:
     Raises:
         DispError: a shard cannot be read.
     """
+    apart = cache(lambda: _pictures_apart(shards(path)))
     number = 0
     for shard in shards(path):
-        for key, members in _samples(shard):
-            yield Row(f"{shard.name}:sample {key[:200]}", number, _row(key, members), shard.name)
+        for sample in _samples(shard):
+            value: Any
+            try:
+                value, _ = _row(sample)
+            except BadRow as error:
+                value = error
+            else:
+                if not all_pictures(sample.members) and not any(value.get(name) for name in PICTURE_FIELDS):
+                    if lost := apart().of(sample.key):
+                        value = ValueError(
+                            f"has no picture, while {lost[:200]} is one without text; the members of a sample are "
+                            "neighbours and share their name up to the first point, as 0.jpg and 0.json do"
+                        )
+            yield Row(f"{shard.name}:sample {sample.key[:200]}", number, value, sample.file(shard))
             number += 1
 
 
@@ -72,47 +124,73 @@ def save(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] | None
         _save_new(path, outputs)
         return
     olds = {shard.name: shard for shard in shards(like[0])}
-    for name, group in groupby(outputs, key=lambda output: output.file):
+    for name, group in groupby(outputs, key=lambda output: output.file.partition("/")[0]):
         write_atomically(path if path.suffix else path / name, partial(_rewrite, outputs=group, old=olds[name]))
 
 
 def _rewrite(file: Path, outputs: Iterable[Output], old: Path) -> None:
-    with _written(file, packed=_is_packed(old)) as tar:
+    with tar_files.written(file, packed=tar_files.is_packed(old)) as tar:
         wanted = iter(outputs)
         output = next(wanted, None)
-        for key, members in _samples(old):
+        for sample in _samples(old):
             if output is None:
                 return
-            if output.row.get("__key__") == key:
-                for field, content in _changed(members, output.row).items():
-                    _add(tar, f"{key}.{field}", content)
+            if (output.row.get("__key__"), output.file) == (sample.key, sample.file(old)):
+                for field, content in _changed(sample, output.row, old).items():
+                    tar_files.add(tar, f"{sample.key}.{field}", content)
                 output = next(wanted, None)
     if output is not None:
-        raise DispError(f"{old} has changed since it was read; start again")
+        raise _other(old)
 
 
-def _changed(members: Members, row: Mapping[str, Any]) -> Members:
+def _other(old: Path) -> DispError:
+    return DispError(f"{old} has changed since it was read; start again")
+
+
+def _changed(sample: _Packed, row: Mapping[str, Any], old: Path) -> Members:
     """A sample's members with the row's texts and pictures."""
+    members = sample.members
+    try:
+        read, is_caption = _row(sample)
+    except BadRow:
+        raise _other(old) from None
     new = dict(members)
     for picture in _embedded(row):
         if picture.name in new:
             new[picture.name] = picture.file.read_bytes()
-    if (field := _json_field(members)) is not None:
+    if (field := json_field(members)) is not None:
         before = json.loads(members[field])
-        after = {key: value for key, value in row.items() if key not in ("__key__", *PICTURE_FIELDS)}
+        # What the reader put into the row; where the JSON has such fields, these keep what they told.
+        added = ("__key__", *PICTURE_FIELDS, *(("text",) if is_caption else ()))
+        after = {key: value for key, value in row.items() if key not in added}
         # Where the JSON names pictures, these are members, and keep their names; text that holds one is written.
-        told = {key: _told(row.get(key), before[key]) for key in (*PICTURE_FIELDS, "__key__") if key in before}
+        told = {
+            key: before[key] if key == "text" else _told(row.get(key), before[key]) for key in added if key in before
+        }
         after = {**after, **told}
         after = {key: after[key] for key in (*before, *after) if key in after}
         if after != before:
             new[field] = json.dumps(with_values(after, text=True), ensure_ascii=False).encode()
-    elif (field := _caption_field(members)) is not None and row["text"] != members[field].decode(errors="replace"):
-        new[field] = row["text"].encode()
+    if (caption := caption_field(members)) is not None:
+        text = text_of(caption, members)
+        said = row["text"] if is_caption else _copy(text, read, row)
+        if said != text:
+            new[caption] = said.encode()
     return new
 
 
 def _told(new: Any, before: Any) -> Any:
     return new if any(picture.form in TEXTS for picture in _embedded(new)) else before
+
+
+def _copy(text: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """A caption that says what an answer said before, with what the answer says now."""
+    pairs = zip(_answers(before), _answers(with_values(after)), strict=True)
+    return next((new for old, new in pairs if old.strip() == text.strip() and old != new), text)
+
+
+def _answers(row: Mapping[str, Any]) -> list[str]:
+    return [turn.response for turn in dialect_of(row).read(row, True).turns]
 
 
 def _save_new(path: Path, outputs: Iterable[Output]) -> None:
@@ -123,7 +201,7 @@ def _save_new(path: Path, outputs: Iterable[Output]) -> None:
         follows: list[tuple[int, Output]] = []
 
         def write(file: Path, first: tuple[int, Output] = first, follows: list[tuple[int, Output]] = follows) -> None:
-            with _written(file, packed=file.name.endswith("gz")) as tar:
+            with tar_files.written(file, packed=file.name.endswith("gz")) as tar:
                 _add_new(tar, *first)
                 for index, output in found:
                     if index % SHARD_ROWS == 0:
@@ -140,117 +218,101 @@ def _add_new(tar: tarfile.TarFile, index: int, output: Output) -> None:
     key = f"{index:08}"
     pictures = list(_embedded(output.row))
     for place, picture in enumerate(pictures):
-        suffix = picture.file.suffix.lstrip(".").lower() or "png"
-        _add(tar, f"{key}.{suffix}" if len(pictures) == 1 else f"{key}.{place}.{suffix}", picture.file.read_bytes())
+        suffix = suffix_of(picture.file)
+        name = f"{key}.{suffix}" if len(pictures) == 1 else f"{key}.{place}.{suffix}"
+        tar_files.add(tar, name, picture.file.read_bytes())
     row = {name: value for name, value in output.row.items() if name not in PICTURE_FIELDS}
-    _add(tar, f"{key}.json", json.dumps(row, ensure_ascii=False).encode())
+    tar_files.add(tar, f"{key}.json", json.dumps(row, ensure_ascii=False).encode())
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
+def _samples(shard: Path) -> Iterator[_Packed]:
+    """The samples of a shard; neighbours with the same key are members of one."""
+    seen: Counter[str] = Counter()
+    for key, group in groupby(tar_files.members(shard), key=lambda member: split_name(member.name)[0]):
+        if not key:
+            continue
+        members: Members = {}
+        faults: list[str] = []
+        for member in group:
+            field = split_name(member.name)[1]
+            if member.fault:
+                faults.append(member.fault)
+            elif not field:
+                faults.append(f"{member.name} has no suffix; a picture is called {SOME}")
+            # WebDataset's own reader does not tell upper from lower case.
+            elif field.lower() in map(str.lower, members):
+                faults.append(f"has two members called {member.name}; keep one of them")
+            else:
+                members[field] = member.content
+        yield _Packed(key, seen[key], members, faults[0] if faults else None)
+        seen[key] += 1
 
 
-def _samples(shard: Path) -> Iterator[tuple[str, Members]]:
-    """Key and members of each sample; neighbours with the same key are one."""
-    key, members = None, Members()
+def _pictures_apart(found: Iterable[Path]) -> _Apart:
+    picture, nameless = None, set()
+    for shard in found:
+        for key, group in groupby(tar_files.names(shard), key=lambda name: split_name(name)[0]):
+            kinds = {name: kind_of(split_name(name)[1]) for name in group} if key else {}
+            if not any(kind == "json" or kind in CAPTIONS for kind in kinds.values()):
+                picture = picture or next((name for name, kind in kinds.items() if kind in (*PICTURES, *OTHERS)), None)
+                nameless |= {key} if "" in kinds.values() else set()
+    return _Apart(picture, frozenset(nameless))
+
+
+def _row(sample: _Packed) -> tuple[dict[str, Any], bool]:
+    """What a sample says, and whether its caption does so, not its JSON.
+
+    Raises:
+        BadRow: it cannot be read, or not without leaving something out.
+    """
+    members = sample.members
+    if sample.fault:
+        raise BadRow(sample.fault)
+    field, caption = json_field(members), caption_field(members)
+    if field is None and caption is None:
+        raise BadRow(f"no member called json or txt, only {', '.join(sorted(members))[:200]}")
     try:
-        unpacked, limit = 0, max(LEAST_LIMIT, MOST_UNPACKED * shard.stat().st_size)
-        with _read(shard) as tar:
-            for member in tar:
-                unpacked += member.size
-                if unpacked > limit:
-                    raise DispError(f"{shard} unpacks to more than {MOST_UNPACKED} times its size; unpack it yourself")
-                folder, _, name = member.name.rpartition("/")
-                stem, point, field = name.partition(".")
-                if not member.isfile() or not stem or not point:
-                    continue
-                whole = f"{folder}/{stem}" if folder else stem
-                if whole != key and members:
-                    yield str(key), members
-                    members = {}
-                key = whole
-                if member.size > MAX_BYTES:
-                    raise DispError(f"{shard}: {member.name[:200]} has {member.size} bytes; the limit is {MAX_BYTES}")
-                file = tar.extractfile(member)
-                content = file.read() if file else b""
-                if len(content) != member.size:
-                    raise DispError(f"{shard} ends within {member.name[:200]}; copy or download it again")
-                members[field] = content
-            if members:
-                yield str(key), members
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError) as error:
-        raise DispError(
-            f"{shard} cannot be read as a tar file ({shortened(str(error))}); copy or download it again"
-        ) from None
+        row = {} if field is None else json.loads(members[field])
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"{field} is not valid JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise BadRow(f"{field} holds no object")
+    row = _with_pictures(row, sample)
+    if caption is None:
+        return row, False
+    text = text_of(caption, members)
+    if not is_row(row):
+        return {**row, "text": text}, True
+    # img2dataset writes a caption twice, and trainers read either.
+    if text.strip() and text.strip() not in (answer.strip() for answer in _answers(row)):
+        raise BadRow(f"{caption} says something else than the answer in {field}; keep one of them")
+    return row, False
 
 
-def _is_packed(shard: Path) -> bool:
-    with shard.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
-@contextmanager
-def _read(shard: Path) -> Iterator[tarfile.TarFile]:
-    opened = gzip.open(shard, "rb") if _is_packed(shard) else shard.open("rb")
-    with opened as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        yield tar
-
-
-@contextmanager
-def _written(file: Path, *, packed: bool) -> Iterator[tarfile.TarFile]:
-    with file.open("wb") as opened:
-        if not packed:
-            with tarfile.open(fileobj=opened, mode="w") as tar:
-                yield tar
-            return
-        # Without name and time, so that the same rows are the same bytes.
-        with gzip.GzipFile("", "wb", fileobj=opened, mtime=0) as sink, tarfile.open(fileobj=sink, mode="w") as tar:
-            yield tar
-
-
-def _row(key: str, members: Members) -> Any:
-    field = _json_field(members)
-    if field is not None:
-        try:
-            row = json.loads(members[field])
-        except (ValueError, RecursionError) as error:
-            return error
-        if not isinstance(row, dict):
-            return ValueError(f"{field} holds no object")
-    elif (field := _caption_field(members)) is not None:
-        row = {"text": members[field].decode(errors="replace")}
-    else:
-        return ValueError(f"no member called json or txt, only {', '.join(sorted(members))[:200]}")
-    pictures = {name: content for name, content in members.items() if name.lower().rpartition(".")[2] in PICTURES}
+def _with_pictures(row: dict[str, Any], sample: _Packed) -> dict[str, Any]:
+    key, members = sample.key, sample.members
+    known, pictures = all_pictures(members), pictures_shown(members)
     row["__key__"] = key
-    if not pictures and (other := _not_text(members)):
-        return ValueError(f"{other} is no text and no picture that is understood; a picture is called {_SOME}")
+    if not known and (other := not_text(members)):
+        raise BadRow(f"{other} is no text and no picture that is understood; a picture is called {SOME}")
     told = next((name for name in PICTURE_FIELDS if row.get(name)), None)
     if told is None and pictures:
-        found = [{"bytes": pictures[name], "path": name} for name in sorted(pictures, key=_natural)]
+        found = _listed(pictures)
         row.update({"image": found[0]} if len(found) == 1 else {"images": found})
     elif told:
-        row[told] = _with_members(row[told], key, pictures)
+        row[told] = _with_members(row[told], key, known)
         # A row that was packed as it was names its pictures as they were called before.
         old = row[told] if isinstance(row[told], list) else [row[told]]
-        if len(old) == len(pictures) and all(isinstance(name, str) and not name.startswith("data:") for name in old):
-            found = [{"bytes": pictures[name], "path": name} for name in sorted(pictures, key=_natural)]
-            row[told] = found if isinstance(row[told], list) else found[0]
+        if all(isinstance(name, str) and not name.startswith("data:") for name in old):
+            for meant in (pictures, known):
+                if len(meant) == len(old):
+                    row[told] = _listed(meant) if isinstance(row[told], list) else _listed(meant)[0]
+                    break
     return row
 
 
-def _not_text(members: Members) -> str | None:
-    """The first member that shows or plays something, as its name or its bytes tell; None if there is none."""
-    for name, content in members.items():
-        if name.lower().rpartition(".")[2] in _OTHERS or b"\0" in content:
-            return name
-        try:
-            content.decode()
-        except UnicodeDecodeError:
-            return name
-    return None
+def _listed(pictures: Members) -> list[dict[str, Any]]:
+    return [{"bytes": pictures[name], "path": name} for name in sorted(pictures, key=_natural)]
 
 
 def _with_members(value: Any, key: str, pictures: Members) -> Any:
@@ -278,14 +340,6 @@ def _embedded(value: Any) -> Iterator[Embedded]:
     elif isinstance(value, list):
         for each in value:
             yield from _embedded(each)
-
-
-def _json_field(members: Members) -> str | None:
-    return next((name for name in members if name.lower().rpartition(".")[2] == "json"), None)
-
-
-def _caption_field(members: Members) -> str | None:
-    return next((name for name in members if name.lower() in CAPTIONS), None)
 
 
 WEBDATASET = Files("webdataset", "tar files of WebDataset", rows, save, "", embeds=True)
