@@ -109,6 +109,11 @@ READ = {
     "messages left empty": ({"image": "0.png", "conversations": ask(), "messages": []}, [0], "<image>"),
     "media left empty": ({"images": ["0.png"], "videos": [], "messages": [user(f"<image>{Q}"), YES]}, [0], "<image>"),
     "base64 alone": ({"image": PNG, "conversations": ask()}, [1], "<image>"),
+    "base64 with other fields": (
+        {"image": {"width": 16, "bytes": PNG, "path": "1.png", "license": None}, "conversations": ask()},
+        [1],
+        "<image>",
+    ),
     "Phi-3's tag, with a picture": ({"image": "0.png", "conversations": ask("<|image_1|>\n")}, [0], "<|image_1|>"),
 }
 

@@ -48,11 +48,13 @@ class Embedded:
         form: bytes; a dict of bytes and path, as `datasets` has it, the bytes as base64 text in JSON; a data URI; or
             base64 text alone.
         name: the path in the dict, or the beginning of the URI.
+        fields: the whole dict, with None for the bytes; None where it has only bytes and path.
     """
 
     file: Path
     form: Form
     name: str | None = None
+    fields: Mapping[str, Any] | None = None
 
     def value(self) -> Any:
         """What the row holds.
@@ -66,12 +68,13 @@ class Embedded:
             raise DispError(f"{self.file}: cannot be read ({error.strerror}); check the image folder") from None
         if self.form == "bytes":
             return content
+        fields = self.fields or {"bytes": None, "path": self.name}
         if self.form == "dict":
-            return {"bytes": content, "path": self.name}
+            return {**fields, "bytes": content}
         text = base64.b64encode(content).decode()
         if self.form in TEXTS:
             return f"{self.name or ''}{text}"
-        return {"bytes": text, "path": self.name}
+        return {**fields, "bytes": text}
 
 
 # What a row says about a picture, once its bytes have been taken out: a name, a dict with a path, or bytes elsewhere.
@@ -161,10 +164,11 @@ class Finder:
     def _of_dict(self, picture: Mapping[str, Any]) -> Found:
         content, path = picture.get("bytes"), picture.get("path")
         name = path if isinstance(path, str) else None
+        fields = {"path": None, **picture, "bytes": None} if set(picture) - {"bytes", "path"} else None
         if isinstance(content, bytes) and content:
-            return _embedded(content, "dict", name)
+            return _embedded(content, "dict", name, fields)
         if isinstance(content, str) and content:
-            return _embedded(_bytes_of(content), "dict of text", name)
+            return _embedded(_bytes_of(content), "dict of text", name, fields)
         if not name:
             keys = shortened(", ".join(map(repr, picture)))
             raise NotFound(f"image is an object with {keys}; it needs 'path' or 'bytes'")
@@ -274,7 +278,7 @@ def _bytes_of(text: str) -> bytes:
         raise NotFound(f"image {shortened(text, 40)!r} is not valid base64; give a file name") from None
 
 
-def _embedded(content: bytes, form: Form, name: str | None) -> Found:
+def _embedded(content: bytes, form: Form, name: str | None, fields: Mapping[str, Any] | None = None) -> Found:
     digest = hashlib.sha256(content).hexdigest()
     suffix = next(
         (kind for start, kind in _SIGNATURES if content.startswith(start)), "webp" if b"WEBP" in content[:16] else "img"
@@ -288,7 +292,7 @@ def _embedded(content: bytes, form: Form, name: str | None) -> Found:
         raise DispError(
             f"{file.parent}: a picture cannot be kept here ({reason}); name another folder in DISP_CACHE"
         ) from None
-    return Found(file, Embedded(file, form, name))
+    return Found(file, Embedded(file, form, name, fields))
 
 
 def uri_head(file: Path) -> str:

@@ -14,6 +14,7 @@ from disp.data.formats.files import Files, Output, with_values
 from disp.data.formats.row import Row
 from disp.errors import DispError
 from disp.files import write_atomically, write_json
+from disp.words import shortened
 
 # Columns of messages.
 _MESSAGES = ("conversations", "messages", "texts")
@@ -235,12 +236,46 @@ def _numbered(file: Path, batches: Iterable[Any], first: int) -> Iterator[Row]:
             batch = next(iterator, None)
             if batch is not None:
                 batch.validate(full=True)  # pyarrow trusts a file's offsets: damaged ones crash the process
-            rows = None if batch is None else batch.to_pylist()
+                _check_names(file, batch.schema.names)
+            rows = None if batch is None else _in_whole_numbers(batch).to_pylist()
         if rows is None:
             return
         for row in rows:
             yield Row(f"{file.name}:row {number - first + 1}", number, _listed(row), file.name)
             number += 1
+
+
+def _check_names(file: Path, names: list[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DispError(f"{file} has two columns called {shortened(twice)!r}; rename or drop one of them")
+
+
+def _in_whole_numbers(batch: Any) -> Any:
+    """The batch with nanoseconds as whole numbers: Python's own times are too coarse for them."""
+    columns = [(column, _without_nanoseconds(column.type)) for column in batch.columns]
+    if all(kind == column.type for column, kind in columns):
+        return batch
+    return pyarrow().RecordBatch.from_arrays([column.cast(kind) for column, kind in columns], batch.schema.names)
+
+
+def _without_nanoseconds(kind: Any) -> Any:
+    pa = pyarrow()
+    types = pa.types
+    if (types.is_timestamp(kind) or types.is_duration(kind) or types.is_time64(kind)) and kind.unit == "ns":
+        return pa.int64()
+    if types.is_struct(kind):
+        fields = [kind.field(index) for index in range(kind.num_fields)]
+        return pa.struct([field.with_type(_without_nanoseconds(field.type)) for field in fields])
+    if types.is_map(kind):
+        key, item = _without_nanoseconds(kind.key_type), _without_nanoseconds(kind.item_type)
+        return kind if (key, item) == (kind.key_type, kind.item_type) else pa.map_(key, item)
+    for is_list, make in ((types.is_list, pa.list_), (types.is_large_list, pa.large_list)):
+        if is_list(kind):
+            return make(kind.value_field.with_type(_without_nanoseconds(kind.value_type)))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_without_nanoseconds(kind.value_type)), kind.list_size)
+    return kind
 
 
 def _listed(row: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,10 @@ def with_values(value: Any, *, text: bool = False) -> Any:
     """
     if isinstance(value, Embedded):
         if text and value.form not in TEXTS:
-            value = Embedded(value.file, "dict of text", value.name)
+            value = replace(value, form="dict of text")
         return value.value()
     if isinstance(value, Mapping):
         return {key: with_values(each, text=text) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [with_values(each, text=text) for each in value]
+    if isinstance(value, list | tuple):  # an entry of a table's map is a tuple, and is written from nothing else
+        return type(value)([with_values(each, text=text) for each in value])
     return value
