@@ -31,6 +31,7 @@ def words(decisions):
         "id;decision\na;YES\nb; no \n7;skip",
         "Decision\tID\nyes\ta\nno\tb\n\nskip\t7\n",
         "id,picture,decision,who\na,x.png,yes,me\nb,,no,\n7,,skip,\nc,,,\n",
+        f"id,answer,decision\na,{'x ' * 70_000},yes\nb,,no\n7,,skip\n",
         '{"id": "a", "decision": "yes"}\n{"id": "b", "decision": "no"}\n\n{"id": 7, "decision": "skip"}',
     ],
 )

@@ -15,6 +15,8 @@ from disp.files import write_atomically
 # What makes a cell a formula, full-width forms included; tab and line ends hide what comes after them.
 _ACTIVE = tuple("=+-@\t\r\n＝＋－＠")
 _GUARD = "'"
+# As long as Python's limit can be on every system.
+_LONGEST = (1 << 31) - 1
 
 
 def inert(text: str) -> str:
@@ -25,6 +27,11 @@ def inert(text: str) -> str:
 def without_guard(text: str) -> str:
     """The text that `inert` made this of."""
     return text[1:] if text.startswith(_GUARD) and text[1:].startswith(_ACTIVE) else text
+
+
+def allow_long_cells() -> None:
+    """Let `csv` read cells of any length: its own limit is 131,072 characters, and answers may be longer."""
+    csv.field_size_limit(_LONGEST)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> None:

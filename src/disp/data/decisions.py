@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disp.data.cells import without_guard
+from disp.data.cells import allow_long_cells, without_guard
 from disp.errors import DispError
 from disp.words import shortened
 
@@ -175,6 +175,7 @@ def _from_lines(path: Path, text: str) -> Iterator[Decision]:
 
 def _from_csv(path: Path, text: str) -> Iterator[Decision]:
     head = text.split("\n", 1)[0]
+    allow_long_cells()
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
     try:
         names = [name.strip().lower() for name in next(reader, [])]

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from disp.data.cells import allow_long_cells
 from disp.data.dataset import Source
 from disp.data.formats import json_files
+from disp.data.formats.dialects import dialect_of
 from disp.data.formats.files import Files, Output, with_values
-from disp.data.formats.row import Row
+from disp.data.formats.row import BadRow, Content, Dialect, Row
 from disp.errors import DispError
 from disp.files import write_text
+from disp.words import shortened
 
 NAMES = ("metadata.jsonl", "metadata.csv")
 # What the picture's field is called here, and elsewhere.
@@ -50,25 +53,54 @@ def save(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] | None
         return
     found = [with_values(output.row, text=True) for output in named]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in found for key in row)), lineterminator="\n")
+    names = list(dict.fromkeys(key for row in found for key in row))
+    # Every cell in quotes: a carriage return within one would be taken for the end of the row.
+    writer = csv.DictWriter(text, names, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writeheader()
     writer.writerows(found)
     write_text(path, text.getvalue())
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
+    allow_long_cells()
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
+            names = list(reader.fieldnames or ())
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise DispError(f"{path} has two columns called {shortened(twice)!r}; rename or drop one of them")
             for number, row in enumerate(reader):
                 value: Any = row
                 if None in row or None in row.values():
                     value = ValueError("has more or fewer fields than the first line")
                 else:
-                    value = {key: each for key, each in row.items() if each != ""}
+                    value = _filled(row)
                 yield Row(f"{path.name}:line {reader.line_num}", number, value)
     except (csv.Error, UnicodeDecodeError) as error:
         raise DispError(f"{path} is no CSV in UTF-8 ({error}); save it again") from None
+
+
+def _filled(row: dict[str, str]) -> dict[str, str]:
+    """The row without empty cells, which say "nothing here", but for the answer that a model left empty."""
+    filled = {key: each for key, each in row.items() if each}
+    if len(filled) == len(row):
+        return row
+    # What a row without empty cells would be: a caption that is missing in a table of questions is no answer.
+    usual = _read(dict.fromkeys(row, "x"))
+    for key in [key for key in row if key not in filled]:
+        found = _read({**filled, key: ""})
+        if found and usual and found[0] is usual[0] and not found[1].turns[-1].response:
+            return {name: each for name, each in row.items() if each or name == key}
+    return filled
+
+
+def _read(row: dict[str, str]) -> tuple[Dialect, Content] | None:
+    row = {**row, "image": "0.png"}
+    try:
+        dialect = dialect_of(row)
+        return dialect, dialect.read(row, False)
+    except BadRow:
+        return None
 
 
 IMAGE_FOLDER = Files("imagefolder", "an image folder with metadata.jsonl or metadata.csv", rows, save, ".jsonl")
