@@ -17,7 +17,7 @@ from disp.files import claim, read_finished_jsonl
 from disp.models.adapters import base_of
 from disp.models.checkpoint import weight_files
 from disp.models.loading import family_of
-from disp.planning.checkpoints import adapter_base, read_config, sizes_of, stored_parameters
+from disp.planning.checkpoints import read_config, sizes_of, stored_parameters
 from disp.report.html import write_report
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -77,11 +77,6 @@ def stored(folder: Path, content: bytes) -> object:
     return stored_parameters(folder)
 
 
-def base(folder: Path, content: bytes) -> object:
-    (folder / "adapter_config.json").write_bytes(content)
-    return adapter_base(folder)
-
-
 def adapter(folder: Path, content: bytes) -> object:
     (folder / "adapter_config.json").write_bytes(content)
     return base_of(folder)
@@ -117,7 +112,7 @@ TARGETS: dict[str, Callable[[Path, bytes], object]] = {
     each.__name__: each
     for each in (
         data, lines, results, run, manifest, truth, config, sizes, weights, adapter, audit, evidence, decisions,
-        decisions_table, stored, base,
+        decisions_table, stored,
     )
 }  # fmt: skip
 

@@ -2,12 +2,14 @@
 
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from disp.cli import app
+from disp.data.scene_dataset import write_scenes
 from disp.errors import DispError
 from disp.models.adapters import save_adapter, save_projector_adapter
 from disp.models.loading import load_model
@@ -124,6 +126,56 @@ def adapter(builtin, tmp_path):
 
 def test_a_whole_adapter_is_read(adapter):
     assert load_model(adapter, device="cpu").adapter == str(adapter)
+
+
+@pytest.mark.parametrize("task", ["CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"])
+def test_the_task_that_an_adapter_names_changes_nothing(adapter, builtin, task):
+    """Most scripts name one, and PEFT then asks for methods of other models."""
+    file = adapter / "adapter_model.safetensors"
+    draw = torch.Generator().manual_seed(5)
+    save_file({name: torch.randn(value.shape, generator=draw) for name, value in load_file(file).items()}, file)
+    without = load_model(adapter, device="cpu").state_dict()
+    change_config(adapter, task_type=task)
+    again = load_model(adapter, device="cpu").state_dict()
+    assert all(torch.equal(again[name], without[name]) for name in without)
+    changed = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(again[changed], builtin.state_dict()[changed])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"target_modules": "("}, {"target_modules": ["no_such"]}, {"r": "x"}, {"peft_type": "NONE"}, {"peft_type": None}],
+    ids=str,
+)
+def test_an_adapter_config_that_peft_cannot_use_is_refused(adapter, fields):
+    change_config(adapter, **fields)
+    with pytest.raises(DispError, match="does not fit the base builtin") as caught:
+        load_model(adapter, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["merge", "plan"])
+@pytest.mark.parametrize("others", [0, 1, 2])
+def test_adapters_that_name_each_other_have_no_base(adapter, tmp_path, command, others):
+    circle = [adapter, *(tmp_path / f"adapter-{number}" for number in range(others))]
+    for number, folder in enumerate(circle):
+        if number:
+            shutil.copytree(adapter, folder)
+        change_config(folder, base_model_name_or_path=str(circle[(number + 1) % len(circle)]))
+    write_scenes(tmp_path / "data", 2, seed=1)
+    more = ["--out", str(tmp_path / "whole")] if command == "merge" else [str(tmp_path / "data")]
+    with pytest.raises(DispError, match=f"{adapter}: its base leads back to the adapter {adapter}, so there is no"):
+        app(
+            [command, str(adapter), *more],
+            print_error=False,
+            exit_on_error=False,
+            result_action="return_value",
+        )
+
+
+def change_config(folder, **fields) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 
 
 def test_an_adapter_whose_projector_is_a_pickle_is_not_read_without_it(adapter, changed):

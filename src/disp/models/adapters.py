@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,23 @@ def base_of(folder: Path) -> str:
     if not base:
         raise DispError(f"adapter {folder}: {file} does not name its base model; give it with `disp merge --base`")
     return str(base)
+
+
+def check_new(folder: Path, adapters: Sequence[Path]) -> None:
+    """Make sure that a search for the base of adapters does not come back to one of them.
+
+    Args:
+        folder: what the last of them names as its base.
+        adapters: those found before, each the base of the one before it.
+
+    Raises:
+        DispError: the folder is one of them.
+    """
+    if folder.resolve() in [each.resolve() for each in adapters]:
+        raise DispError(
+            f"adapter {adapters[0]}: its base leads back to the adapter {folder}, so there is no whole model; give the "
+            "model that it was trained on with `disp merge --base`"
+        )
 
 
 def check_adapter(folder: Path, projector: Path | None = None) -> None:
@@ -99,12 +117,15 @@ def put_on(model: MDLM, folder: Path) -> MDLM:
 
 
 def _with_low_rank(model: MDLM, folder: Path) -> MDLM:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     try:
+        config = PeftConfig.from_pretrained(str(folder))
+        # For the task of a causal language model, PEFT asks for its left-to-right generation, which no MDLM has.
+        config.task_type = None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")
-            adapted = PeftModel.from_pretrained(model, str(folder))
+            adapted = PeftModel.from_pretrained(model, str(folder), config=config)
         # PEFT tells what it could not place to those alone who ask it to load once more.
         told = adapted.load_adapter(str(folder), "default")
         parts = {"missing": _not_filled(adapted, told.missing_keys), "surplus": told.unexpected_keys}
@@ -113,7 +134,7 @@ def _with_low_rank(model: MDLM, folder: Path) -> MDLM:
                 ", ".join(f"{len(keys)} keys {word}: {first_few(keys, 1)}" for word, keys in parts.items() if keys)
             )
         merged = adapted.merge_and_unload()
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
         reason = " ".join(str(error).split())[:200]
         raise DispError(
             f"adapter {folder} does not fit the base {model.name_or_path} ({reason}); give the model that it was "

@@ -10,7 +10,7 @@ import torch
 
 from disp.errors import DispError, unknown_name
 from disp.files import UNFINISHED
-from disp.models.adapters import base_of, check_adapter, is_adapter, put_on
+from disp.models.adapters import base_of, check_adapter, check_new, is_adapter, put_on
 from disp.models.checkpoint import read_json, stored_dtype, weight_files
 from disp.models.families import FAMILIES, recognise
 from disp.models.family import Family
@@ -102,6 +102,7 @@ def load_for(
         adapters.append(folder)
         name, base = base or base_of(folder), None
         folder = resolve(name)
+        check_new(folder, adapters)
     model = _load_whole(folder, str(name), device, dtype, options)
     for adapter in reversed(adapters):
         model = put_on(model, adapter)

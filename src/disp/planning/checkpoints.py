@@ -1,4 +1,4 @@
-"""What the files of a checkpoint say without its weights being read: configs, headers, an adapter's base."""
+"""What the files of a checkpoint say without its weights being read: configs and headers."""
 
 from __future__ import annotations
 
@@ -104,11 +104,3 @@ def _header(file: Path) -> dict[str, int]:
             return {name: math.prod(opened.get_slice(name).get_shape()) for name in opened.keys()}
     except (SafetensorError, OSError) as error:
         raise DispError(f"{file} is no readable safetensors file ({error}); download it again") from None
-
-
-def adapter_base(folder: Path) -> str | None:
-    """What a PEFT adapter in a folder was trained on; None where the folder holds no adapter."""
-    file = folder / "adapter_config.json"
-    if not file.is_file():
-        return None
-    return str(read_json(file, "adapter").get("base_model_name_or_path") or "")

@@ -5,7 +5,7 @@ Nothing but configs, headers of weight files, the tokenizer, the data file and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,10 @@ from disp.data.sample import queries_of
 from disp.decoding.config import DecodeConfig
 from disp.decoding.samplers import own_settings
 from disp.errors import DispError
+from disp.models.adapters import base_of, check_new, is_adapter
 from disp.models.hub import resolve
 from disp.models.sizes import Sizes
-from disp.planning.checkpoints import adapter_base, read_config, sizes_of, stored_parameters
+from disp.planning.checkpoints import read_config, sizes_of, stored_parameters
 from disp.planning.lengths import longest_prefix, tokens_a_picture, visual_counts
 from disp.planning.memory import (
     Memory,
@@ -252,10 +253,10 @@ def _sized(config: Mapping[str, Any], folder: Path | None, gen_length: int | Non
     return sizes
 
 
-def _folder(model: str | Path) -> Path:
+def _folder(model: str | Path, adapters: Sequence[Path] = ()) -> Path:
     """Where config.json is; an adapter is planned as the model that it was trained on.
 
-    Of a model on the hub only what is small is downloaded.
+    Of a model on the hub only what is small is downloaded. ``adapters`` are those that led to the model.
     """
     if isinstance(model, str) and model.count("/") == 1 and not Path(model).exists():
         from huggingface_hub import snapshot_download
@@ -269,8 +270,10 @@ def _folder(model: str | Path) -> Path:
                 "download the checkpoint's JSON files and give their folder"
             ) from None
     folder = resolve(model)
-    base = adapter_base(folder)
-    return folder if base is None or (folder / "config.json").is_file() else _folder(base)
+    check_new(folder, adapters)
+    if (folder / "config.json").is_file() or not is_adapter(folder):
+        return folder
+    return _folder(base_of(folder), [*adapters, folder])
 
 
 def _count(number: int) -> str:
