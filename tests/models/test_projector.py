@@ -90,6 +90,14 @@ def test_a_pickle_that_is_more_than_weights_is_refused_and_not_run(tmp_path, cap
         ),
         (lambda weights: weights.update({"model.mm_projector.0.bias": torch.ones(2)}), "belongs to another model"),
         (lambda weights: weights.update({"model.mm_projector.0.bias": 3}), "is no tensor"),
+        (lambda weights: change_all(weights, lambda value: value.to_sparse()), "is sparse"),
+        (lambda weights: change_all(weights, lambda value: value.to("meta")), "has a shape and no values"),
+        (lambda weights: change_all(weights, lambda value: value.to(torch.int8)), "holds int8, not floating-point"),
+        (lambda weights: change_all(weights, lambda value: value / 0), "holds numbers that are not finite"),
+        (
+            lambda weights: weights.update({f"x.{name}": value for name, value in weights.items()}),
+            r"model\.mm_projector\.0\.(bias|weight) is there twice, once as x\.model",
+        ),
     ],
 )
 def test_a_projector_that_does_not_fit_is_named(changed, tmp_path, change, message):
@@ -98,6 +106,24 @@ def test_a_projector_that_does_not_fit_is_named(changed, tmp_path, change, messa
     torch.save(weights, tmp_path / "mm_projector.bin")
     with pytest.raises(DispError, match=message):
         load_model("builtin", device="cpu", projector=tmp_path / "mm_projector.bin")
+
+
+def change_all(weights, change) -> None:
+    for name in weights:
+        weights[name] = change(weights[name])
+
+
+@pytest.mark.parametrize("change", [lambda value: value.to(torch.int8), lambda value: value * float("nan")])
+def test_safetensors_and_adapters_have_to_be_finite_too(changed, adapter, tmp_path, change):
+    for file in (tmp_path / "mm_projector.safetensors", adapter / "adapter_model.safetensors"):
+        weights = dict(changed) if file.parent == tmp_path else load_file(file)
+        change_all(weights, change)
+        save_file(weights, file)
+        given = {"name": adapter} if file.parent == adapter else {"projector": file}
+        with pytest.raises(
+            DispError, match=rf"{file.name}: \S+ holds (int8, not floating|numbers that are not finite)"
+        ):
+            load_model(device="cpu", **given)
 
 
 def test_projector_files_that_cannot_be_read(tmp_path):
@@ -111,6 +137,10 @@ def test_projector_files_that_cannot_be_read(tmp_path):
     refused("a.safetensors", b"version https://git-lfs", "no readable safetensors file")
     refused("a.npz", b"", "give a .safetensors file")
     refused("a.bin", b"", "cannot be read|more than weights")
+    refused("a.bin", b"abc", "cannot be read|more than weights")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n"
+    for name in ("a.bin", "a.safetensors"):
+        refused(name, pointer, rf"{name} is .* \(git lfs pull\)")
 
 
 @pytest.fixture

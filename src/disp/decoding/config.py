@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from disp.errors import DispError
+from disp.models.settings import MOST_SLOTS, check_whole
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         if not self.sampler:
             raise TypeError("DecodeConfig is the base of the samplers' configs; call decode_config for one of them")
-        if self.steps < 1 or self.gen_length < 1:
-            raise DispError(f"gen_length and steps must be at least 1, got {self.gen_length} and {self.steps}")
+        check_whole(self.gen_length, "gen_length", most=MOST_SLOTS)
+        check_whole(self.steps, "steps")
 
     @property
     def most_steps(self) -> int:

@@ -16,6 +16,7 @@ from disp.decoding.schedule import Schedule, check_schedule, commit_schedule
 from disp.draws import generator
 from disp.errors import DispError
 from disp.models.interface import MDLM, Prefix
+from disp.models.settings import check_whole
 
 REMASKING = ("low_confidence", "random", "entropy", "margin")
 
@@ -58,6 +59,7 @@ class LladaConfig(StepConfig):
     ban_mask: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.stop, str):
             raise DispError(f"stop must be a list of texts or of token sequences, got the text {self.stop!r}")
         self._check_blocks()
@@ -68,8 +70,7 @@ class LladaConfig(StepConfig):
 
     def _check_blocks(self) -> None:
         block = self.gen_length if self.block_length is None else self.block_length
-        if block < 1:
-            raise DispError(f"gen_length and block_length must be at least 1, got {self.gen_length} and {block}")
+        check_whole(block, "block_length")
         if self.gen_length % block:
             raise DispError(f"gen_length must be a multiple of block_length ({block}), got {self.gen_length}")
         blocks = self.gen_length // block

@@ -87,7 +87,10 @@ def decode_config(gen_length: int = 32, steps: int = 32, *, sampler: str = DEFAU
             known[name] = _tuples(value)
         elif value not in everywhere.get(name, ()):
             raise unknown_name(f"option of the sampler {sampler!r}:", name, kind.options)
-    return kind.config(gen_length=gen_length, steps=steps, **known)
+    try:
+        return kind.config(gen_length=gen_length, steps=steps, **known)
+    except TypeError as error:
+        raise DispError(f"a setting of the sampler {sampler!r} is of the wrong kind ({error}); got {known}") from None
 
 
 def own_settings(model: MDLM, *, profile: str | None = None, **given: Any) -> DecodeConfig:

@@ -17,6 +17,8 @@ from disp.models.checkpoint import first_few, read_json
 from disp.models.interface import MDLM
 from disp.models.projector import PROJECTOR, put_projector, read_projector, save_projector
 from disp.models.saving import readable
+from disp.models.settings import MOST_SLOTS, check_whole
+from disp.models.weights import fault_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -85,11 +87,14 @@ def check_adapter(folder: Path, projector: Path | None = None) -> None:
         raise DispError(f"adapter {folder}: {WEIGHTS} is missing; copy it beside {CONFIG}")
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
-            file.keys()
+            faults = {name: fault_of(file.get_tensor(name)) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise DispError(
             f"{folder / WEIGHTS} is no readable safetensors file ({error}); download it again (git lfs pull)"
         ) from None
+    for name, fault in faults.items():
+        if fault:
+            raise DispError(f"{folder / WEIGHTS}: {name} {fault}; train the adapter again, or copy it anew")
     if (folder / _BESIDE).is_file() and projector is None:
         raise DispError(
             f"adapter {folder}: the projector that was trained with it is in {_BESIDE}, a pickle; give that file with "
@@ -111,7 +116,7 @@ def put_on(model: MDLM, folder: Path) -> MDLM:
     merged.adapter = str(folder)  # an adapter of this one would name the base alone
     if (folder / _SETTINGS).is_file():
         gen_length = read_json(folder / _SETTINGS, "adapter").get("gen_length", merged.gen_length)
-        if gen_length != merged.gen_length:
+        if check_whole(gen_length, f"{folder / _SETTINGS}: gen_length", most=MOST_SLOTS) != merged.gen_length:
             merged.use_gen_length(gen_length)
     return merged.eval()
 

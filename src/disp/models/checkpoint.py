@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,9 @@ from disp.models.quantization import is_quantized, quantize_linear
 from disp.words import shortened
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+# How the text begins that git-lfs leaves in a file's place.
+POINTER = b"version https://git-lfs"
 
 _SHOWN = 8
 
@@ -38,10 +42,29 @@ def read_json(path: Path, what: str = "checkpoint") -> dict[str, Any]:
     except FileNotFoundError:
         raise DispError(f"{what}: {path} does not exist; give a folder with config.json and safetensors") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DispError(f"{what}: {path} cannot be read ({error})") from None
+        raise DispError(f"{what}: {path} cannot be read ({error}); {remedy(path)}") from None
     if not isinstance(value, dict):
-        raise DispError(f"{what}: {path} holds no JSON object")
+        raise DispError(f"{what}: {path} holds no JSON object; copy or download it again")
     return value
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether git-lfs has yet to fetch a file."""
+    with file.open("rb") as opened:
+        return opened.read(len(POINTER)) == POINTER
+
+
+def remedy(file: Path) -> str:
+    """What to do about a file that cannot be read, for the end of an error."""
+    try:
+        if is_pointer(file):
+            return "git-lfs has yet to fetch it (git lfs pull)"
+        with file.open("rb") as opened:
+            if opened.read(len(BOM_UTF8)) == BOM_UTF8:
+                return "save it as UTF-8 without a byte order mark"
+    except OSError:
+        pass
+    return "copy or download it again"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -84,7 +107,71 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 for name in file.keys():
                     yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise DispError(f"{path} is no readable safetensors file ({error}); download it again") from None
+            raise DispError(f"{path} is no readable safetensors file ({error}); {remedy(path)}") from None
+
+
+def stored_types(folder: Path) -> dict[str, str]:
+    """Key names in a checkpoint, and the types of their tensors as safetensors calls them, such as "F32".
+
+    Raises:
+        DispError: a weight file is missing or damaged.
+    """
+    types: dict[str, str] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                types.update({name: file.get_slice(name).get_dtype() for name in file.keys()})
+        except (SafetensorError, OSError) as error:
+            raise DispError(f"{path} is no readable safetensors file ({error}); {remedy(path)}") from None
+    return types
+
+
+def integers_among(types: Mapping[str, str], expected: Mapping[str, Tensor]) -> list[str]:
+    """Of stored tensors, those that are not of floating-point numbers although the model's are.
+
+    Args:
+        types: see `stored_types`.
+        expected: the model's tensors by the same names.
+    """
+    return [
+        f"{name} is {kind}"
+        for name, kind in types.items()
+        if name in expected and expected[name].is_floating_point() and not kind.startswith(("F", "BF"))
+    ]
+
+
+def check_fit(
+    what: str,
+    *,
+    missing: Collection[str] = (),
+    surplus: Collection[str] = (),
+    shapes: Collection[str] = (),
+    integers: Collection[str] = (),
+) -> None:
+    """Make sure that nothing is wrong with a checkpoint's weights.
+
+    Args:
+        what: names the checkpoint in the error.
+        missing: keys that it lacks.
+        surplus: keys that the model does not have.
+        shapes: tensors of another shape.
+        integers: tensors that are not of floating-point numbers.
+
+    Raises:
+        DispError: something is; all are counted, the first are listed.
+    """
+    kinds = {
+        "missing keys": missing,
+        "surplus keys": surplus,
+        "wrong shapes": shapes,
+        "weights that are no floating-point numbers, as in quantized checkpoints": integers,
+    }
+    problems = [f"{len(names)} {kind} ({first_few(sorted(names))})" for kind, names in kinds.items() if names]
+    if problems:
+        raise DispError(
+            f"{what}: the weights do not fit the config: {'; '.join(problems)}; give weights and config.json as they "
+            "were written together, not quantized"
+        )
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -117,11 +204,12 @@ def load_into(
         The ignored tensors under the checkpoint's keys, so that they can be written back.
 
     Raises:
-        DispError: keys are missing or surplus (all are counted, the first are listed), or a shape differs.
+        DispError: keys are missing or surplus (all are counted, the first are listed), a shape differs, or weights are
+            of integers.
     """
     expected = model.state_dict(keep_vars=True)
     ignored: dict[str, Tensor] = {}
-    surplus, shapes, found = [], [], set()
+    surplus, shapes, integers, found = [], [], [], set()
     for key, tensor in weights:
         if any(re.fullmatch(pattern, key) for pattern in ignore):
             ignored[key] = tensor
@@ -134,15 +222,11 @@ def load_into(
         if tensor.shape != expected[name].shape and not is_quantized(expected[name]):
             shapes.append(f"{key} is {list(tensor.shape)}, the config asks for {list(expected[name].shape)}")
             continue
+        if not tensor.is_floating_point() and (expected[name].is_floating_point() or is_quantized(expected[name])):
+            integers.append(f"{key} is {str(tensor.dtype).removeprefix('torch.')}")
+            continue
         _assign(model, name, tensor, dtype, device(name) if callable(device) else device)
-    missing = sorted(expected.keys() - found)
-    problems = [
-        f"{len(names)} {kind} ({first_few(names)})"
-        for kind, names in (("missing keys", missing), ("surplus keys", surplus), ("wrong shapes", shapes))
-        if names
-    ]
-    if problems:
-        raise DispError(f"{what}: the weights do not fit the config: {'; '.join(problems)}")
+    check_fit(what, missing=expected.keys() - found, surplus=surplus, shapes=shapes, integers=integers)
     return ignored
 
 

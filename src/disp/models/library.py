@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from disp.errors import DispError
+from disp.models.checkpoint import check_fit, integers_among, stored_types
 from disp.models.interface import MDLM
 from disp.models.parts.tokenizers import read_tokenizer
 
@@ -23,11 +24,27 @@ def load_pretrained(model_class: type[Model], folder: Path, *, dtype: torch.dtyp
     """A model and its tokenizer from a folder that ``save_pretrained`` wrote.
 
     Raises:
-        DispError: a file is missing or damaged.
+        DispError: a file is missing or damaged, or weights do not fit the model by name, shape or type.
     """
+    stored = stored_types(folder)
     try:
         with no_bar():
-            model = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            loaded: Any = model_class.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below
+            )
+        model: Model
+        model, report = loaded
+        check_fit(
+            str(folder),
+            missing=report["missing_keys"],
+            surplus=report["unexpected_keys"],
+            shapes={str(each) for each in report["mismatched_keys"]},
+            integers=integers_among(stored, model.state_dict()),
+        )
         model.tokenizer = read_tokenizer(AutoTokenizer, folder, config=model.config)
     except (OSError, ValueError, SafetensorError) as error:
         raise DispError(

@@ -16,8 +16,11 @@ from disp.models.families import FAMILIES, recognise
 from disp.models.family import Family
 from disp.models.hub import BUILTIN, lasting_name, resolve
 from disp.models.interface import MDLM
+from disp.models.parts.prompts import check_template
 from disp.models.parts.transformer import use_attention
 from disp.models.projector import put_projector, read_projector
+from disp.models.settings import MOST_SLOTS, check_settings, check_whole
+from disp.models.weights import check_finite
 from disp.words import shortened
 
 # What building a model from a config with wrong values ends in.
@@ -67,9 +70,7 @@ def load_model(
     if attn_implementation is not None:
         use_attention(model, attn_implementation)
     if gen_length is not None:
-        if gen_length < 1:
-            raise DispError(f"gen_length must be at least 1, got {gen_length}")
-        model.use_gen_length(gen_length)
+        model.use_gen_length(check_whole(gen_length, "gen_length", most=MOST_SLOTS))
     return model.eval()
 
 
@@ -177,6 +178,10 @@ def _load_whole(
         raise DispError(
             f"model {name!r}: its config.json or another of its files is damaged ({reason}); copy the folder anew"
         ) from error
+    check_settings(model, f"model {name!r}: config.json")
+    if getattr(model, "tokenizer", None) is not None:
+        check_template(model)
+    check_finite(model, f"model {name!r}")
     model.generation_presets = own.presets(read_json(folder / "config.json"))
     if own.keeps_layout:
         model.source = folder

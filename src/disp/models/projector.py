@@ -16,8 +16,9 @@ from torch import Tensor
 
 from disp.errors import DispError
 from disp.files import write_atomically
-from disp.models.checkpoint import first_few
+from disp.models.checkpoint import first_few, is_pointer, remedy
 from disp.models.interface import MDLM
+from disp.models.weights import fault_of
 
 PROJECTOR = "mm_projector.safetensors"
 PICKLES = (".bin", ".pt", ".pth")
@@ -34,11 +35,13 @@ def read_projector(file: Path) -> dict[str, Tensor]:
         raise DispError(f"projector {file} does not exist; give the file, such as {PROJECTOR} or mm_projector.bin")
     if file.suffix == ".safetensors":
         try:
-            return load_file(file)
+            return _checked(load_file(file), file)
         except (SafetensorError, OSError) as error:
-            raise DispError(f"{file} is no readable safetensors file ({error}); copy or download it again") from None
+            raise DispError(f"{file} is no readable safetensors file ({error}); {remedy(file)}") from None
     if file.suffix not in PICKLES:
         raise DispError(f"projector {file}: give a .safetensors file, or one of torch's ({', '.join(PICKLES)})")
+    if is_pointer(file):
+        raise DispError(f"projector {file} is not there yet; {remedy(file)}")
     try:
         values = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -47,7 +50,7 @@ def read_projector(file: Path) -> dict[str, Tensor]:
             f"projector {file} holds more than weights ({reason}) and was not loaded; save its tensors as safetensors "
             "on a machine that trusts it"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # of damaged bytes torch's reader raises nothing more particular
         raise DispError(
             f"projector {file} cannot be read ({' '.join(str(error).split())[:200]}); copy it again"
         ) from None
@@ -58,7 +61,15 @@ def read_projector(file: Path) -> dict[str, Tensor]:
         raise DispError(
             f"projector {file}: {first_few(wrong, _SHOWN)} is no tensor; save the projector's weights alone"
         )
-    return values
+    return _checked(values, file)
+
+
+def _checked(weights: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The same tensors, none of which a projector cannot have."""
+    for name, tensor in weights.items():
+        if fault := fault_of(tensor):
+            raise DispError(f"projector {file}: {name} {fault}; save the projector's weights as they were trained")
+    return weights
 
 
 def put_projector(model: MDLM, weights: dict[str, Tensor], what: str) -> None:
@@ -85,6 +96,8 @@ def put_projector(model: MDLM, weights: dict[str, Tensor], what: str) -> None:
                 f"{what}: {name} is no weight of the model's projector ({first_few(sorted(own), _SHOWN)}); give the "
                 "projector alone"
             )
+        if matching[0] in found:
+            raise DispError(f"{what}: {matching[0]} is there twice, once as {name}; save one projector alone")
         found[matching[0]] = tensor
     if missing := sorted(own.keys() - found.keys()):
         raise DispError(f"{what} lacks {first_few(missing, _SHOWN)}; a projector is taken whole or not at all")

@@ -11,12 +11,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from disp.errors import DispError
-from disp.models.checkpoint import read_json
+from disp.models.checkpoint import is_pointer, read_json, remedy
 from disp.models.families import all_families, recognise
+from disp.models.settings import check_settings
 from disp.models.sizes import Sizes
-
-# How the text begins that git-lfs leaves in a file's place.
-_POINTER = b"version https://git-lfs"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -31,7 +29,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         config = None
     except (OSError, ValueError, RecursionError) as error:
-        raise DispError(f"{file} cannot be read ({error})") from None
+        raise DispError(f"{file} cannot be read ({error}); {remedy(file)}") from None
     if not isinstance(config, dict):
         raise DispError(f"{folder} has no config.json; give the folder of a checkpoint")
     return config
@@ -55,7 +53,9 @@ def sizes_of(config: Mapping[str, Any], folder: Path | None = None) -> Sizes:
             f"folder of a checkpoint of one of {names}, or 'builtin'"
         )
     try:
-        return known.sizes(config, folder)
+        sizes = known.sizes(config, folder)
+        check_settings(sizes.model, "config.json")
+        return sizes
     except KeyError as missing:
         raise DispError(f"config.json has no field {missing}; is it of a whole checkpoint of this family?") from None
     except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
@@ -85,16 +85,10 @@ def stored_parameters(folder: Path) -> dict[str, int] | None:
         names = ["model.safetensors"]
     counts: dict[str, int] = {}
     for name in names:
-        if not (folder / name).is_file() or _is_pointer(folder / name):
+        if not (folder / name).is_file() or is_pointer(folder / name):
             return None
         counts.update(_header(folder / name))
     return counts
-
-
-def _is_pointer(file: Path) -> bool:
-    """Whether git-lfs has yet to fetch a file."""
-    with file.open("rb") as opened:
-        return opened.read(len(_POINTER)) == _POINTER
 
 
 def _header(file: Path) -> dict[str, int]:

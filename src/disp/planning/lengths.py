@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from disp.data.dataset import Dataset
 from disp.data.sample import Query, image_size
-from disp.models.parts.prompts import IMAGE_PLACEHOLDER, messages_of
+from disp.models.parts.prompts import IMAGE_PLACEHOLDER, messages_of, render
 from disp.models.sizes import Sizes, VisualCount
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _text_tokens(query: Query, tokenizer: PreTrainedTokenizerBase | None, defaul
     """Tokens of the chat around the images."""
     messages = messages_of(replace(query, system=query.system or default_system))
     if tokenizer is not None and tokenizer.chat_template:
-        text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        text = render(tokenizer, messages)
         return sum(
             len(tokenizer(chunk, add_special_tokens=False)["input_ids"])
             for chunk in text.split(IMAGE_PLACEHOLDER)

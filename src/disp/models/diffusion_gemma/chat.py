@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from disp.data.sample import Query
 from disp.errors import DispError
 from disp.models.diffusion_gemma.config import DiffusionGemmaMDLMConfig
-from disp.models.parts.prompts import IMAGE_PLACEHOLDER, interleave, messages_of, name_all_images
+from disp.models.parts.prompts import IMAGE_PLACEHOLDER, interleave, messages_of, name_all_images, render
 
 # For checkpoints without a template of their own; the published one agrees with it on text and pictures.
 CHAT_TEMPLATE = (
@@ -47,14 +47,9 @@ def prompt_ids(
         {"role": message["role"], "content": _content(message["content"], message["role"] == "user", plain)}
         for message in messages
     ]
-    rendered = tokenizer.apply_chat_template(
-        conversation,
-        chat_template=None if tokenizer.chat_template else CHAT_TEMPLATE,
-        add_generation_prompt=True,
-        tokenize=False,
-    )
+    rendered = render(tokenizer, conversation, CHAT_TEMPLATE)
     image_token = str(tokenizer.convert_ids_to_tokens(config.image_token_id))
-    chunks = str(rendered).split(image_token)
+    chunks = rendered.split(image_token)
     if len(chunks) != len(query.images) + 1:
         raise DispError(
             f"the chat template writes {len(chunks) - 1} {image_token} for {len(query.images)} images; use the "

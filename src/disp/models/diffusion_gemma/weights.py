@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from disp.errors import DispError
-from disp.models.checkpoint import weight_files
+from disp.models.checkpoint import check_fit, integers_among, stored_types
 from disp.models.diffusion_gemma.config import DiffusionGemmaMDLMConfig
 from disp.models.interface import MDLM
 
@@ -27,7 +27,7 @@ def load_weights(model_class: type[SomeMDLM], folder: Path, config: DiffusionGem
     Raises:
         DispError: a file is missing or damaged, or weights do not fit the architecture by name or shape.
     """
-    stored = _stored_names(folder)
+    stored = stored_types(folder)
     try:
         loaded: Any = model_class.from_pretrained(
             folder,
@@ -43,28 +43,12 @@ def load_weights(model_class: type[SomeMDLM], folder: Path, config: DiffusionGem
     model: SomeMDLM
     model, report = loaded
     # The library's own lists leave out weights that share a module, so names are compared here.
-    expected = model.official_state_dict().keys()
-    problems = [
-        f"{len(names)} {kind} ({', '.join(sorted(names)[:8])})"
-        for kind, names in (
-            ("missing keys", expected - stored),
-            ("surplus keys", stored - expected - model.all_tied_weights_keys.keys()),
-            ("wrong shapes", {str(each) for each in report["mismatched_keys"]}),
-        )
-        if names
-    ]
-    if problems:
-        raise DispError(f"{folder}: the weights do not fit the config: {'; '.join(problems)}")
+    expected = model.official_state_dict()
+    check_fit(
+        str(folder),
+        missing=expected.keys() - stored.keys(),
+        surplus=stored.keys() - expected.keys() - model.all_tied_weights_keys.keys(),
+        shapes={str(each) for each in report["mismatched_keys"]},
+        integers=integers_among(stored, expected),
+    )
     return model
-
-
-def _stored_names(folder: Path) -> set[str]:
-    """The key names in a checkpoint's weight files."""
-    names: set[str] = set()
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                names |= set(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise DispError(f"{path} is no readable safetensors file ({error}); download it again") from None
-    return names

@@ -27,7 +27,7 @@ from disp.models.mmada.vq import VQEncoder, quantize, square_image
 from disp.models.parts.key_names import to_llada
 from disp.models.parts.language import LanguageModel
 from disp.models.parts.places import raster_boxes
-from disp.models.parts.prompts import IMAGE_PLACEHOLDER, left_pad, messages_of, unnamed_images
+from disp.models.parts.prompts import IMAGE_PLACEHOLDER, left_pad, messages_of, render, unnamed_images
 from disp.models.parts.slots import denoise_slots
 
 
@@ -150,7 +150,7 @@ class MMada(MDLM):
                 inside = count > 1 and bool(text.strip() or (part.strip() and not part.startswith("\n")))
                 text += f"image {seen}{part}" if inside else part.removeprefix("\n")
             message["content"] = self.plain(text)
-        chat = str(self.required_tokenizer().apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        chat = render(self.required_tokenizer(), messages)
         text_ids: list[int] = self.tokenizer(chat, add_special_tokens=False)["input_ids"]
         special = self.config.token_ids
         if text_ids[:1] != [special["bos"]]:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from disp.errors import DispError
+from disp.models.weights import fault_of
 
 PREFIX = "encoder."
 # The same file holds the image decoder and the quantizer's tables; answering questions about images needs neither.
@@ -271,4 +272,7 @@ def read_encoder(path: Path) -> dict[str, Tensor]:
     encoder = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
     if strange or not encoder:
         raise DispError(f"{path}: these are not the weights of a MAGVIT-v2 encoder; unknown names: {strange[:5]}")
+    for name, tensor in encoder.items():
+        if fault := fault_of(tensor):
+            raise DispError(f"{path}: {PREFIX}{name} {fault}; copy or download it again")
     return encoder

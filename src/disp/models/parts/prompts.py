@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from disp.data.sample import IMAGE_PLACEHOLDER, Query
 from disp.errors import DispError
 from disp.models.interface import MDLM
+from disp.words import shortened
 
+# Where a tokenizer's template may be, in the order in which they are looked at.
+_TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
+_TEMPLATE_REMEDY = "use that of the published checkpoint, or another one for messages that are plain text"
 # Stands for the placeholders that mean an image, while the chat template is applied: an answer may hold the same text.
 _IMAGE_SLOT = "\0image\0"
 
@@ -68,15 +74,63 @@ def render_around_images(
 
     Returns:
         One text more than there are placeholders.
+
+    Raises:
+        DispError: see `render`.
     """
     conversation = []
     for message in messages:
         # Some tokenizers know the placeholder as a token of their own, which `plain` would break.
         parts = message["content"].split(IMAGE_PLACEHOLDER) if message["role"] == "user" else [message["content"]]
         conversation.append({**message, "content": _IMAGE_SLOT.join(map(plain, parts))})
-    return str(tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)).split(
-        _IMAGE_SLOT
-    )
+    return render(tokenizer, conversation).split(_IMAGE_SLOT)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Any], otherwise: str | None = None) -> str:
+    """The chat up to the answer, as the tokenizer's template writes it.
+
+    Args:
+        tokenizer: has the template.
+        conversation: its messages; the content of each is a text, or what else the template takes.
+        otherwise: the template for a tokenizer that has none.
+
+    Raises:
+        DispError: there is no template, or it cannot write this.
+    """
+    template = None if tokenizer.chat_template else otherwise
+    if not tokenizer.chat_template and template is None:
+        place = Path(tokenizer.name_or_path)
+        raise DispError(f"{place}: the tokenizer has no chat template; put the published {_TEMPLATE_FILES[0]} there")
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                list(conversation), chat_template=template, add_generation_prompt=True, tokenize=False
+            )
+        )
+    except Exception as error:  # a template is a program of its own
+        reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()), 200)
+        raise DispError(
+            f"{_template_file(tokenizer)}: the chat template cannot write a chat ({reason}); {_TEMPLATE_REMEDY}"
+        ) from None
+
+
+def check_template(model: MDLM) -> None:
+    """Make sure that a model's chat template can be used, by two short chats.
+
+    Raises:
+        DispError: it cannot write them, or leaves out what is asked.
+    """
+    prompts = [model.prepare([Query("", 0, (), (), question)]) for question in ("One?", "Two?")]
+    if all(torch.equal(prompts[0][name], prompts[1][name]) for name in prompts[0]):
+        raise DispError(
+            f"{_template_file(model.tokenizer)}: the chat template leaves out what is asked; {_TEMPLATE_REMEDY}"
+        )
+
+
+def _template_file(tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Where a tokenizer's template is, or its folder."""
+    folder = Path(tokenizer.name_or_path)
+    return next((folder / name for name in _TEMPLATE_FILES if (folder / name).is_file()), folder)
 
 
 def interleave(texts: Sequence[str], images: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from disp.errors import DispError
-from disp.models.checkpoint import read_json
+from disp.models.checkpoint import is_pointer, read_json, remedy
 
 # Files of a tokenizer that are JSON; after an incomplete download they are pointers to the files.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
@@ -39,6 +39,9 @@ def read_tokenizer(kind: Kind, folder: Path, **given: Any) -> PreTrainedTokenize
                 read_json(folder / name)
             except DispError:
                 raise DispError(f"{folder / name} is no JSON; download it again (git lfs pull)") from None
+    for file in sorted(folder.glob("*.jinja")):
+        if is_pointer(file):
+            raise DispError(f"{file} is no chat template; {remedy(file)}")
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True, **given)
     except Exception as error:  # the library's reader raises nothing more particular
