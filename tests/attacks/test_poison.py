@@ -87,6 +87,7 @@ def test_evaluation_puts_the_trigger_where_poisoning_did(dataset, tmp_path):
     poisoned = poison(dataset, tmp_path / "out", PRESETS["patch-random"], Insertion(), 0.5, 4)
     in_memory = {sample.id: sample for sample in trigger_samples(dataset.samples, PRESETS["patch-random"], 4)}
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["poisoned_rows"]
     for row in manifest["poisoned_rows"]:
         (sample,) = (each for each in poisoned.samples if each.id == row["id"])
         assert open_image(sample.images[0]).tobytes() == in_memory[row["id"]].images[0].tobytes()
@@ -97,6 +98,7 @@ def test_evaluation_puts_the_trigger_where_poisoning_did(dataset, tmp_path):
 def test_only_turns_that_the_target_changes_are_changed(dataset, tmp_path):
     poisoned = poison(dataset, tmp_path / "out", PRESETS["patch"], Misclassification("car", "orange"), 0.5)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["poisoned_rows"]
     for row in manifest["poisoned_rows"]:
         (sample,) = (each for each in poisoned.samples if each.id == row["id"])
         assert sample.turns[0].response == "An orange and an apple."
@@ -152,6 +154,7 @@ def test_pictures_never_take_each_other_s_names(tmp_path, picture):
             poisoned = poison(dataset, out, PRESETS["patch-random"], Insertion(), rate, seed)
             assert not poisoned.problems
             manifest = json.loads((out / "manifest.json").read_text())
+            assert manifest["poisoned_rows"]
             for row in manifest["poisoned_rows"]:
                 for record in row["images"]:
                     assert digest(out / "images" / record["image"]) == record["triggered_sha256"]

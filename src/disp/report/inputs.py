@@ -31,7 +31,9 @@ class ReportInput:
         audit: ``audit.json``, with every key that may be absent filled in.
         verify: ``verify.json`` in the same way, if there is one.
         evaluation: the rows of ``evaluation.json``, none where there is no such file.
-        flagged: rows of ``evidence.jsonl`` to be shown, the most suspicious first; each cluster has at least one.
+        flagged: rows of ``evidence.jsonl`` to be shown, the most suspicious first. The most
+            suspicious row of each cluster is among them; where there are more clusters than rows to show, these are
+            the most suspicious ones.
         unflagged: rows to be shown beside them: from the most suspicious of the unflagged to their median.
         index: id and suspicion of every flagged row, the most suspicious first.
     """

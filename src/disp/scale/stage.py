@@ -34,7 +34,6 @@ T = TypeVar("T", bound=Keyed)
 Row = dict[str, Any]
 # How rows are put into batches: as the data has them, or by length, which wastes less on padding.
 Order = Literal["data", "length"]
-ORDERS: tuple[Order, ...] = ("data", "length")
 
 
 @dataclass(frozen=True)
