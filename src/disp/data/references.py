@@ -36,7 +36,6 @@ _LEAST_BASE64 = 100
 Form = Literal["bytes", "dict", "dict of text", "uri", "base64"]
 # Forms that are text of their own.
 TEXTS = ("uri", "base64")
-_MIME = {"jpg": "image/jpeg", "jpeg": "image/jpeg", "tif": "image/tiff"}
 
 
 @dataclass(frozen=True)
@@ -293,9 +292,3 @@ def _embedded(content: bytes, form: Form, name: str | None, fields: Mapping[str,
             f"{file.parent}: a picture cannot be kept here ({reason}); name another folder in DISP_CACHE"
         ) from None
     return Found(file, Embedded(file, form, name, fields))
-
-
-def uri_head(file: Path) -> str:
-    """How a data URI of a picture's file begins."""
-    suffix = file.suffix.lstrip(".").lower()
-    return f"data:{_MIME.get(suffix, f'image/{suffix}')};base64,"
