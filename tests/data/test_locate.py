@@ -1,8 +1,11 @@
 """Which file of a folder is meant, and what is said where none can be read."""
 
 import gzip
+import io
 import json
+import re
 import socket
+import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -12,6 +15,7 @@ from data.written import WRITTEN, from_value, png
 from disp.data import download
 from disp.data.formats import hub
 from disp.data.loading import load_dataset
+from disp.data.saving import data_path, save_dataset
 from disp.errors import DispError
 
 ROW = {"id": "x", "conversations": from_value("Hi", "Ho")}
@@ -21,9 +25,11 @@ def test_a_folder_with_one_json_file_is_that_file(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps([ROW]))
     assert load_dataset(tmp_path).path == tmp_path / "train.json"
     (tmp_path / "test.json").write_text(json.dumps([ROW]))
-    with pytest.raises(DispError, match=r"found 0; give the data file itself \(test\.json, train\.json\)"):
-        load_dataset(tmp_path)
+    assert load_dataset(tmp_path).path == tmp_path / "train.json"
     assert load_dataset(tmp_path, split="test").path == tmp_path / "test.json"
+    (tmp_path / "train.json").rename(tmp_path / "other.json")
+    with pytest.raises(DispError, match=r"found 0; give the data file itself \(other\.json, test\.json\)"):
+        load_dataset(tmp_path)
     (tmp_path / "test.json").write_text(json.dumps({"rows": [ROW], "version": 1}))
     with pytest.raises(DispError, match="found dict with 'rows', 'version'; write the list of rows alone"):
         load_dataset(tmp_path, split="test")
@@ -55,6 +61,113 @@ def test_splits(tmp_path):
     WRITTEN["huggingface"][0](tmp_path / "in").rename(tmp_path / "dict" / "train")
     (tmp_path / "dict" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     assert load_dataset(tmp_path / "dict").path == tmp_path / "dict" / "train"
+
+
+def _store(folder, name, ids):
+    """One file of rows with these ids, of the kind that its name says."""
+    rows = [{**ROW, "id": each} for each in ids]
+    folder.mkdir(exist_ok=True)
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), folder / name)
+    elif name.endswith(".tar"):
+        with tarfile.open(folder / name, "w") as tar:
+            for row in rows:
+                content = json.dumps(row).encode()
+                member = tarfile.TarInfo(f"{row['id']}.json")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    else:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+NAMES_OF_SPLITS = {
+    # Names of files, the split asked for, and the files that are read; or what is said.
+    "json, of another split": (["train.jsonl"], "test", "no split 'test'; it has the splits train;"),
+    "json, train": (["train.jsonl", "val.jsonl"], None, ["train.jsonl"]),
+    "json, named within": (["llava_train.jsonl", "llava_val.jsonl"], None, ["llava_train.jsonl"]),
+    "json, named within one": (["mix.jsonl", "mix_train_b.jsonl"], None, "give the data file itself"),
+    "json, the canonical name": (["data.jsonl"], "test", "no split 'test'; it has the splits data;"),
+    "parquet, of another split": (
+        ["train-00000-of-00001.parquet"],
+        "test",
+        "no split 'test'; it has the splits train;",
+    ),
+    "parquet, a longer name": (["test-0.parquet", "testdev-0.parquet", "test_b-0.parquet"], "test", ["test-0.parquet"]),
+    "parquet, the longer name": (["test-0.parquet", "test_sft-0.parquet"], "test_sft", ["test_sft-0.parquet"]),
+    "parquet, numbers": (["0000.parquet", "0001.parquet"], None, ["0000.parquet", "0001.parquet"]),
+    "parquet, numbers with a split": (["0000.parquet", "0001.parquet"], "0000", "no split '0000'; it names no splits"),
+    "parquet, numbers and a split": (["0000.parquet", "train-0.parquet"], None, "the splits train and files of none;"),
+    "parquet, numbers behind": (
+        ["train00001.parquet", "train00002.parquet", "val2017.parquet"],
+        None,
+        ["train00001.parquet", "train00002.parquet"],
+    ),
+    "tar, train": (["test-000.tar", "train-000.tar", "train-001.tar"], None, ["train-000.tar", "train-001.tar"]),
+    "tar, the one asked for": (["test-000.tar", "train-000.tar"], "test", ["test-000.tar"]),
+    "tar, none such": (
+        ["test-000.tar", "train-000.tar"],
+        "nonsense",
+        "no split 'nonsense'; it has the splits test, train;",
+    ),
+    "tar, named within": (["net-train-0.tar", "net-validation-0.tar"], "validation", ["net-validation-0.tar"]),
+    "tar, no train": (["test-000.tar", "val-000.tar"], None, "has the splits test, val; choose one with --split"),
+    "tar, of several sources": (
+        ["coco-000.tar", "laion_1.tar", "laion_2.tar"],
+        None,
+        ["coco-000.tar", "laion_1.tar", "laion_2.tar"],
+    ),
+    "tar, numbers": (["00000.tar", "00001.tar"], None, ["00000.tar", "00001.tar"]),
+}
+
+
+@pytest.mark.parametrize("case", NAMES_OF_SPLITS)
+@pytest.mark.parametrize("below", ["", "data"])
+def test_the_names_of_files_tell_the_split(case, below, tmp_path):
+    names, split, wanted = NAMES_OF_SPLITS[case]
+    for name in names:
+        _store(tmp_path / below, name, [f"{name.replace('.', '+')}{number}" for number in range(2)])
+    if isinstance(wanted, str):
+        with pytest.raises(DispError, match=re.escape(wanted)):
+            load_dataset(tmp_path, split=split)
+        return
+    read = [f"{name.replace('.', '+')}{number}" for name in wanted for number in range(2)]
+    dataset = load_dataset(tmp_path, split=split)
+    assert [sample.id for sample in dataset.samples] == read
+    # What is written of them is read again as it is.
+    (tmp_path / "out").mkdir()
+    path = data_path(dataset, tmp_path / "out")
+    save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
+    assert [sample.id for sample in load_dataset(path).samples] == read
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train-000.tar", "train-0.parquet"])
+def test_a_single_file_is_of_its_own_split(name, tmp_path):
+    _store(tmp_path, name, ["x"])
+    assert load_dataset(tmp_path / name, split="train").samples
+    with pytest.raises(DispError, match="no split 'test'; it has the splits train;"):
+        load_dataset(tmp_path / name, split="test")
+
+
+def test_folders_of_one_split_are_of_that(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "in").mkdir()
+    saved = WRITTEN["huggingface"][0](tmp_path / "in")
+    saved.rename(tmp_path / "saved")
+    state = json.loads((tmp_path / "saved" / "state.json").read_bytes())
+    (tmp_path / "saved" / "state.json").write_text(json.dumps({**state, "_split": "train"}))
+    assert load_dataset(tmp_path / "saved", split="train").samples
+    with pytest.raises(DispError, match="no split 'test'; it has the splits train;"):
+        load_dataset(tmp_path / "saved", split="test")
+    (tmp_path / "pictures").mkdir()
+    folder = WRITTEN["imagefolder"][0](tmp_path / "pictures")
+    assert len(load_dataset(folder, split="train").samples) == 2
+    for given in (folder, folder / "train", folder / "train" / "metadata.jsonl"):
+        with pytest.raises(DispError, match="no split 'test'"):
+            load_dataset(given, split="test")
 
 
 def test_files_that_are_broken_are_named_in_one_line(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from disp.data.dataset import Source
 from disp.data.formats import arrow, hub, image_folder, llama_factory, webdataset
 from disp.data.formats.json_files import is_json_name, json_layout
+from disp.data.formats.splits import chosen, no_split, of_split, splits_of
 from disp.data.formats.table import FILES, FORMATS, format_of, is_row
 from disp.data.remote import local_copy
 from disp.errors import DispError
@@ -41,7 +42,7 @@ def locate(path: Path, format: str | None = None, split: str | None = None) -> t
         if hub.is_hub_id(str(path)) and files in (None, "huggingface") and not path.parent.is_dir():
             return _folder(hub.fetch(str(path), split), None)
         raise DispError(f"{shortened(str(path), 300)}: no such data file")
-    found = _folder(path, split) if path.is_dir() else _file(path)
+    found = _folder(path, split) if path.is_dir() else _file(path, split)
     if files is not None and found[1].files != files:
         raise DispError(f"{path} is no dataset of the format {format!r}: {FORMATS[format or ''].title}")
     if format == "llama-factory" and found[1].entry is None:
@@ -49,11 +50,15 @@ def locate(path: Path, format: str | None = None, split: str | None = None) -> t
     return found
 
 
-def _file(path: Path) -> tuple[Path, Source]:
+def _file(path: Path, split: str | None = None) -> tuple[Path, Source]:
+    """A file; with a split it is to be of that one."""
     if path.name == llama_factory.INFO:
-        return _folder(path.parent, None)
+        return _folder(path.parent, split)
     if path.name in image_folder.NAMES:
+        if split not in (None, path.absolute().parent.name):
+            raise no_split(path, split or "", [])
         return path, Source("imagefolder")
+    chosen(path, [path], split)
     if is_json_name(path.name):
         entry = llama_factory.entry_of(path)
         known = llama_factory.declared(entry[1]) if entry else None
@@ -72,11 +77,11 @@ def _file(path: Path) -> tuple[Path, Source]:
 def _folder(path: Path, split: str | None) -> tuple[Path, Source]:
     found = [path / name for name in DATA_FILES if (path / name).is_file()]
     if len(found) == 1:
-        return _file(found[0])
+        return _file(found[0], split)
     if found:
         raise DispError(f"{path} must hold exactly one of data.json and data.jsonl, found {len(found)}")
     if (path / "state.json").is_file():
-        return path, Source("huggingface")
+        return _saved(path, split)
     if (path / "dataset_dict.json").is_file():
         return _dataset_dict(path, split)
     if entries := llama_factory.read_info(path):
@@ -87,22 +92,25 @@ def _folder(path: Path, split: str | None) -> tuple[Path, Source]:
         file = path / entry["file_name"]
         if not file.is_file() or file.parent != path:
             raise DispError(f"{path / llama_factory.INFO} names {entry['file_name']!r}, which is not in its folder")
-        return _file(file)
-    for part in (path, path / (split or "train")):
-        for name in image_folder.NAMES:
-            if (part / name).is_file():
-                return part / name, Source("imagefolder")
+        return _file(file, split)
+    if metadata := _metadata(path, split):
+        return metadata, Source("imagefolder")
     for part in (path, path / DATA_FOLDER):
         if parquet := arrow.parquet_files(part) if part.is_dir() else []:
-            return _parquet(part, parquet, split)
-        if part.is_dir() and webdataset.shards(part):
+            part_read = chosen(part, parquet, split)
+            if len(parquet) == 1:
+                return parquet[0], Source("parquet")
+            return part, Source("parquet", split=part_read)
+        if tars := webdataset.shards(part) if part.is_dir() else []:
             if other := _with_rows(part):
                 raise DispError(f"{part} holds tar files and rows in {other.name}; give the one that is the dataset")
-            return part, Source("webdataset")
+            return part, Source("webdataset", split=chosen(part, tars, split, loose=True))
     if (path / DATA_FOLDER).is_dir() and path.name != DATA_FOLDER:
         return _folder(path / DATA_FOLDER, split)
     others = [file for file in sorted(path.iterdir()) if is_json_name(file.name) and file.is_file()]
-    named = [file for file in others if split and file.name.partition(".")[0] == split] or others
+    if split and others:
+        chosen(path, others, split)
+    named = of_split(others, split or ("train" if len(others) > 1 and "train" in splits_of(others) else None))
     if len(named) == 1:
         return _file(named[0])
     names = f" ({shortened(', '.join(file.name for file in others), 200)})" if others else ""
@@ -110,6 +118,26 @@ def _folder(path: Path, split: str | None) -> tuple[Path, Source]:
         f"{path} must hold exactly one of data.json and data.jsonl, found 0; give the data file itself{names}, or a "
         "folder with parquet or tar files, metadata.jsonl, or dataset_info.json"
     )
+
+
+def _metadata(folder: Path, split: str | None) -> Path | None:
+    """The metadata of a folder of pictures, or of that of the split."""
+
+    def in_folder(part: Path) -> Path | None:
+        return next((part / name for name in image_folder.NAMES if (part / name).is_file()), None)
+
+    if split is None:
+        return in_folder(folder) or in_folder(folder / "train")
+    if (own := in_folder(folder)) is not None:
+        if split == folder.absolute().name:
+            return own
+        raise no_split(folder, split, [])
+    if Path(split).name != split or (found := in_folder(folder / split)) is None:
+        parts = sorted(part.name for part in folder.iterdir() if part.is_dir() and in_folder(part))
+        if parts:
+            raise no_split(folder, split, parts)
+        return None
+    return found
 
 
 def _with_rows(folder: Path) -> Path | None:
@@ -138,14 +166,13 @@ def _dataset_dict(path: Path, split: str | None) -> tuple[Path, Source]:
     return path / part, Source("huggingface", split=part)
 
 
-def _parquet(folder: Path, files: list[Path], split: str | None) -> tuple[Path, Source]:
-    """A folder whose files are all of one split, or the only file of the split asked for."""
-    splits = {file.name.partition("-")[0].removesuffix(".parquet") for file in files}
-    if len(files) == 1:
-        return files[0], Source("parquet")
-    if len(splits) > 1:
-        part = split or "train"
-        if part not in splits:
-            raise DispError(f"{folder} has the splits {', '.join(sorted(splits))}; choose one with --split")
-        return folder, Source("parquet", split=part)
-    return folder, Source("parquet")
+def _saved(folder: Path, split: str | None) -> tuple[Path, Source]:
+    """A folder of `save_to_disk`, which is of one split and may say of which."""
+    if split is not None:
+        try:
+            own = json.loads((folder / "state.json").read_bytes())["_split"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            own = None
+        if split not in (own, folder.absolute().name):
+            raise no_split(folder, split, [own] if isinstance(own, str) else [])
+    return folder, Source("huggingface")

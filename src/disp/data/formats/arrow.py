@@ -12,6 +12,7 @@ from typing import Any
 from disp.data.dataset import Source
 from disp.data.formats.files import Files, Output, with_values
 from disp.data.formats.row import Row
+from disp.data.formats.splits import of_split
 from disp.errors import DispError
 from disp.files import write_atomically, write_json
 from disp.words import shortened
@@ -46,7 +47,7 @@ def pyarrow() -> Any:
 
 def parquet_files(path: Path, split: str | None = None) -> list[Path]:
     """The file, or those of a split in a folder in order of their names."""
-    return sorted(path.glob(f"{split}*.parquet" if split else "*.parquet")) if path.is_dir() else [path]
+    return of_split(sorted(path.glob("*.parquet")), split) if path.is_dir() else [path]
 
 
 def arrow_files(folder: Path) -> list[Path]:

@@ -34,6 +34,7 @@ from disp.data.formats.members import (
     text_of,
 )
 from disp.data.formats.row import PICTURE_FIELDS, BadRow, Row
+from disp.data.formats.splits import of_split
 from disp.data.references import TEXTS, Embedded
 from disp.errors import DispError
 from disp.files import write_atomically
@@ -82,9 +83,11 @@ class _Apart:
         return self.picture or (key if key in self.nameless else None)
 
 
-def shards(path: Path) -> list[Path]:
-    """The file, or the tar files in a folder in order of their names."""
-    return sorted(file for file in path.iterdir() if is_shard_name(file.name)) if path.is_dir() else [path]
+def shards(path: Path, split: str | None = None) -> list[Path]:
+    """The file, or the tar files of a split in a folder in order of their names."""
+    if not path.is_dir():
+        return [path]
+    return of_split(sorted(file for file in path.iterdir() if is_shard_name(file.name)), split)
 
 
 def is_shard_name(name: str) -> bool:
@@ -98,9 +101,9 @@ def rows(path: Path, source: Source) -> Iterator[Row]:
     Raises:
         DispError: a shard cannot be read.
     """
-    apart = cache(lambda: _pictures_apart(shards(path)))
+    apart = cache(lambda: _pictures_apart(shards(path, source.split)))
     number = 0
-    for shard in shards(path):
+    for shard in shards(path, source.split):
         for sample in _samples(shard):
             value: Any
             try:

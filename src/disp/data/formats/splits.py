@@ -1,0 +1,95 @@
+"""Splits of a dataset that lies in a folder, as the names of its files tell them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from disp.errors import DispError
+from disp.words import shortened
+
+# How names of splits begin: train, training, testdev, val2017, validation, dev …
+_USUAL = re.compile(r"(train|test|val|dev|eval)", re.IGNORECASE)
+# The number of a shard at the end of a name: laion_3, train00001; val2017 has none.
+_NUMBER = re.compile(r"(_\d+|(?<!\d)0\d*)$", re.ASCII)
+
+
+def of_split(files: Sequence[Path], split: str | None) -> list[Path]:
+    """Those of the files that are of a split; all of them for None.
+
+    A file is of the split that it is called, without its ending or up to the first hyphen or point: ``test.jsonl`` and
+    ``test-00000-of-00002.parquet`` are of ``test``, ``testdev-000.tar`` is not. Where no file is, it may be named
+    within: ``imagenet-test-000.tar``.
+    """
+    if split is None:
+        return list(files)
+    return [file for file in files if split in (_stem(file.name), _first(file.name))] or [
+        file for file in files if _within(file.name) == split
+    ]
+
+
+def splits_of(files: Sequence[Path]) -> list[str]:
+    """The splits that the names of files tell, in order; "" where some tell none, as numbers alone do."""
+    firsts = {_first(file.name) for file in files}
+    within = {_within(file.name) for file in files}
+    return sorted(firsts if any(map(_USUAL.match, firsts)) or "" in within else within)
+
+
+def chosen(folder: Path, files: Sequence[Path], split: str | None, *, loose: bool = False) -> str | None:
+    """The split to read of a folder's files; None for all of them.
+
+    Args:
+        folder: what the user gave, for messages.
+        files: the files that hold rows.
+        split: the one asked for; otherwise "train" where the files are of several.
+        loose: whether names that are not usual for splits are those of shards of one set.
+
+    Raises:
+        DispError: no file is of the split, or none was asked for and there are several without "train".
+    """
+    if split is not None:
+        if not of_split(files, split):
+            raise no_split(folder, split, splits_of(files))
+        return split
+    found = splits_of(files)
+    if len(found) == 1 or (loose and not any(map(_USUAL.match, found))):
+        return None
+    if "train" not in found or "" in found:
+        raise DispError(f"{folder} {_told(found)}")
+    return "train"
+
+
+def no_split(where: Path, split: str, found: Sequence[str]) -> DispError:
+    """What is said where nothing is of the split asked for.
+
+    Args:
+        where: the file or folder.
+        split: what was asked for.
+        found: the splits that there are.
+    """
+    return DispError(f"{where} has no split {shortened(split)!r}; it {_told(found)}, or leave --split out")
+
+
+def _told(found: Sequence[str]) -> str:
+    named = [name for name in found if name]
+    others = " and files of none" if named and len(named) < len(found) else ""
+    if not named:
+        return "names no splits; give another folder"
+    return f"has the splits {shortened(', '.join(named), 200)}{others}; choose one with --split"
+
+
+def _stem(name: str) -> str:
+    stem = re.sub(r"\.(jsonl?|parquet|tar|tgz)$", "", name.removesuffix(".gz"))
+    return "" if stem.isdecimal() else stem
+
+
+def _first(name: str) -> str:
+    """The name up to the first hyphen or point, without a number of a shard."""
+    first = re.split(r"[-.]", name, maxsplit=1)[0]
+    return "" if first.isdecimal() else _NUMBER.sub("", first)
+
+
+def _within(name: str) -> str:
+    """A usual name of a split as a part of a file's name; "" where there is none."""
+    return next((part for part in re.split(r"[-_.]", _stem(name)) if _USUAL.match(part)), "")
