@@ -1,15 +1,20 @@
 """Pictures that rows hold themselves: kept once, in a folder of their own, and never in memory."""
 
+import json
 import os
 from dataclasses import replace
 
 import pytest
-from data.written import WRITTEN, png
+from data.written import WRITTEN, from_value, png
 
+from disp.attacks.poison import poison
+from disp.attacks.targets import Refusal
+from disp.attacks.triggers import PRESETS
+from disp.data.convert import convert
 from disp.data.loading import load_dataset
 from disp.data.references import Embedded, Finder, NotFound, cache_folder
 from disp.data.sample import Sample, Turn
-from disp.data.saving import save_dataset
+from disp.data.saving import data_path, link_images, save_dataset
 from disp.errors import DispError
 
 
@@ -89,3 +94,85 @@ def test_a_picture_in_memory_or_elsewhere_is_not_written(tmp_path, picture):
                 save_dataset([Sample("s", (image,), (Turn("a", "b"),))], tmp_path / name, tmp_path)
     with pytest.raises(DispError, match=r"is written as \.json or \.jsonl, not '\.txt'"):
         save_dataset([], tmp_path / "x.txt", tmp_path)
+
+
+def _named_variously(folder):
+    """A set whose rows name pictures in every way that is understood; some names are of several files."""
+    for number, name in enumerate(("images/0.png", "0.png", "images/1.png", "other/2.png", "images/d\u00e9.png")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(number))
+    where = folder.as_posix()
+    return [
+        ("0.png", 0),
+        ("images/0.png", 0),
+        (f"{where}/0.png", 1),
+        ("./1.png", 2),
+        (f"{where}/images/1.png", 2),
+        (f"file://{where}/images/1.png", 2),
+        ("other/2.png", 3),
+        ("images\\1.png", 2),
+        ("de\u0301.png", 4),
+    ]
+
+
+@pytest.mark.parametrize("choose", [slice(None), slice(0, 2), slice(4, 6), slice(3, 9, 4)])
+@pytest.mark.parametrize("way", ["purified", "poisoned", "llava", "sharegpt", "imagefolder", "webdataset"])
+def test_rows_show_the_same_pictures_wherever_they_are_written(way, choose, tmp_path):
+    (tmp_path / "in").mkdir()
+    named = _named_variously(tmp_path / "in")[choose]
+    _check_written_again(tmp_path, way, named, None)
+
+
+@pytest.mark.parametrize("given", ["photos", "images"])
+def test_names_that_begin_with_the_image_folder_are_found_again(given, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / given).mkdir()
+    (tmp_path / given / "0.png").write_bytes(png(0))
+    _check_written_again(tmp_path, "purified", [("0.png", 0), (f"{given}/0.png", 0)], tmp_path / given)
+
+
+def _check_written_again(folder, way, named, image_root):
+    rows = [
+        {"id": str(number), "image": name, "conversations": from_value("<image>?", "A.")}
+        for number, (name, _) in enumerate(named)
+    ]
+    (folder / "in" / "x.json").write_text(json.dumps(rows))
+    dataset = load_dataset(folder / "in" / "x.json", image_root, strict=True)
+    assert [sample.images[0].read_bytes() for sample in dataset.samples] == [png(number) for _, number in named]
+    out = folder / "out"
+    if way == "purified":
+        out.mkdir()
+        path = data_path(dataset, out)
+        save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
+        link_images(dataset, out)
+    elif way == "poisoned":
+        path = poison(dataset, out, PRESETS["patch"], Refusal(), 0).path
+    else:
+        path = convert(dataset, way, out).path
+    again = load_dataset(path, strict=True)
+    assert [sample.images[0].read_bytes() for sample in again.samples] == [png(number) for _, number in named]
+
+
+@pytest.mark.parametrize("name", ["parquet", "parquet-folder", "huggingface"])
+def test_tables_that_name_files_find_these_again(name, tmp_path):
+    pytest.importorskip("pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"id": "x", "image": "0.png", "question": "?", "answer": "A."}
+    (tmp_path / "in" / "images").mkdir(parents=True)
+    (tmp_path / "in" / "images" / "0.png").write_bytes(png(0))
+    table = pa.Table.from_pylist([row])
+    if name == "huggingface":
+        with pa.OSFile(str(tmp_path / "in" / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        (tmp_path / "in" / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    else:
+        for part in range(2 if name == "parquet-folder" else 1):
+            pq.write_table(table, tmp_path / "in" / f"train-{part}.parquet")
+    dataset = load_dataset(tmp_path / "in", strict=True)
+    path = data_path(dataset, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
+    link_images(dataset, tmp_path / "out")
+    assert load_dataset(path, strict=True).samples[0].images[0].read_bytes() == png(0)

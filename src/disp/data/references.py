@@ -181,7 +181,7 @@ class Finder:
         try:
             for root in roots:
                 # Without "..", so that the name stays inside another root as well, when the images are copied there.
-                path = _as_it_lies(root / os.path.normpath(name), root)
+                path = _as_it_lies(_within(root / os.path.normpath(name), root), root)
                 if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:
                     continue
                 # Links must not leave the innermost folder that the name lies in.
@@ -231,7 +231,7 @@ def reference_to(
         return replace(reference, file=source)
     name = reference.get("path") if isinstance(reference, Mapping) else reference
     same = isinstance(source, Path) and source == file
-    if same and isinstance(name, str) and file and not _is_plain(name, file, image_root):
+    if same and isinstance(name, str) and file and _is_kept(name, file, image_root):
         return reference
     if not isinstance(source, Path) or not source.absolute().is_relative_to(image_root):
         raise DispError(f"{what}: image {source} does not lie in the image folder {image_root}")
@@ -239,16 +239,29 @@ def reference_to(
     return {**reference, "path": name} if isinstance(reference, Mapping) else name
 
 
-def _is_plain(name: str, file: Path, image_root: Path) -> bool:
-    """Whether a name is relative to the image folder, so that it is written as it is in the folder at hand."""
+def _is_kept(name: str, file: Path, image_root: Path) -> bool:
+    """Whether a name that is not plainly the place in the image folder means the same picture beside a link to that."""
     if "://" in name or os.path.isabs(name) or name[:5].lower() == "data:":
+        return True
+    tidy = os.path.normpath(name)
+    if image_root / tidy == file:
         return False
-    return not file.is_relative_to(image_root) or image_root / os.path.normpath(name) == file
+    # As `Finder` looks: in the image folder, then beside the rows, where the link is called "images".
+    roots = [image_root, image_root.parent] if image_root.name == "images" else [image_root]
+    found = next((path for root in roots if (path := _as_it_lies(root / tidy, root)).is_file()), None)
+    return found == file and found.is_relative_to(image_root)
 
 
 @lru_cache(maxsize=64)
 def _resolved(folder: Path) -> Path:
     return folder.resolve()
+
+
+def _within(path: Path, root: Path) -> Path:
+    """The path; in a root that is a link also what lies in the folder that it points to, as absolute names say it."""
+    if path.is_relative_to(root) or not path.is_relative_to(_resolved(root)):
+        return path
+    return root / path.relative_to(_resolved(root))
 
 
 def _as_it_lies(path: Path, root: Path) -> Path:

@@ -64,10 +64,15 @@ def link_images(dataset: Dataset, out: Path) -> None:
     There is none where the rows name no file in the image folder: they hold their pictures, or name them from the root
     of the file system. Where links are not to be had, readers name the folder.
     """
-    root = dataset.image_root.resolve()
-    files = FILES[dataset.source.files] if dataset.source else None
-    itself = files is not None and (files.embeds or files.name == "imagefolder")
-    if itself or root == Path(root.anchor) or (out / "images").exists():
+    root, source = dataset.image_root.resolve(), dataset.source
+    files = (image for sample in dataset.samples for image in sample.images if isinstance(image, Path))
+    laid_beside = source is not None and source.files == "imagefolder"
+    if laid_beside or root == Path(root.anchor) or not any(file.is_relative_to(dataset.image_root) for file in files):
+        return
+    path = data_path(dataset, out)
+    if path.is_dir():  # the folder of the rows, beside which readers look
+        out = path / source.split if source and source.files == "huggingface" and source.split else path
+    if (out / "images").exists():
         return
     with suppress(OSError):
         (out / "images").symlink_to(root, target_is_directory=True)
@@ -75,7 +80,16 @@ def link_images(dataset: Dataset, out: Path) -> None:
 
 def name_in(image_root: Path, picture: Path) -> Path:
     """A picture's name in a copy of the image folder; for one that its row holds itself, the name of its content."""
-    return picture.relative_to(image_root) if picture.is_relative_to(image_root) else Path(picture.name)
+    if not picture.is_relative_to(image_root):
+        return Path(picture.name)
+    name = picture.relative_to(image_root)
+    if name.parts[0] != "images":
+        return name
+    # "images/0.jpg" in a folder "images" could be taken for "0.jpg" in it.
+    folder = "images_"
+    while (image_root / folder).exists():
+        folder += "_"
+    return Path(folder, *name.parts[1:])
 
 
 def place(source: Path, target: Path) -> None:
