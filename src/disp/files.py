@@ -18,7 +18,12 @@ from typing import Any
 from disp.errors import DispError
 
 # What tells that a folder is a model's or a dataset's.
-OTHERS = ("config.json", "adapter_config.json", "data.json", "data.jsonl", "data.parquet", "dataset_info.json")
+OTHERS = (
+    *("config.json", "adapter_config.json", "data.json", "data.jsonl", "data.json.gz", "data.jsonl.gz", "data.parquet"),
+    *("dataset_info.json", "dataset_dict.json", "state.json", "metadata.jsonl", "metadata.csv"),
+)
+# In a folder "data" these files are a dataset's as well.
+_OF_DATA = (".parquet", ".tar", ".tar.gz", ".tgz", ".arrow")
 # What names of half-written files begin with.
 TEMPORARY = ".disp-tmp-"
 # In a folder while a command fills it that has no other record of what is finished.
@@ -176,7 +181,13 @@ def check_unused(folder: Path) -> None:
     Raises:
         DispError: it is.
     """
-    for name in OTHERS:
+    data = folder / "data"
+    below = (
+        [f"data/{file.name}" for file in sorted(data.iterdir()) if file.name.endswith(_OF_DATA)]
+        if data.is_dir()
+        else []
+    )
+    for name in (*OTHERS, *(f"data/{name}" for name in OTHERS), *below[:1]):
         if (folder / name).exists():
             raise DispError(f"{folder} holds {name}, which is not of this run; choose another folder")
 

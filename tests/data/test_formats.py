@@ -9,10 +9,10 @@ from disp.attacks.poison import poison
 from disp.attacks.targets import Refusal
 from disp.attacks.triggers import PRESETS
 from disp.data.damaged import without_damaged_pictures
-from disp.data.dataset import identity
 from disp.data.loading import load_dataset
 from disp.data.sample import queries_of
 from disp.data.saving import data_path, link_images, save_dataset
+from disp.data.stored import identity
 from disp.decoding.samplers import decode_config
 from disp.purification.config import PurifyConfig
 from disp.purification.purify import purify

@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from disp.data import sample as module
-from disp.data.dataset import Dataset, identity
+from disp.data.dataset import Dataset
 from disp.data.index import Index
 from disp.data.sample import Query, Sample, Turn, digests_of, pictures_sha256, unanswered
+from disp.data.stored import identity
 from disp.errors import DispError
 
 

@@ -18,7 +18,8 @@ from disp.attacks.triggers import Trigger, trigger_from_dict, trigger_to_dict
 from disp.data.dataset import Dataset
 from disp.data.loading import load_dataset
 from disp.data.sample import Query, Sample, open_image, queries_of
-from disp.data.saving import data_path, name_in, place, save_dataset
+from disp.data.saving import data_path, name_in_copy, place, save_dataset
+from disp.data.stored import check_apart, check_pictures_apart, data_sha256
 from disp.draws import generator, key_of
 from disp.errors import DispError
 from disp.files import UNFINISHED, begin, check_unused, finish, sha256, write_json
@@ -71,7 +72,7 @@ def poison(
     Raises:
         DispError: the rate is out of range, too few rows are eligible, an image is no file, or of a format that
             triggered pictures cannot have, the trigger is of no kind that a manifest can hold, or ``out`` holds a
-            dataset, a model or the honest images.
+            dataset, a model or honest images, or is the data's own folder.
     """
     if not 0 <= rate <= 1:
         raise DispError(f"poison rate must be in [0, 1], got {rate}")
@@ -82,6 +83,8 @@ def poison(
     attack = {"trigger": trigger_to_dict(trigger), "target": target_to_dict(target)}
     if (out / "images").resolve() == dataset.image_root.resolve():
         raise DispError(f"{out / 'images'} holds the honest images, which must not be changed; choose another folder")
+    check_apart(dataset, out)
+    check_pictures_apart(dataset, out / "images")
     wanted = round(rate * len(dataset.samples))
     eligible = [sample for sample in dataset.samples if _is_eligible(sample, target)]
     if len(eligible) < wanted:
@@ -96,7 +99,7 @@ def poison(
     chosen = {sample.id for sample in poisoned}
     # How many pictures would have each name if a trigger was put into all of them.
     uses = Counter(
-        _spelt_alike(storage.named(name_in(dataset.image_root, path)))
+        _spelt_alike(storage.named(name_in_copy(dataset.image_root, path)))
         for sample in dataset.samples
         for path in _image_files(sample)
     )
@@ -124,7 +127,7 @@ def poison(
             "seed": seed,
             "rows": len(samples),
             "poisoned": len(rows),
-            "source_sha256": sha256(dataset.path),
+            "source_sha256": data_sha256(dataset),
             "data_sha256": sha256(path),
             "poisoned_rows": rows,
         },
@@ -195,7 +198,7 @@ def _poison_sample(
     for index, source in enumerate(_image_files(sample)):
         marked, record = _apply(sample, index, source, trigger, seed)
         # The picture keeps its name, which then tells nothing, unless another row needs that name for its own.
-        name = storage.named(name_in(image_root, source))
+        name = storage.named(name_in_copy(image_root, source))
         if uses[_spelt_alike(name)] > 1:
             name = name.with_stem(f"{name.stem}-{key_of(seed, 'name', sample.id, index):016x}")
         path = folder / name
@@ -235,6 +238,6 @@ def _image_files(sample: Sample) -> tuple[Path, ...]:
 
 
 def _link(source: Path, image_root: Path, folder: Path) -> Path:
-    path = folder / name_in(image_root, source)
+    path = folder / name_in_copy(image_root, source)
     place(source, path)
     return path

@@ -32,9 +32,10 @@ from disp.auditing.random_control import random_control
 from disp.auditing.record import Measured, write_record
 from disp.auditing.result import Audit, Verdict
 from disp.auditing.truth import compared_with_truth, read_truth
-from disp.data.dataset import Dataset, identity
+from disp.data.dataset import Dataset
 from disp.data.index import Index
 from disp.data.sample import queries_of
+from disp.data.stored import check_apart, identity
 from disp.errors import Undecided
 from disp.evaluation.intervals import wilson
 from disp.files import claim
@@ -83,9 +84,10 @@ def audit(
 
     Raises:
         Undecided: no sample has an image, or so few have one that nothing can be decided.
-        DispError: ``truth`` is no manifest, or ``out`` holds another audit.
+        DispError: ``truth`` is no manifest, or ``out`` holds another audit or is the data's own folder.
     """
     start = time.monotonic()
+    check_apart(dataset, out)
     index = Index(dataset.samples)
     samples = [sample for sample in dataset.samples if sample.images]
     _check(dataset, len(index.by_picture(samples)), config)

@@ -23,7 +23,8 @@ from disp.data.cells import write_csv
 from disp.data.dataset import Dataset
 from disp.data.sample import Sample, queries_of
 from disp.data.saving import name_in
-from disp.files import sha256, write_atomically, write_json, write_jsonl
+from disp.data.stored import data_sha256
+from disp.files import write_atomically, write_json, write_jsonl
 from disp.models.interface import MDLM
 from disp.suspicion.evidence import suspicious_query
 from disp.suspicion.places import token_boxes
@@ -158,7 +159,7 @@ def _summary(
         "reasons": list(result.reasons),
         "model": measured.name or type(model).__name__,
         "data": str(dataset.path),
-        "data_sha256": sha256(dataset.path),
+        "data_sha256": data_sha256(dataset),
         "samples": len(dataset.samples),
         "turns": len(queries_of(dataset.samples)),
         "without_image": sum(not sample.images for sample in dataset.samples),

@@ -15,7 +15,8 @@ from disp.baselines.config import BaselineConfig, Defended
 from disp.baselines.filtering import filtered
 from disp.baselines.interface import Answering, Filter
 from disp.baselines.table import DEFENCES
-from disp.data.dataset import Dataset, identity
+from disp.data.dataset import Dataset
+from disp.data.stored import check_apart, identity
 from disp.decoding.samplers import own_settings
 from disp.errors import DispError
 from disp.files import claim, write_json
@@ -50,10 +51,11 @@ def run_baseline(
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
-        DispError: ``out`` holds a run with another model, configuration or data; the model does not show what the
-            defence needs; a parameter is missing; no row is left; too few rows can be measured; or ``truth`` is no
-            manifest, or is given for a defence that drops nothing.
+        DispError: ``out`` holds a run with another model, configuration or data, or is the data's own folder; the
+            model does not show what the defence needs; a parameter is missing; no row is left; too few rows can be
+            measured; or ``truth`` is no manifest, or is given for a defence that drops nothing.
     """
+    check_apart(dataset, out)
     defence = DEFENCES[config.defence]
     defence.check(config.parameters)
     if truth is not None and not isinstance(defence, Filter):

@@ -13,6 +13,7 @@ from disp.attacks.targets import Target
 from disp.benchmarks.documents import documents_of
 from disp.data.dataset import Dataset
 from disp.data.sample import Sample, queries_of
+from disp.data.stored import check_apart
 from disp.errors import DispError
 from disp.files import write_atomically, write_text
 
@@ -44,12 +45,13 @@ def write_tasks(
         The tasks' names.
 
     Raises:
-        DispError: pyarrow is not installed, or the attack applies to no sample.
+        DispError: pyarrow is not installed, the attack applies to no sample, or ``out`` is the data's own folder.
     """
     try:
         import pyarrow  # noqa: F401
     except ImportError:
         raise DispError("writing tasks for lmms-eval needs pyarrow; install it with: pip install pyarrow") from None
+    check_apart(dataset, out)
     folder = out.absolute()
     tables: dict[str, tuple[str, Iterator[dict[str, Any]]]] = {
         "disp_clean": ("clean.parquet", (row for s in dataset.samples for row in _counted(s, None, progress)))

@@ -45,13 +45,17 @@ class Asked:
             raise DispError("--image belongs to --prompt; a dataset names its own images")
 
     def samples(self, rows: Rows, *, quiet: bool = False) -> tuple[Sample, ...]:
-        """The prompt, or the rows of the dataset."""
+        """The prompt, or the rows of the dataset; raises `DispError` where the answers would be written over these."""
         from disp.data.sample import Sample, Turn
+        from disp.data.stored import check_output
 
         if self.prompt is not None:
             return (Sample("prompt", tuple(self.image or ()), (Turn(self.prompt, ""),)),)
         assert self.data is not None, "checked"
-        return rows.load(self.data, questions=True, quiet=quiet).samples
+        dataset = rows.load(self.data, questions=True, quiet=quiet)
+        if self.out is not None:
+            check_output(dataset, self.out)
+        return dataset.samples
 
 
 @Parameter(name="*")

@@ -153,6 +153,7 @@ def evaluate(
     from disp.attacks.poison import load_attack
     from disp.baselines.answering import answer_under
     from disp.data.sample import queries_of
+    from disp.data.stored import check_output
     from disp.decoding.samplers import own_settings
     from disp.evaluation.evaluate import evaluate as run
     from disp.evaluation.evaluate import to_metrics
@@ -163,8 +164,11 @@ def evaluate(
 
     workers, runtime = sharing.workers(model, runtime), sharing.runtime(runtime)
     parameters.answering(defence, batch_size=1, seed=seed)  # refuses a wrong name
-    samples = rows.load(data, quiet=not workers.leads).samples[:limit]
+    dataset = rows.load(data, quiet=not workers.leads)
     planted = load_attack(attack) if attack else None
+    if out is not None:
+        check_output(dataset, out, *([attack] if attack else []))
+    samples = dataset.samples[:limit]
     parts = parts_of(out, workers)
     work: Work = "scores" if defence else "answers"
     size = sharing.batch_size(batch_size, model, samples, runtime, workers, work=work, folder=parts)

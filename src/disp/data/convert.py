@@ -18,7 +18,8 @@ from disp.data.formats.table import DIALECTS, FILES, FORMATS, format_of
 from disp.data.loading import OWN_FIELDS
 from disp.data.references import Embedded
 from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
-from disp.data.saving import name_in, place
+from disp.data.saving import name_in_copy, place
+from disp.data.stored import check_pictures_apart
 from disp.errors import DispError
 from disp.files import check_unused, write_json
 from disp.locks import alone
@@ -89,8 +90,8 @@ def convert(
         progress: called with the number of rows finished.
 
     Raises:
-        DispError: the format is unknown or is not written, ``out`` holds a dataset or a model, a picture is in memory,
-            or no row can be written.
+        DispError: the format is unknown or is not written, ``out`` holds a dataset, a model or pictures of this one, a
+            picture is in memory, or no row can be written.
     """
     target = format_of(format)
     if target.writes is None:
@@ -107,6 +108,8 @@ def convert(
     if _info(out) == {"data": _ENTRY}:
         (out / INFO).unlink()
     check_unused(out)
+    if not files.embeds and (out / "images").resolve() != dataset.image_root.resolve():
+        check_pictures_apart(dataset, out / "images")
     problems: list[Problem] = []
     count = 0
 
@@ -164,7 +167,7 @@ def _row(sample: Sample, dataset: Dataset, format: str, dialect: str, files: Fil
 def _picture(sample: Sample, source: Any, dataset: Dataset, format: str, files: Files, out: Path) -> Any:
     if not isinstance(source, Path):
         raise DispError(f"sample {sample.id!r} has a picture in memory; only pictures in files can be converted")
-    name = name_in(dataset.image_root, source).as_posix()
+    name = name_in_copy(dataset.image_root, source).as_posix()
     if files.embeds:
         return Embedded(source, "dict", os.path.basename(name))
     place(source, out / "images" / name)

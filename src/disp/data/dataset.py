@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from disp.data.formats.row import Dialect, Origin
-from disp.data.index import Index
-from disp.data.sample import Sample, pictures_sha256
+from disp.data.sample import Sample
 from disp.errors import DispError
-from disp.files import sha256
 from disp.words import shortened
 
 
@@ -71,20 +69,6 @@ class Dataset:
     def without_picture(self) -> int:
         """How many samples have no picture."""
         return sum(not sample.images for sample in self.samples)
-
-
-def identity(dataset: Dataset, index: Index | None = None) -> dict[str, str]:
-    """What makes a dataset this one, for the file that says what a run folder holds.
-
-    Args:
-        dataset: the dataset.
-        index: of its samples, where there is one already.
-    """
-    return {
-        "data_sha256": sha256(dataset.path),
-        "images": str(dataset.image_root),
-        "pictures_sha256": pictures_sha256((index or Index(dataset.samples)).pictures),
-    }
 
 
 def set_aside(dataset: Dataset, faults: Iterable[str | None], *, strict: bool, needed: str) -> Dataset:

@@ -79,13 +79,16 @@ def link_images(dataset: Dataset, out: Path) -> None:
 
 
 def name_in(image_root: Path, picture: Path) -> Path:
-    """A picture's name in a copy of the image folder; for one that its row holds itself, the name of its content."""
-    if not picture.is_relative_to(image_root):
-        return Path(picture.name)
-    name = picture.relative_to(image_root)
+    """A picture's name in the image folder; for one that its row holds itself, the name of its content."""
+    return picture.relative_to(image_root) if picture.is_relative_to(image_root) else Path(picture.name)
+
+
+def name_in_copy(image_root: Path, picture: Path) -> Path:
+    """The same in a copy of the image folder that is called ``images``."""
+    name = name_in(image_root, picture)
     if name.parts[0] != "images":
         return name
-    # "images/0.jpg" in a folder "images" could be taken for "0.jpg" in it.
+    # "images/0.jpg" in such a folder could be taken for "0.jpg" in it.
     folder = "images_"
     while (image_root / folder).exists():
         folder += "_"

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from disp.data.dataset import Dataset, Problem, identity
+from disp.data.dataset import Dataset, Problem
 from disp.data.index import Index
 from disp.data.sample import IMAGE_PLACEHOLDER, Sample
+from disp.data.stored import identity
 from disp.errors import DispError
 from disp.files import sha256
 from disp.words import shortened

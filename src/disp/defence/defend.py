@@ -19,6 +19,7 @@ from disp.data.damaged import without_damaged_pictures
 from disp.data.dataset import Dataset, Problem
 from disp.data.loading import load_dataset
 from disp.data.sample import ImageSource, Sample, queries_of
+from disp.data.stored import check_apart
 from disp.defence.audited import purify_audited, recovery_samples
 from disp.defence.config import DefenceConfig
 from disp.draws import generator
@@ -113,6 +114,8 @@ def defend(
             `check_training`), or ``out`` holds another run.
     """
     # What the training or the treatment lacks is said before the audit, not after it.
+    for number in range(1, config.rounds + 1):
+        check_apart(dataset, out / f"purified{_suffix(number)}")
     treatment.check(dataset.samples)
     if config.rewrites_all and treatment.remedy != "rewrite":
         said = "--rewrite all" if config.preset is None else "the published preset"
@@ -144,7 +147,7 @@ def defend(
     untrusted: tuple[Problem, ...] = ()
     in_round = treatment
     for number in range(1, config.rounds + 1):
-        suffix = "" if number == 1 else f"-{number}"
+        suffix = _suffix(number)
         # 1. Rewrite what is flagged, keep what is supported; or every row.
         purified = out / f"purified{suffix}"
         if config.preset is None:
@@ -237,6 +240,11 @@ def defend(
         restored=restored,
         untrusted=untrusted,
     )
+
+
+def _suffix(number: int) -> str:
+    """What the names of a round's folders end with."""
+    return "" if number == 1 else f"-{number}"
 
 
 def _train(

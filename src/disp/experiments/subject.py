@@ -14,6 +14,7 @@ from disp.attacks.targets import PRESETS as TARGETS
 from disp.attacks.targets import Misclassification
 from disp.data.dataset import Dataset
 from disp.data.loading import load_dataset
+from disp.data.stored import data_sha256
 from disp.errors import DispError
 from disp.experiments.cells import Attacked
 from disp.experiments.precision import half_precision, load_float32
@@ -27,7 +28,6 @@ from disp.experiments.settings import (
     recovery_training,
     sized_config,
 )
-from disp.files import sha256
 from disp.locks import waiting_for
 from disp.models.hub import BUILTIN, resolve
 from disp.models.interface import MDLM
@@ -207,8 +207,8 @@ class Given:
         return {
             "model": self.model,
             "weights": weights_digest(self.model),
-            "data": sha256(self.tuning.path),
-            "test": sha256(self.test.path),
+            "data": data_sha256(self.tuning),
+            "test": data_sha256(self.test),
             "recipes": [self.implant, self.recovery],
         }
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from disp.data.dataset import Dataset, Problem, identity
+from disp.data.dataset import Dataset, Problem
 from disp.data.index import Index
 from disp.data.sample import Sample, queries_of
 from disp.data.saving import data_path, link_images, save_dataset
+from disp.data.stored import check_apart, identity
 from disp.data.trusted import answers_from
 from disp.decoding.samplers import own_settings
 from disp.errors import DispError
@@ -99,11 +100,12 @@ def purify(
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
-        DispError: ``out`` holds a run with another model, configuration or data, no sample is left, or the treatment
-            does not fit the mode or the samples.
+        DispError: ``out`` holds a run with another model, configuration or data, or is the data's own folder; no
+            sample is left; or the treatment does not fit the mode or the samples.
     """
     patterns, samples, index = patterns or {}, dataset.samples, Index(dataset.samples)
     treatment.check(samples)
+    check_apart(dataset, out)
     if treatment.remedy != "rewrite" and rewrite is None and config.mode != "selective":
         raise DispError(
             f"mode {config.mode!r} takes every row for poisoned; --remedy {treatment.remedy} needs --mode selective"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from disp.data.dataset import Dataset, identity
+from disp.data.dataset import Dataset
 from disp.data.sample import queries_of
+from disp.data.stored import check_apart, identity
 from disp.files import claim
 from disp.locks import alone
 from disp.models.fingerprint import fingerprint
@@ -43,8 +44,9 @@ def write_saliency(
         ``saliency.jsonl`` in ``out``, one line a turn.
 
     Raises:
-        DispError: ``out`` holds another run.
+        DispError: ``out`` holds another run, or is the data's own folder.
     """
+    check_apart(dataset, out)
     samples = dataset.samples[:limit]
     run = {"weights": fingerprint(model), "config": asdict(config), **identity(dataset)}
     workers.wait_for(out / "run.json")

@@ -126,7 +126,7 @@ def save(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] | None
     if like is None:
         _save_new(path, outputs)
         return
-    olds = {shard.name: shard for shard in shards(like[0])}
+    olds = {shard.name: shard for shard in shards(like[0], like[1].split)}
     for name, group in groupby(outputs, key=lambda output: output.file.partition("/")[0]):
         write_atomically(path if path.suffix else path / name, partial(_rewrite, outputs=group, old=olds[name]))
 
