@@ -22,8 +22,11 @@ OTHERS = (
     *("config.json", "adapter_config.json", "data.json", "data.jsonl", "data.json.gz", "data.jsonl.gz", "data.parquet"),
     *("dataset_info.json", "dataset_dict.json", "state.json", "metadata.jsonl", "metadata.csv"),
 )
-# In a folder "data" these files are a dataset's as well.
-_OF_DATA = (".parquet", ".tar", ".tar.gz", ".tgz", ".arrow")
+# What the names of files end with that a run would write over in a folder "data".
+_OF_DATA = (
+    *(".parquet", ".tar", ".tar.gz", ".tgz", ".arrow"),
+    *("dataset_info.json", "dataset_dict.json", "state.json", "metadata.jsonl", "metadata.csv"),
+)
 # What names of half-written files begin with.
 TEMPORARY = ".disp-tmp-"
 # In a folder while a command fills it that has no other record of what is finished.
@@ -187,7 +190,7 @@ def check_unused(folder: Path) -> None:
         if data.is_dir()
         else []
     )
-    for name in (*OTHERS, *(f"data/{name}" for name in OTHERS), *below[:1]):
+    for name in (*OTHERS, *below[:1]):
         if (folder / name).exists():
             raise DispError(f"{folder} holds {name}, which is not of this run; choose another folder")
 

@@ -75,8 +75,8 @@ def check_apart(dataset: Dataset, out: Path) -> None:
     path, folder = dataset.path.resolve(), out.resolve()
     own = path if path.is_dir() else path.parent
     target = data_path(dataset, out).resolve()
-    its_own = folder == own or (own.name == DATA_FOLDER and folder == own.parent)
-    if its_own or target == path or path.is_relative_to(target):
+    around = own.name == DATA_FOLDER and not (dataset.source and dataset.source.files in ("json", "lines"))
+    if folder == own or (around and folder == own.parent) or target == path or path.is_relative_to(target):
         raise DispError(
             f"{out} is the folder of the data, {dataset.path}, which must stay as it is; choose another folder"
         )
