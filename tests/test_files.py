@@ -6,7 +6,7 @@ import json
 import pytest
 
 from disp.errors import DispError
-from disp.files import append_jsonl, claim, read_finished_jsonl, sha256, write_atomically, write_json
+from disp.files import append_jsonl, begin, claim, read_finished_jsonl, sha256, write_atomically, write_json
 
 
 def test_a_torn_last_line_is_dropped_and_overwritten(tmp_path):
@@ -117,3 +117,14 @@ def test_a_folder_with_a_run_of_another_kind_says_what_it_holds(tmp_path):
     claim(tmp_path / "run.json", {"seed": 1}, "a purification")
     with pytest.raises(DispError, match="holds a purification, which is something else than a fine-tuning run; choose"):
         claim(tmp_path / "run.json", {"steps": 4}, "a fine-tuning run")
+
+
+@pytest.mark.parametrize("name", ["run.json", "audit-run.json"])
+def test_a_run_takes_no_folder_of_another_one(tmp_path, name):
+    other = next(each for each in ("run.json", "audit-run.json") if each != name)
+    claim(tmp_path / name, {"seed": 1}, "a run")
+    claim(tmp_path / name, {"seed": 1}, "a run")
+    with pytest.raises(DispError, match=f"holds {name} of another run; choose another folder"):
+        claim(tmp_path / other, {"seed": 1}, "another")
+    with pytest.raises(DispError, match=f"holds {name} of another run; choose another folder"):
+        begin(tmp_path, "scenes")

@@ -27,6 +27,8 @@ _OF_DATA = (
     *(".parquet", ".tar", ".tar.gz", ".tgz", ".arrow"),
     *("dataset_info.json", "dataset_dict.json", "state.json", "metadata.jsonl", "metadata.csv"),
 )
+# What says that a folder is a run's.
+RUNS = ("run.json", "audit-run.json")
 # What names of half-written files begin with.
 TEMPORARY = ".disp-tmp-"
 # In a folder while a command fills it that has no other record of what is finished.
@@ -135,6 +137,7 @@ def claim(file: Path, run: Mapping[str, Any], what: str, *, ignore: Collection[s
     written = {"what": what, **_without(json.loads(json.dumps(run, default=str)), ignore)}
     if not file.exists():
         check_unused(file.parent)
+        _check_no_run(file.parent)
         write_json(file, written)
         return
     try:
@@ -170,6 +173,7 @@ def begin(folder: Path, what: str) -> None:
             raise DispError(f"{folder} was begun by {before[:40]!r} and not finished; delete it or choose another")
         return
     check_unused(folder)
+    _check_no_run(folder)
     write_text(marker, f"{what}\n")
 
 
@@ -193,6 +197,12 @@ def check_unused(folder: Path) -> None:
     for name in (*OTHERS, *below[:1]):
         if (folder / name).exists():
             raise DispError(f"{folder} holds {name}, which is not of this run; choose another folder")
+
+
+def _check_no_run(folder: Path) -> None:
+    for name in RUNS:
+        if (folder / name).exists():
+            raise DispError(f"{folder} holds {name} of another run; choose another folder")
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

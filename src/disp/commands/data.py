@@ -220,10 +220,10 @@ def convert(data: Data, /, *, to: str, out: OutOrURL, rows: Rows = ROWS) -> None
         imagefolder; a wrong name lists them all.
     """
     from disp.data.convert import convert as run
-    from disp.data.formats.table import format_of
+    from disp.data.convert import written_format
     from disp.data.remote import url_of, written_to
 
-    format_of(to)  # before anything is read
+    written_format(to)  # before anything is read
     with written_to(out) as folder:
         dataset = rows.load(data)
         with progress_bar("converting", len(dataset.samples)) as advance:

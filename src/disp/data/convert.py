@@ -14,13 +14,13 @@ from disp.data.dataset import Dataset, Problem
 from disp.data.formats.files import Files, Output
 from disp.data.formats.llama_factory import INFO
 from disp.data.formats.row import BadRow
-from disp.data.formats.table import DIALECTS, FILES, FORMATS, format_of
+from disp.data.formats.table import DIALECTS, FILES, FORMATS, Format
 from disp.data.loading import OWN_FIELDS
 from disp.data.references import Embedded
 from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from disp.data.saving import name_in_copy, place
 from disp.data.stored import check_pictures_apart
-from disp.errors import DispError
+from disp.errors import DispError, unknown_name
 from disp.files import check_unused, write_json
 from disp.locks import alone
 from disp.words import shortened
@@ -73,6 +73,20 @@ class Converted:
     problems: tuple[Problem, ...]
 
 
+def written_format(name: str) -> Format:
+    """The format of this name.
+
+    Raises:
+        DispError: there is none, or it is only read.
+    """
+    written = {each: found for each, found in FORMATS.items() if found.writes}
+    if name in FORMATS and name not in written:
+        raise DispError(f"format {name!r} is only read; choose one of {', '.join(written)}")
+    if name not in written:
+        raise unknown_name("format", name, written)
+    return written[name]
+
+
 @alone
 def convert(
     dataset: Dataset, format: str, out: Path, *, progress: Callable[[int], None] = lambda count: None
@@ -93,11 +107,10 @@ def convert(
         DispError: the format is unknown or is not written, ``out`` holds a dataset, a model or pictures of this one, a
             picture is in memory, or no row can be written.
     """
-    target = format_of(format)
-    if target.writes is None:
-        names = ", ".join(name for name, each in FORMATS.items() if each.writes)
-        raise DispError(f"format {format!r} is only read; choose one of {names}")
-    files = FILES[target.writes[1]]
+    target = written_format(format)
+    assert target.writes is not None
+    dialect, kind = target.writes
+    files = FILES[kind]
     path = out / _NAMES[files.name]
     if path.exists():
         raise DispError(f"{path} exists; choose another folder")
@@ -117,7 +130,7 @@ def convert(
         nonlocal count
         for sample in dataset.samples:
             try:
-                row = _row(sample, dataset, format, target.writes[0] if target.writes else "", files, out)
+                row = _row(sample, dataset, format, dialect, files, out)
             except BadRow as reason:
                 problems.append(Problem(f"{dataset.path.name}:sample {shortened(sample.id)!r}", str(reason)))
             else:

@@ -113,6 +113,8 @@ def _folder(path: Path, split: str | None) -> tuple[Path, Source]:
     named = of_split(others, split or ("train" if len(others) > 1 and "train" in splits_of(others) else None))
     if len(named) == 1:
         return _file(named[0])
+    if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise DispError(f"{path} holds a model and no data; commands take the model first and the data behind it")
     names = f" ({shortened(', '.join(file.name for file in others), 200)})" if others else ""
     raise DispError(
         f"{path} must hold exactly one of data.json and data.jsonl, found 0; give the data file itself{names}, or a "

@@ -59,7 +59,7 @@ def identity(dataset: Dataset, index: Index | None = None) -> dict[str, str]:
     """
     return {
         "data_sha256": data_sha256(dataset),
-        "images": str(dataset.image_root),
+        "images": str(dataset.image_root.resolve()),
         "pictures_sha256": pictures_sha256((index or Index(dataset.samples)).pictures),
     }
 
