@@ -10,7 +10,7 @@ from sys import intern
 from typing import Any
 
 from disp.data.dataset import Dataset, Problem, Source
-from disp.data.formats.row import PICTURE_FIELDS, BadRow, Dialect, Fields, Row, id_of, is_nan, origin_of
+from disp.data.formats.row import PICTURE_FIELDS, BadRow, Dialect, Fields, Row, id_of, is_deeper, is_nan, origin_of
 from disp.data.formats.table import DIALECTS, FILES, FORMATS, dialect_of
 from disp.data.formats.unseen import check_seen
 from disp.data.locate import locate
@@ -25,6 +25,8 @@ OWN_FIELDS = {
     *("query", "response", "history", "instruction", "input", "output"),
 }
 _NO_FIELDS: Mapping[str, Any] = {}  # of all rows without others, kept once
+# No format nests its rows nearly as deep; what works on deeper ones runs out of Python's own depth.
+_DEEPEST = 64
 # A reason is no longer than this: it is shown in a terminal, in JSON and in the report.
 LONGEST_REASON = 500
 
@@ -143,10 +145,14 @@ def _to_sample(
 def _fields(row: Row, source: Source) -> Fields:
     value = row.value
     files = FILES[source.files]
+    if isinstance(value, BadRow):
+        raise value
     if isinstance(value, Exception):
         raise BadRow(f"not valid JSON ({value})" if source.files in ("json", "lines") else str(value))
     if not isinstance(value, dict):
         raise BadRow(f"a row must be an object, found {type(value).__name__}")
+    if is_deeper(value, _DEEPEST):
+        raise BadRow(f"is nested more than {_DEEPEST} deep; take out the field that is")
     if any(is_nan(value.get(key)) for key in PICTURE_FIELDS):  # "no picture", as pandas writes it
         value = {key: None if key in PICTURE_FIELDS and is_nan(each) else each for key, each in value.items()}
     if files.is_json:

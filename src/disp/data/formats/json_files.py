@@ -7,13 +7,14 @@ import gzip
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from disp.data.dataset import Source
 from disp.data.formats.files import Files, Output, with_values
-from disp.data.formats.row import Row
+from disp.data.formats.row import BadRow, Row
 from disp.errors import DispError
 from disp.files import write_atomically, write_jsonl, write_texts
 from disp.words import shortened
@@ -23,6 +24,8 @@ MOST_UNPACKED, LEAST_LIMIT = 200, 64_000_000
 # Bytes of a line that are read at once.
 PART = 1 << 26
 _SPACE, _ARRAY = re.compile(r"[ \t\n\r]*"), re.compile(r"[ \t\n\r]*\[")
+# What tells where a value ends: a text, in which brackets mean nothing, brackets, and anything else.
+_PARTS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]|[\]}]|[^\s,"\[\]{}]+', re.DOTALL)
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
@@ -54,8 +57,8 @@ def json_layout(path: Path, is_row: Callable[[Any], bool]) -> str:
                 break
         rest = any(line.strip() for line in _guarded(file, path)) if first[:1] == b"{" and not lines else False
     if lines:
-        return "json" if first[:1] == b"[" and isinstance(_whole(path), list) else "lines"
-    value = _value(first) if first[:1] == b"{" else None
+        return "json" if first[:1] == b"[" and isinstance(_shape(_bytes(path), []), list) else "lines"
+    value = _shape(first, {}) if first[:1] == b"{" else None
     return "lines" if isinstance(value, dict) and (rest or is_row(value)) else "json"
 
 
@@ -176,16 +179,20 @@ def _text(content: bytes) -> str:
 def _elements(text: str) -> Iterator[Any]:
     """The elements of a JSON array, one at a time: all at once they take several times as much memory as the text.
 
+    One that is nested too deep, has too long a number or a key twice is an exception.
+
     Raises:
         ValueError: it is not valid JSON.
     """
-    decoder = json.JSONDecoder()
+    repeated: list[str] = []
+    decoder = json.JSONDecoder(object_pairs_hook=_noting(repeated))
     try:
         place = _skipped(text, text.index("[") + 1)
         more = not text.startswith("]", place)
         while more:
-            value, place = decoder.raw_decode(text, place)
-            yield value
+            value, place = _element(decoder, text, place)
+            yield _twice(repeated.pop()) if repeated else value
+            repeated.clear()
             place = _skipped(text, place)
             more = text.startswith(",", place)
             if more:
@@ -193,8 +200,44 @@ def _elements(text: str) -> Iterator[Any]:
         if not text.startswith("]", place) or _skipped(text, place + 1) < len(text):
             raise ValueError(f"no end of the array at character {place}")
     except ValueError:
-        json.loads(text)  # which says best what is wrong, and where
+        json.loads(text, parse_int=float)  # which says best what is wrong, and where
         raise
+
+
+def _element(decoder: json.JSONDecoder, text: str, place: int) -> tuple[Any, int]:
+    """The value that begins at a place, and where it ends; an exception where Python cannot hold it."""
+    try:
+        return decoder.raw_decode(text, place)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        return error, _end(text, place)
+
+
+def _end(text: str, place: int) -> int:
+    """Where the value that begins at a place ends; the end of the text if it does not."""
+    depth = 0
+    for found in _PARTS.finditer(text, place):
+        depth += (found[0] in "[{") - (found[0] in "]}")
+        if depth == 0:
+            return found.end()
+    return len(text)
+
+
+def _noting(repeated: list[str]) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """Makes objects of their keys and values, and notes a key that one has twice: only the last value would be seen."""
+
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            repeated.append(Counter(key for key, _ in pairs).most_common(1)[0][0])
+        return found
+
+    return made
+
+
+def _twice(key: str) -> BadRow:
+    return BadRow(f"has the key {shortened(ascii(key))} twice, of which only one would be read; keep one of them")
 
 
 def _skipped(text: str, place: int) -> int:
@@ -204,15 +247,23 @@ def _skipped(text: str, place: int) -> int:
     return found.end()
 
 
-def _whole(path: Path) -> Any:
-    return _value(_bytes(path))
+def _shape(text: bytes, deep: Any) -> Any:
+    """What a text holds, however it is to be used: numbers may have any length, and ``deep`` stands for nests."""
+    try:
+        return json.loads(text, parse_int=float)
+    except RecursionError:
+        return deep
+    except ValueError as error:
+        return error
 
 
 def _value(text: bytes) -> Any:
+    repeated: list[str] = []
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=_noting(repeated))
     except (ValueError, RecursionError) as error:
         return error
+    return _twice(repeated[0]) if repeated else value
 
 
 ARRAY = Files("json", "a JSON array", rows, save_array, ".json")

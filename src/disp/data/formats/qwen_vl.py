@@ -13,7 +13,8 @@ from disp.data.formats.sharegpt import SHAREGPT
 from disp.data.references import Embedded
 from disp.data.sample import IMAGE_PLACEHOLDER, Turn
 
-_TAG = re.compile(r"<img>\s*(.+?)\s*</img>", re.DOTALL)
+# A name holds no further tag, so that a text with many and no end is looked through once.
+_TAG = re.compile(r"<img>((?:(?!</?img>).)+)</img>", re.DOTALL)
 
 
 def _base(row: Fields) -> Dialect:
@@ -38,7 +39,9 @@ def _read(row: Fields, questions: bool) -> Content:
     told = _base(row).read(row, questions)
     if told.pictures or any(IMAGE_PLACEHOLDER in turn.prompt for turn in told.turns):
         raise BadRow("names pictures both as <img> and in another way; keep one of them")
-    pictures = [name for turn in told.turns for name in _TAG.findall(turn.prompt)]
+    pictures = [name.strip() for turn in told.turns for name in _TAG.findall(turn.prompt)]
+    if not all(pictures):
+        raise BadRow("has <img> without a name; name the picture or take the tag out")
     turns = tuple(Turn(_TAG.sub(IMAGE_PLACEHOLDER, turn.prompt), turn.response) for turn in told.turns)
     return Content(told.system, turns, tuple(pictures))
 

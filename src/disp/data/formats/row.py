@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,10 +160,10 @@ class _Unpacker(pickle.Unpickler):
 
 
 def id_of(row: Fields, number: int) -> str:
-    """The id of a row; its number where it has none. A table's 3.0 is "3"."""
+    """The id of a row; its number where it has none or an empty one. A table's 3.0 is "3"."""
     for key in ("id", "question_id", "__key__"):
         identity = row.get(key)
-        if identity is not None:
+        if identity is not None and identity != "":
             break
     else:
         return str(number)
@@ -178,6 +177,15 @@ def id_of(row: Fields, number: int) -> str:
 def is_nan(value: Any) -> bool:
     """Whether a value is a table's "nothing here"."""
     return isinstance(value, float) and math.isnan(value)
+
+
+def is_deeper(value: Any, depth: int) -> bool:
+    """Whether a row or a part of one has more fields and lists in each other than ``depth``."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in parts:
+        if isinstance(part, dict | list) and (depth == 0 or is_deeper(part, depth - 1)):
+            return True
+    return False
 
 
 def picture_field(row: Fields) -> str:
@@ -214,7 +222,8 @@ def without_placeholder(text: str, number: int) -> str:
     Raises:
         BadRow: it does.
     """
-    if IMAGE_PLACEHOLDER in text or re.search(r"<img>.*?</img>", text, re.DOTALL):
+    begin = text.find("<img>")
+    if IMAGE_PLACEHOLDER in text or (begin >= 0 and text.find("</img>", begin) >= 0):
         raise BadRow(
             f"message {number} is an answer with a picture in it ({shortened(text)!r}); models here answer in words: "
             "drop the row, or take the picture out"

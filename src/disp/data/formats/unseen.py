@@ -19,10 +19,10 @@ _SUFFIXES = (
 )
 # How other models' rows name a picture in their text: a word for it in brackets of some kind, or Markdown.
 _TAG = re.compile(
-    r"<img\b|</img>|<\|?(?:image|img|vision|picture)[\w|]*\d*\|?>|<ImageHere>|<IMG_CONTEXT>|!\[[^\[\]\n]{0,300}\]\([^)\n]{1,2000}\)"
+    r"<img\b|</img>|<\|?(?:image|img|vision|picture)[\w|]*>|<ImageHere>|<IMG_CONTEXT>|!\[[^\[\]\n]{0,300}\]\([^)\n]{1,2000}\)"
     r"|data:image/|(?i:(?<!\w)(?:<|＜|&lt;)[\w\s|/.:#-]{0,24}?(?<![a-z])(?:images?|img|pictures?|photos?|vision|visual|media|frames?"
     r"|im_(?:start|end|patch)|[sbe]oi)(?![a-z])[\w\s|/.:#-]{0,24}(?:>|＞|&gt;)"
-    r"|(?<!\w)\[\s*(?:image|img|picture|photo)[\s_#-]*\d*\s*\]|\{\{?\s*(?:image|img|picture|photo)_?\d*\s*\})"
+    r"|(?<!\w)\[\s*(?:image|img|picture|photo)[\s_#-]{0,9}\d{0,9}\s{0,9}\]|\{\{?\s*(?:image|img|picture|photo)_?\d*\s*\})"
 )
 # A line of a question that begins or ends with a picture's place.
 _PLACE = re.compile(rf"(?:[\w+.-]+://|/|\.\.?/|[a-z]:\\)\S+{_SUFFIXES}", re.IGNORECASE)
