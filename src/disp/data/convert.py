@@ -15,7 +15,6 @@ from disp.data.formats.files import Files, Output
 from disp.data.formats.llama_factory import INFO
 from disp.data.formats.row import BadRow
 from disp.data.formats.table import DIALECTS, FILES, FORMATS, Format
-from disp.data.loading import OWN_FIELDS
 from disp.data.references import Embedded
 from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from disp.data.saving import name_in_copy, place
@@ -170,9 +169,15 @@ def _row(sample: Sample, dataset: Dataset, format: str, dialect: str, files: Fil
     turns = _with_placeholders(sample)
     if dialect == "the-cauldron":
         turns = _without_placeholders(turns)
-    other = {key: value for key, value in sample.metadata.items() if key not in OWN_FIELDS}
+    other = dict(sample.metadata)
+    taken = DIALECTS[dialect].reads({**other, **_KEYS[dialect]})
     if files.name in ("parquet", "huggingface"):
+        taken = ()
         other = {"metadata": json.dumps(other, ensure_ascii=False)}
+    if files.name == "imagefolder":
+        taken = (*taken, "file_name", "file_names")
+    if own := next((key for key in taken if other.get(key)), None):
+        raise BadRow(f"has a field {own!r} of its own, which means something else in {format}; rename it")
     row = {"id": sample.id, **other, **_KEYS[dialect]}
     return DIALECTS[dialect].write(row, sample.system, turns, pictures)
 

@@ -10,6 +10,7 @@ from sys import intern
 from typing import Any
 
 from disp.data.dataset import Dataset, Problem, Source
+from disp.data.formats.forms import check_one_form
 from disp.data.formats.row import PICTURE_FIELDS, BadRow, Dialect, Fields, Row, id_of, is_deeper, is_nan, origin_of
 from disp.data.formats.table import DIALECTS, FILES, FORMATS, dialect_of
 from disp.data.formats.unseen import check_seen
@@ -19,11 +20,8 @@ from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from disp.errors import DispError
 from disp.words import shortened
 
-# Fields that a sample's own attributes hold; everything else is metadata.
-OWN_FIELDS = {
-    *("id", "question_id", "__key__", *PICTURE_FIELDS, "conversations", "messages", "texts"),
-    *("query", "response", "history", "instruction", "input", "output"),
-}
+# The columns of the tables that `disp.data.convert` writes, the last of which holds all other fields as JSON.
+_TABLE = {"id", "images", "messages", "metadata"}
 _NO_FIELDS: Mapping[str, Any] = {}  # of all rows without others, kept once
 # No format nests its rows nearly as deep; what works on deeper ones runs out of Python's own depth.
 _DEEPEST = 64
@@ -115,6 +113,7 @@ def _to_sample(
     content = dialect.read(fields, questions)
     found = [finder.find(picture) for picture in content.pictures]
     check_seen(fields, content)
+    check_one_form(fields, dialect, content)
     named = sum(turn.prompt.count(IMAGE_PLACEHOLDER) for turn in content.turns)
     if named > len(found):
         raise BadRow(
@@ -130,7 +129,7 @@ def _to_sample(
         Turn(known.setdefault(turn.prompt, turn.prompt), known.setdefault(turn.response, turn.response))
         for turn in content.turns
     )
-    metadata = {intern(key): value for key, value in fields.items() if key not in OWN_FIELDS and _is_json(value)}
+    metadata = _metadata(fields, dialect, source)
     return Sample(
         id=identity,
         images=files,
@@ -140,6 +139,20 @@ def _to_sample(
         # The row itself is kept, so that it can be written back as it was.
         origin=origin_of(fields, turns, dialect=dialect, file=row.file, references=tuple(references), pictures=files),
     )
+
+
+def _metadata(fields: Fields, dialect: Dialect, source: Source) -> dict[str, Any]:
+    """The fields that say nothing of the sample; those that a table of ours holds as JSON are taken out of it."""
+    read = {"id", "__key__", *dialect.reads(fields)}
+    other = {key: value for key, value in fields.items() if key not in read and _is_json(value)}
+    if not FILES[source.files].is_json and set(fields) <= _TABLE and isinstance(packed := other.get("metadata"), str):
+        try:
+            unpacked = json.loads(packed)
+        except (ValueError, RecursionError):
+            unpacked = None
+        if isinstance(unpacked, dict) and not dialect.reads(unpacked) and "id" not in unpacked and _is_json(unpacked):
+            other = unpacked
+    return {intern(key): value for key, value in other.items()}
 
 
 def _fields(row: Row, source: Source) -> Fields:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from disp.data.formats.row import BadRow, Content, Dialect, Fields, pictures_in, with_pictures, without_placeholder
+from disp.data.formats.row import (
+    BadRow,
+    Content,
+    Dialect,
+    Fields,
+    pictures_in,
+    those_in,
+    with_pictures,
+    without_placeholder,
+)
 from disp.data.sample import Turn
 
 
@@ -32,4 +41,8 @@ def _write(row: Fields, system: str | None, turns: tuple[Turn, ...], pictures: l
     return new if pictures is None else with_pictures(new, pictures)
 
 
-CAULDRON = Dialect("the-cauldron", "images and texts (user, assistant)", _matches, _read, _write)
+def _reads(row: Fields) -> tuple[str, ...]:
+    return those_in(row, "texts")
+
+
+CAULDRON = Dialect("the-cauldron", "images and texts (user, assistant)", _matches, _read, _write, reads=_reads)

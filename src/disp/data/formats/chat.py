@@ -11,6 +11,7 @@ from disp.data.formats.row import (
     Content,
     Fields,
     pictures_in,
+    those_in,
     with_pictures,
     without_placeholder,
 )
@@ -24,6 +25,11 @@ _TEXTS = ("text", "input_text", "output_text")
 _IMAGES = ("image", "image_url", "input_image")
 # Where a part holds its picture, and where it is not looked for.
 _HELD = ("image", "image_url", "url", "path", "data")
+# Where a message may say more than it says in its text.
+_MORE = (
+    *("value", "content", "text", "reasoning_content", "reasoning", "thinking", "thought"),
+    *("tool_calls", "function_call", "refusal", "chosen", "rejected"),
+)
 _ELSEWHERE = ("source", "file", "file_name", "image_path", "uri", "base64", "content")
 
 
@@ -69,14 +75,25 @@ def chat_of(row: Fields) -> Chat:
     return CONVERSATION_ROLES if roles else CONVERSATIONS
 
 
+def fields_of(row: Fields, chat: Chat) -> tuple[str, ...]:
+    """The fields of a row that are read."""
+    return those_in(row, chat.messages, chat.system_field, pictures=chat.pictures)
+
+
 def read_chat(row: Fields, chat: Chat, questions: bool = False) -> Content:
     """What a row with a chat says.
 
     Raises:
-        BadRow: it is no chat of a user and an assistant in turn.
+        BadRow: it is no chat of a user and an assistant in turn, or a message says more than is read.
     """
     system, messages = _split(row, chat)
     before = len(row[chat.messages]) - len(messages)
+    for index, message in enumerate(row[chat.messages]):
+        if more := next((key for key in _MORE if key != chat.what and message.get(key)), None):
+            raise BadRow(
+                f"message {index + 1} has {more!r} beside {chat.what!r}, which is not looked at; take it out of the "
+                "message"
+            )
     for index, message in enumerate(messages):
         expected = chat.users if index % 2 == 0 else chat.assistants
         if not _is_from(message, chat, expected):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from disp.data.formats.pairs import Pair, read_pair, write_pair
+from disp.data.formats.pairs import Pair, fields_of, read_pair, write_pair
 from disp.data.formats.row import BadRow, Content, Dialect, Fields, pictures_in
 from disp.data.sample import Turn
 
@@ -28,13 +28,19 @@ def pair_dialect(name: str, wants: str, *pairs: Pair, needs: str | None = None, 
 
     def read(row: Fields, questions: bool) -> Content:
         if pair := pair_of(row):
+            answers = [each.answer for each in pairs if each.answer and each.matches(row) and row[each.answer]]
+            if len(answers) > 1 and pair.answer in answers:
+                raise BadRow(f"has answers under {answers[0]!r} and under {answers[1]!r}; take one of them out")
             return read_pair(row, pair, questions)
         raise BadRow(f"needs {wants}, with text in them")
 
     def write(row: Fields, system: str | None, turns: tuple[Turn, ...], pictures: list[Any] | None) -> dict[str, Any]:
         return write_pair(row, pair_of(row) or pairs[0], system, turns, pictures)
 
-    return Dialect(name, wants, lambda row: pair_of(row) is not None, read, write)
+    def reads(row: Fields) -> tuple[str, ...]:
+        return fields_of(row, pair_of(row) or pairs[0])
+
+    return Dialect(name, wants, lambda row: pair_of(row) is not None, read, write, reads=reads)
 
 
 def _has_picture(row: Fields, pair: Pair) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from disp.data.dataset import Source
-from disp.data.formats.chat import Chat, read_chat, write_chat
+from disp.data.formats.chat import Chat, fields_of, read_chat, write_chat
 from disp.data.formats.fields import pair_dialect
 from disp.data.formats.pairs import Pair
 from disp.data.formats.row import Dialect
@@ -82,6 +82,7 @@ def declared(entry: Mapping[str, Any]) -> Dialect:
         lambda row: chat.messages in row,
         lambda row, questions: read_chat(row, chat, questions),
         lambda row, system, turns, pictures: write_chat(row, chat, system, turns, pictures),
+        reads=lambda row: fields_of(row, chat),
     )
 
 

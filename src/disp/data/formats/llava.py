@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from disp.data.formats.chat import CONVERSATIONS, chat_of, read_chat, write_chat
+from disp.data.formats.chat import CONVERSATIONS, chat_of, fields_of, read_chat, write_chat
 from disp.data.formats.row import Content, Dialect, Fields
 from disp.data.sample import Turn
 
@@ -21,4 +21,8 @@ def _write(row: Fields, system: str | None, turns: tuple[Turn, ...], pictures: l
     return write_chat(row, CONVERSATIONS, system, turns, pictures)
 
 
-LLAVA = Dialect("llava", "conversations (from, value) and image", _matches, _read, _write)
+def _reads(row: Fields) -> tuple[str, ...]:
+    return fields_of(row, CONVERSATIONS)
+
+
+LLAVA = Dialect("llava", "conversations (from, value) and image", _matches, _read, _write, reads=_reads)

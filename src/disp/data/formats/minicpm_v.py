@@ -80,6 +80,15 @@ def _write(row: Fields, system: str | None, turns: tuple[Turn, ...], pictures: l
     return {**new, "image": dict(zip(tags, pictures, strict=False))}
 
 
+def _reads(row: Fields) -> tuple[str, ...]:
+    return _base(row).reads(row)
+
+
 MINICPM_V = Dialect(
-    "minicpm-v", "conversations (role, content) and image ({<image_00>: name})", _matches, _read, _write
+    "minicpm-v",
+    "conversations (role, content) and image ({<image_00>: name})",
+    _matches,
+    _read,
+    _write,
+    reads=_reads,
 )

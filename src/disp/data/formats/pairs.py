@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from disp.data.formats.row import BadRow, Content, Fields, pictures_in, with_pictures, without_placeholder
+from disp.data.formats.row import (
+    BadRow,
+    Content,
+    Fields,
+    pictures_in,
+    those_in,
+    with_pictures,
+    without_placeholder,
+)
 from disp.data.sample import IMAGE_PLACEHOLDER, Turn
 
 
@@ -54,6 +62,12 @@ def read_pair(row: Fields, pair: Pair, questions: bool = False) -> Content:
     for index, turn in enumerate(turns):
         without_placeholder(turn.response, 2 * index + 2)
     return Content(_text(row, pair.system) or None, tuple(turns), tuple(pictures_in(row, pair.pictures)))
+
+
+def fields_of(row: Fields, pair: Pair) -> tuple[str, ...]:
+    """The fields of a row that are read."""
+    names = (pair.question, pair.addition, pair.answer, pair.system, pair.history)
+    return those_in(row, *names, pictures=pair.pictures)
 
 
 def write_pair(

@@ -63,4 +63,15 @@ def _tag(picture: Any) -> str:
     return IMAGE_PLACEHOLDER if picture is None else f"<img>{picture}</img>"
 
 
-QWEN_VL = Dialect("qwen-vl", "<img>name</img> in conversations or in query", _matches, _read, _write)
+def _reads(row: Fields) -> tuple[str, ...]:
+    return _base(row).reads(row)
+
+
+QWEN_VL = Dialect(
+    "qwen-vl",
+    "<img>name</img> in conversations or in query",
+    _matches,
+    _read,
+    _write,
+    reads=_reads,
+)

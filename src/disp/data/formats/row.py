@@ -64,6 +64,7 @@ class Dialect:
         matches: whether a row looks like this.
         read: what a row says; with True also where the last question has no answer.
         write: the row with other content; pictures None where they are unchanged.
+        reads: the fields of a row that it reads; all others are beside what the row says.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Dialect:
     matches: Callable[[Fields], bool]
     read: Callable[[Fields, bool], Content]
     write: Callable[[Fields, str | None, tuple[Turn, ...], list[Any] | None], dict[str, Any]]
+    reads: Callable[[Fields], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,12 @@ def is_deeper(value: Any, depth: int) -> bool:
         if isinstance(part, dict | list) and (depth == 0 or is_deeper(part, depth - 1)):
             return True
     return False
+
+
+def those_in(row: Fields, *names: str | None, pictures: str | None = None) -> tuple[str, ...]:
+    """The fields of these names that a row has, and those with its pictures; see `Dialect.reads`."""
+    read = (*names, *((pictures,) if pictures else PICTURE_FIELDS))
+    return tuple(name for name in read if name is not None and name in row)
 
 
 def picture_field(row: Fields) -> str:

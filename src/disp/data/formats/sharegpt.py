@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from disp.data.formats.chat import CONVERSATIONS, chat_of, read_chat, write_chat
+from disp.data.formats.chat import CONVERSATIONS, chat_of, fields_of, read_chat, write_chat
 from disp.data.formats.row import Content, Dialect, Fields
 from disp.data.sample import Turn
 
@@ -25,4 +25,8 @@ def _write(row: Fields, system: str | None, turns: tuple[Turn, ...], pictures: l
     return write_chat(row, chat_of(row), system, turns, pictures)
 
 
-SHAREGPT = Dialect("sharegpt", "messages (role, content) and images", _matches, _read, _write)
+def _reads(row: Fields) -> tuple[str, ...]:
+    return fields_of(row, chat_of(row))
+
+
+SHAREGPT = Dialect("sharegpt", "messages (role, content) and images", _matches, _read, _write, reads=_reads)

@@ -1,0 +1,66 @@
+"""Rows that say what they say in two forms: only one is audited and rewritten, so the other must not pass unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from disp.data.formats import fields, minicpm_v, qwen_vl
+from disp.data.formats.row import PICTURE_FIELDS, BadRow, Content, Dialect, Fields, is_nan
+from disp.data.formats.table import DIALECTS
+
+# Those that name pictures in another way are of a form that is among the others; question files have no answers.
+_FORMS = [
+    dialect for dialect in DIALECTS.values() if dialect not in (minicpm_v.MINICPM_V, qwen_vl.QWEN_VL, fields.QUESTIONS)
+]
+# Where sets of preferences have their other answers.
+_PREFERENCES = ("chosen", "chosen_response", "preferred_output", "non_preferred_output")
+
+
+def check_one_form(row: Fields, dialect: Dialect, content: Content) -> None:
+    """Make sure that a row has no answers but those that were read.
+
+    Args:
+        row: its fields.
+        dialect: how it was read.
+        content: what it says.
+
+    Raises:
+        BadRow: its fields are those of another format too, or it has answers that are to be preferred or rejected.
+    """
+    read = set(dialect.reads(row))
+    rest = {key: value for key, value in row.items() if key not in read and key not in PICTURE_FIELDS and _holds(value)}
+    for key in rest:
+        if (key in _PREFERENCES or "rejected" in str(key).lower()) and rest[key]:
+            raise BadRow(
+                f"has other answers under {key!r}, as sets of preferences do, which are not looked at; take it out"
+            )
+    if content.pictures:  # what makes a text a caption, wherever the row names them
+        rest["image"] = "its picture"
+    for other in _FORMS:
+        while other.matches(rest):
+            again = [key for key in other.reads(rest) if key not in PICTURE_FIELDS]
+            if _answers(other, rest, again):
+                raise BadRow(
+                    f"is written in two forms, {dialect.name} ({_named(key for key in read if key in row)}) and "
+                    f"{other.name} ({_named(again)}), of which one alone is looked at and rewritten; take the fields "
+                    "of one of them out"
+                )
+            for key in again:
+                del rest[key]
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, str) or (bool(value) and not is_nan(value))
+
+
+def _answers(dialect: Dialect, row: Fields, fields: Iterable[str]) -> bool:
+    """Whether a row has answers in a form; also where it is not understood, but text is there."""
+    try:
+        return any(turn.response for turn in dialect.read(row, True).turns)
+    except BadRow:
+        return any(row[key] and isinstance(row[key], str | list | dict) for key in fields)
+
+
+def _named(keys: Iterable[str]) -> str:
+    return ", ".join(sorted(key for key in keys if key not in PICTURE_FIELDS))
