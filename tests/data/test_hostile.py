@@ -19,6 +19,11 @@ ENDLESS = {
     "tags and blanks": "<img> " * (LONG // 6),
     "a tag and digits": "<image" + "1" * LONG,
     "a word in brackets and blanks": "[image" + " " * LONG,
+    "a tag for a video and marks": "<video" + "_pad" * (LONG // 4),
+    "a label and a name": "Picture 1: " + "a/" * (LONG // 2) + ".jpg",
+    "names with questions": "images/a.png?" * (LONG // 13),
+    "words in brackets": "[0.jpg" * (LONG // 6),
+    "tags around names": "<file>a.jpg</file" * (LONG // 17),
     "a word in brackets and dashes": "[image" + "-" * LONG,
 }
 

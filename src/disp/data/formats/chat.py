@@ -115,7 +115,12 @@ def read_chat(row: Fields, chat: Chat, questions: bool = False) -> Content:
         texts.append(text)
         shown_in_text += inline
     turns = tuple(Turn(*pair) for pair in zip(texts[::2], texts[1::2], strict=True))
-    return Content(system, turns, tuple(_merged(pictures_in(row, chat.pictures), shown_in_text)))
+    column = pictures_in(row, chat.pictures)
+    if twice := next((each for each in column if any(_is_same(each, other) for other in shown_in_text)), None):
+        raise BadRow(
+            f"has the picture {shortened(str(twice))!r} both in a message and in a field of the row; keep one of them"
+        )
+    return Content(system, turns, tuple(_merged(column, shown_in_text)))
 
 
 def write_chat(
@@ -220,6 +225,14 @@ def _split(row: Fields, chat: Chat) -> tuple[str | None, list[Any]]:
         if inline:
             raise BadRow("the system message holds a picture; models here see pictures in questions only")
     return system or (None if chat.system_field else system), messages
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two say the same of a picture; names may begin at different folders."""
+    if isinstance(one, str) and isinstance(other, str):
+        short, long = sorted((one.replace("\\", "/"), other.replace("\\", "/")), key=len)
+        return long == short or long.endswith(f"/{short}")
+    return other is not None and bool(one == other)
 
 
 def _merged(column: list[Any], shown_in_text: Sequence[Any]) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from disp.data.dataset import Source
 from disp.data.formats.chat import Chat, fields_of, read_chat, write_chat
 from disp.data.formats.fields import pair_dialect
 from disp.data.formats.pairs import Pair
-from disp.data.formats.row import Dialect
+from disp.data.formats.row import BadRow, Content, Dialect, Fields
 from disp.errors import DispError
 from disp.files import write_json
 
@@ -56,6 +57,7 @@ def declared(entry: Mapping[str, Any]) -> Dialect:
     """How the rows of an entry are read: with its columns and tags, and LLaMA-Factory's own for what it leaves out."""
     columns, tags = _names(entry.get("columns")), _names(entry.get("tags"))
     pictures = columns.get("images")
+    media = [columns[kind] for kind in ("videos", "audios") if kind in columns]
     if entry.get("formatting", "alpaca") != "sharegpt":
         pair = Pair(
             columns.get("prompt", "instruction"),
@@ -65,7 +67,7 @@ def declared(entry: Mapping[str, Any]) -> Dialect:
             history=columns.get("history"),
             pictures=pictures,
         )
-        return pair_dialect("llama-factory", f"{pair.question} and {pair.answer}", pair)
+        return _without_media(pair_dialect("llama-factory", f"{pair.question} and {pair.answer}", pair), media)
     chat = Chat(
         messages=columns.get("messages", "conversations"),
         who=tags.get("role_tag", "from"),
@@ -76,7 +78,7 @@ def declared(entry: Mapping[str, Any]) -> Dialect:
         system_field=columns.get("system"),
         pictures=pictures,
     )
-    return Dialect(
+    dialect = Dialect(
         "llama-factory",
         f"{chat.messages} ({chat.who}, {chat.what})",
         lambda row: chat.messages in row,
@@ -84,6 +86,18 @@ def declared(entry: Mapping[str, Any]) -> Dialect:
         lambda row, system, turns, pictures: write_chat(row, chat, system, turns, pictures),
         reads=lambda row: fields_of(row, chat),
     )
+    return _without_media(dialect, media)
+
+
+def _without_media(dialect: Dialect, columns: list[str]) -> Dialect:
+    """The dialect, whose rows must have nothing in the columns that hold videos and sounds."""
+
+    def read(row: Fields, questions: bool) -> Content:
+        if column := next((name for name in columns if row.get(name)), None):
+            raise BadRow(f"is about a video or a sound ({column!r}), which no model here takes; drop it")
+        return dialect.read(row, questions)
+
+    return replace(dialect, read=read)
 
 
 def write_info(path: Path, source: Source) -> None:
