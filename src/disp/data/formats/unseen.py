@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from disp.data.formats.row import BadRow, Content, Fields, is_nan
@@ -54,7 +55,7 @@ _KEY_WORDS = {
     *("jpg", "jpeg", "png", "webp", "mp4", "wav", "mp3"),
 }
 # Words for what is shown beside a picture.
-_BESIDE = {"mask", "masks", "depth", "segmentation"}
+_BESIDE = frozenset({"mask", "masks", "depth", "segmentation"})
 # Fields that say what something is.
 _KINDS = ("type", "kind", "modality", "media_type", "mime_type")
 # How the bytes of PNG and JPEG begin in hexadecimal.
@@ -219,7 +220,8 @@ def _named(value: Any, key: str, depth: int, within: bool) -> Iterator[tuple[str
         yield key, value
 
 
-def _is_key(key: str, more: Set[str] = frozenset()) -> bool:
+@lru_cache(256)  # the rows of a set have the same keys
+def _is_key(key: str, more: frozenset[str] = frozenset()) -> bool:
     words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", key[:1000])}
     return bool(_KEY.search(key)) or not words.isdisjoint(_KEY_WORDS | more)
 
