@@ -85,6 +85,10 @@ def test_a_point_is_the_mean_over_seeds_with_students_interval_and_the_counts_to
     assert counted(point) == "6/150 [1.8, 8.5]"
 
 
+def test_seeds_that_agree_have_the_interval_of_all_their_answers():
+    assert with_interval(point_of([share(0, 50), share(0, 50)])) == "0.0% [0.0, 3.7]"  # Wilson's of 0 in 100
+
+
 def test_the_interval_of_one_seed_is_that_of_its_answers():
     point = point_of([share(0, 50)])
     assert with_interval(point) == "0.0% [0.0, 7.1]"

@@ -25,7 +25,8 @@ class Point:
     """One number of a table or plot.
 
     Attributes:
-        over_seeds: the mean over seeds with its 95% interval; of one seed that of its answers.
+        over_seeds: the mean over seeds with its 95% interval; of one seed, or where all seeds agree, that of the
+            answers.
         least: of the seeds.
         most: of the seeds.
         pooled: of all answers of all seeds together, where they are yes or no; otherwise None.
@@ -154,13 +155,15 @@ def point_of(shares: Sequence[Mapping[str, float]]) -> Point | None:
     if not shares:
         return None
     values = [float(each["value"]) for each in shares]
-    if len(shares) == 1:
-        over_seeds = Share(**shares[0])  # type: ignore[arg-type]
-    else:
-        over_seeds = mean_over_runs(values)
     hits, count = sum(float(each["hits"]) for each in shares), sum(int(each["count"]) for each in shares)
     whole = all(float(each["hits"]).is_integer() for each in shares) and 0 <= hits <= count
     pooled = wilson(int(hits), count) if whole and count else None
+    if len(shares) == 1:
+        over_seeds = Share(**shares[0])  # type: ignore[arg-type]
+    elif pooled is not None and len(set(values)) == 1:  # an interval over seeds would have no width
+        over_seeds = pooled
+    else:
+        over_seeds = mean_over_runs(values)
     return Point(over_seeds, least=min(values), most=max(values), pooled=pooled, seeds=len(shares))
 
 

@@ -85,7 +85,7 @@ def _reading(results: Mapping[str, Any]) -> str:
     seeds = sorted({each["seed"] for each in results["attacks"]})
     over = (
         f"Means over the seeds {', '.join(map(str, seeds))}; brackets are 95% intervals over seeds (Student's t), of "
-        "one seed those of its answers."
+        "one seed, or where seeds agree, of the answers (Wilson, or bootstrap)."
         if len(seeds) > 1
         else f"Seed {seeds[0] if seeds else '–'}; brackets are 95% intervals of its answers (Wilson, or bootstrap)."
     )
