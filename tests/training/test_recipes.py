@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -99,12 +100,16 @@ class Stopped(Exception):
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
-    """A function that gives the training configuration which a command with these options comes to."""
+    """A function that gives the training configuration which a command with these options comes to.
+
+    Commands write checkpoints as often as they think right, which is none of a recipe.
+    """
     write_scenes(tmp_path / "data", 2, seed=0)
     seen = []
 
     def stop(config: TrainConfig) -> None:
-        seen.append(config)
+        assert config.save_every is None
+        seen.append(replace(config, save_every=TrainConfig.save_every))
         raise Stopped
 
     monkeypatch.setattr(training, "train", lambda model, samples, config, out, **_: stop(config))

@@ -25,6 +25,7 @@ _TABLE = {"id", "images", "messages", "metadata"}
 _NO_FIELDS: Mapping[str, Any] = {}  # of all rows without others, kept once
 # No format nests its rows nearly as deep; what works on deeper ones runs out of Python's own depth.
 _DEEPEST = 64
+_NESTED = f"is nested more than {_DEEPEST} deep; take out the field that is"
 # A reason is no longer than this: it is shown in a terminal, in JSON and in the report.
 LONGEST_REASON = 500
 
@@ -160,12 +161,14 @@ def _fields(row: Row, source: Source) -> Fields:
     files = FILES[source.files]
     if isinstance(value, BadRow):
         raise value
+    if isinstance(value, RecursionError):
+        raise BadRow(_NESTED)
     if isinstance(value, Exception):
         raise BadRow(f"not valid JSON ({value})" if source.files in ("json", "lines") else str(value))
     if not isinstance(value, dict):
         raise BadRow(f"a row must be an object, found {type(value).__name__}")
     if is_deeper(value, _DEEPEST):
-        raise BadRow(f"is nested more than {_DEEPEST} deep; take out the field that is")
+        raise BadRow(_NESTED)
     if any(is_nan(value.get(key)) for key in PICTURE_FIELDS):  # "no picture", as pandas writes it
         value = {key: None if key in PICTURE_FIELDS and is_nan(each) else each for key, each in value.items()}
     if files.is_json:
