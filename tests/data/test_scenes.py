@@ -107,3 +107,21 @@ def test_options(tmp_path):
             write_scenes(tmp_path / "x", **mistake)
     with pytest.raises(DispError, match=r"cars holds data\.json"):
         write_scenes(tmp_path / "cars", 2)
+
+
+def test_what_a_stopped_run_drew_is_not_left_beside_the_scenes(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(count):
+        raise Stopped
+
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            write_scenes(tmp_path, 3, seed=1, progress=stop)
+    (tmp_path / "images" / "000009.png").write_bytes(b"of a larger run")
+    write_scenes(tmp_path, 2, seed=2)
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["000000.png", "000001.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ATTRIBUTION.txt", "data.json", "images"]
+    with pytest.raises(DispError, match="which is not of this run"):
+        write_scenes(tmp_path, 2, seed=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from disp.data.nouns import NOUNS
 from disp.data.scenes import IMAGE_PREFIX, TASKS, ask, attribution, draw_scene, draw_task, is_held_out, render
 from disp.draws import generator
 from disp.errors import DispError, unknown_name
-from disp.files import check_unused, write_atomically, write_json, write_text
+from disp.files import UNFINISHED, begin, finish, write_atomically, write_json, write_text
 from disp.locks import alone
 
 
@@ -52,10 +53,9 @@ def write_scenes(
         progress: called with the number of scenes finished.
 
     Raises:
-        DispError: ``out`` holds a dataset or a model, a noun is unknown, both wanted and forbidden, or too few are
-            left, a number is out of range, or the folder of photographs holds none.
+        DispError: ``out`` holds a dataset, a model or a run, a noun is unknown, both wanted and forbidden, or too few
+            are left, a number is out of range, or the folder of photographs holds none.
     """
-    check_unused(out)
     for noun in (*must_show, *never_show):
         if noun not in NOUNS:
             raise unknown_name("noun", noun, NOUNS)
@@ -71,6 +71,10 @@ def write_scenes(
         raise DispError(f"never_show leaves {len(left)} nouns, too few to draw such scenes with; forbid fewer")
     if not 0 <= must_show_share <= 1:
         raise DispError(f"must_show_share must be in [0, 1], got {must_show_share}")
+    stopped = (out / UNFINISHED).exists()
+    begin(out, "scenes")
+    if stopped:  # its pictures may be of other scenes, and more
+        shutil.rmtree(out / "images", ignore_errors=True)
     rows = []
     for index in range(count):
         subject = generator(seed, "must show", index).random() < must_show_share
@@ -108,4 +112,5 @@ def write_scenes(
         progress(1)
     write_text(out / "ATTRIBUTION.txt", attribution() + "\n")
     write_json(out / "data.json", rows)
+    finish(out)
     return load_dataset(out)
