@@ -194,3 +194,15 @@ def test_a_run_goes_on_with_its_pictures_in_another_folder_and_not_with_others_o
     with pytest.raises(DispError, match=r"nowhere.png: cannot be read .*drop the row"):
         train(make_model(), [gone], QUICK, tmp_path / "another")
     assert not (tmp_path / "another").exists()
+
+
+def test_a_sharded_model_gets_checkpoints_only_where_they_are_asked_for(make_model, samples, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr("transformers.Trainer._save_checkpoint", lambda self, *given: saved.append(given))
+    config = replace(QUICK, steps=10, save_every=None)
+    train(make_model(), samples, config, tmp_path / "whole")
+    assert len(saved) == 10
+    monkeypatch.setattr("disp.training.train.SHARDING", ("SHARDED_HERE",))
+    monkeypatch.setenv("SHARDED_HERE", "true")
+    train(make_model(), samples, config, tmp_path / "sharded")
+    assert len(saved) == 10

@@ -35,7 +35,8 @@ class Training:
         method: Train everything but the vision tower, which is the default, LoRA adapters, or the projector alone.
         train_vision: Train the vision tower too.
         save_every: Steps between checkpoints, which are kept; 0 for none. If it is not given, one is written each tenth
-            of the steps, over the one before, and deleted at the end. It takes the disk of weights and optimiser.
+            of the steps, over the one before, and deleted at the end; none of a model sharded by FSDP or DeepSpeed. It
+            takes the disk of weights and optimiser.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         keep_adapter: LoRA, projector: save the adapter alone and leave merging to `disp merge`.
     """

@@ -37,7 +37,8 @@ class TrainConfig:
         max_grad_norm: gradients are clipped to this norm.
         lora_rank: rank of the adapters; their alpha is twice the rank.
         save_every: steps between checkpoints from which a killed run resumes; 0 for none; None for a tenth of the
-            steps, and then the last one is deleted when the run is finished.
+            steps, and then the last one is deleted when the run is finished; of a model sharded by FSDP or DeepSpeed
+            there are none then.
         seed: seed of batch order and noise.
         epochs: passes over the data, instead of ``steps``; see `for_turns`.
         warmup_share: share of the steps that is warm-up, instead of ``warmup_steps``.

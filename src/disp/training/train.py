@@ -48,6 +48,9 @@ from disp.training.parameters import (
     trained_in_float32,
 )
 
+# What accelerate tells the processes that it launches with FSDP or DeepSpeed.
+SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+
 
 @alone
 def train(
@@ -89,7 +92,7 @@ def train(
         raise DispError("the fine-tuning set is empty; check the data file and the rows that were set aside")
     check_training(model, config)
     config = config.for_turns(len(queries), devices_of_run())
-    save_every = config.steps // 10 if config.save_every is None else config.save_every
+    save_every = _save_every(config)
     claim(
         out / "run.json",
         {"weights": fingerprint(model), "config": asdict(config), **_identity(queries)},
@@ -181,6 +184,15 @@ def train(
         if config.save_every is None:
             shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return model.eval()
+
+
+def _save_every(config: TrainConfig) -> int:
+    """Steps between checkpoints, 0 for none."""
+    if config.save_every is not None:
+        return config.save_every
+    # Pieces of a sharded model are a checkpoint of another kind, which nobody asked for.
+    sharded = config.trainer.get("fsdp") or any(os.environ.get(name) == "true" for name in SHARDING)
+    return 0 if sharded else config.steps // 10
 
 
 def check_training(model: MDLM, config: TrainConfig) -> None:
