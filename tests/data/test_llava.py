@@ -140,7 +140,8 @@ def test_files_that_are_no_dataset(folder):
     (folder / "lines.jsonl").write_bytes(b"\n".join(lines))
     problems = load_dataset(folder / "lines.jsonl").problems
     assert [problem.place for problem in problems] == [f"lines.jsonl:line {number}" for number in (2, 4, 5)]
-    assert all("not valid JSON" in problem.reason for problem in problems)
+    assert all("not valid JSON" in problem.reason for problem in problems[:2])
+    assert "is nested more than 64 deep" in problems[2].reason
 
 
 def test_names_are_tidied(folder):
