@@ -4,7 +4,8 @@ from pathlib import Path
 
 from data.written import WRITTEN
 
-from disp.data.formats.table import DIALECTS, FILES, FORMATS
+from disp.data.formats.dialects import DIALECTS
+from disp.data.formats.table import FILES, FORMATS
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 

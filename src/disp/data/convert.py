@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from disp.data.dataset import Dataset, Problem
+from disp.data.formats.dialects import DIALECTS
 from disp.data.formats.files import Files, Output
 from disp.data.formats.llama_factory import INFO
 from disp.data.formats.row import BadRow
-from disp.data.formats.table import DIALECTS, FILES, FORMATS, Format
+from disp.data.formats.table import FILES, FORMATS, Format
 from disp.data.references import Embedded
 from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from disp.data.saving import name_in_copy, place

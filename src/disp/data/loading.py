@@ -10,9 +10,10 @@ from sys import intern
 from typing import Any
 
 from disp.data.dataset import Dataset, Problem, Source
+from disp.data.formats.dialects import DIALECTS, dialect_of
 from disp.data.formats.forms import check_one_form
 from disp.data.formats.row import PICTURE_FIELDS, BadRow, Dialect, Fields, Row, id_of, is_deeper, is_nan, origin_of
-from disp.data.formats.table import DIALECTS, FILES, FORMATS, dialect_of
+from disp.data.formats.table import FILES, FORMATS
 from disp.data.formats.unseen import check_seen
 from disp.data.locate import locate
 from disp.data.references import Embedded, Finder, NotFound

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from disp.data.dataset import Source
 from disp.data.formats import arrow, hub, image_folder, llama_factory, webdataset
+from disp.data.formats.dialects import is_row
 from disp.data.formats.json_files import is_json_name, json_layout
 from disp.data.formats.splits import chosen, no_split, of_split, splits_of
-from disp.data.formats.table import FILES, FORMATS, format_of, is_row
+from disp.data.formats.table import FILES, FORMATS, format_of
 from disp.data.remote import local_copy
 from disp.errors import DispError
 from disp.words import shortened

@@ -46,8 +46,8 @@ def local_copy(path: Path) -> Path | None:
     url = url_of(path)
     if url is None:
         return None
-    if url.startswith("file://"):
-        return Path(unquote(url.removeprefix("file://")))
+    if (here := _here(url)) is not None:
+        return here
     import fsspec
 
     try:
@@ -89,8 +89,11 @@ def written_to(out: Path) -> Iterator[Path]:
         DispError: something lies at the URL already, or the store cannot be read or written to.
     """
     url = url_of(out)
-    if url is None or url.startswith("file://"):
-        yield out if url is None else Path(unquote(url.removeprefix("file://")))
+    if url is None:
+        yield out
+        return
+    if (here := _here(url)) is not None:
+        yield here
         return
     store, inner = _unused(url)
     with tempfile.TemporaryDirectory() as temporary:
@@ -107,6 +110,11 @@ def written_to(out: Path) -> Iterator[Path]:
                 f"{shortened(url, 300)} cannot be written ({_reason(error)}); it may be there in part: delete it, or "
                 "write to a folder and copy that"
             ) from None
+
+
+def _here(url: str) -> Path | None:
+    """What a URL of this machine's own files stands for; None for another one."""
+    return Path(unquote(url.removeprefix("file://"))) if url.startswith("file://") else None
 
 
 def _unused(url: str) -> tuple[Any, str]:

@@ -11,9 +11,10 @@ from typing import Any
 
 from disp.data.dataset import Dataset
 from disp.data.formats import llama_factory
+from disp.data.formats.dialects import DIALECTS
 from disp.data.formats.files import Files, Output
 from disp.data.formats.row import Fields, Origin, id_of, origin_of
-from disp.data.formats.table import DIALECTS, FILES
+from disp.data.formats.table import FILES
 from disp.data.references import reference_to
 from disp.data.sample import Sample
 from disp.errors import DispError

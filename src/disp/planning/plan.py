@@ -18,6 +18,7 @@ from disp.decoding.samplers import own_settings
 from disp.errors import DispError
 from disp.models.adapters import base_of, check_new, is_adapter
 from disp.models.hub import resolve
+from disp.models.settings import MOST_SLOTS, check_whole
 from disp.models.sizes import Sizes
 from disp.planning.checkpoints import read_config, sizes_of, stored_parameters
 from disp.planning.lengths import longest_prefix, tokens_a_picture, visual_counts
@@ -80,8 +81,8 @@ class PlanSettings:
             raise DispError("quantized weights can be neither trained nor saved; choose method 'lora', or bits None")
         if self.evaluation_batch_size < 1:
             raise DispError(f"evaluation_batch_size must be at least 1, got {self.evaluation_batch_size}")
-        if self.gen_length is not None and self.gen_length < 1:
-            raise DispError(f"gen_length must be at least 1, got {self.gen_length}")
+        if self.gen_length is not None:
+            check_whole(self.gen_length, "gen_length", most=MOST_SLOTS)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from disp.data.dataset import Source
-from disp.data.formats.files import Files, Output, with_values
+from disp.data.formats.files import Files, Output, check_columns, with_values
 from disp.data.formats.row import Row
 from disp.data.formats.splits import of_split
 from disp.errors import DispError
 from disp.files import write_atomically, write_json
-from disp.words import shortened
 
 # Columns of messages.
 _MESSAGES = ("conversations", "messages", "texts")
@@ -237,19 +236,13 @@ def _numbered(file: Path, batches: Iterable[Any], first: int) -> Iterator[Row]:
             batch = next(iterator, None)
             if batch is not None:
                 batch.validate(full=True)  # pyarrow trusts a file's offsets: damaged ones crash the process
-                _check_names(file, batch.schema.names)
+                check_columns(file, batch.schema.names)
             rows = None if batch is None else _in_whole_numbers(batch).to_pylist()
         if rows is None:
             return
         for row in rows:
             yield Row(f"{file.name}:row {number - first + 1}", number, _listed(row), file.name)
             number += 1
-
-
-def _check_names(file: Path, names: list[str]) -> None:
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DispError(f"{file} has two columns called {shortened(twice)!r}; rename or drop one of them")
 
 
 def _in_whole_numbers(batch: Any) -> Any:

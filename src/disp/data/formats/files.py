@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from disp.data.dataset import Source
 from disp.data.formats.row import Row
 from disp.data.references import TEXTS, Embedded
+from disp.errors import DispError
+from disp.words import shortened
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,17 @@ class Files:
     suffix: str
     is_json: bool = True
     embeds: bool = False
+
+
+def check_columns(file: Path, names: Sequence[str]) -> None:
+    """Make sure that no two columns of a table have one name: only one of them would be read.
+
+    Raises:
+        DispError: two have.
+    """
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DispError(f"{file} has two columns called {shortened(twice)!r}; rename or drop one of them")
 
 
 def with_values(value: Any, *, text: bool = False) -> Any:

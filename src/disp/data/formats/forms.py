@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from disp.data.formats import fields, minicpm_v, qwen_vl
+from disp.data.formats.dialects import DIALECTS
 from disp.data.formats.row import PICTURE_FIELDS, BadRow, Content, Dialect, Fields, is_nan
-from disp.data.formats.table import DIALECTS
 
 # Those that name pictures in another way are of a form that is among the others; question files have no answers.
 _FORMS = [

@@ -12,11 +12,10 @@ from disp.data.cells import allow_long_cells
 from disp.data.dataset import Source
 from disp.data.formats import json_files
 from disp.data.formats.dialects import dialect_of
-from disp.data.formats.files import Files, Output, with_values
+from disp.data.formats.files import Files, Output, check_columns, with_values
 from disp.data.formats.row import BadRow, Content, Dialect, Row
 from disp.errors import DispError
 from disp.files import write_text
-from disp.words import shortened
 
 NAMES = ("metadata.jsonl", "metadata.csv")
 # What the picture's field is called here, and elsewhere.
@@ -66,9 +65,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            names = list(reader.fieldnames or ())
-            if twice := next((name for name in names if names.count(name) > 1), None):
-                raise DispError(f"{path} has two columns called {shortened(twice)!r}; rename or drop one of them")
+            check_columns(path, list(reader.fieldnames or ()))
             for number, row in enumerate(reader):
                 value: Any = row
                 if None in row or None in row.values():

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from disp.data.formats import arrow, image_folder, json_files, webdataset
-from disp.data.formats.dialects import DIALECTS, dialect_of, is_row
 from disp.data.formats.files import Files
 from disp.errors import unknown_name
-
-__all__ = ["DIALECTS", "FILES", "FORMATS", "Format", "dialect_of", "format_of", "is_row"]
 
 # How rows are kept in files.
 FILES: dict[str, Files] = {
