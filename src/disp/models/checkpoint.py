@@ -10,6 +10,7 @@ import json
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,6 +96,15 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise DispError(f"{path} is no readable safetensors file ({error}); {remedy(path)}") from None
+
+
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Key name and tensor of everything in a checkpoint, one tensor in memory at a time.
 
@@ -102,12 +112,9 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
         DispError: a weight file is missing or damaged.
     """
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():
-                    yield name, file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise DispError(f"{path} is no readable safetensors file ({error}); {remedy(path)}") from None
+        with _opened(path) as file:
+            for name in file.keys():
+                yield name, file.get_tensor(name)
 
 
 def stored_types(folder: Path) -> dict[str, str]:
@@ -118,11 +125,8 @@ def stored_types(folder: Path) -> dict[str, str]:
     """
     types: dict[str, str] = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                types.update({name: file.get_slice(name).get_dtype() for name in file.keys()})
-        except (SafetensorError, OSError) as error:
-            raise DispError(f"{path} is no readable safetensors file ({error}); {remedy(path)}") from None
+        with _opened(path) as file:
+            types.update({name: file.get_slice(name).get_dtype() for name in file.keys()})
     return types
 
 
