@@ -16,7 +16,7 @@ from disp.attacks.poison import load_attack
 from disp.cli import app
 from disp.data.loading import load_dataset
 from disp.errors import DispError
-from disp.files import write_atomically
+from disp.files import UNFINISHED, write_atomically
 from disp.models.loading import load_model
 from disp.models.saving import save_model
 
@@ -191,14 +191,18 @@ def test_a_terminated_command_says_how_to_go_on_and_leaves_nothing_half_written(
     def terminate(path, value):
         write_atomically(path, lambda temporary: os.kill(os.getpid(), signal.SIGTERM))
 
-    monkeypatch.setattr("disp.data.scene_dataset.write_json", terminate)
     monkeypatch.setattr(sys, "argv", ["disp", "scenes", "--count", "1", "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as exit:
+    with monkeypatch.context() as stopped, pytest.raises(SystemExit) as exit:
+        stopped.setattr("disp.data.scene_dataset.write_json", terminate)
         cli.main()
     assert exit.value.code == 143
     assert capsys.readouterr().err.endswith("disp: stopped; start the same command again to go on\n")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ATTRIBUTION.txt", "images"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [UNFINISHED, "ATTRIBUTION.txt", "images"]
     assert signal.getsignal(signal.SIGTERM) is before
+
+    cli.main()
+    whole = ["ATTRIBUTION.txt", "data.json", "images", "scenes.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == whole
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
