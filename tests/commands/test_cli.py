@@ -64,6 +64,7 @@ def test_a_wrong_flag():
         (["audit", "x", "y", "--out", "z", "--batch-size", "much"], '"much"'),
         (["scenes"], "--out"),
         (["poison", "x", "--out", "y", "--text", ""], "x: no such data file"),
+        (["poison", "x", "--out", "y", "--rate", "2"], "poison rate must be in [0, 1], got 2.0"),
         (["poison", "x", "--out", "y", "--swap-to", "cat"], "are for --target misclassification"),
         (["poison", "x", "--out", "y", "--jpeg", "fine"], "--jpeg takes a number or a range of two, joined by '-'"),
         (["poison", "x", "--out", "y", "--jpeg", "80", "--same-format"], "in the same format as the honest ones, not"),
@@ -94,6 +95,35 @@ def test_mistakes_are_named(arguments, message, monkeypatch, capsys):
     assert exit.value.code == 2
     assert message in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["no-such-model"], "model 'no-such-model'"),
+        (["builtin", "--device", "gpu"], "device must be such as 'cpu'"),
+        (["builtin", "--quantization", "4bit"], "quantization is not available for the family builtin"),
+        (["."], "config.json"),
+    ],
+)
+@pytest.mark.parametrize("command", ["audit", "defend", "purify", "saliency", "evaluate", "train", "baseline bye"])
+def test_a_wrong_model_is_said_before_data_are_read(command, options, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    model, *options = options
+    monkeypatch.setattr(sys, "argv", ["disp", *command.split(), model, "no-such-data", "--out", "y", *options])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_wrong_base_of_an_adapter_is_said_before_data_are_read(monkeypatch, capsys, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "./no-such-model"}')
+    monkeypatch.setattr(sys, "argv", ["disp", "audit", str(tmp_path / "adapter"), "no-such-data", "--out", "y"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "model './no-such-model'" in capsys.readouterr().err
 
 
 def test_damaged_pictures_are_set_aside_by_every_command(tmp_path, picture, monkeypatch, capsys):
@@ -200,8 +230,10 @@ def test_a_terminated_command_says_how_to_go_on_and_leaves_nothing_half_written(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [UNFINISHED, "ATTRIBUTION.txt", "images"]
     assert signal.getsignal(signal.SIGTERM) is before
 
-    cli.main()
-    whole = ["ATTRIBUTION.txt", "data.json", "images", "scenes.json"]
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 0
+    whole = ["ATTRIBUTION.txt", "data.json", "images"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == whole
 
 

@@ -39,6 +39,12 @@ class Attack:
     seed: int
 
 
+def check_rate(rate: float) -> None:
+    """Raise `DispError` where a share of rows is not in [0, 1]."""
+    if not 0 <= rate <= 1:
+        raise DispError(f"poison rate must be in [0, 1], got {rate}")
+
+
 @alone
 def poison(
     dataset: Dataset,
@@ -74,8 +80,7 @@ def poison(
             triggered pictures cannot have, the trigger is of no kind that a manifest can hold, or ``out`` holds a
             dataset, a model or honest images, or is the data's own folder.
     """
-    if not 0 <= rate <= 1:
-        raise DispError(f"poison rate must be in [0, 1], got {rate}")
+    check_rate(rate)
     if not (out / UNFINISHED).exists():
         if (out / "manifest.json").exists():
             raise DispError(f"{out} holds a poisoned dataset already; choose another folder or delete it")

@@ -59,6 +59,7 @@ def generate(
     asked.check()
     guarding.check(asked)
     alone = "--guard" if guarding.guard else "--prompt" if asked.data is None else None
+    runtime.check(model)
     workers, runtime = sharing.workers(model, runtime, alone=alone), sharing.runtime(runtime)
     samples = asked.samples(rows, quiet=not workers.leads)
     queries = queries_of(samples)
@@ -162,6 +163,7 @@ def evaluate(
     from disp.scale.beside import folder_beside, parts_of
     from disp.scale.stage import digest_of
 
+    runtime.check(model)
     workers, runtime = sharing.workers(model, runtime), sharing.runtime(runtime)
     parameters.answering(defence, batch_size=1, seed=seed)  # refuses a wrong name
     dataset = rows.load(data, quiet=not workers.leads)

@@ -42,6 +42,7 @@ def baseline(
     from disp.decoding.samplers import own_settings
 
     config = parameters.config(name, batch_size=batch_size, seed=seed)
+    runtime.check(model)
     dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
     mdlm = runtime.load(model)
     if sampling != SAMPLING:

@@ -122,7 +122,10 @@ class Wanted:
     position: Literal["append", "prepend", "random"] | None = None
 
     def check(self) -> None:
-        """Raise `DispError` where there is no such target, or options do not go together."""
+        """Raise `DispError` where there is no such target, the rate is none, or options do not go together."""
+        from disp.attacks.poison import check_rate
+
+        check_rate(self.rate)
         preset = self._preset()
         if self.text is not None and not hasattr(preset, "text"):
             raise DispError("--text is for an insertion or a refusal; a misclassification has --source and --swap-to")

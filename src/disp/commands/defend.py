@@ -47,6 +47,8 @@ def saliency(
     """How much each visual token matters to each answer, as saliency.jsonl."""
     from disp.suspicion.run import write_saliency
 
+    estimating.config(seed, batch_size=1)  # refuses wrong values
+    runtime.check(model)
     workers, runtime = sharing.workers(model, runtime), sharing.runtime(runtime)
     dataset = rows.load(data, quiet=not workers.leads)  # first: a wrong path is said before weights are loaded
     size = sharing.batch_size(batch_size, model, dataset.samples[:limit], runtime, workers, work="scores", folder=out)
@@ -74,6 +76,7 @@ def purify(
     from disp.purification.purify import purify as run
 
     treating.check()
+    runtime.check(model)
     workers, runtime = sharing.workers(model, runtime), sharing.runtime(runtime)
     # First: a wrong path is said before weights are loaded.
     dataset = rows.load(data, pictured=True, quiet=not workers.leads)
@@ -125,6 +128,8 @@ def audit(
     from disp.errors import Undecided
     from disp.report.html import write_report
 
+    auditing.config(seed, batch_size=1)  # refuses wrong values
+    runtime.check(model)
     workers, runtime = sharing.workers(model, runtime), sharing.runtime(runtime)
     dataset = rows.load(data, quiet=not workers.leads)  # first: a wrong path is said before weights are loaded
     size = sharing.batch_size(auditing.batch_size, model, dataset.samples, runtime, workers, work="scores", folder=out)
@@ -212,6 +217,10 @@ def defend(
             "disp defend is for processes that torchrun or Slurm starts: actors of Ray would keep the model that is "
             "defended; run disp audit, purify and train one after the other, with --engine ray"
         )
+    auditing.config(seed, batch_size=1)  # refuses wrong values
+    for each in (model, start):
+        if each is not None:
+            runtime.check(each)
     workers, runtime = sharing.workers(model, runtime), sharing.runtime(runtime)
     dataset = rows.load(data, pictures=False, pictured=True, quiet=not workers.leads)  # they are looked at in the run
     treatment = treating.treatment(dataset, rows)

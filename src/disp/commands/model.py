@@ -28,6 +28,7 @@ def train(
     from disp.training.train import train as run
 
     config = training.config(seed)
+    runtime.check(model)
     given = rows.load(data, pictured=True)
     mdlm = runtime.load(model)
     dataset = with_fitting_answers(given, mdlm, strict=rows.strict)

@@ -208,15 +208,25 @@ class Runtime:
         Path | None, Parameter(help="File with a fine-tuned projector: mm_projector.safetensors or .bin.")
     ] = None
 
-    def load(self, model: str | Path) -> MDLM:
-        """The model."""
+    def check(self, model: str | Path) -> None:
+        """Raise `DispError` where it can be seen without weights that the model cannot be loaded like this.
+
+        To be called before data are read, which can take much longer than to see that a name is wrong.
+        """
         import torch
 
         from disp.errors import DispError
-        from disp.models.loading import load_model
+        from disp.models.loading import check_model
 
         if (self.device or "").startswith("cuda") and not torch.cuda.is_available():
             raise DispError(f"device {self.device!r}: torch sees no GPU; leave --device out, or install torch for CUDA")
+        check_model(model, device=self.device, device_map=self.device_map, quantization=self.quantization)
+
+    def load(self, model: str | Path) -> MDLM:
+        """The model; raises `DispError` where it cannot be loaded."""
+        from disp.models.loading import load_model
+
+        self.check(model)
         return load_model(
             model,
             device=self.device,

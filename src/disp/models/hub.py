@@ -12,7 +12,8 @@ from disp.models.families import FAMILIES, family
 BUILTIN = "builtin"
 # Files of a hub repository that are downloaded: no pickles, no code.
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# "./model" and "../model" are folders.
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def resolve(name: str | Path) -> Path:
@@ -21,27 +22,38 @@ def resolve(name: str | Path) -> Path:
     Raises:
         DispError: there is no such folder, and it is no id of a hub repository or cannot be downloaded.
     """
-    own = _own_folder(name)
-    if own is not None:
-        return own
-    if Path(name).exists() or isinstance(name, Path) or not _HUB_ID.fullmatch(name):
-        if not Path(name).is_dir():
-            raise DispError(
-                f"model {str(name)!r}: {Path(name)} does not exist or is no folder; give {BUILTIN!r}, a folder with "
-                "config.json and safetensors, or the id of a published checkpoint on the Hugging Face hub"
-            )
-        return Path(name)
+    if (folder := local_folder(name)) is not None:
+        return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(str(name), allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DispError(
             f"model {name!r} is no local folder and cannot be had from the Hugging Face hub ({reason}); check the "
             "name, or download the checkpoint on another machine and give its folder"
         ) from None
+
+
+def local_folder(name: str | Path) -> Path | None:
+    """The folder of a model on this machine; None for a name that can only be a hub repository's.
+
+    Raises:
+        DispError: there is no such folder, and it is no id of a hub repository.
+    """
+    own = _own_folder(name)
+    if own is not None:
+        return own
+    if not (Path(name).exists() or isinstance(name, Path)) and _HUB_ID.fullmatch(name):
+        return None
+    if not Path(name).is_dir():
+        raise DispError(
+            f"model {str(name)!r}: {Path(name)} does not exist or is no folder; give {BUILTIN!r}, a folder with "
+            "config.json and safetensors, or the id of a published checkpoint on the Hugging Face hub"
+        )
+    return Path(name)
 
 
 def _own_folder(name: str | Path) -> Path | None:

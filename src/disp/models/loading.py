@@ -14,7 +14,7 @@ from disp.models.adapters import base_of, check_adapter, check_new, is_adapter, 
 from disp.models.checkpoint import read_json, stored_dtype, weight_files
 from disp.models.families import FAMILIES, recognise
 from disp.models.family import Family
-from disp.models.hub import BUILTIN, lasting_name, resolve
+from disp.models.hub import BUILTIN, lasting_name, local_folder, resolve
 from disp.models.interface import MDLM
 from disp.models.parts.prompts import check_template
 from disp.models.parts.transformer import use_attention
@@ -72,6 +72,29 @@ def load_model(
     if gen_length is not None:
         model.use_gen_length(check_whole(gen_length, "gen_length", most=MOST_SLOTS))
     return model.eval()
+
+
+def check_model(name: str | Path, *, device: str | None = None, **options: Any) -> None:
+    """Make sure that a model can be loaded as asked, as far as that is seen without weights and without the network.
+
+    Args:
+        name: see `load_model`; nothing is said of one that only the Hugging Face hub can have.
+        device: see `load_model`.
+        options: further options of the family's loader, as `load_for` takes them.
+
+    Raises:
+        DispError: there is no such device or folder, a file is missing, or the model is of no known family.
+    """
+    chosen_device(device)
+    adapters: list[Path] = []
+    folder = local_folder(name)
+    while folder is not None and is_adapter(folder):
+        adapters.append(folder)
+        name = base_of(folder)
+        if (folder := local_folder(name)) is not None:
+            check_new(folder, adapters)
+    if folder is not None:
+        _check_whole(folder, str(name), options)
 
 
 def load_for(
@@ -153,18 +176,24 @@ def _dtype(dtype: torch.dtype | str | None, folder: Path, device: str) -> torch.
     return dtype
 
 
-def _load_whole(
-    folder: Path, name: str, device: str, wanted: torch.dtype | str | None, options: dict[str, Any]
-) -> MDLM:
+def _check_whole(folder: Path, name: str, options: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
+    """The family of a checkpoint, and the options that its loader is to be given."""
     if (folder / UNFINISHED).exists():
         raise DispError(f"model {name!r}: its writing was stopped midway; start the command that writes it again")
     own = family_of(folder, name)
     weight_files(folder)
-    dtype = _dtype(wanted, folder, device)
     chosen = {key: value for key, value in options.items() if value is not None}
     unknown = sorted(chosen.keys() - set(own.options))
     if unknown:
         raise DispError(f"model {name!r}: {', '.join(unknown)} is not available for the family {own.name}")
+    return own, chosen
+
+
+def _load_whole(
+    folder: Path, name: str, device: str, wanted: torch.dtype | str | None, options: Mapping[str, Any]
+) -> MDLM:
+    own, chosen = _check_whole(folder, name, options)
+    dtype = _dtype(wanted, folder, device)
     try:
         model = own.load(folder, dtype=dtype, device=device, **chosen)
     except ModuleNotFoundError as missing:
