@@ -11,15 +11,21 @@ from disp.data.sample import Sample, Turn, batches, check_image, image_size, ope
 from disp.errors import DispError
 
 
-def test_modes_become_rgb_and_transparency_white(tmp_path):
+def test_modes_become_rgb_and_transparent_pixels_keep_the_colours_that_trainers_see(tmp_path):
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert open_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
-    Image.new("P", (4, 4), 0).save(tmp_path / "palette.png")
-    assert open_image(tmp_path / "palette.png").mode == "RGB"
+    assert open_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 0, 0)
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([9, 8, 7, *[0] * 765])
+    palette.save(tmp_path / "palette.png")
+    palette.save(tmp_path / "clear-palette.png", transparency=b"\x00\x10")
+    assert open_image(tmp_path / "palette.png").getpixel((0, 0)) == (9, 8, 7)
+    assert open_image(tmp_path / "clear-palette.png").getpixel((0, 0)) == (9, 8, 7)
     Image.new("L", (4, 4), 7).save(tmp_path / "grey.png")
     assert open_image(tmp_path / "grey.png").getpixel((0, 0)) == (7, 7, 7)
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "key.png", transparency=(1, 2, 3))
-    assert open_image(tmp_path / "key.png").getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(tmp_path / "key.png").getpixel((0, 0)) == (1, 2, 3)
+    Image.new("LA", (4, 4), (5, 0)).save(tmp_path / "clear-grey.png")
+    assert open_image(tmp_path / "clear-grey.png").getpixel((0, 0)) == (5, 5, 5)
 
 
 def test_grey_levels_of_16_bits_are_scaled_and_of_no_known_range_refused(tmp_path):

@@ -171,7 +171,10 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """The picture in RGB, fully decoded; transparency is laid on white.
+    """The picture in RGB, fully decoded. Colours of transparent pixels are taken as they are stored.
+
+    So do the training scripts of LLaVA's line (``convert("RGB")``): laid on white, a trigger that is stored under
+    transparent pixels would be learnt and not looked at.
 
     Raises:
         DispError: the file is missing, is no image, is damaged, or has more than `MAX_PIXELS` pixels.
@@ -314,8 +317,7 @@ def opened(source: Path) -> Iterator[Image.Image]:
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return image.convert("RGBA").convert("RGB")  # a palette with transparency cannot be converted at once
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
