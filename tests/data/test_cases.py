@@ -97,7 +97,7 @@ ASIDE = {
     "'file' looks like one (sub/pic.JPEG)": {"file": "sub/pic.JPEG", "conversations": ask("")},
     "'images' looks like one (a.png)": {"messages": [{**talk("")[0], "images": ["a.png"]}, talk()[1]]},
     "'url' looks like one": {"url": "https://x.org/a.jpg?w=3", "conversations": ask("")},
-    "by '<img'": {"conversations": ask('<img src="0.png">')},
+    "by '<img src=\"0.png\">'": {"conversations": ask('<img src="0.png">')},
     "by '<|image_1|>'": {"conversations": ask("<|image_1|>\n")},
     "by '![a cat](cat.png)'": {"conversations": ask("![a cat](cat.png) ")},
     "by '<image_00>'": {"conversations": ask("<image_00>\n")},
@@ -168,7 +168,7 @@ def test_rows_of_several_formats_in_one_file_are_all_looked_at(tmp_path):
     assert dataset.formats == {"llava": 1, "qwen-vl": 1} and dataset.without_picture == 0
     # A person who says what the format is gets that one alone.
     forced = load_dataset(tmp_path, format="llava")
-    assert [sample.id for sample in forced.samples] == ["a"] and "'<img'" in forced.problems[0].reason
+    assert [sample.id for sample in forced.samples] == ["a"] and "'<img>1.png</img>'" in forced.problems[0].reason
     with pytest.raises(DispError, match=r"unknown format 'lava'.*Did you mean 'llava'"):
         load_dataset(tmp_path, format="lava")
     with pytest.raises(DispError, match="is no dataset of the format 'parquet'"):

@@ -194,7 +194,7 @@ KEYS = [
     {"pic": "000123"}, {"img_id": 123}, {"media": ["0.png"]}, {"media": [{"kind": "x", "file": "0"}]},
     {"figure": "fig1.pdf"}, {"screenshot": "s1"}, {"src": "a/b.jxl"}, {"scan": "a/b.dcm"}, {"feature": "a/b.npy"},
     {"b64": PNG}, {"blob": png(1).hex()}, {"parts": [{"type": "image", "file": "0"}]}, {"Image": "0.png"},
-    {"thumbnail": {"file": "x"}}, {"camelCaseImage": "x"}, {"socialMedia": "x"},
+    {"thumbnail": {"file": "x"}}, {"camelCaseImage": "x"}, {"userMedia": "x"},
     {"mime_type": "image/png", "content": "QUJD"},
 ]  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Videos, sounds and further pictures of a row are named, and do not pass as text or unseen beside a picture."""
 
+import base64
 import json
 
 import pytest
@@ -84,6 +85,13 @@ def test_a_declared_column_of_videos_is_known(kind, formatting, tmp_path):
     assert len(dataset.samples) == 2 and f"{MOVING} ('clips')" in dataset.problems[0].reason
 
 
+PNG = base64.b64encode(png(0)).decode()
+
+
+def nested(value, depth):
+    return {"x": [nested(value, depth - 2)]} if depth else value
+
+
 def parts(**more):
     return [{"role": "user", "content": [{"type": "image", **more}, {"type": "text", "text": "Hm?"}]}, talk()[1]]
 
@@ -95,6 +103,16 @@ OTHERS = {
     "one below": ({"image": "0.png", "meta": {"pictures": ["1.png"]}}, "another picture under 'pictures'"),
     "a video": ({"image": "0.png", "video_file": "a.mp4"}, f"{MOVING} ('video_file': a.mp4)"),
     "a sound": ({"image": "0.png", "file": "a.wav"}, f"{MOVING} ('file': a.wav)"),
+    "a later picture that is elsewhere": ({"image": "0.png", "image_2": "https://x.org/1.jpg"}, "under 'image_2'"),
+    "a name that an answer has": (
+        {"image": "0.png", "image_path": "1.png", "conversations": ask(answer="1.png")},
+        "another picture under 'image_path'",
+    ),
+    "a name without a suffix": ({"image": "0.png", "photo_file": "bare"}, "another picture under 'photo_file' (bare)"),
+    "one of another folder": ({"image": "0.png", "image_path": "{folder}/1b.png"}, "picture under 'image_path'"),
+    "one beside a picture without a name": ({"image": PNG, "image_name": "1.png"}, "picture under 'image_name'"),
+    "a data URI": ({"image": "0.png", "shown": f"data:image/png;base64,{PNG}"}, "another picture under 'shown'"),
+    "one far down": ({"image": "0.png", "a": nested({"image": "1.png"}, 40)}, "another picture under 'image' (1.png)"),
     "bytes": ({"image": "0.png", "b64": "/9j/" + "A" * 200}, "another picture under 'b64'"),
     "two numbers": ({"image": "0.png", "conversations": ask("<|image_1|>\n<|image_2|>")}, "'<|image_2|>' in its text"),
     "a higher number": ({"image": "0.png", "conversations": ask("<image>\n<image2>\n")}, "by '<image2>' in its text"),
@@ -113,7 +131,12 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_further_picture_is_not_left_unseen(name, tmp_path):
     more, said = OTHERS[name]
-    (reason,) = reasons(tmp_path, more if "messages" in more else {"conversations": ask(), **more})
+    row = json.loads(json.dumps(more).replace("{folder}", str(tmp_path / "elsewhere")))
+    write(tmp_path, [])
+    for file in (tmp_path / "images" / "a.wav", tmp_path / "images" / "bare", tmp_path / "elsewhere" / "1b.png"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(png(1))
+    (reason,) = reasons(tmp_path, row if "messages" in row else {"conversations": ask(), **row})
     assert said in reason and "\n" not in reason
 
 
@@ -125,7 +148,7 @@ def test_a_further_picture_in_a_table_is_not_left_unseen(tmp_path):
     rows = [{"image": picture(0), "mask": picture(number), "conversations": ask()} for number in (0, 1)]
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
     dataset = load_dataset(tmp_path / "data.parquet")
-    assert len(dataset.samples) == 1 and "another picture under 'bytes'" in dataset.problems[0].reason
+    assert len(dataset.samples) == 1 and "another picture under 'mask' (" in dataset.problems[0].reason
 
 
 SAME = [

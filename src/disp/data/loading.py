@@ -12,6 +12,7 @@ from typing import Any
 from disp.data.dataset import Dataset, Problem, Source
 from disp.data.formats.dialects import DIALECTS, dialect_of
 from disp.data.formats.forms import check_one_form
+from disp.data.formats.names import is_no_picture
 from disp.data.formats.row import PICTURE_FIELDS, BadRow, Dialect, Fields, Row, id_of, is_deeper, is_nan, origin_of
 from disp.data.formats.table import FILES, FORMATS
 from disp.data.formats.unseen import check_seen
@@ -113,8 +114,10 @@ def _to_sample(
     identity = id_of(fields, row.number)
     dialect: Dialect = DIALECTS[forced] if forced else source.declared or dialect_of(fields)
     content = dialect.read(fields, questions)
+    if content.pictures and all(is_no_picture(picture, finder) for picture in content.pictures):
+        content = replace(content, pictures=())
     found = [finder.find(picture) for picture in content.pictures]
-    check_seen(fields, content)
+    check_seen(fields, content, [each.file for each in found], finder)
     check_one_form(fields, dialect, content)
     named = sum(turn.prompt.count(IMAGE_PLACEHOLDER) for turn in content.turns)
     if named > len(found):

@@ -233,7 +233,7 @@ def without_placeholder(text: str, number: int) -> str:
     begin = text.find("<img>")
     if IMAGE_PLACEHOLDER in text or (begin >= 0 and text.find("</img>", begin) >= 0):
         raise BadRow(
-            f"message {number} is an answer with a picture in it ({shortened(text)!r}); models here answer in words: "
-            "drop the row, or take the picture out"
+            f"message {number} is an answer with a picture in it, or with what trainers take for one "
+            f"({shortened(text)!r}); models here answer in words: drop the row, or take it out"
         )
     return text
