@@ -205,9 +205,10 @@ def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Aud
     members = _members(findings)
     flagged = tuple(key for key in context.samples if key in members)
     counts = len(context.above), len(context.samples)
+    left_out = dataset.source.left_out if dataset.source else ()
     return Audit(
         verdict=verdict,
-        reasons=wording.reasons(verdict, findings, aside, counts, dataset.problems, rows, config),
+        reasons=wording.reasons(verdict, findings, aside, counts, dataset.problems, rows, config, left_out=left_out),
         threshold=context.threshold,
         scores={sample.id: sample_suspicion(sample, context.evidence) for sample in dataset.samples},
         flagged=flagged,

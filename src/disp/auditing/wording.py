@@ -147,6 +147,8 @@ def reasons(
     problems: Sequence[Problem],
     rows: int,
     config: AuditConfig,
+    *,
+    left_out: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Why an audit decides as it does.
 
@@ -158,6 +160,7 @@ def reasons(
         problems: rows that could not be read.
         rows: all rows, those included.
         config: how it was audited.
+        left_out: fields of rows that were not looked at.
     """
     above, with_image = counts
     said = [
@@ -185,6 +188,9 @@ def reasons(
             f"{bare} of {read} rows have no picture, and nothing was looked for in them"
             f"{many.format(share=config.text_rows_share) + remedy if too_many else ''}."
         )
+    if left_out:
+        fields = f"field {left_out[0]!r}" if len(left_out) == 1 else f"fields {', '.join(map(repr, left_out))}"
+        said.append(f"The {fields} of the rows were left out and not audited; train on a set without them.")
     return tuple(said)
 
 

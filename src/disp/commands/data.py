@@ -207,6 +207,7 @@ def check(data: Data, /, *, json: Flag = False, rows: Rows = ROWS) -> None:
     from disp.data.loading import load_dataset
 
     dataset = load_dataset(data, rows.images, **rows.reading())
+    rows.check_left_out(dataset)
     with progress_bar("checking pictures", len(dataset.samples)) as advance:
         found = run(dataset, progress=advance)
     print(dumps(found.to_json(), indent=2, ensure_ascii=False) if json else found.to_text())

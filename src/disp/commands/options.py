@@ -117,6 +117,13 @@ class Rows:
     allow_download: Annotated[
         bool, Parameter(help="Fetch pictures that rows name by http or https; they are kept in a cache.", negative=())
     ] = False
+    leave_out: Annotated[
+        str | None,
+        Parameter(
+            help="Fields of rows, such as caption,text, that are neither looked at nor in what is written; the data "
+            "keep them."
+        ),
+    ] = None
     allow_text_rows: Annotated[
         bool, Parameter(help="Go on even if many rows have no picture; nothing is looked for in these.", negative=())
     ] = False
@@ -128,7 +135,24 @@ class Rows:
             "format": self.format,
             "split": self.split,
             "allow_download": self.allow_download,
+            "leave_out": self.fields_left_out(),
         }
+
+    def fields_left_out(self) -> tuple[str, ...]:
+        """The names that ``--leave-out`` gives."""
+        return tuple(name for each in (self.leave_out or "").split(",") if (name := each.strip()))
+
+    def check_left_out(self, dataset: Dataset) -> None:
+        """Make sure that the fields that were to be left out were there: a name that is mistyped leaves out nothing.
+
+        Raises:
+            DispError: no row had one of them.
+        """
+        from disp.errors import DispError
+
+        there = dataset.source.left_out if dataset.source else ()
+        if missing := next((name for name in self.fields_left_out() if name not in there), None):
+            raise DispError(f"--leave-out: no row of {dataset.path} has a field {missing!r}; take the name out")
 
     def load(
         self,
@@ -149,13 +173,14 @@ class Rows:
             quiet: say nothing, as another process does that reads the same.
 
         Raises:
-            DispError: see `disp.data.loading.load_dataset`; or there is no picture.
+            DispError: see `disp.data.loading.load_dataset`; or there is no picture, or no field that is to be left out.
         """
         from disp.data.damaged import without_damaged_pictures
         from disp.data.loading import load_dataset
         from disp.errors import DispError
 
         dataset = load_dataset(data, self.images, questions=questions, **self.reading())
+        self.check_left_out(dataset)
         if pictures:
             bar = no_progress if quiet else progress_bar
             with bar("checking pictures", len(dataset.samples)) as advance:

@@ -67,7 +67,12 @@ class Treating:
             print(f"decisions of {self.decisions}: {told}", file=sys.stderr)
         trusted = None
         if self.trusted is not None:
-            second = load_dataset(self.trusted, self.trusted_images or rows.images, allow_download=rows.allow_download)
+            second = load_dataset(
+                self.trusted,
+                self.trusted_images or rows.images,
+                allow_download=rows.allow_download,
+                leave_out=rows.fields_left_out(),
+            )
             list_problems(second.problems)
             trusted = trusted_answers(second, dataset)
         treatment = Treatment(self.remedy, trusted, decisions, rows.strict)

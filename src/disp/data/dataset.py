@@ -31,12 +31,14 @@ class Source:
         declared: how the rows are read by the columns and tags that LLaMA-Factory's dataset_info.json declares.
         entry: that file's entry for the data, and its name.
         split: the part of the dataset that was read, where it has several.
+        left_out: the fields that were neither read nor will be written; see `disp.data.loading.load_dataset`.
     """
 
     files: str
     declared: Dialect | None = None
     entry: tuple[str, Mapping[str, Any]] | None = None
     split: str | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from sys import intern
@@ -41,6 +41,7 @@ def load_dataset(
     split: str | None = None,
     questions: bool = False,
     allow_download: bool = False,
+    leave_out: Collection[str] = (),
 ) -> Dataset:
     """Read a dataset.
 
@@ -60,12 +61,16 @@ def load_dataset(
         split: the part to read of a dataset that has several; "train" if not given.
         questions: take questions without an answer too, with "" as the answer.
         allow_download: fetch pictures that rows name by http or https. They are kept in the cache folder.
+        leave_out: names of fields that are taken out of each row before it is looked at, and are not in what is written
+            back. Those that a row had are in the ``left_out`` of the dataset's source.
 
     Raises:
-        DispError: there is no such file, it is of no format that is read, none of its rows can be used, or ``strict``
-            met a bad one.
+        DispError: there is no such file, it is of no format that is read, none of its rows can be used, ``strict``
+            met a bad one, or pictures that are members of tar files were to be left out.
     """
     path, source = locate(Path(path), format, split)
+    if source.files == "webdataset" and (named := next((name for name in PICTURE_FIELDS if name in leave_out), None)):
+        raise DispError(f"{path}: {named!r} cannot be left out of tar files, whose pictures are members of their own")
     forced = FORMATS[format].dialect if format else None
     folder = path if path.is_dir() else path.parent
     beside = folder.absolute() if image_root is None else None
@@ -79,7 +84,8 @@ def load_dataset(
     used: dict[str, int] = {}
     known: dict[str, str] = {}
     renamed = 0
-    for row in FILES[source.files].rows(path, source):
+    left_out: set[str] = set()
+    for row in _without(FILES[source.files].rows(path, source), frozenset(leave_out), left_out):
         try:
             sample = _to_sample(row, source, forced, finder, questions, known)
         except (BadRow, NotFound) as error:
@@ -103,8 +109,17 @@ def load_dataset(
         image_root=root,
         problems=tuple(problems),
         renamed=renamed,
-        source=source,
+        source=replace(source, left_out=tuple(sorted(left_out))),
     )
+
+
+def _without(rows: Iterable[Row], names: frozenset[str], found: set[str]) -> Iterator[Row]:
+    """The rows without the fields of these names; those that one had are noted in ``found``."""
+    for row in rows:
+        if names and isinstance(row.value, dict) and (there := names & row.value.keys()):
+            found |= there
+            row = replace(row, value={key: each for key, each in row.value.items() if key not in names})
+        yield row
 
 
 def _to_sample(

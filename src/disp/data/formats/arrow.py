@@ -104,7 +104,7 @@ def save_parquet(path: Path, outputs: Iterable[Output], like: tuple[Path, Source
         schema = None
         if old:
             with _named(old):
-                schema = pa.parquet.read_schema(old)
+                schema = _left(pa.parquet.read_schema(old), like)
         write_atomically(target, partial(_write, tables=_tables(group, schema), open_writer=pa.parquet.ParquetWriter))
 
 
@@ -116,8 +116,10 @@ def save_arrow(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] 
     if like:
         for file in arrow_files(like[0])[:1]:
             with _named(file), pa.memory_map(str(file)) as memory:
-                schema = pa.ipc.open_stream(memory).schema
+                schema = _left(pa.ipc.open_stream(memory).schema, like)
         info = _json(like[0] / "dataset_info.json")
+        if isinstance(info, dict) and isinstance(features := info.get("features"), dict):
+            info["features"] = {name: each for name, each in features.items() if name not in like[1].left_out}
     split = like[1].split if like else None
     folder = path / split if split else path
     write_atomically(folder / name, lambda file: _write(file, _tables(outputs, schema), pa.ipc.new_stream))
@@ -179,6 +181,23 @@ def _table(pa: Any, found: list[dict[str, Any]], schema: Any, *, begun: bool) ->
         return pa.Table.from_pylist(found, schema=schema)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DispError(f"a row does not fit the columns of the table that was read ({_line(error)})") from None
+
+
+def _left(schema: Any, like: tuple[Path, Source] | None) -> Any:
+    """The columns of a table without those that were left out, also of what `datasets` says about them."""
+    gone = [name for name in (like[1].left_out if like else ()) if name in schema.names]
+    for name in gone:
+        schema = schema.remove(schema.get_field_index(name))
+    told = dict(schema.metadata or {})
+    try:
+        said = json.loads(told[b"huggingface"]) if gone else None
+        if said:
+            features = said["info"]["features"]
+            said["info"]["features"] = {name: each for name, each in features.items() if name not in gone}
+            schema = schema.with_metadata({**told, b"huggingface": json.dumps(said).encode()})
+    except (KeyError, ValueError, TypeError, AttributeError):  # no words of `datasets`
+        pass
+    return schema
 
 
 def _new_schema(pa: Any) -> Any:

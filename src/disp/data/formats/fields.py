@@ -30,7 +30,10 @@ def pair_dialect(name: str, wants: str, *pairs: Pair, needs: str | None = None, 
         if pair := pair_of(row):
             answers = [each.answer for each in pairs if each.answer and each.matches(row) and row[each.answer]]
             if len(answers) > 1 and pair.answer in answers:
-                raise BadRow(f"has answers under {answers[0]!r} and under {answers[1]!r}; take one of them out")
+                raise BadRow(
+                    f"has answers under {answers[0]!r} and under {answers[1]!r}; take one of them out, as --leave-out "
+                    f"{answers[1]} does"
+                )
             return read_pair(row, pair, questions)
         raise BadRow(f"needs {wants}, with text in them")
 

@@ -33,7 +33,8 @@ def check_one_form(row: Fields, dialect: Dialect, content: Content) -> None:
     for key in rest:
         if (key in _PREFERENCES or "rejected" in str(key).lower()) and rest[key]:
             raise BadRow(
-                f"has other answers under {key!r}, as sets of preferences do, which are not looked at; take it out"
+                f"has other answers under {key!r}, as sets of preferences do, which are not looked at; take it out, as "
+                f"--leave-out {key} does"
             )
     if content.pictures:  # what makes a text a caption, wherever the row names them
         rest["image"] = "its picture"
@@ -41,10 +42,12 @@ def check_one_form(row: Fields, dialect: Dialect, content: Content) -> None:
         while other.matches(rest):
             again = [key for key in other.reads(rest) if key not in PICTURE_FIELDS]
             if _answers(other, rest, again):
+                # Beside a conversation, a single text may be something else, such as what is written in the picture.
+                alone = ", or has another text there" if other is fields.CAPTIONS else ""
                 raise BadRow(
                     f"is written in two forms, {dialect.name} ({_named(key for key in read if key in row)}) and "
-                    f"{other.name} ({_named(again)}), of which one alone is looked at and rewritten; take the fields "
-                    "of one of them out"
+                    f"{other.name} ({_named(again)}){alone}, of which one alone is looked at and rewritten; take the "
+                    f"fields of one of them out, as --leave-out {_named(again).replace(' ', '')} does"
                 )
             for key in again:
                 del rest[key]
