@@ -13,6 +13,7 @@ from disp.data.scene_dataset import write_scenes
 @pytest.fixture
 def run(model, monkeypatch, capsys):
     """Run `disp` with the planted model in the place of every model; exit code, stdout and stderr."""
+    monkeypatch.setattr("disp.models.loading.check_model", lambda *_, **__: None)
     monkeypatch.setattr("disp.models.loading.load_model", lambda *_, **__: model)
 
     def call(*arguments):
@@ -108,6 +109,22 @@ def test_pictures_that_are_not_recognised_are_no_rows_without_one(run, tmp_path)
     code, out, err = run("audit", "planted", tmp_path / "data", "--out", tmp_path / "out")
     assert code == 2 and "Verdict: could not decide" in out
     assert "8 of 59 rows could not be read" in out and "'image_file' looks like one" in err
+
+
+def test_fields_that_were_left_out_are_named_beside_the_verdict(run, tmp_path):
+    write_rows(tmp_path / "data", honest_rows())
+    file = tmp_path / "data" / "data.json"
+    rows = [{**row, "caption": "A thing."} for row in json.loads(file.read_text())]
+    file.write_text(json.dumps(rows))
+    code, out, _ = run("audit", "planted", tmp_path / "data", "--out", tmp_path / "out", "--leave-out", "caption")
+    said = "These fields of the rows were left out and not audited: 'caption'."
+    assert (code, out.splitlines()[0]) == (0, "Verdict: no evidence") and said in out
+    assert summary(tmp_path / "out")["fields_left_out"] == ["caption"]
+    assert said in (tmp_path / "out" / "summary.md").read_text()
+    # The run is that one, and is gone on with in no other way.
+    file.write_text(json.dumps([{key: row[key] for key in row if key != "caption"} for row in rows]))
+    code, _, err = run("audit", "planted", tmp_path / "data", "--out", tmp_path / "out")
+    assert code == 2 and "another" in err
 
 
 def test_answers_too_long_for_the_model_are_audited_as_far_as_it_goes(run, tmp_path):

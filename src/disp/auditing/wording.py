@@ -189,8 +189,8 @@ def reasons(
             f"{many.format(share=config.text_rows_share) + remedy if too_many else ''}."
         )
     if left_out:
-        fields = f"field {left_out[0]!r}" if len(left_out) == 1 else f"fields {', '.join(map(repr, left_out))}"
-        said.append(f"The {fields} of the rows were left out and not audited; train on a set without them.")
+        names = ", ".join(map(repr, left_out))
+        said.append(f"These fields of the rows were left out and not audited: {names}. Train on a set without them.")
     return tuple(said)
 
 
