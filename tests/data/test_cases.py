@@ -3,6 +3,7 @@
 Each case is built here; where the folder of full cases is at hand (DISP_CASES_DIR, ../shared/cases), it is read too.
 """
 
+import base64
 import json
 import os
 import sys
@@ -86,6 +87,29 @@ def test_ids_of_a_table_are_whole_numbers_and_no_picture_is_none(tmp_path):
     written, _ = again(dataset, tmp_path / "out")
     assert [row["id"] for row in written] == [0.0, 1.0, 2.0, 3.0]
     assert [row.get("image") for row in written] == ["0.png", None, None, {"bytes": None, "path": None}]
+
+
+def test_ids_of_a_database_are_ids(tmp_path):
+    rows = [{"id": {"$oid": "5f2a"}, "image": "0.png", "conversations": ask()}]
+    dataset = load_dataset(write(tmp_path / "in", rows), strict=True)
+    assert [sample.id for sample in dataset.samples] == ["5f2a"] and again(dataset, tmp_path / "out")[0] == rows
+    rows = [{"id": ["5f2a"], "image": "0.png", "conversations": ask()}]
+    with pytest.raises(DispError, match="id must be text or a number; --leave-out id numbers the rows"):
+        load_dataset(write(tmp_path / "in", rows))
+    assert [sample.id for sample in load_dataset(tmp_path / "in", leave_out=["id"]).samples] == ["0"]
+
+
+@pytest.mark.parametrize("empty", [None, {}, {"bytes": None, "path": None}], ids=str)
+def test_a_list_of_pictures_may_be_filled_up_at_its_end_and_nowhere_else(empty, tmp_path):
+    held = {"bytes": base64.b64encode(png(1)).decode(), "path": None}
+    rows = [{"messages": talk(), "images": [held, empty, empty]}, {"messages": talk(), "images": ["0.png", empty]}]
+    dataset = load_dataset(write(tmp_path / "in", rows), strict=True)
+    assert [[file.read_bytes() for file in sample.images] for sample in dataset.samples] == [[png(1)], [png(0)]]
+    assert again(dataset, tmp_path / "out")[0] == rows
+    with pytest.raises(DispError, match="image"):
+        load_dataset(
+            write(tmp_path / "in", [{"messages": talk("<image><image>"), "images": ["0.png", empty, "1.png"]}])
+        )
 
 
 ASIDE = {
@@ -248,8 +272,6 @@ def test_a_huge_value_is_shown_nowhere(tmp_path, monkeypatch, capsys):
 
 
 def test_a_picture_that_a_row_holds_is_read_and_goes_back_as_it_was(tmp_path):
-    import base64
-
     uri = "data:image/png;base64," + base64.b64encode(png(1)).decode()
     rows = [{"id": "0", "image": "0.png", "conversations": ask()}, {"id": "1", "image": uri, "conversations": ask()}]
     rows.append({"id": "2", "images": [{"bytes": base64.b64encode(png(2)).decode()}], "messages": talk()})

@@ -105,6 +105,7 @@ ONCE = [
     {**SHAREGPT, "conversations": [], "rejected_response": None}, {**LLAVA, "question": "Hm?", "answer": ""},
     {**LLAVA, "answer": "B", "label": 3, "score": 0.5}, {**QUESTION, "prompt": "", "response": ""},
     {"messages": [{**message, "tool_calls": None, "refusal": None} for message in talk()]},
+    {**LLAVA, "num_rejected": 3}, {**LLAVA, "is_rejected": True}, {**LLAVA, "chosen": True},
     {**CAULDRON, "caption": ""}, {**QUESTION, "question_id": 7}, {**SWIFT, "question_id": "x", "text": ""},
 ]  # fmt: skip
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disp.data.formats.unseen import named_in
+from disp.data.formats.tags import picture_in
 from disp.data.loading import load_dataset
 from disp.data.sample import Sample, Turn
 from disp.data.saving import save_dataset
@@ -212,7 +212,7 @@ def test_an_image_outside_the_folder_is_not_written(folder, picture):
 
 # Names of pictures are not any text: the library draws them from the code that looks for them.
 text = st.text(st.characters(codec="utf-8"), max_size=30)
-text = text.filter(lambda each: "<image>" not in each and named_in(each) is None)
+text = text.filter(lambda each: "<image>" not in each and picture_in(each, lambda name: False) is None)
 
 
 @given(st.lists(st.lists(st.tuples(text, text), min_size=1, max_size=3), min_size=1, max_size=4))

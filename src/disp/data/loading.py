@@ -13,7 +13,18 @@ from disp.data.dataset import Dataset, Problem, Source
 from disp.data.formats.dialects import DIALECTS, dialect_of
 from disp.data.formats.forms import check_one_form
 from disp.data.formats.names import is_no_picture
-from disp.data.formats.row import PICTURE_FIELDS, BadRow, Dialect, Fields, Row, id_of, is_deeper, is_nan, origin_of
+from disp.data.formats.row import (
+    PICTURE_FIELDS,
+    BadRow,
+    Dialect,
+    Fields,
+    Row,
+    id_of,
+    is_deeper,
+    is_nan,
+    is_number,
+    origin_of,
+)
 from disp.data.formats.table import FILES, FORMATS
 from disp.data.formats.unseen import check_seen
 from disp.data.locate import locate
@@ -129,6 +140,11 @@ def _to_sample(
     identity = id_of(fields, row.number)
     dialect: Dialect = DIALECTS[forced] if forced else source.declared or dialect_of(fields)
     content = dialect.read(fields, questions)
+    number = next((key for key in dialect.reads(fields) if is_number(fields[key])), None)
+    if number and not FILES[source.files].is_json:
+        raise BadRow(
+            f"{number!r} holds a number, in a column that cannot hold another answer; make it a column of text"
+        )
     if content.pictures and all(is_no_picture(picture, finder) for picture in content.pictures):
         content = replace(content, pictures=())
     found = [finder.find(picture) for picture in content.pictures]

@@ -35,13 +35,14 @@ def dialect_of(row: Fields, forced: str | None = None) -> Dialect:
         forced: the only dialect that it may be in.
 
     Raises:
-        BadRow: it is in none.
+        BadRow: it is in none, or a field of the one that it is in holds something else.
     """
     if forced is not None:
         return DIALECTS[forced]
     for dialect in DIALECTS.values():
         if dialect.matches(row):
             return dialect
+    fields.check_fits(row)
     found = shortened(", ".join(map(str, row)), 200) or "nothing"
     # LLaVA's own first, which most people have.
     known = sorted(DIALECTS.values(), key=lambda dialect: dialect.name != "llava")

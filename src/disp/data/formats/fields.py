@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 from disp.data.formats.pairs import Pair, fields_of, read_pair, write_pair
@@ -28,14 +28,16 @@ def pair_dialect(name: str, wants: str, *pairs: Pair, needs: str | None = None, 
 
     def read(row: Fields, questions: bool) -> Content:
         if pair := pair_of(row):
-            answers = [each.answer for each in pairs if each.answer and each.matches(row) and row[each.answer]]
+            if pair.answer is None and not questions and (fault := _misfit(row, _ANSWERED)):
+                raise BadRow(fault)
+            answers = [each.answer for each in pairs if each.answer and each.matches(row) and each.text_of_answer(row)]
             if len(answers) > 1 and pair.answer in answers:
                 raise BadRow(
                     f"has answers under {answers[0]!r} and under {answers[1]!r}; take one of them out, as --leave-out "
                     f"{answers[1]} does"
                 )
             return read_pair(row, pair, questions)
-        raise BadRow(f"needs {wants}, with text in them")
+        raise BadRow(_misfit(row, pairs) or f"needs {wants}, with text in them")
 
     def write(row: Fields, system: str | None, turns: tuple[Turn, ...], pictures: list[Any] | None) -> dict[str, Any]:
         return write_pair(row, pair_of(row) or pairs[0], system, turns, pictures)
@@ -46,6 +48,16 @@ def pair_dialect(name: str, wants: str, *pairs: Pair, needs: str | None = None, 
     return Dialect(name, wants, lambda row: pair_of(row) is not None, read, write, reads=reads)
 
 
+def check_fits(row: Fields) -> None:
+    """Raise `BadRow` where a row has the question and the answer of a format, and one of them holds something else."""
+    if fault := _misfit(row, _ANSWERED):
+        raise BadRow(fault)
+
+
+def _misfit(row: Fields, pairs: Sequence[Pair]) -> str | None:
+    return next((fault for pair in pairs if (fault := pair.misfit(row))), None)
+
+
 def _has_picture(row: Fields, pair: Pair) -> bool:
     try:
         return bool(pictures_in(row, pair.pictures))
@@ -53,25 +65,20 @@ def _has_picture(row: Fields, pair: Pair) -> bool:
         return True  # it is named there in a wrong way, which is said when the row is read
 
 
-_swift = partial(Pair, system="system", history="history")
-MS_SWIFT = pair_dialect("ms-swift", "query, response and images", _swift("query", "response"))
-ALPACA = pair_dialect(
-    "alpaca",
-    "instruction, input, output and images",
-    Pair("instruction", "output", addition="input", system="system", history="history"),
-)
-QUESTION_ANSWER = pair_dialect(
-    "question-answer",
-    "question, answer and image",
-    Pair("question", "answer"),
-    Pair("prompt", "response"),
-    Pair("prompt", "completion"),
-)
+_SWIFT = Pair("query", "response", system="system", history="history")
+_ALPACA = Pair("instruction", "output", addition="input", system="system", history="history")
+_QUESTION_ANSWER = (Pair("question", "answer"), Pair("prompt", "response"), Pair("prompt", "completion"))
+_PALIGEMMA = Pair("prefix", "suffix")
+# All that have both a question and an answer.
+_ANSWERED = (_SWIFT, _ALPACA, *_QUESTION_ANSWER, _PALIGEMMA)
+MS_SWIFT = pair_dialect("ms-swift", "query, response and images", _SWIFT)
+ALPACA = pair_dialect("alpaca", "instruction, input, output and images", _ALPACA)
+QUESTION_ANSWER = pair_dialect("question-answer", "question, answer and image", *_QUESTION_ANSWER)
 QUESTIONS = pair_dialect(
     "questions",
     "question_id, image and text",
     *(Pair(name, None) for name in ("text", "question", "prompt")),
     needs="question_id",
 )
-PALIGEMMA = pair_dialect("paligemma", "image, prefix and suffix", Pair("prefix", "suffix"), pictured=True)
+PALIGEMMA = pair_dialect("paligemma", "image, prefix and suffix", _PALIGEMMA, pictured=True)
 CAPTIONS = pair_dialect("captions", "image and text", Pair(None, "text"), Pair(None, "caption"), pictured=True)

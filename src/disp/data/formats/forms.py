@@ -7,7 +7,7 @@ from typing import Any
 
 from disp.data.formats import fields, minicpm_v, qwen_vl
 from disp.data.formats.dialects import DIALECTS
-from disp.data.formats.row import PICTURE_FIELDS, BadRow, Content, Dialect, Fields, is_nan
+from disp.data.formats.row import PICTURE_FIELDS, BadRow, Content, Dialect, Fields, is_nan, is_number
 
 # Those that name pictures in another way are of a form that is among the others; question files have no answers.
 _FORMS = [
@@ -31,7 +31,8 @@ def check_one_form(row: Fields, dialect: Dialect, content: Content) -> None:
     read = set(dialect.reads(row))
     rest = {key: value for key, value in row.items() if key not in read and key not in PICTURE_FIELDS and _holds(value)}
     for key in rest:
-        if (key in _PREFERENCES or "rejected" in str(key).lower()) and rest[key]:
+        # A count of them, or whether a row was chosen, says nothing that could be learnt.
+        if (key in _PREFERENCES or "rejected" in str(key).lower()) and _says(rest[key]):
             raise BadRow(
                 f"has other answers under {key!r}, as sets of preferences do, which are not looked at; take it out, as "
                 f"--leave-out {key} does"
@@ -54,7 +55,11 @@ def check_one_form(row: Fields, dialect: Dialect, content: Content) -> None:
 
 
 def _holds(value: Any) -> bool:
-    return isinstance(value, str) or (bool(value) and not is_nan(value))
+    return isinstance(value, str) or ((bool(value) or is_number(value)) and not is_nan(value))
+
+
+def _says(value: Any) -> bool:
+    return isinstance(value, str | bytes | list | tuple | dict) and bool(value)
 
 
 def _answers(dialect: Dialect, row: Fields, fields: Iterable[str]) -> bool:

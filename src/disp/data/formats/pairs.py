@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,17 @@ from disp.data.formats.row import (
     BadRow,
     Content,
     Fields,
+    is_nan,
+    is_number,
     pictures_in,
     those_in,
     with_pictures,
     without_placeholder,
 )
 from disp.data.sample import IMAGE_PLACEHOLDER, Turn
+
+# Whole numbers up to here are exact as floats.
+_EXACT = 2**53
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,24 @@ class Pair:
     pictures: str | None = None
 
     def matches(self, row: Fields) -> bool:
-        """Whether a row has these fields, with text in them."""
-        fields = [name for name in (self.question, self.answer) if name]
-        return all(isinstance(row.get(name), str) for name in fields)
+        """Whether a row has these fields, with text in them, or a number as the answer."""
+        answer = self.answer is None or self.text_of_answer(row) is not None
+        return answer and (self.question is None or isinstance(row.get(self.question), str))
+
+    def text_of_answer(self, row: Fields) -> str | None:
+        """The answer as text; None where it is neither text nor a number."""
+        value: Any = row.get(self.answer) if self.answer else None
+        return _number(value) if self.question and is_number(value) else _if_text(value)
+
+    def misfit(self, row: Fields) -> str | None:
+        """What keeps a row with all these fields from being read; None where a field is not there."""
+        if self.question is None or self.answer is None or self.matches(row):
+            return None
+        if self.question not in row or self.answer not in row:
+            return None
+        if not isinstance(row[self.question], str):
+            return f"{self.question!r} holds {_kind(row[self.question])}, and must be text"
+        return f"{self.answer!r} holds {_kind(row[self.answer])}, and must be text or a number"
 
 
 def read_pair(row: Fields, pair: Pair, questions: bool = False) -> Content:
@@ -57,7 +78,7 @@ def read_pair(row: Fields, pair: Pair, questions: bool = False) -> Content:
         if not isinstance(earlier, list | tuple) or len(earlier) != 2 or not all(isinstance(e, str) for e in earlier):
             raise BadRow(f"{pair.history} must hold pairs of a question and an answer")
         turns.append(Turn(*earlier))
-    answer = "" if pair.answer is None else _text(row, pair.answer)
+    answer = pair.text_of_answer(row) or ""
     turns.append(Turn(_question(row, pair), answer))
     for index, turn in enumerate(turns):
         without_placeholder(turn.response, 2 * index + 2)
@@ -80,7 +101,7 @@ def write_pair(
         new[pair.question] = last.prompt
         if pair.addition and new.get(pair.addition):
             new[pair.addition] = ""
-    if pair.answer:
+    if pair.answer and pair.text_of_answer(row) != last.response:  # a number that is unchanged stays one
         new[pair.answer] = last.response
     earlier = [[turn.prompt, turn.response] for turn in turns[:-1]]
     if pair.history and (earlier or new.get(pair.history)):
@@ -96,6 +117,25 @@ def _question(row: Fields, pair: Pair) -> str:
     addition = _text(row, pair.addition)
     question = _text(row, pair.question)
     return f"{question}\n{addition}" if question and addition else question or addition
+
+
+def _number(value: float) -> str | None:
+    """A number as text: 3.0 of a table is "3"; None for what is no number."""
+    if not math.isfinite(value):
+        return None
+    return str(int(value)) if value == int(value) and abs(value) < _EXACT else str(value)
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for messages."""
+    if value is None or is_nan(value):
+        return "nothing"
+    kinds = ((bool, "true or false"), (int | float, "a number"), (list, "a list"), (dict, "an object"))
+    return next((kind for types, kind in kinds if isinstance(value, types)), f"a {type(value).__name__}")
+
+
+def _if_text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _text(row: Fields, field: str | None) -> str:

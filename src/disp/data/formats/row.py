@@ -162,23 +162,34 @@ class _Unpacker(pickle.Unpickler):
 
 
 def id_of(row: Fields, number: int) -> str:
-    """The id of a row; its number where it has none or an empty one. A table's 3.0 is "3"."""
+    """The id of a row; its number where it has none or an empty one.
+
+    A table's 3.0 is "3", and MongoDB's ``{"$oid": "5f"}`` is "5f".
+    """
     for key in ("id", "question_id", "__key__"):
         identity = row.get(key)
         if identity is not None and identity != "":
             break
     else:
         return str(number)
+    if isinstance(identity, dict) and len(identity) == 1:
+        ((kind, inner),) = identity.items()
+        identity = inner if str(kind).startswith("$") else identity
     if isinstance(identity, float) and identity.is_integer():
         identity = int(identity)
     if not isinstance(identity, str | int):
-        raise BadRow("id must be text or a number")
+        raise BadRow(f"{key} must be text or a number; --leave-out {key} numbers the rows")
     return str(identity)
 
 
 def is_nan(value: Any) -> bool:
     """Whether a value is a table's "nothing here"."""
     return isinstance(value, float) and math.isnan(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and not true or false."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_deeper(value: Any, depth: int) -> bool:
@@ -206,19 +217,29 @@ def pictures_in(row: Fields, field: str | None = None) -> list[Any]:
     if field is None and row.get("image") and row.get("images"):
         raise BadRow("has both image and images; keep one of them")
     value = row.get(field or picture_field(row)) or []
-    pictures = value if isinstance(value, list) else [value]
-    if all(isinstance(each, dict) and not any(each.values()) for each in pictures):
-        return []  # a table's "no picture", with neither bytes nor path
+    pictures = list(value) if isinstance(value, list) else [value]
+    while pictures and _is_empty(pictures[-1]):  # a table's "no picture", also behind fewer than other rows have
+        pictures.pop()
     if not all(isinstance(each, str | bytes | dict) and each for each in pictures):
         raise BadRow("image must be a file name or a list of file names")
     return pictures
+
+
+def _is_empty(picture: Any) -> bool:
+    return picture is None or (isinstance(picture, dict) and not any(picture.values()))
+
+
+def _empty_at_end(pictures: Sequence[Any]) -> int:
+    return next((count for count, each in enumerate(reversed(pictures)) if not _is_empty(each)), len(pictures))
 
 
 def with_pictures(row: dict[str, Any], pictures: Sequence[Any], field: str | None = None) -> dict[str, Any]:
     """The row with other pictures in their field: one alone stays alone, a list stays a list."""
     key = field or picture_field(row)
     if pictures:
-        row[key] = list(pictures) if isinstance(row.get(key), list) or len(pictures) > 1 else pictures[0]
+        old = row.get(key)
+        behind = old[len(old) - _empty_at_end(old) :] if isinstance(old, list) else []
+        row[key] = [*pictures, *behind] if isinstance(old, list) or len(pictures) > 1 else pictures[0]
     elif row.get(key):
         del row[key]
     return row
