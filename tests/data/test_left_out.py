@@ -39,7 +39,10 @@ def test_what_is_left_out_is_neither_read_nor_written(row, names, tmp_path):
     assert not any(f'"{name}"' in made for name in names)
 
 
-@pytest.mark.parametrize("row", [{**LLAVA, "caption": "A cat."}, {**LLAVA, "rejected": "No."}], ids=str)
+TOLD = [{"caption": "A cat."}, {"rejected": "No."}, {"image2": "1.png"}]
+
+
+@pytest.mark.parametrize("row", [{**LLAVA, **more} for more in TOLD], ids=str)
 def test_the_message_says_how_to_go_on(row, tmp_path):
     with pytest.raises(DispError, match=f"as --leave-out {list(row)[-1]} does"):
         load_dataset(write(tmp_path, [{"image": "0.png", **row}]))

@@ -147,8 +147,14 @@ def _counts(value: Any, around: _Around) -> bool:
         return named or _is_picture(around.key, value)
     if not value or value == -1 or isinstance(value, bool) or is_nan(value) or around.strength is None:
         return False
-    words = _words(around.key)
-    return bool(_AS_NUMBERS.fullmatch(around.key) or _BARE.fullmatch(around.key) or (words and words[-1] in _NUMBERS))
+    return _takes_numbers(around.key)
+
+
+@lru_cache(256)
+def _takes_numbers(key: str) -> bool:
+    """Whether a number in a field may be a picture's, or a part of one."""
+    words = _words(key)
+    return bool(_AS_NUMBERS.fullmatch(key) or _BARE.fullmatch(key) or (words and words[-1] in _NUMBERS))
 
 
 def _is_place(value: str) -> bool:

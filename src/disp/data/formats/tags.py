@@ -40,7 +40,7 @@ _MEDIA_TAG = re.compile(rf"(?<!\w)<{_MEDIUM}>", re.IGNORECASE)
 _NAMED = re.compile(r"<(img|image|picture|photo|video|audio)>([^<>\n]{1,1000})</\1>", re.IGNORECASE)
 _HTML = re.compile(r"<img\s[^<>]{0,2000}>", re.IGNORECASE)
 _SOURCE = re.compile(r"""\bsrc\s*=\s*["']?([^"'>]+)""", re.IGNORECASE)
-_MARKDOWN = re.compile(r"!\[[^\[\]\n]{0,300}\]\(([^)\n]{1,2000})\)")
+_MARKDOWN = re.compile(r"!\[[^\[\]\n]{0,300}\]\(([^)\[\n]{1,2000})\)")
 _DATA = re.compile(r"data:image/[\w.+-]{1,40};base64,([\w+/=]+)", re.IGNORECASE)
 # An element that ends: the text is HTML, XML or the like.
 _MARKUP = re.compile(r"</(?!img\b)[a-z][\w:.-]{0,40}\s?>", re.IGNORECASE)
@@ -129,10 +129,9 @@ def surplus(prompts: Sequence[str], count: int) -> str | None:
 def _numbered(prompt: str) -> Iterator[re.Match[str]]:
     """Tags with a number: a model's own anywhere, and others where a line begins or ends."""
     for line in prompt.splitlines():
-        ends = set(_at_ends(line))
-        for tag in _NUMBERED.finditer(line):
-            if tag[0].startswith("<|") or tag[0] in ends:
-                yield tag
+        tags = list(_NUMBERED.finditer(line))
+        ends = set(_at_ends(line)) if tags else set()
+        yield from (tag for tag in tags if tag[0].startswith("<|") or tag[0] in ends)
 
 
 def _without_code(text: str) -> str:
@@ -151,6 +150,7 @@ def _target(link: str) -> str:
     return (link.split(maxsplit=1) or [""])[0].strip("<>")
 
 
+_OPENS = re.compile(r"[<＜\[{]|&lt;|data:", re.IGNORECASE)
 _ANY = re.compile(
     "|".join(f"(?:{each.pattern})" for each in (_MARKDOWN, _TOKEN, _MEDIA_TAG, _TAG, _DATA)), re.IGNORECASE
 )
@@ -158,6 +158,8 @@ _ANY = re.compile(
 
 def _at_ends(line: str) -> Iterator[str]:
     """The tags that a line begins with, and those that it ends with."""
+    if not _OPENS.search(line):  # most lines, and looking for all tags takes longer
+        return
     tags = list(_ANY.finditer(line))
     for ordered, begins in ((tags, True), (tags[::-1], False)):
         place = 0 if begins else len(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from disp.data.formats.row import BadRow, Content, Fields
 from disp.data.formats.tags import IsThere, media_in, picture_in, surplus
 from disp.data.references import Finder
 from disp.words import shortened
+
+# Finds the file that a name means, None where there is none.
+FileOf = Callable[[str], Path | None]
 
 _MEDIA = ("video", "videos", "audio", "audios", "video_path", "audio_path")
 _NOUN = r"(?:image|img|picture|photo)s?"
@@ -62,9 +65,9 @@ def check_seen(row: Fields, content: Content, files: Sequence[Path], finder: Fin
                 "row"
             )
     texts = {content.system or "", *(text for turn in content.turns for text in (turn.prompt, turn.response))}
-    others = [each for each in pointers(row) if each.pictured or not _is_among(each.value, texts)]
+    others = (each for each in pointers(row) if each.pictured or not _is_among(each.value, texts))
     if content.pictures:
-        _check_others(others, content, files, partial(file_called, finder=finder))
+        _check_others(row, others, content, files, partial(file_called, finder=finder))
         return
     for text in (content.system or "", *(turn.prompt for turn in content.turns)):
         if found := picture_in(text, is_there):
@@ -83,7 +86,9 @@ def check_seen(row: Fields, content: Content, files: Sequence[Path], finder: Fin
         )
 
 
-def _check_others(others: Sequence[Pointer], content: Content, files: Sequence[Path], file_of: Any) -> None:
+def _check_others(
+    row: Fields, others: Iterable[Pointer], content: Content, files: Sequence[Path], file_of: FileOf
+) -> None:
     """Make sure that a row names no other pictures than those that were read.
 
     Pictures are moved and renamed, so a name by which no file is found tells how one was called before, but in fields
@@ -101,7 +106,7 @@ def _check_others(others: Sequence[Pointer], content: Content, files: Sequence[P
         if _is_other(pointer, len(names), stems, files, file_of):
             raise BadRow(
                 f"has another picture under {key!r} ({_shown(value)}), which is not looked at; name all pictures in "
-                "one field, or take this one out"
+                f"one field, or take this one out{f', as --leave-out {key} does' if key in row else ''}"
             )
     if found := surplus([turn.prompt for turn in content.turns], len(content.pictures)):
         raise BadRow(
@@ -110,7 +115,7 @@ def _check_others(others: Sequence[Pointer], content: Content, files: Sequence[P
         )
 
 
-def _is_other(pointer: Pointer, count: int, stems: set[str], files: Sequence[Path], file_of: Any) -> bool:
+def _is_other(pointer: Pointer, count: int, stems: set[str], files: Sequence[Path], file_of: FileOf) -> bool:
     """Whether a value is a picture, or names one, that is none of the ``count`` that were read."""
     value = pointer.value
     further = _stands_for_another(pointer.key, count)
@@ -165,7 +170,7 @@ def _is_moving(value: Any) -> bool:
     return isinstance(value, str) and is_moving_name(value)
 
 
-def _is_shown(key: str, name: str, file_of: Any) -> bool:
+def _is_shown(key: str, name: str, file_of: FileOf) -> bool:
     """Whether a video or a sound is shown beside pictures, and not what these were taken from."""
     return not re.search(r"\s|://", name) and (names_media(key) or file_of(name) is not None)
 
