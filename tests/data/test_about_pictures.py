@@ -112,7 +112,8 @@ def test_a_number_within_a_sentence_asks_for_no_further_picture(text, tmp_path):
 
 
 TELLS = [
-    {"image_width": 224}, {"max_pixels": 401408}, {"image_token_len": 576}, {"image_count": 2}, {"n_images": "0"},
+    {"image_width": 224}, {"max_pixels": 401408}, {"image_token_len": 576}, {"image_count": 2}, {"photos": 3},
+    {"thumbnail": {"width": "7", "type": "small"}}, {"n_images": "0"},
     {"has_image": "no"}, {"image_type": "none"}, {"image_source": "N/A"}, {"image_id": -1}, {"social_media": "all"},
     {"timeframe": "2 weeks"}, {"scan": 3}, {"audio_quality": 3}, {"image_correspondence_ratings": [1]},
     {"image": "None"}, {"images": ["none"]}, {"image_path": "null"}, {"image_info": {"width": 7, "type": "none"}},
@@ -129,7 +130,8 @@ def test_a_number_or_a_word_that_tells_of_pictures_is_none(more, tmp_path):
 
 LOST = [
     {"image_no": {"id": 5}}, {"imageIndex": 3}, {"picture": 7}, {"image_source": "coco/7"}, {"pixel_values": [[0.5]]},
-    {"options": ["0.png"]}, {"image_id": "None.png"}, {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"photo": "x"}}}}}}}},
+    {"options": ["0.png"]}, {"image_id": "None.png"}, {"imgs": [1, 2]}, {"picture": {"x": "7"}},
+    {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"photo": "x"}}}}}}}},
 ]  # fmt: skip
 
 

@@ -19,7 +19,9 @@ _NAME = re.compile(rf"[^\n]{{0,400}}{SUFFIXES}", re.IGNORECASE | re.DOTALL)
 _MOVING_FILE = re.compile(rf"\S[^\n]{{0,400}}\.(?:{MOVING})(?:[?#][^\s]*)?", re.IGNORECASE)
 # How the bytes of PNG and JPEG begin in hexadecimal.
 _IN_HEX = re.compile(r"(?:89504e47|ffd8ff)[0-9a-f]{60,}", re.IGNORECASE)
-_DATA_URI = re.compile(r"data:image/[^,]{0,200};base64,", re.IGNORECASE)
+_DATA_URI = re.compile(
+    r"data:(?:image/[^,]{0,200};base64,|[^,]{0,200};base64,\s*(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR))", re.IGNORECASE
+)
 # No picture is shorter, and the digests of MD5, SHA-1 and SHA-256 are not longer; the smallest BMP has 58 bytes.
 _LEAST_BYTES = 33
 _PICTURE_BYTES = re.compile(
@@ -44,6 +46,7 @@ def is_moving_name(text: str) -> bool:
 
 def is_picture_text(text: str) -> bool:
     """Whether a text is a picture itself: in base64, in hexadecimal, or as a data URI."""
+    text = text[:1000].lstrip() + text[1000:] if text[:1].isspace() else text
     return is_base64(text) or _IN_HEX.match(text) is not None or _DATA_URI.match(text) is not None
 
 
@@ -85,7 +88,9 @@ def file_called(name: str, finder: Finder) -> Path | None:
         return finder.find(name).file
     except NotFound:
         roots = [finder.image_root, finder.image_root.parent, *([finder.beside] if finder.beside else [])]
-        places = (root / name.replace("\\", os.sep) for root in roots)
+        # Blanks around a name and what a server is asked behind it, as other readers take them off.
+        names = dict.fromkeys((name, name.strip(), re.split("[?#]", name)[0].strip()))
+        places = (root / each.replace("\\", os.sep) for each in names if each for root in roots)
         return next((place for place in places if os.path.isfile(place)), None)
 
 

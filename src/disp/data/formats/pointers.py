@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
@@ -32,9 +32,14 @@ _NAMES = re.compile(
 _NUMBERS = frozenset({"id", "ids", "idx", "index"})
 # Keys that hold a picture or a sound as numbers.
 _AS_NUMBERS = re.compile(r"pixel_?values?|pixels?|sampling_?rate", re.IGNORECASE)
-_BARE = re.compile(r"(?:image|img|picture|photo|pic|video|audio)[\W_\d]*", re.IGNORECASE)
+_BARE = re.compile(r"(?:image|img|picture|photo|pic|video|audio)(s)?[\W_\d]*", re.IGNORECASE)
 # What a key begins with that counts or tells, and names nothing.
 _TELLS = frozenset({"n", "num", "number", "max", "min", "total", "count", "has", "have", "is", "with", "use", "needs"})
+# What an object that is a picture has beside its name.
+_TOLD = frozenset(
+    "width height size sizes type kind format mode quality caption captions alt title source license description text "
+    "label category split dataset score date author language".split()
+)
 # Fields that say what something is.
 _KINDS = ("type", "kind", "modality", "media_type", "mime_type")
 # Fields with what is to be said, in which the name of a file is a word.
@@ -72,6 +77,7 @@ class _Around:
     strength: Strength | None = None
     beside: bool = False
     said: bool = False
+    listed: bool = False
 
 
 def pointers(row: Fields) -> Iterator[Pointer]:
@@ -84,7 +90,8 @@ def pointers(row: Fields) -> Iterator[Pointer]:
             parts = [(each, around.key if name in holds else str(name)) for name, each in value.items()]
             waiting.extend((each, _within(around, name)) for each, name in reversed(parts))
         elif isinstance(value, list | tuple):  # an entry of a table's map is a tuple
-            waiting.extend((each, around) for each in reversed(value))
+            inside = around if around.listed else replace(around, listed=True)
+            waiting.extend((each, inside) for each in reversed(value))
         elif _counts(value, around):
             yield Pointer(around.key, value, around.strength is not None, around.beside, around.said)
 
@@ -126,8 +133,10 @@ def _within(around: _Around, name: str) -> _Around:
     """What is around a value in the field of this name."""
     own, words = _strength(name), _words(name)
     strength = own or around.strength
-    if own is None and around.strength and words:  # {"thumbnail": {"file": "x"}} names one, "width" there does not
-        strength = "names" if _NAMES.fullmatch(words[-1]) else "tells"
+    last = words[-1] if words else ""
+    if own is None and around.strength:  # {"thumbnail": {"file": "x"}} names one, and "width" there does not
+        names = last not in _TOLD if around.strength == "names" else _NAMES.fullmatch(last)
+        strength = "names" if names else "tells"
     return _Around(
         key=name,
         strength=strength,
@@ -147,14 +156,17 @@ def _counts(value: Any, around: _Around) -> bool:
         return named or _is_picture(around.key, value)
     if not value or value == -1 or isinstance(value, bool) or is_nan(value) or around.strength is None:
         return False
-    return _takes_numbers(around.key)
+    return _takes_numbers(around.key, listed=around.listed)
 
 
 @lru_cache(256)
-def _takes_numbers(key: str) -> bool:
-    """Whether a number in a field may be a picture's, or a part of one."""
+def _takes_numbers(key: str, *, listed: bool) -> bool:
+    """Whether a number in a field, or in a list there, may be a picture's or a part of one; "photos: 3" counts some."""
     words = _words(key)
-    return bool(_AS_NUMBERS.fullmatch(key) or _BARE.fullmatch(key) or (words and words[-1] in _NUMBERS))
+    bare = _BARE.fullmatch(key)
+    several = bare is not None and bare[1] is not None
+    named = bare is not None and (listed or not several)
+    return bool(_AS_NUMBERS.fullmatch(key) or named or (words and words[-1] in _NUMBERS))
 
 
 def _is_place(value: str) -> bool:
