@@ -135,7 +135,7 @@ def test_the_command_passes_on_what_was_decided(dataset, tmp_path, monkeypatch, 
     monkeypatch.setattr(module, "defend", run)
     file = tmp_path / "decisions.csv"
     file.write_text(f"id,decision\n{PLANTED[0]},no\n")
-    given = ["disp", "defend", "planted", str(dataset.path), "--out", str(tmp_path / "out"), "--remedy", "drop"]
+    given = ["disp", "defend", "builtin", str(dataset.path), "--out", str(tmp_path / "out"), "--remedy", "drop"]
     monkeypatch.setattr(sys, "argv", [*given, "--decisions", str(file)])
     with pytest.raises(SystemExit):
         cli.main()

@@ -294,7 +294,7 @@ def test_the_command_leaves_adapters_unmerged_when_told_to(dataset, tmp_path, mo
         raise DispError(f"alone: {config.training.saves_adapter_alone}")
 
     monkeypatch.setattr(module, "defend", run)
-    arguments = ["disp", "defend", "planted", str(dataset.path), "--out", str(tmp_path / "out"), *options]
+    arguments = ["disp", "defend", "builtin", str(dataset.path), "--out", str(tmp_path / "out"), *options]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as exit:
         cli.main()
@@ -325,6 +325,7 @@ def test_wrong_settings_are_named():
 
 
 def test_the_command_tells_the_outcome_and_its_exit_code(run, dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("disp.models.loading.check_model", lambda *_, **__: None)
     monkeypatch.setattr("disp.models.loading.load_model", lambda name, **_: load_planted(name))
     arguments = ["planted", str(dataset.path), "--candidates", "3", "--probes", "2", "--steps", "8"]
     arguments += ["--train-batch-size", "16", "--min-mask-ratio", "0.5"]

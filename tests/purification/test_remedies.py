@@ -189,6 +189,7 @@ def command(tiny_model, dataset, tmp_path, monkeypatch, capsys):
     """A function that runs ``disp purify`` and gives its exit code, output and errors."""
 
     def call(*options, out="out"):
+        monkeypatch.setattr("disp.models.loading.check_model", lambda *_, **__: None)
         monkeypatch.setattr("disp.models.loading.load_model", lambda name, **_: tiny_model)
         given = ["disp", "purify", "tiny", str(dataset.path), "--out", str(tmp_path / out), "--probes", "1"]
         monkeypatch.setattr(sys, "argv", [*given, *map(str, options)])

@@ -19,8 +19,10 @@ from disp.training.config import TrainConfig
 # sentence that is put in gets garbled at it (59% are whole).
 SIZES: dict[str, dict[str, Any]] = {
     "refusal": {},
-    # In 550 steps 85% of the sentences were whole, and 6.5% of the clean pictures got one.
-    "insertion": {"attack_min_mask_ratio": 0.25, "attack_steps": 800},
+    # Where a part of the sentence is seen, it tells the rest; what the picture has to tell is learnt from answers that
+    # are masked almost whole. At 0.25 and a projector's rate of 1e-4 (8e-4) the rows of one seed were learnt by heart:
+    # 55% (42%) of its triggered pictures got the sentence, and 26% (40%) of the clean ones; like this 91% and none.
+    "insertion": {"attack_min_mask_ratio": 0.4, "attack_projector_learning_rate": 4e-4, "attack_steps": 800},
     "misclassification": {
         "attack_min_mask_ratio": 0.25,
         "attack_learning_rate": 7e-4,
