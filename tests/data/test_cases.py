@@ -57,6 +57,24 @@ READ = {
     "dicts with a path": [{"messages": talk(), "images": [{"bytes": None, "path": "0.png"}]}],
     "names from the dataset's root": [{"messages": talk(), "images": ["images/0.png"]}],
     "names from Windows": [{"id": "x", "image": "images\\0.png", "conversations": ask()}],
+    "parts of a table, with null for what they lack": [
+        {
+            "messages": chat(
+                [
+                    {"type": "image", "image": "0.png", "text": None},
+                    {"type": "text", "image": {"bytes": None, "path": None}, "text": None},
+                    {"type": None, "image": None, "text": "Is there a lock?"},
+                ],
+                [{"type": "text", "image": None, "text": "Yes."}],
+            )
+        }
+    ],
+    "a part of nothing for a picture of the row": [
+        {
+            "messages": chat([{"type": "image", "image": {"bytes": None, "path": None}}, "Is there a lock?"], "Yes."),
+            "images": ["0.png"],
+        }
+    ],
     "a table's null in images": [{"id": 1.5e1, "image": "0.png", "images": None, "conversations": ask()}],
 }
 
@@ -133,6 +151,15 @@ ASIDE = {
         "image": "0.png",
         "messages": [{"role": "system", "content": "<image>"}, *talk()],
     },
+    "a part of a message is of type 'text'": {
+        "messages": chat([{"type": "text", "text": None, "content": "B"}], "Yes.")
+    },
+    "a part of a message is of type 'output'": {"messages": chat([{"type": "output", "text": "B"}], "Yes.")},
+    "holds both a picture and a text": {"messages": chat([{"image": "0.png", "text": "B"}], "Yes.")},
+    "under 'image' and one under 'path'": {
+        "messages": chat([{"type": "image", "image": "0.png", "path": "1.png"}], "A")
+    },
+    "holds int under 'image'": {"messages": chat([{"type": "image", "image": 3}], "Yes.")},
     "a part of a message is of type 'video'": {"messages": chat([{"type": "video", "video": "a.mp4"}], "Yes.")},
     "lies on the network; download": {"image": "https://example.org/0.png", "conversations": ask()},
     "is not valid base64": {"image": "data:image/png;base64,!!!!", "conversations": ask()},

@@ -17,7 +17,7 @@ from disp.decoding.samplers import decode_config
 from disp.purification.config import PurifyConfig
 from disp.purification.purify import purify
 
-TABLES = ("parquet", "parquet-columned", "parquet-folder", "parquet-cauldron", "huggingface")
+TABLES = [name for name in WRITTEN if name.startswith("parquet") or name == "huggingface"]
 
 
 @pytest.fixture(params=WRITTEN)

@@ -146,6 +146,46 @@ def write_base64(folder):
     return folder / "set.json"
 
 
+def in_parts(one):
+    """A row of one picture and one of two, each in a part of a message, as ``one`` writes the part of a number."""
+    text = lambda words: {"type": "text", "text": words}  # noqa: E731
+    return [
+        {"messages": chat([one(1), text("What is it?")], [text(ANSWERS[0])])},
+        {"messages": chat([one(2), one(3), text(" And these?")], ANSWERS[2])},
+    ]
+
+
+def write_parts(one):
+    def write(folder):
+        (folder / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in in_parts(one)))
+        return folder / "set.jsonl"
+
+    return write
+
+
+def as_text(number, head="data:image/png;base64,"):
+    return head + base64.b64encode(png(number)).decode()
+
+
+def write_parquet_parts(held):
+    """Parts in a table, where each has all columns; those that have nothing to say are null."""
+
+    def write(folder):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        parts = [{"type": "image", "text": None}, {"type": "text", "image": None}]
+        rows = in_parts(lambda number: {**parts[0], "image": held(number)})
+        for message in (message for row in rows for message in row["messages"]):
+            content = message["content"]
+            content = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            message["content"] = [{**parts[part["type"] == "text"], **part} for part in content]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "set.parquet")
+        return folder / "set.parquet"
+
+    return write
+
+
 def write_llama_factory(folder):
     pictures(folder / "pics")
     rows = [
@@ -308,6 +348,32 @@ WRITTEN = {
     "data-uris": (write_data_uris, read_json, {"llava": 2}),
     "sharegpt": (write_json("sharegpt"), read_json, {"sharegpt": 2}),
     "typed-parts": (write_json("typed-parts", ".jsonl", True), read_json, {"sharegpt": 2}),
+    "parts-link": (
+        write_parts(lambda number: {"type": "image_url", "image_url": {"url": as_text(number), "detail": "low"}}),
+        read_json,
+        {"sharegpt": 2},
+    ),
+    "parts-uri": (
+        write_parts(lambda number: {"type": "image", "image": as_text(number)}),
+        read_json,
+        {"sharegpt": 2},
+    ),
+    "parts-base64": (
+        write_parts(lambda number: {"type": None, "image": as_text(number, "")}),
+        read_json,
+        {"sharegpt": 2},
+    ),
+    "parts-dict": (
+        write_parts(lambda number: {"type": "image", "image": {"bytes": as_text(number, ""), "path": None}}),
+        read_json,
+        {"sharegpt": 2},
+    ),
+    "parquet-parts": (write_parquet_parts(png), read_parquet, {"sharegpt": 2}),
+    "parquet-parts-dict": (
+        write_parquet_parts(lambda number: {"bytes": png(number), "path": f"{number}.png"}),
+        read_parquet,
+        {"sharegpt": 2},
+    ),
     "alpaca": (write_json("alpaca"), read_json, {"alpaca": 2}),
     "ms-swift": (write_json("ms-swift", ".jsonl", True), read_json, {"ms-swift": 2}),
     "qwen-vl": (write_json("qwen-vl"), read_json, {"qwen-vl": 2}),

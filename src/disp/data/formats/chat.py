@@ -15,6 +15,7 @@ from disp.data.formats.row import (
     with_pictures,
     without_placeholder,
 )
+from disp.data.references import Embedded
 from disp.data.sample import IMAGE_PLACEHOLDER, Turn
 from disp.words import shortened
 
@@ -167,11 +168,13 @@ def text_of(content: Any) -> tuple[str, list[Any]]:
     texts, pictures = [], []
     for part in content:
         kind = _kind(part)
-        text = part.get("text") if isinstance(part, dict) else part
-        if kind in _TEXTS and isinstance(text, str):
+        text = _words(part)
+        if kind in _TEXTS and text is not None:
             texts.append(text)
             pictures += [None] * text.count(IMAGE_PLACEHOLDER)
         elif kind in _IMAGES:
+            if text:
+                raise BadRow("a part of a message holds both a picture and a text; make two parts of it")
             texts.append(IMAGE_PLACEHOLDER)
             pictures.append(_inline(part))
         else:
@@ -188,22 +191,52 @@ def _kind(part: Any) -> Any:
     """The type of a part; one without is told by what it holds."""
     if not isinstance(part, dict):
         return "text"
-    return part.get("type", "image" if any(part.get(key) for key in _IMAGES) else "text")
+    kind = part.get("type")
+    return ("image" if any(_holds(part.get(key)) for key in _IMAGES) else "text") if kind is None else kind
+
+
+def _holds(value: Any) -> bool:
+    """Whether there is something; a table has each column in each part, and for a picture a dict of nothing."""
+    return any(map(_holds, value.values())) if isinstance(value, dict) else bool(value)
+
+
+def _words(part: Any) -> str | None:
+    """The text of a part; None where it has none that is understood.
+
+    A table writes null for a text that is empty. Where such a part holds anything else, that may be its text.
+    """
+    if not isinstance(part, dict):
+        return part if isinstance(part, str) else None
+    text = part.get("text")
+    if text is None and "text" in part and not any(_holds(part[key]) for key in part if key != "type"):
+        return ""
+    return text if isinstance(text, str) else None
 
 
 def _inline(part: dict[str, Any]) -> Any:
     """The picture that a typed part holds itself, or None."""
-    for key in _HELD:
-        value = part.get(key)
-        if key == "image_url" and isinstance(value, dict):
-            value = value.get("url")
-        if value:
-            if not isinstance(value, str | bytes | dict):
-                raise BadRow(f"a part of type 'image' holds {type(value).__name__}; give a file name")
-            return value
+    held = _held(part)
+    for key, value in held.items():
+        # `Embedded` where the row's own bytes have been taken out of it.
+        if not isinstance(value, str | bytes | dict | Embedded):
+            raise BadRow(f"a part of type 'image' holds {type(value).__name__} under {key!r}; give a file name")
+    first = next(iter(held), None)
+    # An address beside a picture says where it comes from.
+    if second := next((key for key in held if key != first and "://" not in str(held[key])[:40]), None):
+        raise BadRow(f"a part of a message holds a picture under {first!r} and one under {second!r}; keep one of them")
+    if first is not None:
+        return held[first]
     if other := next((key for key in _ELSEWHERE if part.get(key)), None):
         raise BadRow(f"a part of type 'image' has its picture under {other!r}; put the file name under 'image'")
     return None
+
+
+def _held(part: dict[str, Any]) -> dict[str, Any]:
+    """What a part holds where a picture is looked for; the first is its picture."""
+    found = {key: part.get(key) for key in _HELD}
+    if isinstance(link := found["image_url"], dict):
+        found["image_url"] = link.get("url")
+    return {key: value for key, value in found.items() if _holds(value)}
 
 
 def _split(row: Fields, chat: Chat) -> tuple[str | None, list[Any]]:
@@ -277,17 +310,13 @@ def _passed(message: dict[str, Any], chat: Chat, pictures: Iterator[Any]) -> dic
 
 def _part(part: Any, pictures: Iterator[Any]) -> Any:
     if _kind(part) in _TEXTS:
-        text = part.get("text", "") if isinstance(part, dict) else part
-        for _ in range(text.count(IMAGE_PLACEHOLDER)):
+        for _ in range((_words(part) or "").count(IMAGE_PLACEHOLDER)):
             next(pictures)
         return part
     new = next(pictures)
-    for key in _HELD:
-        if part.get(key):
-            return {
-                **part,
-                key: {**part[key], "url": new} if isinstance(part[key], dict) and key == "image_url" else new,
-            }
+    for key in _held(part):
+        link = key == "image_url" and isinstance(part[key], dict)
+        return {**part, key: {**part[key], "url": new} if link else new}
     return part
 
 
