@@ -63,7 +63,7 @@ def test_splits(tmp_path):
     assert load_dataset(tmp_path / "dict").path == tmp_path / "dict" / "train"
 
 
-def _store(folder, name, ids):
+def store(folder, name, ids):
     """One file of rows with these ids, of the kind that its name says."""
     rows = [{**ROW, "id": each} for each in ids]
     folder.mkdir(exist_ok=True)
@@ -106,6 +106,24 @@ NAMES_OF_SPLITS = {
         None,
         ["train00001.parquet", "train00002.parquet"],
     ),
+    "parquet, parts": (
+        ["test_part1.parquet", "train_part1.parquet", "train_part2.parquet"],
+        None,
+        ["train_part1.parquet", "train_part2.parquet"],
+    ),
+    "parquet, one part": (["train_part1.parquet", "train_part2.parquet"], "train_part2", ["train_part2.parquet"]),
+    "parquet, parts alone": (
+        ["test_part1.parquet", "test_part2.parquet"],
+        None,
+        ["test_part1.parquet", "test_part2.parquet"],
+    ),
+    "parquet, numbers of one digit": (["train1.parquet", "train2.parquet"], None, ["train1.parquet", "train2.parquet"]),
+    "parquet, years": (["val2014.parquet", "val2017.parquet"], None, "has the splits val2014, val2017; choose one"),
+    "parquet, of no split": (["data1.parquet", "data2.parquet"], None, ["data1.parquet", "data2.parquet"]),
+    "parquet, chunks": (["chunk0.parquet", "chunk1.parquet"], None, ["chunk0.parquet", "chunk1.parquet"]),
+    "parquet, letters": (["batch_a.parquet", "batch_b.parquet"], None, ["batch_a.parquet", "batch_b.parquet"]),
+    "parquet, letters of a split": (["val_a.parquet", "val_b.parquet"], None, "call the files train-0, train-1 and"),
+    "tar, parts": (["train-part1.tar", "train_part2.tar", "val.tar"], None, ["train-part1.tar", "train_part2.tar"]),
     "tar, train": (["test-000.tar", "train-000.tar", "train-001.tar"], None, ["train-000.tar", "train-001.tar"]),
     "tar, the one asked for": (["test-000.tar", "train-000.tar"], "test", ["test-000.tar"]),
     "tar, none such": (
@@ -129,7 +147,7 @@ NAMES_OF_SPLITS = {
 def test_the_names_of_files_tell_the_split(case, below, tmp_path):
     names, split, wanted = NAMES_OF_SPLITS[case]
     for name in names:
-        _store(tmp_path / below, name, [f"{name.replace('.', '+')}{number}" for number in range(2)])
+        store(tmp_path / below, name, [f"{name.replace('.', '+')}{number}" for number in range(2)])
     if isinstance(wanted, str):
         with pytest.raises(DispError, match=re.escape(wanted)):
             load_dataset(tmp_path, split=split)
@@ -146,7 +164,7 @@ def test_the_names_of_files_tell_the_split(case, below, tmp_path):
 
 @pytest.mark.parametrize("name", ["train.jsonl", "train-000.tar", "train-0.parquet"])
 def test_a_single_file_is_of_its_own_split(name, tmp_path):
-    _store(tmp_path, name, ["x"])
+    store(tmp_path, name, ["x"])
     assert load_dataset(tmp_path / name, split="train").samples
     with pytest.raises(DispError, match="no split 'test'; it has the splits train;"):
         load_dataset(tmp_path / name, split="test")

@@ -11,8 +11,8 @@ from disp.words import shortened
 
 # How names of splits begin: train, training, testdev, val2017, validation, dev …
 _USUAL = re.compile(r"(train|test|val|dev|eval)", re.IGNORECASE)
-# The number of a shard at the end of a name: laion_3, train00001; val2017 has none.
-_NUMBER = re.compile(r"(_\d+|(?<!\d)0\d*)$", re.ASCII)
+# The number of a shard at the end of a name: laion_3, train00001, train2, train_part1; the year of val2017 is none.
+_NUMBER = re.compile(r"(_?(?:part|shard|chunk|batch)_?\d+|_\d+|(?<!\d)(?!(?:19|20)\d\d$)\d+)$", re.ASCII | re.I)
 
 
 def of_split(files: Sequence[Path], split: str | None) -> list[Path]:
@@ -56,7 +56,7 @@ def chosen(folder: Path, files: Sequence[Path], split: str | None, *, loose: boo
     if len(found) == 1 or (loose and not any(map(_USUAL.match, found))):
         return None
     if "train" not in found or "" in found:
-        raise DispError(f"{folder} {_told(found)}")
+        raise DispError(f"{folder} {_told(found)}; to read all, call the files train-0, train-1 and so on")
     return "train"
 
 
