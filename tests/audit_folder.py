@@ -140,6 +140,7 @@ def write_audit(folder: Path, port: int = 9, triggered: int = TRIGGERED) -> Path
         "turns": triggered + HONEST + 1,
         "without_image": 0,
         "set_aside": [{"place": f"line {number}", "reason": text} for number, text in enumerate(hostile.values(), 1)],
+        "unread": list(hostile.values()),
         "threshold": 1.7,
         "flagged": triggered,
         "estimated_rate": 0.2333,

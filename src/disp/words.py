@@ -57,3 +57,9 @@ def shortened(text: str, limit: int = 80) -> str:
         return text
     note = f"… ({len(text)} characters)"
     return text[: max(0, limit - len(note))] + note
+
+
+def named_briefly(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are; what cannot be shown in a line is written in ASCII."""
+    shown = ", ".join(shortened(name if name.isprintable() else ascii(name)) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

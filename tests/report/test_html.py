@@ -123,6 +123,7 @@ def test_what_a_reader_needs_is_there(page):
         "Flagged samples: 12 of 14, the most suspicious first",
         "Triggers made of words.",
         "12 rows could not be audited.",
+        "12 files beside the data were not read:",
         "threshold 1.7",
         "Mask ratio to rewrite every answer4.0%",
         "96.0% of the flagged answers lose their phrase, and the others keep 93.0% of their words",

@@ -165,6 +165,7 @@ def _summary(
         "without_image": sum(not sample.images for sample in dataset.samples),
         "set_aside": [asdict(problem) for problem in dataset.problems],
         "fields_left_out": list(dataset.source.left_out) if dataset.source else [],
+        "unread": list(dataset.unread),
         "threshold": result.threshold,
         "flagged": len(result.flagged),
         "estimated_rate": result.rate.value,

@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from disp.progress import no_progress, progress_bar
+from disp.words import named_briefly
 
 if TYPE_CHECKING:
     from disp.data.dataset import Dataset, Problem
@@ -187,6 +188,9 @@ class Rows:
                 dataset = without_damaged_pictures(dataset, strict=self.strict, progress=advance)
         if not quiet:
             list_problems(dataset.problems)
+        if dataset.unread and not quiet:
+            names = named_briefly(dataset.unread)
+            print(f"read: {dataset.path}; beside it and not read: {names}", file=sys.stderr)
         if dataset.renamed and not quiet:
             print(f"{_rows(dataset.renamed)} with the id of an earlier one: called id~2, id~3 …", file=sys.stderr)
         if pictured and (bare := dataset.without_picture):

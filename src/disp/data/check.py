@@ -18,6 +18,7 @@ from disp.data.dataset import Dataset, Problem
 from disp.data.formats.table import FILES
 from disp.data.sample import batches, picture_digests, picture_formats
 from disp.errors import DispError
+from disp.words import named_briefly
 
 # Longest side of a picture in pixels, up to which it is counted together with others.
 _SIZES = (64, 224, 336, 512, 1024, 2048, 4096)
@@ -30,6 +31,7 @@ class Report:
 
     Attributes:
         data: the data file or folder.
+        unread: files with rows that lie beside it and were not read.
         stored: what kind of files it is in.
         formats: how many rows are written in which way.
         rows: rows that can be used.
@@ -49,6 +51,7 @@ class Report:
     """
 
     data: str
+    unread: list[str]
     stored: str
     formats: dict[str, int]
     rows: int
@@ -74,6 +77,7 @@ class Report:
         """The report as lines."""
         lines = [
             f"{self.data}: {self.stored}, rows in the format {_counts(self.formats)}",
+            *([f"beside it and not read: {named_briefly(self.unread)}"] if self.unread else ()),
             f"{self.rows} rows with {self.turns} turns; {self.without_picture} rows have no picture",
             f"{self.pictures} pictures: {_counts(self.picture_formats)}",
         ]
@@ -122,6 +126,7 @@ def check(dataset: Dataset, *, progress: Callable[[int], None] = lambda count: N
     pictured = [tuple(digests[file] for file in sample.images if isinstance(file, Path)) for sample in samples]
     return Report(
         data=str(dataset.path),
+        unread=list(dataset.unread),
         stored=FILES[dataset.source.files].holds if dataset.source else "not from files",
         formats=dataset.formats,
         rows=len(samples),

@@ -52,6 +52,7 @@ class Dataset:
         problems: the rows that were set aside.
         renamed: how many rows have an id that an earlier row has; see `disp.data.loading.load_dataset`.
         source: how the rows are stored; None for a dataset that was not read from files.
+        unread: files with rows that lie beside those that were read; see `disp.data.beside.unread`.
     """
 
     samples: tuple[Sample, ...]
@@ -60,6 +61,7 @@ class Dataset:
     problems: tuple[Problem, ...] = ()
     renamed: int = 0
     source: Source | None = None
+    unread: tuple[str, ...] = ()
 
     @property
     def formats(self) -> dict[str, int]:

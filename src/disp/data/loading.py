@@ -9,6 +9,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
+from disp.data.beside import unread
 from disp.data.dataset import Dataset, Problem, Source
 from disp.data.formats.dialects import DIALECTS, dialect_of
 from disp.data.formats.forms import check_one_form
@@ -30,6 +31,7 @@ from disp.data.formats.unseen import check_seen
 from disp.data.locate import locate
 from disp.data.references import Embedded, Finder, NotFound
 from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
+from disp.data.stored import data_files
 from disp.errors import DispError
 from disp.words import shortened
 
@@ -79,7 +81,8 @@ def load_dataset(
         DispError: there is no such file, it is of no format that is read, none of its rows can be used, ``strict``
             met a bad one, or pictures that are members of tar files were to be left out.
     """
-    path, source = locate(Path(path), format, split)
+    located = locate(Path(path), format, split)
+    path, source = located.path, located.source
     if source.files == "webdataset" and (named := next((name for name in PICTURE_FIELDS if name in leave_out), None)):
         raise DispError(f"{path}: {named!r} cannot be left out of tar files, whose pictures are members of their own")
     forced = FORMATS[format].dialect if format else None
@@ -114,7 +117,7 @@ def load_dataset(
         first = f"; the first: {problems[0].place}: {problems[0].reason}" if problems else ""
         raise DispError(f"{path} holds no usable row ({len(problems)} set aside{first})")
     root = _common_root(samples, finder.image_root, folder.absolute())
-    return Dataset(
+    dataset = Dataset(
         samples=tuple(samples),
         path=path,
         image_root=root,
@@ -122,6 +125,7 @@ def load_dataset(
         renamed=renamed,
         source=replace(source, left_out=tuple(sorted(left_out))),
     )
+    return replace(dataset, unread=unread(located.given, data_files(dataset)))
 
 
 def _without(rows: Iterable[Row], names: frozenset[str], found: set[str]) -> Iterator[Row]:

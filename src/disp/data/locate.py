@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from disp.data.beside import holds_rows, nothing_in, tables_below
 from disp.data.dataset import Source
 from disp.data.formats import arrow, hub, image_folder, llama_factory, webdataset
 from disp.data.formats.dialects import is_row
@@ -20,7 +22,22 @@ DATA_FILES = ("data.json", "data.jsonl", "data.json.gz", "data.jsonl.gz", "data.
 DATA_FOLDER = "data"
 
 
-def locate(path: Path, format: str | None = None, split: str | None = None) -> tuple[Path, Source]:
+@dataclass(frozen=True)
+class Located:
+    """Where a dataset lies.
+
+    Attributes:
+        path: its file, or the folder with its files.
+        source: how it is read.
+        given: what the user named, on this machine.
+    """
+
+    path: Path
+    source: Source
+    given: Path
+
+
+def locate(path: Path, format: str | None = None, split: str | None = None) -> Located:
     """The data file or folder that a path stands for, and how it is read.
 
     Args:
@@ -41,32 +58,37 @@ def locate(path: Path, format: str | None = None, split: str | None = None) -> t
             return locate(copy, format, split)
         # What begins with a folder of this machine is a mistyped path: no name of it goes to the network.
         if hub.is_hub_id(str(path)) and files in (None, "huggingface") and not path.parent.is_dir():
-            return _folder(hub.fetch(str(path), split), None)
+            copy = hub.fetch(str(path), split)
+            return Located(*_folder(copy, None), copy)
         raise DispError(f"{shortened(str(path), 300)}: no such data file")
-    found = _folder(path, split) if path.is_dir() else _file(path, split)
-    if files is not None and found[1].files != files:
-        raise DispError(f"{path} is no dataset of the format {format!r}: {FORMATS[format or ''].title}")
-    if format == "llama-factory" and found[1].entry is None:
+    found = Located(*(_folder(path, split, format) if path.is_dir() else _file(path, split)), path)
+    if files is not None and found.source.files != files:
+        raise _no_such(path, format)
+    if format == "llama-factory" and found.source.entry is None:
         raise DispError(f"{path}: no {llama_factory.INFO} beside it that names it as file_name; add its entry")
     return found
+
+
+def _no_such(path: Path, format: str | None) -> DispError:
+    return DispError(f"{path} is no dataset of the format {format!r}: {FORMATS[format or ''].title}")
 
 
 def _file(path: Path, split: str | None = None) -> tuple[Path, Source]:
     """A file; with a split it is to be of that one."""
     if path.name == llama_factory.INFO:
-        return _folder(path.parent, split)
+        return _folder(path.parent, split, "llama-factory")
     if path.name in image_folder.NAMES:
         if split not in (None, path.absolute().parent.name):
             raise no_split(path, split or "", [])
         return path, Source("imagefolder")
     chosen(path, [path], split)
+    entry = llama_factory.entry_of(path)
+    known = llama_factory.declared(entry[1]) if entry else None
     if is_json_name(path.name):
-        entry = llama_factory.entry_of(path)
-        known = llama_factory.declared(entry[1]) if entry else None
         layout = json_layout(path, known.matches if known else is_row)
         return path, Source(layout, known, entry)
     if path.suffix == ".parquet":
-        return path, Source("parquet")
+        return path, Source("parquet", known, entry)
     if webdataset.is_shard_name(path.name):
         return path, Source("webdataset")
     raise DispError(
@@ -75,52 +97,109 @@ def _file(path: Path, split: str | None = None) -> tuple[Path, Source]:
     )
 
 
-def _folder(path: Path, split: str | None) -> tuple[Path, Source]:
-    found = [path / name for name in DATA_FILES if (path / name).is_file()]
-    if len(found) == 1:
-        return _file(found[0], split)
-    if found:
-        raise DispError(f"{path} must hold exactly one of data.json and data.jsonl, found {len(found)}")
-    if (path / "state.json").is_file():
+def _folder(path: Path, split: str | None, format: str | None = None) -> tuple[Path, Source]:
+    """What of a folder is the dataset; what another format than the one asked for would be is passed over."""
+    files = format_of(format).files if format else None
+    if format == "llama-factory" and (found := _declared(path, split)):
+        return found
+    named = [path / name for name in DATA_FILES if (path / name).is_file() and _may_be(name, files)]
+    if len(named) == 1:
+        return _file(named[0], split)
+    if named:
+        raise DispError(f"{path} must hold exactly one of data.json and data.jsonl, found {len(named)}")
+    if files in (None, "huggingface") and (path / "state.json").is_file():
         return _saved(path, split)
-    if (path / "dataset_dict.json").is_file():
+    if files in (None, "huggingface") and (path / "dataset_dict.json").is_file():
         return _dataset_dict(path, split)
-    if entries := llama_factory.read_info(path):
-        if len(entries) > 1:
-            names = shortened(", ".join(entry["file_name"] for entry in entries.values()), 200)
-            raise DispError(f"{path / llama_factory.INFO} names several files: {names}; give one of them")
-        (entry,) = entries.values()
-        file = path / entry["file_name"]
-        if not file.is_file() or file.parent != path:
-            raise DispError(f"{path / llama_factory.INFO} names {entry['file_name']!r}, which is not in its folder")
-        return _file(file, split)
-    if metadata := _metadata(path, split):
+    if files in (None, "parquet") and (found := _declared(path, split)):
+        return found
+    if files in (None, "imagefolder") and (metadata := _metadata(path, split)):
         return metadata, Source("imagefolder")
     for part in (path, path / DATA_FOLDER):
-        if parquet := arrow.parquet_files(part) if part.is_dir() else []:
-            part_read = chosen(part, parquet, split)
-            if len(parquet) == 1:
-                return parquet[0], Source("parquet")
-            return part, Source("parquet", split=part_read)
-        if tars := webdataset.shards(part) if part.is_dir() else []:
-            if other := _with_rows(part):
-                raise DispError(f"{part} holds tar files and rows in {other.name}; give the one that is the dataset")
-            return part, Source("webdataset", split=chosen(part, tars, split, loose=True))
+        if found := _tables(part, split, files):
+            return found
     if (path / DATA_FOLDER).is_dir() and path.name != DATA_FOLDER:
-        return _folder(path / DATA_FOLDER, split)
+        return _folder(path / DATA_FOLDER, split, format)
     others = [file for file in sorted(path.iterdir()) if is_json_name(file.name) and file.is_file()]
+    others = others if files is None else []
+    below = tables_below(path)
     if split and others:
         chosen(path, others, split)
-    named = of_split(others, split or ("train" if len(others) > 1 and "train" in splits_of(others) else None))
-    if len(named) == 1:
-        return _file(named[0])
-    if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise DispError(f"{path} holds a model and no data; commands take the model first and the data behind it")
-    names = f" ({shortened(', '.join(file.name for file in others), 200)})" if others else ""
-    raise DispError(
-        f"{path} must hold exactly one of data.json and data.jsonl, found 0; give the data file itself{names}, or a "
-        "folder with parquet or tar files, metadata.jsonl, or dataset_info.json"
-    )
+    parts = of_split(others, split or ("train" if len(others) > 1 and "train" in splits_of(others) else None))
+    if len(parts) == 1:
+        return _file(parts[0])
+    if not parts and (found := _tables(path / (split or "train"), None, files) if split in (None, *below) else None):
+        return found
+    if split and below:
+        raise no_split(path, split, below)
+    if files is not None:
+        raise _no_such(path, format)
+    raise nothing_in(path, others, below)
+
+
+def _may_be(name: str, files: str | None) -> bool:
+    """Whether a data file may hold rows of a format; the rows of those that name no kind of files lie in any."""
+    return files is None or (files == "parquet" and name.endswith(".parquet"))
+
+
+def _declared(path: Path, split: str | None) -> tuple[Path, Source] | None:
+    """The file or folder that LLaMA-Factory's dataset_info.json names; None where it names none."""
+    entries = llama_factory.read_info(path)
+    if not entries:
+        return None
+    if len(entries) > 1:
+        names = shortened(", ".join(entry["file_name"] for entry in entries.values()), 200)
+        raise DispError(f"{path / llama_factory.INFO} names several files: {names}; give one of them")
+    ((name, entry),) = entries.items()
+    file = path / entry["file_name"]
+    if not file.exists() or file.parent != path:
+        raise DispError(
+            f"{path / llama_factory.INFO} names {shortened(entry['file_name'])!r}, which is not in its folder; put it "
+            "there, or give the data file itself"
+        )
+    if not file.is_dir():
+        return _file(file, split)
+    found, source = _folder(file, split)
+    return found, replace(source, declared=llama_factory.declared(entry), entry=(name, entry))
+
+
+def _tables(folder: Path, split: str | None, files: str | None) -> tuple[Path, Source] | None:
+    """The parquet files or the tar files of a folder; None where it has none.
+
+    Raises:
+        DispError: it has both, and nothing tells which is meant.
+    """
+    if not folder.is_dir():
+        return None
+    parquet = arrow.parquet_files(folder) if files in (None, "parquet") else []
+    tars = webdataset.shards(folder) if files in (None, "webdataset") else []
+    if parquet and tars:
+        if not _describe(parquet, tars):
+            raise DispError(
+                f"{folder} holds parquet files and tar files; say which are the dataset with --format parquet or "
+                "--format webdataset"
+            )
+        parquet = []
+    if parquet:
+        part = chosen(folder, parquet, split, loose=True)
+        return (parquet[0], _file(parquet[0])[1]) if len(parquet) == 1 else (folder, Source("parquet", split=part))
+    if not tars:
+        return None
+    if files is None and (other := _with_rows(folder)):
+        raise DispError(f"{folder} holds tar files and rows in {other.name}; give the one that is the dataset")
+    return folder, Source("webdataset", split=chosen(folder, tars, split, loose=True))
+
+
+def _describe(parquet: list[Path], tars: list[Path]) -> bool:
+    """Whether tables only tell of tar files, as img2dataset writes 00000.parquet beside 00000.tar."""
+    stems = {file.name.removesuffix(".gz").rpartition(".")[0] for file in tars}
+    if not {file.stem for file in parquet} <= stems:
+        return False
+    try:
+        first = next(FILES["parquet"].rows(parquet[0], Source("parquet")), None)
+    except DispError:  # also where pyarrow is not there; what is not read is told either way
+        return True
+    return first is None or not is_row(first.value)
 
 
 def _metadata(folder: Path, split: str | None) -> Path | None:
@@ -145,15 +224,8 @@ def _metadata(folder: Path, split: str | None) -> Path | None:
 
 def _with_rows(folder: Path) -> Path | None:
     """A JSON file with rows beside tar files, which may hold the pictures of these."""
-    for file in sorted(each for each in folder.iterdir() if is_json_name(each.name) and each.is_file()):
-        try:
-            layout = json_layout(file, is_row)
-            first = next(FILES[layout].rows(file, Source(layout)), None)
-        except DispError:
-            continue
-        if first is not None and is_row(first.value):
-            return file
-    return None
+    found = sorted(each for each in folder.iterdir() if is_json_name(each.name) and each.is_file())
+    return next(filter(holds_rows, found), None)
 
 
 def _dataset_dict(path: Path, split: str | None) -> tuple[Path, Source]:

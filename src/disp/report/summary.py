@@ -71,6 +71,7 @@ def summary_text(given: ReportInput) -> str:
         "## Rows set aside",
         "",
         *_list([f"{row['place']}: {row['reason']}" for row in audit["set_aside"]], "none"),
+        *(["", "## Files beside the data, not read", "", *_list(audit["unread"])] if audit["unread"] else ()),
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,144 @@
+"""What lies beside a dataset: data that were not read with it, and what is said of a folder that holds none."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from disp.data.dataset import Source
+from disp.data.formats import image_folder, llama_factory, webdataset
+from disp.data.formats.dialects import is_row
+from disp.data.formats.json_files import is_json_name, json_layout
+from disp.data.formats.members import CAPTIONS, PICTURES
+from disp.data.formats.table import FILES
+from disp.errors import DispError
+from disp.words import shortened
+
+# A larger JSON file, or one among more of them, is not opened to see whether it holds rows: it counts as data.
+_LARGEST = 1 << 24
+_MOST = 100
+# Files of a folder that are looked at to say what it may be.
+_LOOKED_AT = 3000
+# A part of a set of files, as `datasets` calls them: what its name has in common with those of the others.
+_PART = re.compile(r"(.*?)\d+(-of-\d+\..+)", re.ASCII)
+# What a folder that a run has written holds.
+_RUN = "run.json"
+
+
+def unread(given: Path, read: Iterable[Path]) -> tuple[str, ...]:
+    """Files with rows that were not read, in a folder that was given and in the folders in it; by their names there.
+
+    Of a file that was given those are named that are other parts of it: ``train-00001-of-00002.jsonl`` beside
+    ``train-00000-of-00002.jsonl``. The folders of runs are passed over, and so are hidden ones and links.
+
+    Args:
+        given: the file or folder that the user named.
+        read: the files that were read.
+    """
+    known = {file.resolve() for file in read}
+    if given.is_dir():
+        found = [file for folder in (given, *_folders(given)) for file in _with_rows(folder)]
+    elif part := _PART.fullmatch(given.name):
+        given = given.parent
+        found = [given / name for name in _names(given) if (other := _PART.fullmatch(name)) and _same(part, other)]
+    else:
+        found = []
+    return tuple(sorted(file.relative_to(given).as_posix() for file in found if file.resolve() not in known))
+
+
+def _same(part: re.Match[str], other: re.Match[str]) -> bool:
+    return part.groups() == other.groups()
+
+
+def tables_below(folder: Path) -> list[str]:
+    """The folders in a folder that hold parquet files, tar files, or an image folder's metadata."""
+    return [each.name for each in _folders(folder) if any(map(_is_table, _names(each)))]
+
+
+def nothing_in(folder: Path, others: Sequence[Path], below: Sequence[str]) -> DispError:
+    """What is said of a folder of which no data file is plainly the dataset.
+
+    Args:
+        folder: the folder.
+        others: the JSON files in it.
+        below: the folders in it that hold tables.
+    """
+    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return DispError(f"{folder} holds a model and no data; commands take the model first and the data behind it")
+    if below:
+        names = shortened(", ".join(below), 200)
+        return DispError(f"{folder} holds no data itself; give one of the folders in it that do: {names}")
+    if not others and (pair := _pair_in(folder)):
+        return DispError(
+            f"{folder} holds pictures and their texts in files of their own, such as {pair.name}; pack them as "
+            f"img2dataset does by default: tar --sort=name -cf {pair.parent.name}.tar {pair.parent.name}"
+        )
+    names = f" ({shortened(', '.join(file.name for file in others), 200)})" if others else ""
+    lines = [file for file in others if file.name.endswith(".jsonl")]
+    joined = ", or join its parts (cat PARTS > data.jsonl)" if len(lines) > 1 else ""
+    return DispError(
+        f"{folder} must hold exactly one of data.json and data.jsonl, found 0; give the data file itself{names}"
+        f"{joined}, or a folder with parquet or tar files, metadata.jsonl, or dataset_info.json"
+    )
+
+
+def holds_rows(file: Path) -> bool:
+    """Whether a JSON file holds rows of some format."""
+    try:
+        layout = json_layout(file, is_row)
+        first = next(FILES[layout].rows(file, Source(layout)), None)
+    except DispError:
+        return False
+    return first is not None and is_row(first.value)
+
+
+def _with_rows(folder: Path) -> Iterator[Path]:
+    run = (folder / _RUN).is_file()
+    opened = 0
+    for name in _names(folder):
+        file = folder / name
+        if _is_table(name):
+            yield file
+        # What a run writes of its rows looks like rows.
+        elif is_json_name(name) and not run and name != llama_factory.INFO:
+            opened += 1
+            if opened > _MOST or file.stat().st_size > _LARGEST or holds_rows(file):
+                yield file
+
+
+def _is_table(name: str) -> bool:
+    arrow = name.endswith(".arrow") and not name.startswith("cache-")  # which `datasets` makes for itself
+    return name.endswith(".parquet") or arrow or webdataset.is_shard_name(name) or name in image_folder.NAMES
+
+
+def _pair_in(folder: Path) -> Path | None:
+    """A picture in a folder, or in one in it, that a text of the same name lies beside."""
+    for part in (folder, *_folders(folder)):
+        texts = (*CAPTIONS, "json")
+        names = [name.rpartition(".") for name in islice(_names(part), _LOOKED_AT)]
+        stems = {stem for stem, _, suffix in names if suffix.lower() in texts}
+        for stem, point, suffix in names:
+            if suffix.lower() in PICTURES and stem in stems:
+                return part / f"{stem}{point}{suffix}"
+    return None
+
+
+def _folders(folder: Path) -> list[Path]:
+    names = [entry.name for entry in _entries(folder) if entry.is_dir(follow_symlinks=False) and entry.name[:1] != "."]
+    return [folder / name for name in sorted(names) if not (folder / name / _RUN).is_file()]
+
+
+def _names(folder: Path) -> list[str]:
+    """The names of a folder's files."""
+    return sorted(entry.name for entry in _entries(folder) if entry.name[:1] != "." and entry.is_file())
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError:  # not to be opened by this user, so that no trainer of theirs reads it either
+        return []

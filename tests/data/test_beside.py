@@ -1,0 +1,215 @@
+"""Data in a folder that are not read with the others are named, and so is what a folder without data may be."""
+
+import json
+import sys
+import tarfile
+from dataclasses import replace
+
+import pytest
+from data.test_cases import ask, write
+from data.test_locate import ROW, store
+from data.test_webdataset import pack
+from data.written import png
+
+from disp import cli
+from disp.data.convert import convert
+from disp.data.loading import load_dataset
+from disp.data.saving import data_path, save_dataset
+from disp.errors import DispError
+
+# Names of files, what is given, what is read, and what is said to lie beside it.
+BESIDE = {
+    "a table above": (["sample.parquet", "data/train-00000-of-00001.parquet"], "", ["sample.parquet"]),
+    "tar files below": (["00000.tar", "a/00001.tar"], "", ["00000.tar"]),
+    "metadata below": (["metadata.jsonl", "cats/metadata.jsonl"], "", ["metadata.jsonl"]),
+    "another name": (["train.parquet", "train_extra.parquet"], "", ["train.parquet"]),
+    "another split": (
+        ["train-0.parquet", "train-1.parquet", "val.parquet"],
+        "",
+        ["train-0.parquet", "train-1.parquet"],
+    ),
+    "lines": (["data.jsonl", "more.jsonl"], "", ["data.jsonl"]),
+    "another part of it": (
+        ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "val-00000-of-00002.jsonl", "train.jsonl"],
+        "train-00000-of-00002.jsonl",
+        ["train-00000-of-00002.jsonl", "val-00000-of-00002.jsonl", "train.jsonl"],
+    ),
+    "nothing": (["data.jsonl"], "", ["data.jsonl"]),
+    "what was not given": (["a.jsonl", "b.jsonl"], "a.jsonl", ["a.jsonl", "b.jsonl"]),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_data_beside_what_was_read_is_named(case, tmp_path, capsys, monkeypatch):
+    names, given, known = BESIDE[case]
+    for name in names:
+        if "metadata" in name:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(json.dumps({"file_name": "0.png", "text": "A."}) + "\n")
+            (tmp_path / name).with_name("0.png").write_bytes(png(0))
+        else:
+            store((tmp_path / name).parent, (tmp_path / name).name, [name])
+    # What is no data, or lies where a run has written, is not named.
+    (tmp_path / "stats.json").write_text('{"count": 3}')
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text("{}")
+    store(tmp_path / "out", "data.jsonl", ["x"])
+    wanted = sorted(set(names) - set(known))
+    assert list(load_dataset(tmp_path / given).unread) == wanted
+    told = f"beside it and not read: {', '.join(wanted)}" if wanted else "not read"
+    for command in (["check"], ["plan", "builtin"]):
+        monkeypatch.setattr(sys, "argv", ["disp", *command, str(tmp_path / given)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        shown = "".join(capsys.readouterr())
+        assert not left.value.code and (told in shown) == bool(wanted), shown
+
+
+def test_results_of_a_run_are_no_data_beside_its_set(tmp_path):
+    write(tmp_path, [{"image": "0.png", "conversations": ask()}])
+    (tmp_path / "evidence.jsonl").write_text(json.dumps({"prompt": "Hm?", "response": "Yes."}) + "\n")
+    assert load_dataset(tmp_path).unread == ("evidence.jsonl",)
+    (tmp_path / "run.json").write_text("{}")
+    assert load_dataset(tmp_path).unread == ()
+
+
+def img2dataset(folder, shards=2):
+    """What img2dataset leaves: tar files, and for each of them a table of addresses and a file of numbers."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    folder.mkdir()
+    for shard in range(shards):
+        members = []
+        for number in range(2):
+            key = f"{shard:05}{number:04}"
+            told = {"caption": f"A {key}.", "url": f"https://x.org/{key}.jpg", "key": key, "status": "success"}
+            members += [
+                (f"{key}.png", png(number)),
+                (f"{key}.json", json.dumps(told).encode()),
+                (f"{key}.txt", f"A {key}.".encode()),
+            ]
+        pack(folder / f"{shard:05}.tar", *members)
+        rows = [{"url": "https://x.org/0.jpg", "caption": "A.", "key": "0", "status": "success", "width": 16}]
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), folder / f"{shard:05}.parquet")
+        (folder / f"{shard:05}_stats.json").write_text('{"count": 2, "successes": 2}')
+    return folder
+
+
+@pytest.mark.parametrize("format", [None, "webdataset", "captions"])
+def test_the_folder_of_img2dataset_is_its_tar_files(format, tmp_path):
+    dataset = load_dataset(img2dataset(tmp_path / "set"), format=format, strict=True)
+    assert dataset.source.files == "webdataset" and len(dataset.samples) == 4
+    assert dataset.unread == ("00000.parquet", "00001.parquet")
+    path = data_path(dataset, tmp_path / "out")
+    save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
+    assert sorted(file.name for file in path.iterdir()) == ["00000.tar", "00001.tar"]
+
+
+def test_the_format_says_which_of_two_is_meant(tmp_path):
+    folder = img2dataset(tmp_path / "set", 1)
+    assert load_dataset(folder).source.files == "webdataset"
+    # Tables of rows are no tables about tar files, nor are those of another name.
+    for name in ("00000.parquet", "00007.parquet"):
+        store(folder, name, ["x"])
+        with pytest.raises(DispError, match="say which are the dataset with --format parquet or --format webdataset"):
+            load_dataset(folder)
+        (folder / name).rename(folder / "other.parquet")
+    assert load_dataset(folder, format="parquet").samples[0].id == "x"
+    assert len(load_dataset(folder, format="webdataset").samples) == 2
+    store(folder, "data.jsonl", ["y"])
+    assert load_dataset(folder).source.files == "lines"
+    assert load_dataset(folder, format="parquet").source.files == "parquet"
+    assert load_dataset(folder, format="webdataset").unread == ("data.jsonl", "other.parquet")
+    with pytest.raises(DispError, match="is no dataset of the format 'imagefolder'"):
+        load_dataset(folder, format="imagefolder")
+
+
+@pytest.mark.parametrize("below", ["00000", ""])
+def test_pictures_and_texts_in_files_of_their_own_are_named(below, tmp_path):
+    folder = tmp_path / "set" / below
+    folder.mkdir(parents=True)
+    for number in range(2):
+        (folder / f"{number}.png").write_bytes(png(number))
+        (folder / f"{number}.txt").write_text("A cat.")
+    with pytest.raises(DispError, match=r"such as 0.png; pack them .*: tar --sort=name -cf (\w+)\.tar \1$"):
+        load_dataset(tmp_path / "set")
+    # What is said does work.
+    names = sorted(folder.iterdir())
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for name in names:
+            tar.add(name, f"{folder.name}/{name.name}")
+    dataset = load_dataset(tmp_path / "set.tar", strict=True)
+    assert [sample.images[0].read_bytes() for sample in dataset.samples] == [png(0), png(1)]
+
+
+def test_folders_with_tables_are_named(tmp_path):
+    for name in ("ai2d/train-0.parquet", "chartqa/train-0.parquet"):
+        store(tmp_path / name.partition("/")[0], name.partition("/")[2], [name])
+    with pytest.raises(DispError, match="holds no data itself; give one of the folders in it that do: ai2d, chartqa"):
+        load_dataset(tmp_path)
+    with pytest.raises(DispError, match="no split 'test'; it has the splits ai2d, chartqa"):
+        load_dataset(tmp_path, split="test")
+
+
+def test_a_folder_may_be_a_split(tmp_path):
+    for name in ("train", "validation"):
+        store(tmp_path / name, "0000.parquet", [f"{name}0"])
+        store(tmp_path / name, "0001.parquet", [f"{name}1"])
+    dataset = load_dataset(tmp_path)
+    assert [sample.id for sample in dataset.samples] == ["train0", "train1"]
+    assert dataset.unread == ("validation/0000.parquet", "validation/0001.parquet")
+    dataset = load_dataset(tmp_path, split="validation")
+    assert [sample.id for sample in dataset.samples] == ["validation0", "validation1"]
+    path = data_path(dataset, tmp_path / "out")
+    save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
+    assert [sample.id for sample in load_dataset(tmp_path / "out").samples] == ["validation0", "validation1"]
+
+
+def test_lines_in_parts_can_be_joined(tmp_path):
+    for number in range(2):
+        store(tmp_path, f"train-0000{number}-of-00002.jsonl", [str(number)])
+    with pytest.raises(DispError, match=r"or join its parts \(cat PARTS > data\.jsonl\)"):
+        load_dataset(tmp_path)
+    parts = sorted(tmp_path.glob("train-*"))
+    (tmp_path / "data.jsonl").write_text("".join(part.read_text() for part in parts))
+    assert [sample.id for sample in load_dataset(tmp_path).samples] == ["0", "1"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_columns_of_a_table_may_be_declared(folder, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    rows = [{"chat": ask(), "pics": [{"bytes": png(number), "path": None}], "note": "x"} for number in range(2)]
+    entry = {"file_name": "a" if folder else "a.parquet", "formatting": "sharegpt"}
+    entry["columns"] = {"messages": "chat", "images": "pics"}
+    where = tmp_path / "in" / "a" if folder else tmp_path / "in"
+    where.mkdir(parents=True)
+    for number, row in enumerate(rows) if folder else []:
+        pyarrow.parquet.write_table(pa.Table.from_pylist([row]), where / f"{number}.parquet")
+    if not folder:
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), where / "a.parquet")
+    (tmp_path / "in" / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    dataset = load_dataset(tmp_path / "in", strict=True)
+    assert dataset.formats == {"llama-factory": 2} and dataset.unread == ()
+    assert [sample.images[0].read_bytes() for sample in dataset.samples] == [png(0), png(1)]
+    assert load_dataset(tmp_path / "in", format="llama-factory").formats == dataset.formats
+    # A purified set is declared too, and its rows have their columns.
+    (tmp_path / "out").mkdir()
+    path = data_path(dataset, tmp_path / "out")
+    save_dataset([sample.with_responses(["new"]) for sample in dataset.samples], path, dataset.image_root, like=dataset)
+    again = load_dataset(tmp_path / "out", strict=True)
+    assert again.formats == {"llama-factory": 2}
+    assert [sample.turns[0].response for sample in again.samples] == ["new", "new"]
+    file = next(path.iterdir()) if path.is_dir() else path
+    assert set(pyarrow.parquet.read_schema(file).names) == {"chat", "pics", "note"}
+    assert convert(replace(dataset), "llava", tmp_path / "llava").rows == 2
+
+
+def test_a_declared_file_elsewhere_is_named(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "x.json").write_text(json.dumps([ROW]))
+    (tmp_path / "in" / "dataset_info.json").write_text('{"a": {"file_name": "../x.json"}}')
+    with pytest.raises(DispError, match="which is not in its folder; put it there, or give the data file itself"):
+        load_dataset(tmp_path / "in")
