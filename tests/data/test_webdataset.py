@@ -6,7 +6,7 @@ import json
 import tarfile
 
 import pytest
-from data.written import png
+from data.written import as_text, png
 
 from disp.data.convert import convert
 from disp.data.loading import load_dataset
@@ -105,6 +105,20 @@ ASIDE = {
         [("0.png", png(1)), ("0.json", json.dumps({"caption": "A"}).encode()), ("0.txt", b"B")],
         "txt says something else than the answer in json; keep one of them",
     ),
+    "a picture that the JSON does not name": (
+        [("0.jpg", png(1)), ("0.png", png(2)), ("0.json", qa(image="0.jpg"))],
+        "has the picture 0.png, which 'image' in its JSON does not name",
+    ),
+    "another than the JSON names": (
+        [("0.a.png", png(1)), ("0.b.png", png(2)), ("0.c.png", png(3)), ("0.json", qa(images=["x/1.png", "x/2.png"]))],
+        "has the picture 0.a.png, which 'images' in its JSON does not name",
+    ),
+    "a picture beside one in the JSON": (
+        [("0.png", png(1)), ("0.json", qa(image=as_text(2)))],
+        "has the picture 0.png, which 'image' in its JSON does not name",
+    ),
+    "a readme that is a picture": ([("README", png(1))], "README has no suffix"),
+    "a caption of the readme's name": ([("README.txt", b"A cat.")], "no conversations"),
     "a caption beside a talk": ([("0.png", png(1)), ("0.json", qa("A")), ("0.txt", b"B")], "txt says something else"),
 }
 
@@ -159,6 +173,41 @@ def test_links_in_a_tar_file_are_followed(kind, tmp_path):
         packed.write(file.read())
     dataset = load_dataset(tmp_path / "p.tar.gz")
     assert [problem.reason for problem in dataset.problems] == ["x/1.png is a link; unpack the tar file with gunzip"]
+
+
+HIDDEN = {
+    "of a Mac": ["._{}.png", "{}.png", "._{}.json", "{}.json"],
+    "between members": ["{}.png", ".DS_Store", "x/.hidden.json", "{}.json"],
+    "about the set": ["README.md", "LICENSE", "x/LICENSE", "{}.png", "{}.json"],
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_hidden_files_and_readmes_part_no_sample(case, tmp_path):
+    members = [
+        (name.format(number), png(number) if name == "{}.png" else qa() if name == "{}.json" else b"{bad")
+        for number in range(2)
+        for name in HIDDEN[case]
+    ]
+    dataset = load_dataset(pack(tmp_path / "s.tar", *members), strict=True)
+    assert [sample.images[0].read_bytes() for sample in dataset.samples] == [png(0), png(1)]
+    # Readers pass these files over, and they are not written again.
+    assert [name for name, _ in rewritten(dataset, tmp_path / "out")] == ["0.png", "0.json", "1.png", "1.json"]
+
+
+def test_hidden_pictures_are_no_pictures_apart(tmp_path):
+    members = [("._0.png", b"x"), ("0.json", qa()), (".x.png", png(1)), ("1.json", qa())]
+    assert load_dataset(pack(tmp_path / "s.tar", *members), strict=True).without_picture == 2
+
+
+def test_pictures_that_the_json_names_are_all_that_there_are(tmp_path):
+    images = ["1.png", "0.jpg", "0.0.png"]
+    members = [(f"0.{n}", png(i)) for i, n in enumerate(["0.png", "jpg", "mask.png"])] + [("0.json", qa(image="0.jpg"))]
+    with pytest.raises(DispError, match=r"has the picture 0\.0\.png"):
+        load_dataset(pack(tmp_path / "s.tar", *members))
+    members[-1] = ("0.json", qa(images=images[1:]))
+    dataset = load_dataset(pack(tmp_path / "s.tar", *members), strict=True)
+    assert [file.read_bytes() for file in dataset.samples[0].images] == [png(1), png(0)]
 
 
 def test_a_mask_is_no_second_picture_and_other_json_no_row(tmp_path):

@@ -42,6 +42,8 @@ from disp.files import write_atomically
 # Rows of a new shard.
 SHARD_ROWS = 5_000
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
+# What files are called that tell of the set.
+_ABOUT = ("readme", "license", "licence", "notice", "citation", "changelog")
 
 
 @dataclass(frozen=True)
@@ -229,11 +231,14 @@ def _add_new(tar: tarfile.TarFile, index: int, output: Output) -> None:
 
 
 def _samples(shard: Path) -> Iterator[_Packed]:
-    """The samples of a shard; neighbours with the same key are members of one."""
+    """The samples of a shard; neighbours with the same key are members of one.
+
+    Files whose names begin with a point, such as ._0.jpg and .DS_Store of a Mac, do not part neighbours: WebDataset's
+    own reader passes them over, too.
+    """
     seen: Counter[str] = Counter()
-    for key, group in groupby(tar_files.members(shard), key=lambda member: split_name(member.name)[0]):
-        if not key:
-            continue
+    shown = (member for member in tar_files.members(shard) if split_name(member.name)[0] and not _is_readme(member))
+    for key, group in groupby(shown, key=lambda member: split_name(member.name)[0]):
         members: Members = {}
         faults: list[str] = []
         for member in group:
@@ -251,11 +256,19 @@ def _samples(shard: Path) -> Iterator[_Packed]:
         seen[key] += 1
 
 
+def _is_readme(member: tar_files.Member) -> bool:
+    """Whether a file tells of the set, such as README.md and LICENSE, and is text, so that it is no sample."""
+    key, field = split_name(member.name)
+    about = key.rpartition("/")[2].lower() in _ABOUT and field.lower() in ("", "md", "rst")
+    return about and not member.fault and not_text({field: member.content}) is None
+
+
 def _pictures_apart(found: Iterable[Path]) -> _Apart:
     picture, nameless = None, set()
     for shard in found:
-        for key, group in groupby(tar_files.names(shard), key=lambda name: split_name(name)[0]):
-            kinds = {name: kind_of(split_name(name)[1]) for name in group} if key else {}
+        named = (name for name in tar_files.names(shard) if split_name(name)[0])
+        for key, group in groupby(named, key=lambda name: split_name(name)[0]):
+            kinds = {name: kind_of(split_name(name)[1]) for name in group}
             if not any(kind == "json" or kind in CAPTIONS for kind in kinds.values()):
                 picture = picture or next((name for name, kind in kinds.items() if kind in (*PICTURES, *OTHERS)), None)
                 nameless |= {key} if "" in kinds.values() else set()
@@ -311,6 +324,13 @@ def _with_pictures(row: dict[str, Any], sample: _Packed) -> dict[str, Any]:
                 if len(meant) == len(old):
                     row[told] = _listed(meant) if isinstance(row[told], list) else _listed(meant)[0]
                     break
+        found = row[told] if isinstance(row[told], list) else [row[told]]
+        named = [each.get("path") for each in found if isinstance(each, dict)]
+        if unseen := next((name for name in sorted(pictures, key=_natural) if name not in named), None):
+            raise BadRow(
+                f"has the picture {key}.{unseen}, which {told!r} in its JSON does not name, so that it would not be "
+                "looked at; name it there or take it out"
+            )
     return row
 
 
