@@ -2,11 +2,14 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from data.written import WRITTEN, from_value, png
 
+from disp import cli
 from disp.attacks.poison import poison
 from disp.attacks.targets import Refusal
 from disp.attacks.triggers import PRESETS
@@ -176,3 +179,118 @@ def test_tables_that_name_files_find_these_again(name, tmp_path):
     save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
     link_images(dataset, tmp_path / "out")
     assert load_dataset(path, strict=True).samples[0].images[0].read_bytes() == png(0)
+
+
+def _set(folder, *names):
+    """A data file whose rows name these pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"id": name, "image": name, "conversations": from_value("<image>?", "A.")} for name in names]
+    (folder / "train.json").write_text(json.dumps(rows))
+    return folder / "train.json"
+
+
+def _shown(dataset):
+    return [file.read_bytes() for sample in dataset.samples for file in sample.images]
+
+
+@pytest.mark.parametrize("of_a_folder", [True, False])
+def test_links_that_lead_out_are_followed_where_the_image_folder_is_named(of_a_folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "disk" / "coco").mkdir(parents=True)
+    (tmp_path / "disk" / "coco" / "0.png").write_bytes(png(0))
+    data = _set(tmp_path / "set", "coco/0.png")
+    if of_a_folder:
+        (tmp_path / "set" / "coco").symlink_to(tmp_path / "disk" / "coco")
+    else:
+        (tmp_path / "set" / "coco").mkdir()
+        (tmp_path / "set" / "coco" / "0.png").symlink_to(tmp_path / "disk" / "coco" / "0.png")
+    with pytest.raises(DispError, match=r"leaves the image folder .* by a link; if .* yours, give --images ") as error:
+        load_dataset(data)
+    given = Path(str(error.value).rpartition("--images ")[2].rstrip(")"))
+    dataset = load_dataset(data, given, strict=True)
+    assert _shown(dataset) == [png(0)] and dataset.linked == 1
+    # What is written shows it as well, where it is named in the same way.
+    (tmp_path / "out").mkdir()
+    path = data_path(dataset, tmp_path / "out")
+    save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
+    link_images(dataset, tmp_path / "out")
+    assert _shown(load_dataset(path, tmp_path / "out" / "images", strict=True)) == [png(0)]
+    made = convert(dataset, "sharegpt", tmp_path / "converted")
+    assert _shown(load_dataset(made.path, strict=True)) == [png(0)] and load_dataset(made.path).linked == 0
+    # It is said that this was done.
+    monkeypatch.setattr(sys, "argv", ["disp", "plan", "builtin", str(data), "--images", str(given)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert not left.value.code and "1 names of pictures lead out of" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["disp", "check", str(data), "--images", str(given)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "1 names of pictures lead out of the image folder by links" in capsys.readouterr().out
+
+
+def test_names_leave_no_image_folder_also_where_links_are_followed(tmp_path):
+    (tmp_path / "out.png").write_bytes(png(1))
+    (tmp_path / "images").mkdir()
+    finder = Finder(tmp_path / "images", rows=tmp_path / "data")
+    for name in ("../out.png", f"{tmp_path}/out.png", f"file://{tmp_path}/out.png", "a/../../out.png", "..\\out.png"):
+        for picture in (name, {"path": name}):
+            with pytest.raises(NotFound, match="leaves the image folder"):
+                finder.find(picture)
+
+
+def test_the_links_of_the_hubs_cache_are_followed(tmp_path):
+    cached = tmp_path / "datasets--owner--name"
+    data = _set(cached / "snapshots" / "0f" / "data", "images/0.png", "images/1.png")
+    (cached / "blobs").mkdir()
+    (cached / "blobs" / "a0").write_bytes(png(0))
+    (tmp_path / "secret.png").write_bytes(png(1))
+    images = data.parent / "images"
+    images.mkdir()
+    (images / "0.png").symlink_to("../../../../blobs/a0")
+    (images / "1.png").symlink_to("../../../../../secret.png")
+    dataset = load_dataset(data)
+    assert _shown(dataset) == [png(0)] and dataset.linked == 0
+    assert "leaves the image folder" in dataset.problems[0].reason
+    # A cache that is itself made of links is none.
+    (cached / "blobs").rename(tmp_path / "elsewhere")
+    (cached / "blobs").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DispError, match="leaves the image folder"):
+        load_dataset(data)
+
+
+def test_names_that_go_up_from_the_data_are_found_in_the_image_folder(tmp_path):
+    data = _set(tmp_path / "set" / "annotations", "../images/0.png", "..\\images\\1.png", "../../secret.png")
+    (tmp_path / "set" / "images").mkdir()
+    for number, name in enumerate(("set/images/0.png", "set/images/1.png", "secret.png")):
+        (tmp_path / name).write_bytes(png(number))
+    with pytest.raises(DispError) as error:
+        load_dataset(data)
+    assert f"leaves the image folder {data.parent}; give --images {tmp_path / 'set'}, in which it" in str(error.value)
+    for given in (tmp_path / "set", tmp_path / "set" / "images", data.parent / ".." / "images"):
+        dataset = load_dataset(data, given)
+        assert _shown(dataset) == [png(0), png(1)]
+        assert "secret.png' leaves the image folder" in dataset.problems[0].reason
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        path = data_path(dataset, out)
+        save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
+        link_images(dataset, out)
+        assert _shown(load_dataset(path, strict=True)) == [png(0), png(1)]
+
+
+def test_the_folder_that_names_are_relative_to_is_offered(tmp_path, monkeypatch):
+    (tmp_path / "top" / "data" / "images").mkdir(parents=True)
+    (tmp_path / "top" / "data" / "images" / "0.png").write_bytes(png(0))
+    data = _set(tmp_path / "top" / "data", "data/images/0.png", "data/images/1.png")
+    for given in (None, data.parent / "images"):
+        with pytest.raises(DispError) as error:
+            load_dataset(data, given)
+        assert f"does not exist in {data.parent / 'images'}; give --images {tmp_path / 'top'}, in which it" in str(
+            error.value
+        )
+    dataset = load_dataset(data, tmp_path / "top")
+    assert _shown(dataset) == [png(0)]
+    assert "give --images, the folder that names are relative to" in dataset.problems[0].reason
+    # The whole disk, or what lies in everybody's folders, is offered to no row.
+    monkeypatch.setenv("HOME", str(tmp_path / "top"))
+    with pytest.raises(DispError, match="give --images, the folder that names are relative to"):
+        load_dataset(data)

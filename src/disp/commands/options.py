@@ -191,6 +191,12 @@ class Rows:
         if dataset.unread and not quiet:
             names = named_briefly(dataset.unread)
             print(f"read: {dataset.path}; beside it and not read: {names}", file=sys.stderr)
+        if dataset.linked and not quiet:
+            print(
+                f"{dataset.linked} names of pictures lead out of {dataset.image_root} by links, which are followed, as "
+                "--images names it",
+                file=sys.stderr,
+            )
         if dataset.renamed and not quiet:
             print(f"{_rows(dataset.renamed)} with the id of an earlier one: called id~2, id~3 …", file=sys.stderr)
         if pictured and (bare := dataset.without_picture):

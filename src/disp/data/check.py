@@ -37,6 +37,7 @@ class Report:
         rows: rows that can be used.
         turns: their questions and answers.
         without_picture: how many of the rows have no picture.
+        linked: how many times a row names a picture that a link leads to, outside the image folder.
         pictures: different pictures.
         picture_formats: how many of them are JPEG, PNG and so on.
         picture_sizes: how many have a longest side of at most so many pixels.
@@ -57,6 +58,7 @@ class Report:
     rows: int
     turns: int
     without_picture: int
+    linked: int
     pictures: int
     picture_formats: dict[str, int]
     picture_sizes: dict[str, int]
@@ -81,6 +83,8 @@ class Report:
             f"{self.rows} rows with {self.turns} turns; {self.without_picture} rows have no picture",
             f"{self.pictures} pictures: {_counts(self.picture_formats)}",
         ]
+        if self.linked:
+            lines.append(f"{self.linked} names of pictures lead out of the image folder by links")
         if self.pictures:
             lines.append(f"longest side: {_counts(self.picture_sizes)}; from {self.smallest} to {self.largest} pixels")
         lines.append(
@@ -132,6 +136,7 @@ def check(dataset: Dataset, *, progress: Callable[[int], None] = lambda count: N
         rows=len(samples),
         turns=sum(len(sample.turns) for sample in samples),
         without_picture=dataset.without_picture,
+        linked=dataset.linked,
         pictures=len(distinct),
         picture_formats=dict(Counter(kind for kind, _ in kinds).most_common()),
         picture_sizes=_by_size([max(size) for size in sizes]),

@@ -53,6 +53,7 @@ class Dataset:
         renamed: how many rows have an id that an earlier row has; see `disp.data.loading.load_dataset`.
         source: how the rows are stored; None for a dataset that was not read from files.
         unread: files with rows that lie beside those that were read; see `disp.data.beside.unread`.
+        linked: how many times a row names a picture that a link in the image folder leads to, outside of it.
     """
 
     samples: tuple[Sample, ...]
@@ -62,6 +63,7 @@ class Dataset:
     renamed: int = 0
     source: Source | None = None
     unread: tuple[str, ...] = ()
+    linked: int = 0
 
     @property
     def formats(self) -> dict[str, int]:

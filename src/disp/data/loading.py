@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,8 @@ def load_dataset(
         path: a data file, a folder that holds one, a URL of either that fsspec knows (see `disp.data.remote`), or the
             id of a dataset on the Hugging Face hub.
         image_root: folder that image names are relative to, and in which absolute names must lie; the folder
-            ``images`` beside the data file if there is one, otherwise the data file's own folder.
+            ``images`` beside the data file if there is one, otherwise the data file's own folder. In a folder that is
+            given links are followed, wherever they lead.
         strict: stop at the first bad row instead of setting it aside.
         format: a name in `disp.data.formats.table.FORMATS`, instead of finding it out.
         split: the part to read of a dataset that has several; "train" if not given.
@@ -92,16 +94,17 @@ def load_dataset(
         image_root = folder / "images" if (folder / "images").is_dir() else folder
     if not image_root.is_dir():
         raise DispError(f"image folder {image_root} does not exist; give the folder that image names are relative to")
-    finder = Finder(image_root.absolute(), beside, allow_download)
+    finder = Finder(image_root.absolute(), beside, allow_download, folder.absolute())
     samples: list[Sample] = []
     problems: list[Problem] = []
     used: dict[str, int] = {}
     known: dict[str, str] = {}
     renamed = 0
     left_out: set[str] = set()
+    counts: Counter[str] = Counter()
     for row in _without(FILES[source.files].rows(path, source), frozenset(leave_out), left_out):
         try:
-            sample = _to_sample(row, source, forced, finder, questions, known)
+            sample = _to_sample(row, source, forced, finder, questions, known, counts)
         except (BadRow, NotFound) as error:
             reason = shortened(str(error), LONGEST_REASON)
             if strict:
@@ -124,6 +127,7 @@ def load_dataset(
         problems=tuple(problems),
         renamed=renamed,
         source=replace(source, left_out=tuple(sorted(left_out))),
+        linked=counts["linked"],
     )
     return replace(dataset, unread=unread(located.given, data_files(dataset)))
 
@@ -138,7 +142,13 @@ def _without(rows: Iterable[Row], names: frozenset[str], found: set[str]) -> Ite
 
 
 def _to_sample(
-    row: Row, source: Source, forced: str | None, finder: Finder, questions: bool, known: dict[str, str]
+    row: Row,
+    source: Source,
+    forced: str | None,
+    finder: Finder,
+    questions: bool,
+    known: dict[str, str],
+    counts: Counter[str],
 ) -> Sample:
     fields = _fields(row, source)
     identity = id_of(fields, row.number)
@@ -170,6 +180,7 @@ def _to_sample(
         for turn in content.turns
     )
     metadata = _metadata(fields, dialect, source)
+    counts["linked"] += sum(each.linked for each in found)
     return Sample(
         id=identity,
         images=files,

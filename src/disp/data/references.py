@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -95,10 +95,17 @@ class NotFound(Exception):
 
 @dataclass(frozen=True)
 class Found:
-    """A picture's file, and what its row says about it."""
+    """A picture's file, and what its row says about it.
+
+    Attributes:
+        file: the file.
+        reference: what the row says.
+        linked: whether a link leads to it out of the image folder.
+    """
 
     file: Path
     reference: Reference
+    linked: bool = False
 
 
 def cache_folder() -> Path:
@@ -112,16 +119,24 @@ def cache_folder() -> Path:
 class Finder:
     """Finds the file of each picture.
 
+    A row must not name a file outside the image folder, by an absolute name or by "..": the data decide what is in a
+    row. A link is a thing in the user's own file system, and the usual way to put large folders of pictures in place.
+    Still, a set that was unpacked from an archive may have brought it along, and the picture that it leads to would be
+    copied into whatever is written. So links that lead out are followed where the user has named the image folder, and
+    otherwise in the cache of the Hugging Face hub alone, which consists of links that its own library has made.
+
     Attributes:
         image_root: folder that names are relative to, and that absolute names must lie in.
         beside: the data's own folder, which names may be relative to as well, where no image folder was given. Names
             such as ``images/0.jpg`` are understood where the image folder is called ``images`` either way.
         allow_download: whether pictures may be fetched from the network.
+        rows: the data's own folder, from which names with ".." go; what they lead to must lie in the image folder.
     """
 
     image_root: Path
     beside: Path | None = None
     allow_download: bool = False
+    rows: Path | None = None
 
     def find(self, picture: Any) -> Found:
         """The picture's file.
@@ -153,12 +168,12 @@ class Finder:
             parts = urlsplit(picture)
             if parts.netloc not in ("", "localhost"):
                 raise NotFound(f"image {shortened(picture)!r} lies on another machine; copy it here")
-            return Found(self._file(unquote(parts.path)), picture)
+            return self._file(unquote(parts.path), picture)
         if is_base64(picture):
             return _embedded(_bytes_of(picture), "base64", None)
         if store := _STORE.match(picture):
             raise NotFound(f"image {shortened(picture)!r} lies in a store ({store[0]}); download it and name the file")
-        return Found(self._file(picture), picture)
+        return self._file(picture, picture)
 
     def _of_dict(self, picture: Mapping[str, Any]) -> Found:
         content, path = picture.get("bytes"), picture.get("path")
@@ -174,37 +189,62 @@ class Finder:
         found = self.find(name)
         return replace(found, reference=picture) if isinstance(found.reference, str) else found
 
-    def _file(self, name: str) -> Path:
-        roots = [self.image_root, self.beside or self.image_root.parent]
+    def _file(self, name: str, reference: Reference) -> Found:
         shown = repr(shortened(name))
-        leaves = True
+        inside = False
         try:
-            for root in roots:
-                # Without "..", so that the name stays inside another root as well, when the images are copied there.
-                path = _as_it_lies(_within(root / os.path.normpath(name), root), root)
+            for root, named in self._places(name):
+                path = _as_it_lies(_within(named, root), root)
                 if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:
                     continue
-                # Links must not leave the innermost folder that the name lies in.
+                # The innermost folder that the name lies in.
                 inner = self.image_root if root == self.image_root or path.is_relative_to(self.image_root) else root
                 if inner != self.image_root and self.beside is None:
                     continue
-                leaves = not path.resolve().is_relative_to(_resolved(inner))
+                inside = True
                 if path.is_file():
-                    if leaves:
-                        raise NotFound(f"image {shown} leaves the image folder {inner}")
-                    return path
+                    linked = _leads_out(path, inner)
+                    if linked and self.beside is not None:
+                        raise NotFound(
+                            f"image {shown} leaves the image folder {inner} by a link; if the links there are yours, "
+                            f"give --images {root}"
+                        )
+                    return Found(path, reference, linked)
+            better = self._better_root(name)
         except OSError as error:  # too long, links in a circle
             raise NotFound(f"image {shown} cannot be found ({error.strerror or type(error).__name__})") from None
         except (ValueError, RuntimeError) as error:  # a null character, links in a circle
             raise NotFound(f"image {shown} cannot be found ({shortened(str(error))})") from None
-        if leaves:
-            raise NotFound(
-                f"image {shown} leaves the image folder {self.image_root}; "
-                "give --images, a folder that holds all pictures"
-            )
-        raise NotFound(
-            f"image {shown} does not exist in {self.image_root}; give --images, the folder with the pictures"
-        )
+        if not inside:
+            remedy = f" {better}, in which it lies" if better else ", a folder that holds all pictures"
+            raise NotFound(f"image {shown} leaves the image folder {self.image_root}; give --images{remedy}")
+        remedy = f" {better}, in which it does" if better else ", the folder that names are relative to"
+        raise NotFound(f"image {shown} does not exist in {self.image_root}; give --images{remedy}")
+
+    def _places(self, name: str) -> Iterator[tuple[Path, Path]]:
+        """Where a file of this name may lie, each with the folder that it must not leave."""
+        # Without "..", so that the name stays inside another root as well, when the images are copied there.
+        for root in (self.image_root, self.beside or self.image_root.parent):
+            yield root, root / os.path.normpath(name)
+        if self.rows is not None and _steps_up(name):
+            yield self.image_root, Path(os.path.normpath(self.rows / name.replace("\\", "/")))
+
+    def _better_root(self, name: str) -> Path | None:
+        """A folder near the data in which a file of this name lies, for a message."""
+        tidy, up = os.path.normpath(name.replace("\\", "/")), _steps_up(name)
+        if self.rows is None or os.path.isabs(tidy) or up > 2:
+            return None
+        if up:
+            folders, below = [Path(os.path.normpath(self.rows / "/".join([".."] * up)))], tidy.split("/")[up:]
+        else:
+            folders, below = [self.rows, *list(self.rows.parents)[:3], Path.cwd()], tidy.split("/")
+        for folder in folders:
+            # The whole disk or everybody's files are no folder of pictures, whatever a row says.
+            if folder in (home := Path.home().absolute(), *home.parents):
+                continue
+            if _is_there(folder / below[0]) and folder.joinpath(*below).is_file():
+                return folder
+        return None
 
 
 def reference_to(
@@ -250,6 +290,31 @@ def _is_kept(name: str, file: Path, image_root: Path) -> bool:
     roots = [image_root, image_root.parent] if image_root.name == "images" else [image_root]
     found = next((path for root in roots if (path := _as_it_lies(root / tidy, root)).is_file()), None)
     return found == file and found.is_relative_to(image_root)
+
+
+def _steps_up(name: str) -> int:
+    """How many times ".." stands at the beginning of a name."""
+    parts = os.path.normpath(name.replace("\\", "/")).split("/")
+    return next((index for index, part in enumerate(parts) if part != ".."), len(parts))
+
+
+def _leads_out(path: Path, folder: Path) -> bool:
+    """Whether links on the way to a file lead out of a folder, other than to where the hub's cache keeps its files."""
+    target, inner = path.resolve(), _resolved(folder)
+    return not target.is_relative_to(inner) and not any(map(target.is_relative_to, _blobs_of(inner)))
+
+
+@lru_cache(maxsize=64)
+def _blobs_of(folder: Path) -> tuple[Path, ...]:
+    """For a folder in ``datasets--owner--name/snapshots`` the folder ``blobs`` with the files that it links to."""
+    snapshots = [each for each in (folder, *folder.parents) if each.name == "snapshots"]
+    return tuple(each.with_name("blobs") for each in snapshots if each.parent.name.startswith("datasets--"))
+
+
+@lru_cache(maxsize=4096)
+def _is_there(path: Path) -> bool:
+    """Whether there is a file or folder, asked once for many rows that are not found."""
+    return path.exists()
 
 
 @lru_cache(maxsize=64)
