@@ -185,11 +185,29 @@ def test_what_is_not_understood_is_set_aside_and_never_a_row_of_text(reason, tmp
 
 def test_a_field_that_json_cannot_hold_is_named(tmp_path):
     rows = [
-        {"image": "0.png", "conversations": ask(), "score": float("nan")},
+        {"image": "0.png", "conversations": ask(), "score": float("inf"), "source": float("nan")},
         {"image": "0.png", "conversations": ask()},
     ]
     (problem,) = load_dataset(write(tmp_path, rows)).problems
     assert problem.reason.startswith("cannot be written back: 'score': ")
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_nan_is_null_in_any_field_and_this_is_said(name, tmp_path, monkeypatch, capsys):
+    nan = float("nan")
+    rows = [{"image": "0.png", "conversations": ask(), "source": nan, "meta": {"a": [nan, 0.5]}, "system": nan}]
+    rows += [{"image": "1.png", "conversations": ask()}, {"image": "1.png", "conversations": nan}]
+    dataset = load_dataset(write(tmp_path / "in", rows, name))
+    assert dataset.nulled == 1 and len(dataset.samples) == 2 and "no conversations" in dataset.problems[0].reason
+    assert dataset.samples[0].metadata == {"source": None, "meta": {"a": [None, 0.5]}, "system": None}
+    written, _ = again(dataset, tmp_path / "out")
+    assert written[0] == {**rows[0], "source": None, "meta": {"a": [None, 0.5]}, "system": None}
+    monkeypatch.setattr(sys, "argv", ["disp", "convert", str(tmp_path / "in"), "--to", "llava", "--out"])
+    sys.argv.append(str(tmp_path / "made"))
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert not left.value.code
+    assert "1 row with NaN, which JSON does not have: read as null" in capsys.readouterr().err
 
 
 TEXT = [

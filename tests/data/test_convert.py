@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from datetime import datetime, timedelta
+from decimal import Decimal
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +16,7 @@ from disp.data.convert import convert
 from disp.data.formats.files import Output
 from disp.data.formats.table import FILES, FORMATS
 from disp.data.loading import load_dataset
+from disp.data.saving import save_dataset
 from disp.errors import DispError
 from disp.files import sha256
 
@@ -224,3 +227,50 @@ def test_a_table_says_what_it_has_no_column_for(tmp_path):
         FILES["parquet"].save(tmp_path / "data.parquet", outputs, None)
     rows[0]["licence"] = "CC0"
     FILES["parquet"].save(tmp_path / "data.parquet", (Output(row, "", row["id"]) for row in rows), None)
+
+
+def test_what_a_table_holds_is_kept_as_json_has_it_and_the_rest_is_named(tmp_path, monkeypatch, capsys):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    when = datetime(2026, 1, 2, 3, 4, 5)
+    row = {
+        "image": {"bytes": png(0), "path": "0.png"},
+        "question": "What is it?",
+        "answer": "A cat.",
+        "when": when,
+        "day": when.date(),
+        "took": timedelta(seconds=1.5),
+        "price": Decimal("1.10"),
+        "score": float("nan"),
+        "meta": {"when": when, "list": [when.date(), None], "n": 1},
+        "best": float("inf"),
+        "worst": [float("-inf")],
+    }
+    rows = [row, {**row, "best": 1.0, "worst": None}]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    dataset = load_dataset(tmp_path / "in.parquet", strict=True)
+    kept = {
+        "when": "2026-01-02T03:04:05",
+        "day": "2026-01-02",
+        "took": 1.5,
+        "price": "1.10",
+        "score": None,
+        "meta": {"when": "2026-01-02T03:04:05", "list": ["2026-01-02", None], "n": 1},
+    }
+    assert dataset.unkept == {"best": 1, "worst": 1}
+    assert [sample.metadata for sample in dataset.samples] == [kept, {**kept, "best": 1.0, "worst": None}]
+    for target in ("llava", "parquet"):
+        arguments = ["convert", str(tmp_path / "in.parquet"), "--to", target, "--out", str(tmp_path / target)]
+        monkeypatch.setattr(sys, "argv", ["disp", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        said = capsys.readouterr().err
+        assert not left.value.code
+        assert all(f"left out the field '{key}' of 1 rows, which JSON cannot hold" in said for key in ("best", "worst"))
+        again = load_dataset(tmp_path / target, strict=True)
+        assert {key: again.samples[0].metadata[key] for key in kept} == kept
+    # A purified set is a table of the same columns, with all that they hold.
+    save_dataset(dataset.samples, tmp_path / "out.parquet", dataset.image_root, like=dataset)
+    (first, _) = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert first["when"] == when and first["best"] == float("inf") and first["price"] == Decimal("1.10")

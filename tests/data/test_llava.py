@@ -97,7 +97,7 @@ BAD_ROWS = {
     "'a\\x00.png' ": {"id": "x", "image": "a\0.png", "conversations": talk("a", "b")},
     "cannot be found": {"id": "x", "image": "a" * 5000, "conversations": talk("a", "b")},
     "cannot be written back": {"id": "x", "conversations": talk("a", "half \ud83d")},
-    "float values are not JSON": {"id": "x", "conversations": talk("a", "b"), "weight": float("nan")},
+    "float values are not JSON": {"id": "x", "conversations": talk("a", "b"), "weight": float("inf")},
     "both image and images": {"id": "x", "image": "a.png", "images": ["a.png"], "conversations": talk("a", "b")},
     "image must be a file name": {"id": "x", "image": 7, "conversations": talk("a", "b")},
     "2 <image> placeholders for 1 images": {"id": "x", "image": "a.png", "conversations": talk("<image><image>", "b")},

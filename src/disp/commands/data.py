@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +13,7 @@ from cyclopts import Parameter
 from disp.commands.options import ROWS, Data, Flag, Out, OutOrURL, Rows, Seed, Several, app, list_problems
 from disp.errors import DispError
 from disp.progress import progress_bar
+from disp.words import shortened
 
 if TYPE_CHECKING:
     from disp.attacks.targets import Target
@@ -233,4 +235,6 @@ def convert(data: Data, /, *, to: str, out: OutOrURL, rows: Rows = ROWS) -> None
         with progress_bar("converting", len(dataset.samples)) as advance:
             found = run(dataset, to, folder, progress=advance)
     list_problems(found.problems)
+    for name, count in found.dropped.items():
+        print(f"left out the field {shortened(name)!r} of {count} rows, which JSON cannot hold", file=sys.stderr)
     print(f"{found.rows} rows in {f'{url_of(out)}/{found.path.name}' if url_of(out) else found.path}")

@@ -197,6 +197,8 @@ class Rows:
                 "--images names it",
                 file=sys.stderr,
             )
+        if dataset.nulled and not quiet:
+            print(f"{_rows(dataset.nulled)} with NaN, which JSON does not have: read as null", file=sys.stderr)
         if dataset.renamed and not quiet:
             print(f"{_rows(dataset.renamed)} with the id of an earlier one: called id~2, id~3 …", file=sys.stderr)
         if pictured and (bare := dataset.without_picture):

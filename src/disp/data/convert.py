@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,13 @@ class Converted:
         path: the data file or folder.
         rows: how many rows it holds.
         problems: the rows that the format cannot hold, and why.
+        dropped: the fields that it cannot hold, with the number of rows that have them.
     """
 
     path: Path
     rows: int
     problems: tuple[Problem, ...]
+    dropped: Mapping[str, int]
 
 
 def written_format(name: str) -> Format:
@@ -145,7 +147,7 @@ def convert(
         write_json(out / INFO, {"data": _ENTRY})
     files.save(unfinished, _chain(first, found), None)
     os.replace(unfinished, path)
-    return Converted(path, count, tuple(problems))
+    return Converted(path, count, tuple(problems), dataset.unkept)
 
 
 def _info(out: Path) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,9 @@ class Dataset:
         source: how the rows are stored; None for a dataset that was not read from files.
         unread: files with rows that lie beside those that were read; see `disp.data.beside.unread`.
         linked: how many times a row names a picture that a link in the image folder leads to, outside of it.
+        nulled: how many rows of JSON have NaN, which was read as null.
+        unkept: fields that JSON cannot hold, such as infinite numbers, with the number of their rows; they are no
+            metadata of the samples, and go back into the row alone.
     """
 
     samples: tuple[Sample, ...]
@@ -64,6 +67,8 @@ class Dataset:
     source: Source | None = None
     unread: tuple[str, ...] = ()
     linked: int = 0
+    nulled: int = 0
+    unkept: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def formats(self) -> dict[str, int]:

@@ -30,6 +30,7 @@ from disp.data.formats.row import (
 from disp.data.formats.table import FILES, FORMATS
 from disp.data.formats.unseen import check_seen
 from disp.data.locate import locate
+from disp.data.plain import plain, without_nan
 from disp.data.references import Embedded, Finder, NotFound
 from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from disp.data.stored import data_files
@@ -128,6 +129,8 @@ def load_dataset(
         renamed=renamed,
         source=replace(source, left_out=tuple(sorted(left_out))),
         linked=counts["linked"],
+        nulled=counts["nulled"],
+        unkept={key.partition(" ")[2]: count for key, count in counts.items() if key.startswith("unkept ")},
     )
     return replace(dataset, unread=unread(located.given, data_files(dataset)))
 
@@ -150,7 +153,7 @@ def _to_sample(
     known: dict[str, str],
     counts: Counter[str],
 ) -> Sample:
-    fields = _fields(row, source)
+    fields, nulled = _fields(row, source)
     identity = id_of(fields, row.number)
     dialect: Dialect = DIALECTS[forced] if forced else source.declared or dialect_of(fields)
     content = dialect.read(fields, questions)
@@ -179,7 +182,9 @@ def _to_sample(
         Turn(known.setdefault(turn.prompt, turn.prompt), known.setdefault(turn.response, turn.response))
         for turn in content.turns
     )
-    metadata = _metadata(fields, dialect, source)
+    metadata, unkept = _metadata(fields, dialect, source)
+    counts.update(f"unkept {key}" for key in unkept)
+    counts["nulled"] += nulled
     counts["linked"] += sum(each.linked for each in found)
     return Sample(
         id=identity,
@@ -192,10 +197,19 @@ def _to_sample(
     )
 
 
-def _metadata(fields: Fields, dialect: Dialect, source: Source) -> dict[str, Any]:
-    """The fields that say nothing of the sample; those that a table of ours holds as JSON are taken out of it."""
+def _metadata(fields: Fields, dialect: Dialect, source: Source) -> tuple[dict[str, Any], list[str]]:
+    """The fields that say nothing of the sample, and the names of those that JSON cannot hold.
+
+    Those that a table of ours holds as JSON are taken out of it.
+    """
     read = {"id", "__key__", *dialect.reads(fields)}
-    other = {key: value for key, value in fields.items() if key not in read and _is_json(value)}
+    other, unkept = {}, []
+    for key, value in fields.items():
+        if key not in read:
+            try:
+                other[key] = value if _is_json(value) else plain(value)
+            except (TypeError, RecursionError):
+                unkept.append(key)
     if not FILES[source.files].is_json and set(fields) <= _TABLE and isinstance(packed := other.get("metadata"), str):
         try:
             unpacked = json.loads(packed)
@@ -203,10 +217,11 @@ def _metadata(fields: Fields, dialect: Dialect, source: Source) -> dict[str, Any
             unpacked = None
         if isinstance(unpacked, dict) and not dialect.reads(unpacked) and "id" not in unpacked and _is_json(unpacked):
             other = unpacked
-    return {intern(key): value for key, value in other.items()}
+    return {intern(key): value for key, value in other.items()}, unkept
 
 
-def _fields(row: Row, source: Source) -> Fields:
+def _fields(row: Row, source: Source) -> tuple[Fields, bool]:
+    """The fields of a row, and whether NaN among them was read as null."""
     value = row.value
     files = FILES[source.files]
     if isinstance(value, BadRow):
@@ -219,25 +234,29 @@ def _fields(row: Row, source: Source) -> Fields:
         raise BadRow(f"a row must be an object, found {type(value).__name__}")
     if is_deeper(value, _DEEPEST):
         raise BadRow(_NESTED)
+    nulled = False
     if any(is_nan(value.get(key)) for key in PICTURE_FIELDS):  # "no picture", as pandas writes it
         value = {key: None if key in PICTURE_FIELDS and is_nan(each) else each for key, each in value.items()}
-    if files.is_json:
-        try:
-            json.dumps(value, ensure_ascii=False, allow_nan=False, default=_bytes_as_text).encode()
-        except (ValueError, TypeError, RecursionError) as error:
-            # Half a character, NaN: read by lenient JSON, written by none.
-            raise BadRow(f"cannot be written back: {_culprit(value)}{error}") from None
-    return value
+    if files.is_json and (error := _fault(value)):
+        value, nulled = without_nan(value), True
+        if error := _fault(value):
+            # Half a character, an infinite number: read by lenient JSON, written by none.
+            raise BadRow(f"cannot be written back: {_culprit(value)}{error}")
+    return value, nulled
+
+
+def _fault(value: Any) -> Exception | None:
+    """Why JSON cannot hold a value; None if it can."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False, default=_bytes_as_text).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        return error
+    return None
 
 
 def _culprit(row: Fields) -> str:
     """The field that JSON cannot hold, for a message."""
-    for key, value in row.items():
-        try:
-            json.dumps(value, ensure_ascii=False, allow_nan=False, default=_bytes_as_text).encode()
-        except (ValueError, TypeError, RecursionError):
-            return f"{shortened(ascii(key))}: "
-    return ""
+    return next((f"{shortened(ascii(key))}: " for key, value in row.items() if _fault({key: value})), "")
 
 
 def _bytes_as_text(value: Any) -> str:
