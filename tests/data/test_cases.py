@@ -8,12 +8,14 @@ import json
 import os
 import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from data.written import chat, from_value, png
 
 from disp import cli
+from disp.data.convert import convert
 from disp.data.damaged import without_damaged_pictures
 from disp.data.loading import load_dataset
 from disp.data.saving import data_path, link_images, save_dataset
@@ -147,6 +149,12 @@ ASIDE = {
     "1 <image> placeholders for 0 images": {"conversations": ask("<image>\n")},
     "message 2 is an answer with a picture": {"image": "0.png", "conversations": ask(answer="Here: <image>")},
     "message 2 is an answer with": {"conversations": ask("", "<img>0.png</img>")},
+    "a system message in messages and another one in system": {
+        "image": "0.png",
+        "system": "Be long.",
+        "messages": [{"role": "system", "content": "Be brief."}, *talk()],
+    },
+    "system must be text": {"image": "0.png", "system": ["Be brief."], "conversations": ask()},
     "the system message holds a picture": {
         "image": "0.png",
         "messages": [{"role": "system", "content": "<image>"}, *talk()],
@@ -199,7 +207,7 @@ def test_nan_is_null_in_any_field_and_this_is_said(name, tmp_path, monkeypatch, 
     rows += [{"image": "1.png", "conversations": ask()}, {"image": "1.png", "conversations": nan}]
     dataset = load_dataset(write(tmp_path / "in", rows, name))
     assert dataset.nulled == 1 and len(dataset.samples) == 2 and "no conversations" in dataset.problems[0].reason
-    assert dataset.samples[0].metadata == {"source": None, "meta": {"a": [None, 0.5]}, "system": None}
+    assert dataset.samples[0].metadata == {"source": None, "meta": {"a": [None, 0.5]}}
     written, _ = again(dataset, tmp_path / "out")
     assert written[0] == {**rows[0], "source": None, "meta": {"a": [None, 0.5]}, "system": None}
     monkeypatch.setattr(sys, "argv", ["disp", "convert", str(tmp_path / "in"), "--to", "llava", "--out"])
@@ -208,6 +216,27 @@ def test_nan_is_null_in_any_field_and_this_is_said(name, tmp_path, monkeypatch, 
         cli.main()
     assert not left.value.code
     assert "1 row with NaN, which JSON does not have: read as null" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [[{"messages": talk()}], [{"conversations": ask()}], [{"messages": ask()}]], ids=str)
+@pytest.mark.parametrize("said", ["Be brief.", "", None, "twice"])
+def test_a_system_message_beside_the_messages_is_read(said, rows, tmp_path):
+    who = {"role": "system", "content": "Be."} if "role" in str(rows) else {"from": "system", "value": "Be."}
+    rows = [{"image": "0.png", **row, "system": "Be." if said == "twice" else said} for row in rows]
+    if said == "twice":
+        rows = [{key: [who, *each] if isinstance(each, list) else each for key, each in row.items()} for row in rows]
+    dataset = load_dataset(write(tmp_path / "in", rows), strict=True)
+    assert dataset.samples[0].system == ({"twice": "Be."}.get(said, said) or None) and dataset.samples[0].metadata == {}
+    assert again(dataset, tmp_path / "out")[0] == rows
+    other = convert(dataset, "llava" if "messages" in rows[0] else "sharegpt", tmp_path / "made")
+    assert load_dataset(other.path).samples[0].system == dataset.samples[0].system
+    text = other.path.read_text()
+    assert text.count("Be") == (dataset.samples[0].system is not None)
+    # Where it is changed or taken away, none of it is left.
+    for index, new in enumerate(("New.", None)):
+        changed = replace(dataset, samples=(replace(dataset.samples[0], system=new),))
+        (row,), path = again(changed, tmp_path / f"changed{index}")
+        assert load_dataset(path).samples[0].system == new and "Be" not in json.dumps(row)
 
 
 TEXT = [

@@ -173,7 +173,7 @@ def test_a_field_that_another_format_reads_is_kept(key, target, tmp_path):
     ("target", "key"),
     [
         ("ms-swift", "query"),
-        ("ms-swift", "system"),
+        ("ms-swift", "history"),
         ("alpaca", "output"),
         ("the-cauldron", "texts"),
         ("imagefolder", "file_name"),

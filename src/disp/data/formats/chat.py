@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from disp.data.formats.row import (
     BadRow,
     Content,
     Fields,
+    is_nan,
     pictures_in,
     those_in,
     with_pictures,
@@ -45,7 +46,7 @@ class Chat:
         users: names of the user; the first is written.
         assistants: names of the assistant; the first is written.
         systems: names of a first message that is the system's.
-        system_field: field of the row with the system message, for rows that have none among the messages.
+        system_field: field of the row with the system message, where there is none among the messages.
         pictures: field of the row with the pictures; None for ``image`` or ``images``.
     """
 
@@ -59,10 +60,14 @@ class Chat:
     pictures: str | None = None
 
 
-CONVERSATIONS = Chat()
-CONVERSATION_ROLES = Chat("conversations", "role", "content", ("user", "human"), ("assistant", "gpt", *_MODELS))
-MESSAGES = Chat("messages", "role", "content", ("user", "human"), ("assistant", "gpt", *_MODELS))
-MESSAGES_FROM = Chat("messages", "from", "value")
+# ms-swift and LLaMA-Factory take a system message beside the messages, too.
+_BESIDE = "system"
+CONVERSATIONS = Chat(system_field=_BESIDE)
+CONVERSATION_ROLES = Chat(
+    "conversations", "role", "content", ("user", "human"), ("assistant", "gpt", *_MODELS), system_field=_BESIDE
+)
+MESSAGES = replace(CONVERSATION_ROLES, messages="messages")
+MESSAGES_FROM = Chat("messages", "from", "value", system_field=_BESIDE)
 
 
 def chat_of(row: Fields) -> Chat:
@@ -139,12 +144,13 @@ def write_chat(
     if pictures is not None:
         body = _with_inline(new, chat, body, texts, pictures)
     first: list[Any] = []
-    if chat.system_field and not head:
-        if system is None:
-            new.pop(chat.system_field, None)
-        elif (new.get(chat.system_field) or None) != system:
-            new[chat.system_field] = system
-    elif system is not None:
+    before = _system_field(row, chat)
+    beside = chat.system_field if chat.system_field in row else None
+    if beside and before is not None and system is None:
+        del new[beside]
+    elif beside and system is not None and before != system and (before is not None or not head):
+        new[beside] = system
+    if system is not None and (head or not beside):
         message = head[0] if head else {chat.who: chat.systems[0]}
         first = [{**message, chat.what: _content(message.get(chat.what), system)}]
     new[chat.messages] = [
@@ -249,15 +255,27 @@ def _split(row: Fields, chat: Chat) -> tuple[str | None, list[Any]]:
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get(chat.what), str | list):
             raise BadRow(f"every message of {chat.messages} needs {chat.who!r} and text in {chat.what!r}")
+    beside = _system_field(row, chat)
+    if not _is_from(messages[0], chat, chat.systems):
+        return beside, messages
+    system, inline = text_of(messages[0][chat.what])
+    if inline:
+        raise BadRow("the system message holds a picture; models here see pictures in questions only")
+    if beside is not None and beside != system:
+        raise BadRow(
+            f"has a system message in {chat.messages} and another one in {chat.system_field}; keep one of them"
+        )
+    return system, messages[1:]
+
+
+def _system_field(row: Fields, chat: Chat) -> str | None:
+    """The system message beside the messages; None where there is none, or an empty one."""
     system = row.get(chat.system_field) if chat.system_field else None
-    if system is not None and not isinstance(system, str):
+    if system is None or system == "" or is_nan(system):
+        return None
+    if not isinstance(system, str):
         raise BadRow(f"{chat.system_field} must be text")
-    if _is_from(messages[0], chat, chat.systems):
-        system, inline = text_of(messages[0][chat.what])
-        messages = messages[1:]
-        if inline:
-            raise BadRow("the system message holds a picture; models here see pictures in questions only")
-    return system or (None if chat.system_field else system), messages
+    return system
 
 
 def _is_same(one: Any, other: Any) -> bool:
