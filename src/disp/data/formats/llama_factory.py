@@ -12,11 +12,13 @@ from disp.data.dataset import Source
 from disp.data.formats.chat import Chat, fields_of, read_chat, write_chat
 from disp.data.formats.fields import pair_dialect
 from disp.data.formats.pairs import Pair
-from disp.data.formats.row import BadRow, Content, Dialect, Fields
+from disp.data.formats.row import BadRow, Content, Dialect, Fields, picture_field, pictures_in
 from disp.errors import DispError
 from disp.files import write_json
 
 INFO = "dataset_info.json"
+# The columns of an entry that names none.
+_ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
 
 
 def read_info(folder: Path) -> dict[str, Mapping[str, Any]]:
@@ -54,20 +56,29 @@ def entry_of(path: Path) -> tuple[str, Mapping[str, Any]] | None:
 
 
 def declared(entry: Mapping[str, Any]) -> Dialect:
-    """How the rows of an entry are read: with its columns and tags, and LLaMA-Factory's own for what it leaves out."""
+    """How the rows of an entry are read: with its columns and tags, and LLaMA-Factory's own for what it leaves out.
+
+    An entry with ``columns`` has no others: LLaMA-Factory then takes what is left out for absent. Where no column of a
+    text is named it reads nothing at all, so that their usual names are kept here.
+    """
     columns, tags = _names(entry.get("columns")), _names(entry.get("tags"))
+    if not columns.keys() & _ALPACA.keys():
+        columns = {**_ALPACA, **columns}
     pictures = columns.get("images")
-    media = [columns[kind] for kind in ("videos", "audios") if kind in columns]
     if entry.get("formatting", "alpaca") != "sharegpt":
+        question, addition = columns.get("prompt"), columns.get("query")
+        if question is None:
+            question, addition = addition, None
         pair = Pair(
-            columns.get("prompt", "instruction"),
-            columns.get("response", "output"),
-            addition=columns.get("query", "input"),
+            question,
+            columns.get("response"),
+            addition=addition,
             system=columns.get("system"),
             history=columns.get("history"),
             pictures=pictures,
         )
-        return _without_media(pair_dialect("llama-factory", f"{pair.question} and {pair.answer}", pair), media)
+        wants = " and ".join(name for name in (question, pair.answer) if name)
+        return _with_what_is_declared(pair_dialect("llama-factory", wants, pair), entry, columns)
     chat = Chat(
         messages=columns.get("messages", "conversations"),
         who=tags.get("role_tag", "from"),
@@ -86,15 +97,24 @@ def declared(entry: Mapping[str, Any]) -> Dialect:
         lambda row, system, turns, pictures: write_chat(row, chat, system, turns, pictures),
         reads=lambda row: fields_of(row, chat),
     )
-    return _without_media(dialect, media)
+    return _with_what_is_declared(dialect, entry, columns)
 
 
-def _without_media(dialect: Dialect, columns: list[str]) -> Dialect:
-    """The dialect, whose rows must have nothing in the columns that hold videos and sounds."""
+def _with_what_is_declared(dialect: Dialect, entry: Mapping[str, Any], columns: Mapping[str, str]) -> Dialect:
+    """The dialect, whose rows must have no video, sound or other answer, and no picture that no column declares."""
+    media = [columns[kind] for kind in ("videos", "audios") if kind in columns]
+    others = [columns[kind] for kind in ("chosen", "rejected") if kind in columns]
 
     def read(row: Fields, questions: bool) -> Content:
-        if column := next((name for name in columns if row.get(name)), None):
+        if column := next((name for name in media if row.get(name)), None):
             raise BadRow(f"is about a video or a sound ({column!r}), which no model here takes; drop it")
+        if column := next((name for name in others if row.get(name)), None):
+            raise BadRow(f"has other answers under {column!r}, as sets of preferences do, which are not looked at")
+        if "columns" in entry and "images" not in columns and pictures_in(row):
+            raise BadRow(
+                f"has a picture under {picture_field(row)!r}, which {INFO} does not declare, so that LLaMA-Factory "
+                'shows none; add "images" to the columns, or take the picture out'
+            )
         return dialect.read(row, questions)
 
     return replace(dialect, read=read)
