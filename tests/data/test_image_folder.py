@@ -1,6 +1,7 @@
 """An image folder's metadata.csv: every text comes back, whatever characters it has."""
 
 import csv
+import json
 
 import pytest
 from data.written import png
@@ -71,3 +72,49 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     path = folder(tmp_path, ["0.png", "q", "a", "b"], names=("file_name", "question", "answer", "answer"))
     with pytest.raises(DispError, match=r"metadata\.csv has two columns called 'answer'; rename or drop one of them"):
         load_dataset(path)
+
+
+@pytest.mark.parametrize("name", ["image_file_name", "photo_file_name", "file_names", "image_file_names"])
+@pytest.mark.parametrize("kind", ["metadata.jsonl", "metadata.csv"])
+def test_the_field_of_the_picture_may_have_a_word_before_it(kind, name, tmp_path):
+    if kind.endswith("csv") and name.endswith("s"):
+        pytest.skip("a table has no lists")
+    pictures = ["0.png", "1.png"] if name.endswith("s") else "0.png"
+    rows = [{"id": str(number), name: pictures, "text": "A cat."} for number in range(2)]
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    if kind.endswith("csv"):
+        folder(tmp_path, *(row.values() for row in rows), names=tuple(rows[0]))
+    else:
+        (tmp_path / kind).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = load_dataset(tmp_path, strict=True)
+    assert len(dataset.samples[0].images) == (2 if name.endswith("s") else 1)
+    again = purified(dataset, tmp_path / "out", "new")
+    assert [sample.images[0].read_bytes() for sample in again.samples] == [png(0)] * 2
+    assert name in again.path.read_text().partition("\n")[0] and '"image"' not in again.path.read_text()
+    # Rows that are left out before it do not change its name.
+    path = data_path(dataset, tmp_path / "rest")
+    save_dataset(dataset.samples[1:], path, dataset.image_root, like=dataset)
+    assert name in path.read_text()
+
+
+def test_no_further_picture_stays_unseen(tmp_path):
+    rows = [
+        {"file_name": "0.png", "text": "A."},
+        {"file_name": "0.png", "before_file_name": "1.png", "text": "A."},
+        {"file_name": "0.png", "file_names": ["1.png"], "text": "A."},
+        {"file_name": "0.png", "original_file_name": "IMG_7.jpg", "text": "A."},
+        {"image_file_name": "0.png", "text": "A."},
+        {"a_file_name": "0.png", "b_file_name": "1.png", "text": "A."},
+    ]
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = load_dataset(tmp_path)
+    assert [sample.metadata for sample in dataset.samples] == [{}, {"original_file_name": "IMG_7.jpg"}]
+    assert [problem.reason.partition(";")[0] for problem in dataset.problems] == [
+        "names a further picture under 'before_file_name', which is not looked at",
+        "names a further picture under 'file_names', which is not looked at",
+        "names its picture under 'image_file_name', and earlier rows do under 'file_name'",
+        "needs file_name, and image under no other key",
+    ]

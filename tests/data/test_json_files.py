@@ -42,3 +42,11 @@ def test_an_array_is_written_as_if_at_once(found, name, tmp_path):
     written = (tmp_path / name).read_bytes()
     expected = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
     assert (gzip.decompress(written) if name.endswith(".gz") else written) == expected.encode()
+
+
+@pytest.mark.parametrize("key", ["annotations", "questions"])
+def test_lists_that_tell_of_pictures_by_number_are_to_be_joined(key, tmp_path):
+    found = {"info": {}, "images": [{"id": 7, "file_name": "0.jpg"}], key: [{"image_id": 7, "question": "?", "id": 1}]}
+    (tmp_path / "data.json").write_text(json.dumps(found))
+    with pytest.raises(DispError, match=rf"\(image_id, in '{key}'\), as COCO and VQA do; join what belongs together"):
+        list(rows(tmp_path / "data.json", Source("json")))

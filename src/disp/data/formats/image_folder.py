@@ -18,46 +18,95 @@ from disp.errors import DispError
 from disp.files import write_text
 
 NAMES = ("metadata.jsonl", "metadata.csv")
-# What the picture's field is called here, and elsewhere.
-_FIELDS = {"file_name": "image", "file_names": "images"}
-_ELSEWHERE = {name: here for here, name in _FIELDS.items()}
+# What the picture's field is called elsewhere; here it may have another word before it, such as image_file_name.
+_ONE, _SEVERAL = "image", "images"
+_SUFFIXES = {"file_name": _ONE, "file_names": _SEVERAL}
 
 
 def rows(path: Path, source: Source) -> Iterator[Row]:
-    """The rows of the metadata file, with the name of the picture under ``image``.
+    """The rows of the metadata file, with the name of the picture under ``image``, those of several under ``images``.
 
     Raises:
         DispError: the file cannot be read.
     """
-    found = _csv_rows(path) if path.suffix == ".csv" else json_files.rows(path, Source("lines"))
-    for row in found:
+    known: dict[str, str] = {}
+    for row in _raw_rows(path):
         value = row.value
         if isinstance(value, dict):
-            if not any(value.get(field) for field in _FIELDS) or set(_ELSEWHERE) & set(value):
+            name = _field(value)
+            if name is None or {_ONE, _SEVERAL} & set(value):
                 keys = ", ".join(map(str, value))[:200]
                 value = ValueError(f"needs file_name, and image under no other key; found {keys}")
+            elif other := _further(value, name, path.parent):
+                value = ValueError(
+                    f"names a further picture under {other!r}, which is not looked at; take the field out"
+                )
+            # A file is written with one name of this field, which is that of its first row.
+            elif (first := known.setdefault(_elsewhere(name), name)) != name:
+                value = ValueError(
+                    f"names its picture under {name!r}, and earlier rows do under {first!r}; use one name"
+                )
             else:
-                value = {_FIELDS.get(key, key): each for key, each in value.items()}
+                value = {_elsewhere(name) if key == name else key: each for key, each in value.items()}
         yield Row(row.place, row.number, value)
+
+
+def _field(row: dict[str, Any]) -> str | None:
+    """The field that names a row's picture: file_name, or the only one with a word before that; None if unclear."""
+    found = [key for key in row if isinstance(key, str) and _suffix(key) and row[key]]
+    usual = [*_SUFFIXES, *(f"{word}_{suffix}" for word in (_ONE, _SEVERAL) for suffix in _SUFFIXES)]
+    return next((key for key in usual if key in found), found[0] if len(found) == 1 else None)
+
+
+def _further(row: dict[str, Any], name: str, folder: Path) -> str | None:
+    """A field that names another file of the folder; what is not there may say how the picture was called before."""
+    for key, value in row.items():
+        if isinstance(key, str) and key != name and _suffix(key) and value:
+            names = value if isinstance(value, list) else [value]
+            if any(isinstance(each, str) and each != row[name] and _is_file(folder / each) for each in names):
+                return key
+    return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _suffix(name: str) -> str | None:
+    return next((each for each in _SUFFIXES if name == each or name.endswith(f"_{each}")), None)
+
+
+def _elsewhere(name: str) -> str:
+    return _SUFFIXES[_suffix(name) or ""]
 
 
 def save(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] | None = None) -> None:
     """Write the metadata file; the pictures are laid beside it by the caller."""
+    names = {elsewhere: here for here, elsewhere in _SUFFIXES.items()}
+    if like is not None:
+        read = (_field(row.value) for row in _raw_rows(like[0]) if isinstance(row.value, dict))
+        names.update({_elsewhere(name): name for name in reversed([each for each in read if each is not None])})
     named = (
-        Output({_ELSEWHERE.get(key, key): each for key, each in output.row.items()}, "", output.key)
-        for output in outputs
+        Output({names.get(key, key): each for key, each in output.row.items()}, "", output.key) for output in outputs
     )
     if path.suffix != ".csv":
         json_files.save_lines(path, named)
         return
     found = [with_values(output.row, text=True) for output in named]
     text = io.StringIO()
-    names = list(dict.fromkeys(key for row in found for key in row))
+    columns = list(dict.fromkeys(key for row in found for key in row))
     # Every cell in quotes: a carriage return within one would be taken for the end of the row.
-    writer = csv.DictWriter(text, names, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer = csv.DictWriter(text, columns, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writeheader()
     writer.writerows(found)
     write_text(path, text.getvalue())
+
+
+def _raw_rows(path: Path) -> Iterator[Row]:
+    return _csv_rows(path) if path.suffix == ".csv" else json_files.rows(path, Source("lines"))
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:

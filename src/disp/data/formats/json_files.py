@@ -14,7 +14,7 @@ from typing import Any
 
 from disp.data.dataset import Source
 from disp.data.formats.files import Files, Output, with_values
-from disp.data.formats.row import BadRow, Row
+from disp.data.formats.row import PICTURE_FIELDS, BadRow, Row
 from disp.errors import DispError
 from disp.files import write_atomically, write_jsonl, write_texts
 from disp.words import shortened
@@ -91,11 +91,23 @@ def rows(path: Path, source: Source) -> Iterator[Row]:
             f"{path} lists datasets, as InternVL's training takes them; give the file under 'annotation', and --images "
             "the folder under 'root'"
         )
+    if isinstance(found, dict) and (lists := [key for key, each in found.items() if _has_ids(each)]):
+        raise DispError(
+            f"{path} tells of pictures by their number (image_id, in {shortened(', '.join(map(ascii, lists)), 100)}), "
+            "as COCO and VQA do; join what belongs together into rows, such as "
+            '{"image": "0.jpg", "question": "…", "answer": "…"}, and write the list of these'
+        )
     keys = shortened(", ".join(map(ascii, found)), 100) if isinstance(found, dict) else ""
     raise DispError(
         f"{path} must hold a JSON array of rows, found {type(found).__name__}"
         + (f" with {keys}; write the list of rows alone" if keys else "")
     )
+
+
+def _has_ids(value: Any) -> bool:
+    """Whether a value lists questions, answers or captions of pictures that are named elsewhere."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and "image_id" in first and not any(first.get(name) for name in PICTURE_FIELDS)
 
 
 def save_array(path: Path, outputs: Iterable[Output], like: tuple[Path, Source] | None = None) -> None:
