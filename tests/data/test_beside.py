@@ -21,6 +21,7 @@ from disp.errors import DispError
 BESIDE = {
     "a table above": (["sample.parquet", "data/train-00000-of-00001.parquet"], "", ["sample.parquet"]),
     "tar files below": (["00000.tar", "a/00001.tar"], "", ["00000.tar"]),
+    "tables below those in data": (["data/train-0.parquet", "data/more/x.parquet"], "", ["data/train-0.parquet"]),
     "metadata below": (["metadata.jsonl", "cats/metadata.jsonl"], "", ["metadata.jsonl"]),
     "another name": (["train.parquet", "train_extra.parquet"], "", ["train.parquet"]),
     "another split": (

@@ -66,7 +66,7 @@ def test_splits(tmp_path):
 def store(folder, name, ids):
     """One file of rows with these ids, of the kind that its name says."""
     rows = [{**ROW, "id": each} for each in ids]
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     if name.endswith(".parquet"):
         pytest.importorskip("pyarrow")
         import pyarrow as pa

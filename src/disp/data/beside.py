@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 from disp.data.dataset import Source
@@ -29,7 +28,7 @@ _RUN = "run.json"
 
 
 def unread(given: Path, read: Iterable[Path]) -> tuple[str, ...]:
-    """Files with rows that were not read, in a folder that was given and in the folders in it; by their names there.
+    """Files with rows that were not read, in a folder that was given and two folders deep in it; by their names there.
 
     Of a file that was given those are named that are other parts of it: ``train-00001-of-00002.jsonl`` beside
     ``train-00000-of-00002.jsonl``. The folders of runs are passed over, and so are hidden ones and links.
@@ -39,13 +38,13 @@ def unread(given: Path, read: Iterable[Path]) -> tuple[str, ...]:
         read: the files that were read.
     """
     known = {file.resolve() for file in read}
+    found: list[Path] = []
     if given.is_dir():
-        found = [file for folder in (given, *_folders(given)) for file in _with_rows(folder)]
+        found = [file for folder, names in _walk(given, 2) for file in _with_rows(folder, names)]
     elif part := _PART.fullmatch(given.name):
         given = given.parent
-        found = [given / name for name in _names(given) if (other := _PART.fullmatch(name)) and _same(part, other)]
-    else:
-        found = []
+        ((_, names),) = _walk(given, 0)
+        found = [given / name for name in names if (other := _PART.fullmatch(name)) and _same(part, other)]
     return tuple(sorted(file.relative_to(given).as_posix() for file in found if file.resolve() not in known))
 
 
@@ -55,7 +54,7 @@ def _same(part: re.Match[str], other: re.Match[str]) -> bool:
 
 def tables_below(folder: Path) -> list[str]:
     """The folders in a folder that hold parquet files, tar files, or an image folder's metadata."""
-    return [each.name for each in _folders(folder) if any(map(_is_table, _names(each)))]
+    return [each.name for each, names in _walk(folder, 1) if each != folder and any(map(_is_table, names))]
 
 
 def nothing_in(folder: Path, others: Sequence[Path], below: Sequence[str]) -> DispError:
@@ -95,15 +94,14 @@ def holds_rows(file: Path) -> bool:
     return first is not None and is_row(first.value)
 
 
-def _with_rows(folder: Path) -> Iterator[Path]:
-    run = (folder / _RUN).is_file()
+def _with_rows(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     opened = 0
-    for name in _names(folder):
+    for name in names:
         file = folder / name
         if _is_table(name):
             yield file
         # What a run writes of its rows looks like rows.
-        elif is_json_name(name) and not run and name != llama_factory.INFO:
+        elif is_json_name(name) and _RUN not in names and name != llama_factory.INFO:
             opened += 1
             if opened > _MOST or file.stat().st_size > _LARGEST or holds_rows(file):
                 yield file
@@ -116,29 +114,32 @@ def _is_table(name: str) -> bool:
 
 def _pair_in(folder: Path) -> Path | None:
     """A picture in a folder, or in one in it, that a text of the same name lies beside."""
-    for part in (folder, *_folders(folder)):
-        texts = (*CAPTIONS, "json")
-        names = [name.rpartition(".") for name in islice(_names(part), _LOOKED_AT)]
-        stems = {stem for stem, _, suffix in names if suffix.lower() in texts}
+    for part, files in _walk(folder, 1):
+        names = [name.rpartition(".") for name in files[:_LOOKED_AT]]
+        stems = {stem for stem, _, suffix in names if suffix.lower() in (*CAPTIONS, "json")}
         for stem, point, suffix in names:
             if suffix.lower() in PICTURES and stem in stems:
                 return part / f"{stem}{point}{suffix}"
     return None
 
 
-def _folders(folder: Path) -> list[Path]:
-    names = [entry.name for entry in _entries(folder) if entry.is_dir(follow_symlinks=False) and entry.name[:1] != "."]
-    return [folder / name for name in sorted(names) if not (folder / name / _RUN).is_file()]
-
-
-def _names(folder: Path) -> list[str]:
-    """The names of a folder's files."""
-    return sorted(entry.name for entry in _entries(folder) if entry.name[:1] != "." and entry.is_file())
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _walk(top: Path, depth: int) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and those in it as deep as is said, each with the names of its files; no runs, hidden ones or links."""
+    files, folders = [], []
     try:
-        with os.scandir(folder) as found:
-            return list(found)
+        with os.scandir(top) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if depth and entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.name)
+                elif entry.is_file():
+                    files.append(entry.name)
     except OSError:  # not to be opened by this user, so that no trainer of theirs reads it either
-        return []
+        return
+    yield top, sorted(files)
+    for name in sorted(folders):
+        for folder, names in _walk(top / name, depth - 1):
+            if folder == top / name and _RUN in names:
+                break
+            yield folder, names
