@@ -167,14 +167,53 @@ def test_a_folder_may_be_a_split(tmp_path):
     assert [sample.id for sample in load_dataset(tmp_path / "out").samples] == ["validation0", "validation1"]
 
 
-def test_lines_in_parts_can_be_joined(tmp_path):
-    for number in range(2):
-        store(tmp_path, f"train-0000{number}-of-00002.jsonl", [str(number)])
+def test_parts_of_json_are_one_set_where_all_are_there(tmp_path):
+    names = [f"train-0000{number}-of-00003.jsonl" for number in range(3)]
+    for name in names:
+        store(tmp_path, name, [name, f"{name}+"])
+    store(tmp_path, "val-00000-of-00001.jsonl", ["val"])
+    read = [each for name in names for each in (name, f"{name}+")]
+    dataset = load_dataset(tmp_path, strict=True)
+    assert [sample.id for sample in dataset.samples] == read
+    assert dataset.unread == ("val-00000-of-00001.jsonl",)
+    assert [sample.id for sample in load_dataset(tmp_path, split="val").samples] == ["val"]
+    # A part of which no row is left is written too: without it the set would not be whole.
+    path = data_path(dataset, tmp_path / "out")
+    save_dataset(dataset.samples[:3], path, dataset.image_root, like=dataset)
+    assert [sample.id for sample in load_dataset(tmp_path / "out").samples] == read[:3]
+    assert sorted(file.name for file in path.iterdir()) == names
+    (tmp_path / names[1]).unlink()
     with pytest.raises(DispError, match=r"or join its parts \(cat PARTS > data\.jsonl\)"):
         load_dataset(tmp_path)
-    parts = sorted(tmp_path.glob("train-*"))
-    (tmp_path / "data.jsonl").write_text("".join(part.read_text() for part in parts))
-    assert [sample.id for sample in load_dataset(tmp_path).samples] == ["0", "1"]
+    rest = [tmp_path / names[0], tmp_path / names[2]]
+    (tmp_path / "data.jsonl").write_text("".join(part.read_text() for part in rest))
+    assert [sample.id for sample in load_dataset(tmp_path).samples] == [*read[:2], *read[4:]]
+
+
+def test_parts_are_in_the_order_of_their_numbers(tmp_path):
+    for number in range(12):
+        store(tmp_path, f"train-{number}-of-12.jsonl", [str(number)])
+    assert [sample.id for sample in load_dataset(tmp_path, strict=True).samples] == list(map(str, range(12)))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a-0-of-2.jsonl", "b-1-of-2.jsonl"],
+        ["a-0-of-3.jsonl", "a-1-of-3.jsonl"],
+        ["a-1-of-2.jsonl", "a-2-of-2.jsonl"],
+        ["a-0-of-2.jsonl", "a-00-of-2.jsonl"],
+        ["a-0-of-9999999999.jsonl", "a-1-of-9999999999.jsonl"],
+        ["a-0-of-2.jsonl", "a-1-of-2.json"],
+        ["a-0-of-2.jsonl", "a-1-of-2.jsonl", "a.jsonl"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_no_whole_set_of_parts_is_not_read_as_one(names, tmp_path):
+    for name in names:
+        store(tmp_path, name, [name])
+    with pytest.raises(DispError, match="give the data file itself"):
+        load_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("folder", [False, True])

@@ -294,3 +294,23 @@ def test_the_folder_that_names_are_relative_to_is_offered(tmp_path, monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path / "top"))
     with pytest.raises(DispError, match="give --images, the folder that names are relative to"):
         load_dataset(data)
+
+
+def test_pictures_may_lie_beside_the_folder_of_the_rows(tmp_path):
+    names = ("0.png", "images/1.png", "pics/2.png")
+    for number, place in enumerate(("images/0.png", "images/1.png", "data/pics/2.png")):
+        (tmp_path / "set" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / place).write_bytes(png(number))
+    for number, name in enumerate(names):
+        row = {"id": name, "image": name, "conversations": from_value("<image>?", "A.")}
+        part = tmp_path / "set" / "data" / f"train-{number:05}-of-00003.jsonl"
+        part.write_text(json.dumps(row) + "\n")
+    for given in ("set", "set/data"):
+        dataset = load_dataset(tmp_path / given, strict=True)
+        assert _shown(dataset) == [png(0), png(1), png(2)]
+        out = tmp_path / given.replace("/", "-") / "out"
+        out.mkdir(parents=True)
+        path = data_path(dataset, out)
+        save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
+        link_images(dataset, out)
+        assert _shown(load_dataset(path, strict=True)) == [png(0), png(1), png(2)]

@@ -155,6 +155,24 @@ def in_parts(one):
     ]
 
 
+def write_files(suffix):
+    """A file for each row."""
+
+    def write(folder):
+        pictures(folder / "data" / "images")
+        for index, row in enumerate(json_rows("llava")):
+            text = json.dumps([row]) if suffix == ".json" else json.dumps(row) + "\n"
+            (folder / "data" / f"train-{index:05}-of-00002{suffix}").write_text(text)
+        return folder
+
+    return write
+
+
+def read_files(path):
+    folder = path / "data" if (path / "data").is_dir() else path
+    return [row for file in sorted(folder.glob("*.json*")) for row in read_json(file)]
+
+
 def write_parts(one):
     def write(folder):
         (folder / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in in_parts(one)))
@@ -345,6 +363,8 @@ WRITTEN = {
     "llava-gz": (write_json("llava", ".json.gz"), read_json, {"llava": 2}),
     "llava-lines-gz": (write_json("llava", ".jsonl.gz", True), read_json, {"llava": 2}),
     "lines-in-json": (write_json("llava", ".json", True), read_json, {"llava": 2}),
+    "llava-files": (write_files(".json"), read_files, {"llava": 2}),
+    "llava-lines-files": (write_files(".jsonl"), read_files, {"llava": 2}),
     "data-uris": (write_data_uris, read_json, {"llava": 2}),
     "sharegpt": (write_json("sharegpt"), read_json, {"sharegpt": 2}),
     "typed-parts": (write_json("typed-parts", ".jsonl", True), read_json, {"sharegpt": 2}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from disp.data.formats import image_folder, llama_factory, webdataset
 from disp.data.formats.dialects import is_row
 from disp.data.formats.json_files import is_json_name, json_layout
 from disp.data.formats.members import CAPTIONS, PICTURES
+from disp.data.formats.splits import part_of
 from disp.data.formats.table import FILES
 from disp.errors import DispError
 from disp.words import shortened
@@ -21,8 +21,6 @@ _LARGEST = 1 << 24
 _MOST = 100
 # Files of a folder that are looked at to say what it may be.
 _LOOKED_AT = 3000
-# A part of a set of files, as `datasets` calls them: what its name has in common with those of the others.
-_PART = re.compile(r"(.*?)\d+(-of-\d+\..+)", re.ASCII)
 # What a folder that a run has written holds.
 _RUN = "run.json"
 
@@ -41,15 +39,11 @@ def unread(given: Path, read: Iterable[Path]) -> tuple[str, ...]:
     found: list[Path] = []
     if given.is_dir():
         found = [file for folder, names in _walk(given, 2) for file in _with_rows(folder, names)]
-    elif part := _PART.fullmatch(given.name):
+    elif part := part_of(given.name):
         given = given.parent
         ((_, names),) = _walk(given, 0)
-        found = [given / name for name in names if (other := _PART.fullmatch(name)) and _same(part, other)]
+        found = [given / name for name in names if (other := part_of(name)) and other.of == part.of]
     return tuple(sorted(file.relative_to(given).as_posix() for file in found if file.resolve() not in known))
-
-
-def _same(part: re.Match[str], other: re.Match[str]) -> bool:
-    return part.groups() == other.groups()
 
 
 def tables_below(folder: Path) -> list[str]:

@@ -29,7 +29,7 @@ from disp.data.formats.row import (
 )
 from disp.data.formats.table import FILES, FORMATS
 from disp.data.formats.unseen import check_seen
-from disp.data.locate import locate
+from disp.data.locate import DATA_FOLDER, locate
 from disp.data.plain import plain, without_nan
 from disp.data.references import Embedded, Finder, NotFound
 from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
@@ -69,9 +69,9 @@ def load_dataset(
     Args:
         path: a data file, a folder that holds one, a URL of either that fsspec knows (see `disp.data.remote`), or the
             id of a dataset on the Hugging Face hub.
-        image_root: folder that image names are relative to, and in which absolute names must lie; the folder
-            ``images`` beside the data file if there is one, otherwise the data file's own folder. In a folder that is
-            given links are followed, wherever they lead.
+        image_root: folder that image names are relative to, and in which absolute names must lie; the folder ``images``
+            beside the data file, or beside a folder ``data``, if there is one, otherwise the data's own folder. In a
+            folder that is given links are followed, wherever they lead.
         strict: stop at the first bad row instead of setting it aside.
         format: a name in `disp.data.formats.table.FORMATS`, instead of finding it out.
         split: the part to read of a dataset that has several; "train" if not given.
@@ -89,13 +89,16 @@ def load_dataset(
     if source.files == "webdataset" and (named := next((name for name in PICTURE_FIELDS if name in leave_out), None)):
         raise DispError(f"{path}: {named!r} cannot be left out of tar files, whose pictures are members of their own")
     forced = FORMATS[format].dialect if format else None
-    folder = path if path.is_dir() else path.parent
+    rows = folder = path if path.is_dir() else path.parent
+    # Files of rows in a folder of their own, beside that of the pictures.
+    if path.is_dir() and path.name == DATA_FOLDER and not (path / "images").is_dir():
+        folder = path.parent if (path.parent / "images").is_dir() else path
     beside = folder.absolute() if image_root is None else None
     if image_root is None:
         image_root = folder / "images" if (folder / "images").is_dir() else folder
     if not image_root.is_dir():
         raise DispError(f"image folder {image_root} does not exist; give the folder that image names are relative to")
-    finder = Finder(image_root.absolute(), beside, allow_download, folder.absolute())
+    finder = Finder(image_root.absolute(), beside, allow_download, rows.absolute())
     samples: list[Sample] = []
     problems: list[Problem] = []
     used: dict[str, int] = {}
@@ -229,7 +232,7 @@ def _fields(row: Row, source: Source) -> tuple[Fields, bool]:
     if isinstance(value, RecursionError):
         raise BadRow(_NESTED)
     if isinstance(value, Exception):
-        raise BadRow(f"not valid JSON ({value})" if source.files in ("json", "lines") else str(value))
+        raise BadRow(f"not valid JSON ({value})" if source.files in ("json", "lines", "parts") else str(value))
     if not isinstance(value, dict):
         raise BadRow(f"a row must be an object, found {type(value).__name__}")
     if is_deeper(value, _DEEPEST):

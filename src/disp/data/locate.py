@@ -8,7 +8,7 @@ from pathlib import Path
 
 from disp.data.beside import holds_rows, nothing_in, tables_below
 from disp.data.dataset import Source
-from disp.data.formats import arrow, hub, image_folder, llama_factory, webdataset
+from disp.data.formats import arrow, hub, image_folder, json_parts, llama_factory, webdataset
 from disp.data.formats.dialects import is_row
 from disp.data.formats.json_files import is_json_name, json_layout
 from disp.data.formats.splits import chosen, no_split, of_split, splits_of
@@ -128,6 +128,8 @@ def _folder(path: Path, split: str | None, format: str | None = None) -> tuple[P
     parts = of_split(others, split or ("train" if len(others) > 1 and "train" in splits_of(others) else None))
     if len(parts) == 1:
         return _file(parts[0])
+    if json_parts.is_whole(parts):
+        return path, Source("parts", split=split or ("train" if len(others) > len(parts) else None))
     if not parts and (found := _tables(path / (split or "train"), None, files) if split in (None, *below) else None):
         return found
     if split and below:

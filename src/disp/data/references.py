@@ -226,6 +226,8 @@ class Finder:
         # Without "..", so that the name stays inside another root as well, when the images are copied there.
         for root in (self.image_root, self.beside or self.image_root.parent):
             yield root, root / os.path.normpath(name)
+        if self.beside is not None and self.rows not in (None, self.image_root, self.beside):
+            yield self.rows, self.rows / os.path.normpath(name)
         if self.rows is not None and _steps_up(name):
             yield self.image_root, Path(os.path.normpath(self.rows / name.replace("\\", "/")))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from disp.data.dataset import Dataset
 from disp.data.formats.arrow import arrow_files, parquet_files
+from disp.data.formats.json_parts import parts
 from disp.data.formats.webdataset import shards
 from disp.data.index import Index
 from disp.data.locate import DATA_FOLDER
@@ -30,6 +31,8 @@ def data_files(dataset: Dataset) -> list[Path]:
         return shards(path, source.split)
     if source.files == "parquet":
         return parquet_files(path, source.split)
+    if source.files == "parts":
+        return parts(path, source.split)
     if source.split and (path / "dataset_dict.json").is_file():  # as it was written, not as it was read
         path = path / source.split
     told = (path / "dataset_info.json", path / "state.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from disp.errors import DispError
@@ -13,6 +14,29 @@ from disp.words import shortened
 _USUAL = re.compile(r"(train|test|val|dev|eval)", re.IGNORECASE)
 # The number of a shard at the end of a name: laion_3, train00001, train2, train_part1; the year of val2017 is none.
 _NUMBER = re.compile(r"(_?(?:part|shard|chunk|batch)_?\d+|_\d+|(?<!\d)(?!(?:19|20)\d\d$)\d+)$", re.ASCII | re.I)
+# A part of a set of files, as `datasets` calls them.
+_PART = re.compile(r"(.*?)(\d+)(-of-0*(\d+)\..+)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the name of a part tells: train-00001-of-00002.jsonl.
+
+    Attributes:
+        of: what the names of all parts of the set have in common.
+        number: which part it is, from 0.
+        count: how many parts there are.
+    """
+
+    of: tuple[str, str]
+    number: int
+    count: int
+
+
+def part_of(name: str) -> Part | None:
+    """What a file's name tells of the set that it is a part of; None if it is called otherwise."""
+    found = _PART.fullmatch(name[:300])
+    return Part((found[1], found[3]), int(found[2]), int(found[4])) if found else None
 
 
 def of_split(files: Sequence[Path], split: str | None) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from disp.data.formats import arrow, image_folder, json_files, webdataset
+from disp.data.formats import arrow, image_folder, json_files, json_parts, webdataset
 from disp.data.formats.files import Files
 from disp.errors import unknown_name
 
@@ -14,6 +14,7 @@ FILES: dict[str, Files] = {
     for files in (
         json_files.ARRAY,
         json_files.LINES,
+        json_parts.PARTS,
         arrow.PARQUET,
         arrow.ARROW,
         webdataset.WEBDATASET,
