@@ -71,6 +71,9 @@ READ = {
             )
         }
     ],
+    "a part that says where its picture comes from": [
+        {"messages": chat([{"type": "image", "image": "0.png", "url": "https://x.org/7.png"}, "Is it?"], "Yes.")}
+    ],
     "a part of nothing for a picture of the row": [
         {
             "messages": chat([{"type": "image", "image": {"bytes": None, "path": None}}, "Is there a lock?"], "Yes."),
@@ -166,6 +169,12 @@ ASIDE = {
     "holds both a picture and a text": {"messages": chat([{"image": "0.png", "text": "B"}], "Yes.")},
     "under 'image' and one under 'path'": {
         "messages": chat([{"type": "image", "image": "0.png", "path": "1.png"}], "A")
+    },
+    "under 'image' and one under 'url'": {
+        "messages": chat([{"type": "image", "image": "0.png", "url": "file:///1.png"}], "Yes.")
+    },
+    "under 'image_url' and one under 'data'": {
+        "messages": chat([{"image_url": {"url": "0.png"}, "data": {"path": "http://1.png"}}], "Yes.")
     },
     "holds int under 'image'": {"messages": chat([{"type": "image", "image": 3}], "Yes.")},
     "a part of a message is of type 'video'": {"messages": chat([{"type": "video", "video": "a.mp4"}], "Yes.")},

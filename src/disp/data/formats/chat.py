@@ -32,6 +32,7 @@ _MORE = (
     *("value", "content", "text", "reasoning_content", "reasoning", "thinking", "thought"),
     *("tool_calls", "function_call", "refusal", "chosen", "rejected"),
 )
+_ADDRESSES = ("http://", "https://")
 _ELSEWHERE = ("source", "file", "file_name", "image_path", "uri", "base64", "content")
 
 
@@ -227,8 +228,8 @@ def _inline(part: dict[str, Any]) -> Any:
         if not isinstance(value, str | bytes | dict | Embedded):
             raise BadRow(f"a part of type 'image' holds {type(value).__name__} under {key!r}; give a file name")
     first = next(iter(held), None)
-    # An address beside a picture says where it comes from.
-    if second := next((key for key in held if key != first and "://" not in str(held[key])[:40]), None):
+    # An address on the network beside a picture says where it comes from.
+    if second := next((key for key in held if key != first and not str(held[key])[:8].startswith(_ADDRESSES)), None):
         raise BadRow(f"a part of a message holds a picture under {first!r} and one under {second!r}; keep one of them")
     if first is not None:
         return held[first]
