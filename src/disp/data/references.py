@@ -241,11 +241,10 @@ class Finder:
         else:
             folders, below = [self.rows, *list(self.rows.parents)[:3], Path.cwd()], tidy.split("/")
         for folder in folders:
-            # The whole disk or everybody's files are no folder of pictures, whatever a row says.
-            if folder in (home := Path.home().absolute(), *home.parents):
-                continue
             if _is_there(folder / below[0]) and folder.joinpath(*below).is_file():
-                return folder
+                # The whole disk or everybody's files are no folder of pictures, whatever a row says.
+                if folder not in (home := Path.home().absolute(), *home.parents):
+                    return folder
         return None
 
 
