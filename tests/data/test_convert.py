@@ -246,8 +246,9 @@ def test_what_a_table_holds_is_kept_as_json_has_it_and_the_rest_is_named(tmp_pat
         "meta": {"when": when, "list": [when.date(), None], "n": 1},
         "best": float("inf"),
         "worst": [float("-inf")],
+        "digest": b"\x01" * 16,
     }
-    rows = [row, {**row, "best": 1.0, "worst": None}]
+    rows = [row, {**row, "best": 1.0, "worst": None, "digest": None}]
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
     dataset = load_dataset(tmp_path / "in.parquet", strict=True)
     kept = {
@@ -258,8 +259,11 @@ def test_what_a_table_holds_is_kept_as_json_has_it_and_the_rest_is_named(tmp_pat
         "score": None,
         "meta": {"when": "2026-01-02T03:04:05", "list": ["2026-01-02", None], "n": 1},
     }
-    assert dataset.unkept == {"best": 1, "worst": 1}
-    assert [sample.metadata for sample in dataset.samples] == [kept, {**kept, "best": 1.0, "worst": None}]
+    assert dataset.unkept == {"best": 1, "worst": 1, "digest": 1}
+    assert [sample.metadata for sample in dataset.samples] == [
+        kept,
+        {**kept, "best": 1.0, "worst": None, "digest": None},
+    ]
     for target in ("llava", "parquet"):
         arguments = ["convert", str(tmp_path / "in.parquet"), "--to", target, "--out", str(tmp_path / target)]
         monkeypatch.setattr(sys, "argv", ["disp", *arguments])
@@ -267,10 +271,10 @@ def test_what_a_table_holds_is_kept_as_json_has_it_and_the_rest_is_named(tmp_pat
             cli.main()
         said = capsys.readouterr().err
         assert not left.value.code
-        assert all(f"left out the field '{key}' of 1 rows, which JSON cannot hold" in said for key in ("best", "worst"))
+        assert all(f"left out the field '{key}' of 1 rows, which JSON cannot hold" in said for key in dataset.unkept)
         again = load_dataset(tmp_path / target, strict=True)
         assert {key: again.samples[0].metadata[key] for key in kept} == kept
     # A purified set is a table of the same columns, with all that they hold.
     save_dataset(dataset.samples, tmp_path / "out.parquet", dataset.image_root, like=dataset)
     (first, _) = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
-    assert first["when"] == when and first["best"] == float("inf") and first["price"] == Decimal("1.10")
+    assert first["when"] == when and first["digest"] == b"\x01" * 16 and first["price"] == Decimal("1.10")

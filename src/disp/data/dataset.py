@@ -55,7 +55,7 @@ class Dataset:
         unread: files with rows that lie beside those that were read; see `disp.data.beside.unread`.
         linked: how many times a row names a picture that a link in the image folder leads to, outside of it.
         nulled: how many rows of JSON have NaN, which was read as null.
-        unkept: fields that JSON cannot hold, such as infinite numbers, with the number of their rows; they are no
+        unkept: fields that JSON cannot hold, such as bytes, with the number of their rows; they are no
             metadata of the samples, and go back into the row alone.
     """
 
