@@ -1,6 +1,7 @@
 """Data in a folder that are not read with the others are named, and so is what a folder without data may be."""
 
 import json
+import os
 import sys
 import tarfile
 from dataclasses import replace
@@ -72,6 +73,14 @@ def test_results_of_a_run_are_no_data_beside_its_set(tmp_path):
     assert load_dataset(tmp_path).unread == ("evidence.jsonl",)
     (tmp_path / "run.json").write_text("{}")
     assert load_dataset(tmp_path).unread == ()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="may read every file")
+def test_a_file_that_cannot_be_opened_may_be_data(tmp_path):
+    store(tmp_path, "data.jsonl", ["x"])
+    store(tmp_path, "closed.jsonl", ["y"])
+    (tmp_path / "closed.jsonl").chmod(0)
+    assert load_dataset(tmp_path).unread == ("closed.jsonl",)
 
 
 def img2dataset(folder, shards=2):

@@ -97,8 +97,15 @@ def _with_rows(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         # What a run writes of its rows looks like rows.
         elif is_json_name(name) and _RUN not in names and name != llama_factory.INFO:
             opened += 1
-            if opened > _MOST or file.stat().st_size > _LARGEST or holds_rows(file):
+            if opened > _MOST or _may_hold_rows(file):
                 yield file
+
+
+def _may_hold_rows(file: Path) -> bool:
+    try:
+        return file.stat().st_size > _LARGEST or holds_rows(file)
+    except OSError:  # what cannot be looked at may be data
+        return True
 
 
 def _is_table(name: str) -> bool:
