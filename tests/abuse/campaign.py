@@ -78,6 +78,7 @@ class Ended:
 
 def planted_instead() -> None:
     """Let the name "planted" and folders that training wrote be loaded as the model of `planted`."""
+    loading.check_model = lambda *_, **__: None
     for module in (loading, training):
         module.load_model = lambda name, **options: load_planted(name)
 

@@ -105,7 +105,7 @@ def test_a_region_is_at_least_one_pixel_and_never_outside(size, box):
 def test_pictures_with_transparency_are_pasted_as_the_model_sees_them(tmp_path):
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     found = np.array(Region("d", tmp_path / "clear.png", (0, 0, 0.5, 0.5)).planted_in(Image.new("L", (8, 8), 7)))
-    assert (found[:4, :4] == 255).all()
+    assert (found[:4, :4] == (255, 0, 0)).all()
     assert (found[4:] == 7).all()
 
 
