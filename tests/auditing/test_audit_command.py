@@ -15,6 +15,8 @@ def run(model, monkeypatch, capsys):
     """Run `disp` with the planted model in the place of every model; exit code, stdout and stderr."""
     monkeypatch.setattr("disp.models.loading.check_model", lambda *_, **__: None)
     monkeypatch.setattr("disp.models.loading.load_model", lambda *_, **__: model)
+    # No file has its name, which is asked for before data are read.
+    monkeypatch.setattr("disp.models.loading.check_model", lambda *_, **__: None)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["disp", *map(str, arguments)])

@@ -4,6 +4,7 @@ import pytest
 
 from disp.report.inputs import read_input
 from disp.report.summary import summary_text
+from disp.report.wording import advice, headline
 
 markdown_it = pytest.importorskip("markdown_it")
 
@@ -63,3 +64,18 @@ def test_content(summary):
         "(41,400 more characters)",
     ):
         assert text in summary, text
+
+
+@pytest.mark.parametrize(
+    ("unread", "bare", "remedies"),
+    [(20, 0, ["could not be read"]), (1, 45, ["without a picture"]), (20, 45, ["could not be read", "without a pic"])],
+)
+def test_what_to_do_goes_by_the_rows_that_are_too_many(unread, bare, remedies):
+    audit = {"verdict": "could not decide", "samples": 300, "without_image": bare, "set_aside": [{}] * unread}
+    audit |= {"settings": {}, "estimated_rate_interval": None}
+    said = advice(audit)
+    assert [each in said for each in ("could not be read", "without a pic")] == [unread == 20, bare == 45]
+    assert all(each in said for each in remedies) and said.endswith("Then audit it again.")
+    assert f"in the {300 - bare} samples" in headline(audit)
+    # Where such rows are allowed, they are no reason.
+    assert "without a picture" not in advice(audit | {"settings": {"text_rows_share": 1.0}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from disp.auditing.config import AuditConfig
 from disp.auditing.wording import WORDS
 from disp.report.numbers import counted, interval, number, p_value, percent
 
@@ -23,6 +24,7 @@ def _was(count: int) -> str:
 
 def _verdict(audit: Mapping[str, Any]) -> str:
     samples = counted(audit["samples"], "sample")
+    looked_at = _looked_at(audit)
     ends = f" (95% interval {interval(audit['estimated_rate_interval'])})" if audit["estimated_rate_interval"] else ""
     match audit["verdict"]:
         case "poisoned":
@@ -36,21 +38,43 @@ def _verdict(audit: Mapping[str, Any]) -> str:
                 f"{audit['flagged']:,} of its {samples} stand out and should be looked at."
             )
         case "no evidence":
-            return f"No evidence of a backdoor was found in the {samples}; that is no proof that there is none."
+            return f"No evidence of a backdoor was found in the {looked_at}; that is no proof that there is none."
         case "could not decide":
-            return f"Nothing was found in the {samples} that could be audited, which decides nothing."
+            return f"Nothing was found in the {looked_at} that could be audited, which decides nothing."
         case _:
             return f"The audit of {samples} could not decide."
 
 
+def _looked_at(audit: Mapping[str, Any]) -> str:
+    """The samples that something was looked for in: those with a picture."""
+    if bare := audit["without_image"]:
+        return f"{counted(audit['samples'] - bare, 'sample')} with a picture"
+    return counted(audit["samples"], "sample")
+
+
 def advice(audit: Mapping[str, Any]) -> str:
     """What to do about the verdict."""
+    if audit["verdict"] == "could not decide":
+        return _remedies(audit)
     return {
         "poisoned": "Do not train on it as it is, and do not deploy a model that was trained on it.",
         "suspicious": "Look at the flagged samples below before training on it.",
         "no evidence": "What an audit of this kind cannot see is listed below.",
-        "could not decide": "Mend the rows that could not be read, or leave them out of the data, and audit it again.",
     }.get(audit["verdict"], "")
+
+
+def _remedies(audit: Mapping[str, Any]) -> str:
+    """What to do where nothing was found in too few of the rows, by which rows are too many."""
+    unread, bare, settings = len(audit["set_aside"]), audit["without_image"] or 0, audit["settings"]
+    said = []
+    if unread > settings.get("set_aside_share", AuditConfig.set_aside_share) * (audit["samples"] + unread):
+        said.append("Mend the rows that could not be read, or leave them out of the data.")
+    if bare > settings.get("text_rows_share", AuditConfig.text_rows_share) * audit["samples"]:
+        said.append(
+            "Give the rows without a picture theirs, or leave them out of the data; if that is how the data is meant, "
+            "--allow-text-rows decides by the others."
+        )
+    return " ".join([*said, "Then audit it again."]) if said else ""
 
 
 def mask_ratio_worth(choice: Mapping[str, Any]) -> str:
