@@ -77,6 +77,9 @@ def test_rows_that_cannot_be_read_are_part_of_the_verdict(run, tmp_path, damaged
     for name in ("report.html", "summary.md"):
         text = (tmp_path / "out" / name).read_text()
         assert verdict in text and f"{damaged} further rows could not be read and were not audited." in text
+        # What to do goes by what is wrong: one row without a picture is not too many.
+        assert ("Mend the rows that could not be read" in text) == (code == 2)
+        assert "without a picture theirs" not in text
 
 
 @pytest.mark.parametrize(("bare", "code", "verdict"), [(2, 0, "no evidence"), (6, 2, "could not decide")])
@@ -95,7 +98,9 @@ def test_rows_without_a_picture_are_part_of_the_verdict(run, tmp_path, bare, cod
     assert summary(tmp_path / "out")["without_image"] == bare
     for name in ("report.html", "summary.md"):
         text = (tmp_path / "out" / name).read_text()
-        assert verdict in text and said in text
+        assert verdict in text and said in text and f"found in the {51 - bare} samples with a picture" in text
+        assert ("Give the rows without a picture theirs" in text) == (code == 2)
+        assert "Mend the rows" not in text
     found, out, _ = run("audit", "planted", tmp_path / "data", "--out", tmp_path / "again", "--allow-text-rows")
     assert (found, out.splitlines()[0]) == (0, "Verdict: no evidence") and said in out
 
