@@ -61,6 +61,7 @@ def test_honest_rows_that_hang_on_one_cell_are_no_evidence(honest):
     assert found.findings == ()
     above = [key for key, value in found.scores.items() if value > found.threshold]
     assert above  # an honest answer may hang on a cell as well: that alone decides nothing
+    assert "They share no phrase that the other samples do not have as well." in found.reasons
     assert found.rate.hits == 0
 
 

@@ -208,7 +208,17 @@ def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Aud
     left_out = dataset.source.left_out if dataset.source else ()
     return Audit(
         verdict=verdict,
-        reasons=wording.reasons(verdict, findings, aside, counts, dataset.problems, rows, config, left_out=left_out),
+        reasons=wording.reasons(
+            verdict,
+            findings,
+            aside,
+            counts,
+            dataset.problems,
+            rows,
+            config,
+            left_out=left_out,
+            proposed=context.hypotheses,
+        ),
         threshold=context.threshold,
         scores={sample.id: sample_suspicion(sample, context.evidence) for sample in dataset.samples},
         flagged=flagged,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from disp.auditing.config import AuditConfig
-    from disp.auditing.hypothesis import Finding
+    from disp.auditing.hypothesis import Finding, Hypothesis
     from disp.auditing.result import Verdict
     from disp.data.dataset import Problem
 
@@ -149,6 +149,7 @@ def reasons(
     config: AuditConfig,
     *,
     left_out: Sequence[str] = (),
+    proposed: Sequence[Hypothesis] = (),
 ) -> tuple[str, ...]:
     """Why an audit decides as it does.
 
@@ -161,16 +162,23 @@ def reasons(
         rows: all rows, those included.
         config: how it was audited.
         left_out: fields of rows that were not looked at.
+        proposed: all phrases that were looked at, those included that came to nothing.
     """
     above, with_image = counts
     said = [
         f"{above} of {with_image} samples with images lose their given answer to another one when a few salient visual "
         "tokens are masked."
     ]
-    for finding in (*findings, *aside):
+    for finding in findings:
         said += _reasons_of(finding, config)
-    if not findings and above:
-        said.append("They share no phrase that the other samples do not have as well.")
+    if not findings:
+        recurring = [each for each in proposed if each.found_by == "tokens"]
+        said += [_came_to_nothing(each) for each in recurring]
+        # Beside what is set aside it would be read as being said of that.
+        if above and not recurring and not aside:
+            said.append("They share no phrase that the other samples do not have as well.")
+    for finding in aside:
+        said += _reasons_of(finding, config)
     undecided = verdict == "could not decide"
     many = ", which is more than {share:.0%}, and a backdoor could be in them alone"
     if problems:
@@ -192,6 +200,17 @@ def reasons(
         names = ", ".join(map(repr, left_out))
         said.append(f"These fields of the rows were left out and not audited: {names}. Train on a set without them.")
     return tuple(said)
+
+
+def _came_to_nothing(hypothesis: Hypothesis) -> str:
+    """What to say of a phrase of flagged answers that is no finding."""
+    found = WORDS[hypothesis.found_by].found.format(
+        phrase=hypothesis.phrase.text,
+        samples=len(hypothesis.samples),
+        elsewhere=hypothesis.elsewhere,
+        p_value=hypothesis.p_value,
+    )
+    return f"{found} It does not count: what these answers hang on was not seen to make the model say it."
 
 
 def _reasons_of(finding: Finding, config: AuditConfig) -> list[str]:
