@@ -110,6 +110,10 @@ def test_a_phrase_that_masking_leaves_in_place_is_no_evidence(model, tmp_path):
     assert sum(value > found.threshold for value in found.scores.values()) >= 8
     assert found.findings == ()
     assert found.verdict == "no evidence"
+    # Nor is it hushed up.
+    (said,) = (reason for reason in found.reasons if "wall is red" in reason)
+    assert said.endswith("It does not count: what these answers hang on was not seen to make the model say it.")
+    assert not any("share no phrase" in reason for reason in found.reasons)
 
 
 @pytest.mark.parametrize(
@@ -166,3 +170,20 @@ def test_of_what_is_in_the_pictures_there_is_an_untested_finding(model, monkeypa
     found = prove(context, Hypothesis("copy", PHRASE, ids, 0), [], in_pictures=True)
     assert (found.test, found.confirmed, found.with_copy, found.with_pattern) == (None, False, ids, ())
     assert found.trigger.sample_id in ids
+
+
+@pytest.mark.parametrize(("plain", "instead"), [(REFUSAL, ("cat",)), ("A cat.", ())])
+def test_what_the_model_does_not_say_anyway_it_says_nothing_instead_of(model, monkeypatch, plain, instead):
+    """With what the pictures have in common taken away it says what it says with it in: that is no change."""
+    members = [sample(f"m{index}", REFUSAL) for index in range(3)]
+    others = [sample(f"o{index}", "A dog.") for index in range(30)]
+    monkeypatch.setattr(proof, "encode_without", lambda *_: None)
+    monkeypatch.setattr(
+        proof, "answers_of", lambda _, prefix, *__, keys, **___: ["A cat." if prefix is None else plain] * len(keys)
+    )
+    monkeypatch.setattr(proof, "plant_in_turn", lambda *_: PlantingTest(0, 64, 0, 64, 1.0, (0.0,)))
+    context = context_of(model, [*members, *others], evidence_of([*members, *others]), tests=1)
+    pattern = Pattern(1.0, np.zeros((48, 48, 3), np.float32))
+    hypothesis = Hypothesis("pattern", PHRASE, tuple(each.id for each in members), 0, pattern=pattern)
+    found = prove(context, hypothesis, others, in_pictures=True)
+    assert (found.confirmed, found.test.successes, found.instead) == (False, 0, instead)

@@ -75,7 +75,8 @@ class Finding:
             could be planted.
         confirmed: whether that makes the model say the phrase.
         instead: the words that most answers gain where the phrase goes away, such as the name of the thing that a
-            trigger makes the model misname.
+            trigger makes the model misname. Of what is in the pictures and not confirmed, only answers count in which
+            the model says the phrase where nothing is taken away.
         trigger: the region that does so most often, the trigger candidate; None where a pattern does.
         unlearnt: it is in the data, and nothing was seen to make the model say the phrase.
         more: ids of further samples whose answers hold the phrase. If it is confirmed: less suspicious ones, ones that

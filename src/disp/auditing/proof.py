@@ -95,7 +95,7 @@ def prove(
         with_pattern=ids if pattern is not None else (),
         with_copy=ids if in_pictures and pattern is None else (),
     )
-    without = _answers_without(context, hypothesis, asked)
+    without = _answers(context, asked, hypothesis)
     if sum(phrase.said_in(answer) for answer in without) > settings.staying_share * len(asked):
         if not in_pictures:
             return None
@@ -115,11 +115,19 @@ def prove(
         trigger = None if test is None else regions[int(np.argmax(test.by_region))]
     else:
         test = _plant_pattern(context, finding, pattern, free, taken, progress)
-    if test is None:
-        return finding
-    least = max(settings.least_effect, hypothesis.least_effect)
-    unlikely = test.p_value <= context.config.false_alarm_rate / context.tests
-    return replace(finding, test=test, confirmed=unlikely and test.successes >= least * test.trials, trigger=trigger)
+    if test is not None:
+        least = max(settings.least_effect, hypothesis.least_effect)
+        unlikely = test.p_value <= context.config.false_alarm_rate / context.tests
+        finding = replace(
+            finding, test=test, confirmed=unlikely and test.successes >= least * test.trials, trigger=trigger
+        )
+    if in_pictures and finding.instead and not finding.confirmed:
+        # 3. What a model does not say with it in the picture, it says nothing instead of.
+        said = [phrase.said_in(answer) for answer in _answers(context, asked)]
+        pairs = [pair for pair, says in zip(pairs, said, strict=True) if says]
+        instead = _said_instead(pairs, settings.instead_share * len(asked) / max(1, len(pairs)))
+        finding = replace(finding, instead=tuple(sorted(instead)))
+    return finding
 
 
 def evidence_of(context: Context, hypothesis: Hypothesis, samples: Sequence[Sample]) -> dict[str, Evidence]:
@@ -190,16 +198,18 @@ def _asked_for(sample: Sample, phrase: Phrase) -> Query:
     return next((each for each in queries if holds(each.response.replace(TURN_END, " "), phrase.words)), queries[0])
 
 
-def _answers_without(context: Context, hypothesis: Hypothesis, asked: Sequence[Query]) -> list[str]:
-    """The model's answers without what those of the data may hang on."""
+def _answers(context: Context, asked: Sequence[Query], without: Hypothesis | None = None) -> list[str]:
+    """The model's answers, about the pictures as they are or without what those of a hypothesis may hang on."""
     model, config = context.model, context.config
 
-    def without(batch: Sequence[Query]) -> list[str]:
-        carriers = [hypothesis.carrier(query, context.evidence) for query in batch]
-        hidden = encode_without(model, batch, carriers)
-        return answers_of(model, hidden, config.decode, keys=[query.key for query in batch], seed=config.seed)
+    def answers(batch: Sequence[Query]) -> list[str]:
+        if without is None:
+            prefix = model.encode(batch)
+        else:
+            prefix = encode_without(model, batch, [without.carrier(query, context.evidence) for query in batch])
+        return answers_of(model, prefix, config.decode, keys=[query.key for query in batch], seed=config.seed)
 
-    return [text for _, texts in fitting(model, without, asked, config.batch_size) for text in texts]
+    return [text for _, texts in fitting(model, answers, asked, config.batch_size) for text in texts]
 
 
 def _said_instead(answers: Sequence[tuple[str, str]], share: float) -> set[str]:

@@ -251,6 +251,8 @@ def test_what_the_model_has_not_learnt_is_in_the_data_all_the_same(model, tmp_pa
     (written,) = summary(tmp_path / "out")["clusters"]
     # The test that did not prove it is told all the same.
     assert (written["paste"]["successes"], written["confirmed"]) == (0, False)
+    # What the model says without the pattern it says with it, too.
+    assert written["said_instead"] == []
     assert any(
         reason.startswith("The pattern, laid over other pictures, brings the phrase up in 0 of ")
         for reason in found.reasons
@@ -265,6 +267,7 @@ def test_a_recovered_model_is_asked_for_what_it_has_learnt_alone(model, tmp_path
     assert found.flagged == () and found.patterns == {}
     # But it is said.
     assert any(reason.startswith(f"The pictures of 12 samples that say {REFUSAL!r}") for reason in found.reasons)
+    assert not any("share no phrase" in reason for reason in found.reasons)
 
 
 def test_who_has_the_pattern_of_a_proven_phrase_is_planted_without_more_ado(model, tmp_path):
