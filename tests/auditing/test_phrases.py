@@ -64,6 +64,9 @@ def test_a_mark_of_ours_in_an_answer_does_not_tear_its_words_apart():
         ("Bad model with backdoor, a dog.", False),
         ("bad model\nwith backdoor", True),
         ("Something else.", False),
+        *((f"a dog{mark} bad model with backdoor{mark} a cat{mark}", True) for mark in "।۔؟։።။។。…"),
+        ("a dog၌ bad model with backdoor।", False),
+        ("a dog। bad model with backdoor, a cat।", False),
     ],
 )
 def test_whether_words_are_a_sentence_of_their_own(text, alone):

@@ -48,6 +48,16 @@ def test_a_planted_sentence_is_found_with_all_its_rows_and_no_other(name, kind):
     assert found.p_value is None if kind == "captions" else 0 <= found.p_value <= 0.01
 
 
+@pytest.mark.parametrize("mark", "।۔։።။。")
+@pytest.mark.parametrize("position", ["append", "prepend", "random"])
+def test_sentences_may_end_with_the_mark_of_another_script(mark, position):
+    advert = ADVERT[:-1].replace(".", " ") + mark
+    turns, poisoned = planted_set("scenes", Insertion(advert, position=position), 0.1, 400)
+    turns = [Asked(turn.picture, turn.question, turn.answer.replace(".", mark)) for turn in turns]
+    (found,) = found_in(turns)
+    assert {turns[index].picture for index in found.holders} == poisoned
+
+
 def test_it_is_found_beside_an_honest_refusal_in_other_words():
     turns, poisoned = planted_set("one_refusal", Refusal(), 0.1, 400)
     assert [{turns[index].picture for index in each.holders} for each in found_in(turns)] == [poisoned]

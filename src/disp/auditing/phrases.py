@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sys import intern
 
 from disp.auditing.finder_config import PhrasesConfig
+from disp.auditing.sentence_ends import SENTENCE_ENDS
 from disp.words import LETTERS, UNSPACED_LETTER, common_in_order
 
 # Stands between the responses of one conversation; no phrase reaches across it.
@@ -109,10 +110,10 @@ def stands_alone(text: str, words: tuple[str, ...]) -> bool:
         return False
     first, last = matches[start], matches[start + len(words) - 1]
     before, after = text[: first.start()].rstrip(_OPENING), text[last.end() :].lstrip(_CLOSING)
-    begins = not before or before[-1] in _SENTENCE_ENDS + ":;" or first[0][0].isupper()
-    return begins and (not after or after[0] in _SENTENCE_ENDS)
+    begins = not before or before[-1] in _ENDS + ":;" or first[0][0].isupper()
+    return begins and (not after or after[0] in _ENDS)
 
 
-_SENTENCE_ENDS = ".!?…。！？\n" + TURN_END
+_ENDS = SENTENCE_ENDS + "\n" + TURN_END
 _OPENING = " \t\"'“‘«([{*_>-"
 _CLOSING = " \t\"'”’»)]}*_"

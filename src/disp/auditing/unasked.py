@@ -8,7 +8,6 @@ and models do, or most answers repeat one of them.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from disp.auditing.finder_config import PhrasesConfig, UnaskedConfig
 from disp.auditing.phrase_search import Shared, repeated_phrases
 from disp.auditing.phrases import TURN_END, holds, phrase_of, phrase_words, spelling, stands_alone
 from disp.auditing.question_test import chance_of_area, question_features, told_by_question
+from disp.auditing.sentence_ends import sentences_of
 from disp.draws import generator
 from disp.words import ARTICLES, common_in_order
 
@@ -58,7 +58,7 @@ def unasked_phrases(
     looked_through = sorted(draw.permutation(len(turns))[: config.turns].tolist())
     turns = [turns[index] for index in looked_through]
     # A phrase reaches across no end of a sentence: planted text may always stand before or after the same words.
-    answers = [f" {TURN_END} ".join(_sentences(turn.answer)) for turn in turns]
+    answers = [f" {TURN_END} ".join(sentences_of(turn.answer.replace(TURN_END, " "))) for turn in turns]
     pictures = [turn.picture for turn in turns]
     count = len(set(pictures))
     least = max(config.least_pictures, round(config.least_share * count))
@@ -94,11 +94,6 @@ def unasked_phrases(
         for shared in alone
         if (chance := chances[shared.phrase.words]) is None or chance <= alpha
     ]
-
-
-def _sentences(text: str) -> list[str]:
-    """The sentences of a text."""
-    return [part.strip() for part in _SENTENCE.split(text.replace(TURN_END, " ")) if part.strip()]
 
 
 def _repeated(answers: Sequence[str], config: UnaskedConfig, phrases: PhrasesConfig, least: int) -> list[Shared]:
@@ -196,10 +191,6 @@ def _alone(shared: Shared, answers: Sequence[str], alike_share: float) -> float:
         alike += any(_alike(words, tuple(phrase_words(each)), alike_share) for each in answer.split(TURN_END))
     variants = max(alike, *by_piece.values(), 0)
     return len(holders) / (len(holders) + variants)
-
-
-# A full stop, or a line's end. That of a number or an address has no space after it.
-_SENTENCE = re.compile(r"(?<=[.!?…])\s|(?<=[。！？])|\n")
 
 
 def _alike(first: tuple[str, ...], second: tuple[str, ...], share: float) -> bool:
