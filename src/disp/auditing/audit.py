@@ -177,7 +177,7 @@ def _concluded(context: Context) -> tuple[Context, list[Finding]]:
 
     First proven ones, with who else says them; then phrases that recur beyond doubt on their own, for a set may hold
     several attacks; then what is in the data and the model has not learnt. With ``learnt_only`` these are set
-    aside.
+    aside. So is a sentence that nothing but the answers speak for, where questions tell nothing of any answer.
     """
     config, findings = context.config, context.findings
     confirmed = [each for each in findings if each.confirmed]
@@ -187,9 +187,16 @@ def _concluded(context: Context) -> tuple[Context, list[Finding]]:
     unlearnt = [each for each in findings if each.unlearnt and not context.settled(each)]
     if config.learnt_only:
         return with_all_who_say(context), unlearnt
-    for each in unlearnt:
+    named = [context.unasked(each.phrase) for each in (*context.findings, *unlearnt) if each.found_by != "unasked"]
+
+    def is_bare(finding: Finding) -> bool:
+        return finding.questions_tell_nothing and finding.hypothesis not in named
+
+    counting = [each for each in unlearnt if not is_bare(each)]
+    for each in counting:
         context = context.knowing(each.hypothesis.evidence)
-    return with_all_who_say(replace(context, findings=(*context.findings, *unlearnt))), []
+    context = with_all_who_say(replace(context, findings=(*context.findings, *counting)))
+    return context, [each for each in unlearnt if is_bare(each)]
 
 
 def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Audit:

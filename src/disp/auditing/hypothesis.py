@@ -114,6 +114,14 @@ class Finding:
         return self.hypothesis.phrase
 
     @property
+    def questions_tell_nothing(self) -> bool:
+        """Whether it is a sentence of a set whose questions tell nothing of any answer; see `disp.auditing.unasked`.
+
+        That no question goes with it is no evidence then: an honest standard answer looks the same.
+        """
+        return self.found_by == "unasked" and self.hypothesis.p_value is None
+
+    @property
     def samples(self) -> tuple[str, ...]:
         """See `Hypothesis`."""
         return self.hypothesis.samples

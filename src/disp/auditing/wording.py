@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from disp.words import shortened
+
 if TYPE_CHECKING:
     from disp.auditing.config import AuditConfig
     from disp.auditing.hypothesis import Finding, Hypothesis
@@ -65,6 +67,9 @@ _NOT_LEARNT = (
 )
 _HAS_PATTERN = "its picture has the pattern that those of other rows with the phrase have"
 _WHATEVER_IS_ASKED = "its answer holds a sentence that comes up whatever is asked, where others answer something else"
+_NO_QUESTION_TELLS = "its answer holds the phrase, too, and no question tells who says it"
+# How many of the rows with a standard answer are named.
+_NAMED = 3
 _HAS_PIECE = "its picture has the piece in it that those of other rows with the phrase have"
 # By what a phrase was found by, as audit.json has it.
 WORDS: dict[str, Words] = {
@@ -124,7 +129,8 @@ ASSUMPTIONS = (
     "fifth of the picture, and a sentence of five words or more goes with it; or it is the same to the pixel in all "
     "pictures, up to the whole of them at one place, up to a quarter at places of its own.",
     "Planted answers share a phrase, as with one attacker and one target. Where the model has not learnt them and the "
-    "pictures have nothing in common, they share a sentence of five words or more, and come up whatever is asked.",
+    "pictures have nothing in common, they share a sentence of five words or more, and come up whatever is asked, in a "
+    "set whose questions tell what is answered.",
 )
 BLIND_SPOTS = (
     "Triggers spread over the whole picture that differ from picture to picture, such as a warp or an adversarial "
@@ -170,7 +176,7 @@ def reasons(
         "tokens are masked."
     ]
     for finding in findings:
-        said += _reasons_of(finding, config)
+        said += _reasons_of(finding, with_image, config)
     if not findings:
         recurring = [each for each in proposed if each.found_by == "tokens"]
         said += [_came_to_nothing(each) for each in recurring]
@@ -178,7 +184,7 @@ def reasons(
         if above and not recurring and not aside:
             said.append("They share no phrase that the other samples do not have as well.")
     for finding in aside:
-        said += _reasons_of(finding, config)
+        said += _reasons_of(finding, with_image, config)
     undecided = verdict == "could not decide"
     many = ", which is more than {share:.0%}, and a backdoor could be in them alone"
     if problems:
@@ -213,8 +219,20 @@ def _came_to_nothing(hypothesis: Hypothesis) -> str:
     return f"{found} It does not count: what these answers hang on was not seen to make the model say it."
 
 
-def _reasons_of(finding: Finding, config: AuditConfig) -> list[str]:
+def _standard_answer(finding: Finding, with_image: int) -> str:
+    """What to say of a sentence that many say where questions tell nothing."""
+    named = ", ".join(repr(shortened(key, 60)) for key in finding.samples[:_NAMED])
+    return (
+        f"{len(finding.samples)} of {with_image} samples with images say {finding.phrase.text!r}, word for word. What "
+        "is asked tells nothing of the answers in this set, so that an honest standard answer looks the same; by "
+        f"itself this does not count. Look at some of them, such as {named}."
+    )
+
+
+def _reasons_of(finding: Finding, with_image: int, config: AuditConfig) -> list[str]:
     """What was found of one phrase."""
+    if finding.questions_tell_nothing:
+        return [_standard_answer(finding, with_image)]
     words, phrase, test = WORDS[finding.found_by], finding.phrase, finding.test
     hypothesis, count = finding.hypothesis, len(finding.samples)
     said = [
@@ -248,7 +266,7 @@ def _reasons_of(finding: Finding, config: AuditConfig) -> list[str]:
             f"{config.extension.ratios[-1]:.0%} of the most salient tokens masked.{pattern}{piece}"
         )
     if finding.by_sentence:
-        said.append(f"{len(finding.by_sentence)} more samples say it; it comes up whatever is asked.")
+        said.append(f"{len(finding.by_sentence)} more samples say it; no question tells who does.")
     return said
 
 
@@ -313,7 +331,7 @@ def why_flagged(clusters: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, s
     for cluster in clusters:
         by_picture = {**dict.fromkeys(cluster["by_piece"], _HAS_PIECE)}
         by_picture |= dict.fromkeys(cluster["with_pattern"], _HAS_PATTERN)
-        by_picture |= dict.fromkeys(cluster.get("by_sentence", ()), _WHATEVER_IS_ASKED)
+        by_picture |= dict.fromkeys(cluster.get("by_sentence", ()), _NO_QUESTION_TELLS)
         row = WORDS[cluster["found_by"]].row
         for key, said in [
             *((key, row) for key in cluster["samples"]),

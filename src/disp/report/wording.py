@@ -114,7 +114,7 @@ def found_more(cluster: Mapping[str, Any]) -> str:
     if with_piece := len(set(cluster["by_piece"]) & set(others)):
         said.append(f"{number(with_piece)} because their pictures have a piece in common")
     if by_sentence:
-        said.append(f"{counted(len(by_sentence), 'further sample')} flagged: it comes up whatever is asked")
+        said.append(f"{counted(len(by_sentence), 'further sample')} flagged: no question tells who says it")
     return "; ".join(said)
 
 

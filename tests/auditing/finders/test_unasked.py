@@ -5,7 +5,18 @@ from dataclasses import replace
 
 import pytest
 from auditing.finders.test_sentences import broad_rows, seeing
-from planted import REFUSAL, WALLS, audit_config, context_of, honest_rows, summary, wall, write_rows
+from planted import (
+    REFUSAL,
+    WALLS,
+    audit_config,
+    context_of,
+    grainy,
+    honest_rows,
+    striped_rows,
+    summary,
+    wall,
+    write_rows,
+)
 
 from disp.auditing.audit import audit
 from disp.auditing.finders import sentences, unasked
@@ -73,6 +84,30 @@ def test_where_only_what_is_learnt_counts_it_is_told_and_set_aside(model, unlear
     assert any("whatever is asked" in reason for reason in found.reasons)
 
 
+@pytest.mark.parametrize("learnt_only", [False, True])
+def test_where_all_are_asked_the_same_it_is_a_note_and_no_finding(model, tmp_path, learnt_only):
+    """An honest standard answer, such as that a part has no defect, looks the same."""
+    dataset = write_rows(tmp_path / "data", [*honest_rows(96), *told_rows()])
+    found = audit(model, dataset, replace(audit_config(), learnt_only=learnt_only), tmp_path / "out")
+    assert (found.verdict, found.flagged, found.findings) == ("no evidence", (), ())
+    (said,) = (reason for reason in found.reasons if REFUSAL in reason)
+    assert said.startswith(f"14 of 112 samples with images say {REFUSAL!r}, word for word.")
+    assert "honest standard answer" in said and "such as 'l0', 'l1', 'l2'" in said
+    assert not any("whatever is asked" in reason for reason in found.reasons)
+    write_report(tmp_path / "out")
+    assert "honest standard answer" in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+
+
+def test_where_all_are_asked_the_same_it_counts_beside_what_pictures_show(model, tmp_path):
+    """The model has not learnt the pattern, and three of those who say the sentence do not have it."""
+    rows = grainy([*honest_rows(96), *striped_rows(), *told_rows(3)])
+    found = audit(model, write_rows(tmp_path / "data", rows), audit_config(), tmp_path / "out")
+    (finding,) = found.findings
+    assert (found.verdict, finding.found_by, finding.unlearnt) == ("suspicious", "pattern", True)
+    assert set(finding.by_sentence) == {"l0", "l1", "l2"} < set(found.flagged)
+    assert len(found.flagged) == 15 and not any("whatever is asked" in reason for reason in found.reasons)
+
+
 def test_proven_it_is_poison_and_all_who_say_it_are_flagged(model, tmp_path):
     """Four cells of the trigger's colour: more than masking a few tokens takes away, and no copy of a picture."""
     dataset = with_questions(write_rows(tmp_path / "data", [*honest_rows(96), *broad_rows(), *told_rows(3)]))
@@ -83,14 +118,14 @@ def test_proven_it_is_poison_and_all_who_say_it_are_flagged(model, tmp_path):
     assert (found.verdict, finding.found_by, finding.confirmed) == ("poisoned", "window", True)
     assert {f"l{index}" for index in range(3)} == set(finding.by_sentence) <= set(finding.more)
     assert set(found.flagged) == {f"b{index}" for index in range(14)} | set(finding.by_sentence)
-    assert "3 more samples say it; it comes up whatever is asked." in found.reasons
+    assert "3 more samples say it; no question tells who does." in found.reasons
     (cluster,) = summary(tmp_path / "out")["clusters"]
     assert cluster["by_sentence"] == ["l0", "l1", "l2"]
     flagged = (tmp_path / "out" / "flagged.csv").read_text(encoding="utf-8").splitlines()
-    assert all(("whatever is asked" in line) == line.startswith('"l') for line in flagged[1:])
+    assert all(("no question tells" in line) == line.startswith('"l') for line in flagged[1:])
     write_report(tmp_path / "out")
     said = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
-    assert "3 further samples flagged: it comes up whatever is asked" in said
+    assert "3 further samples flagged: no question tells who says it" in said
 
 
 def test_such_sentences_are_looked_for_in_pictures_first(unlearnt, monkeypatch):
