@@ -135,10 +135,13 @@ ASSUMPTIONS = (
 BLIND_SPOTS = (
     "Triggers spread over the whole picture that differ from picture to picture, such as a warp or an adversarial "
     "perturbation: no small set of visual tokens carries them, and the pictures have nothing in common.",
+    "Smooth triggers over the whole picture: a tint, another brightness, a vignette, long waves.",
+    "Small stickers at changing places, unless they are rough like noise.",
     "Triggers in the text of the prompt.",
     "Poisoned rows that were removed from the data after training, or a backdoor that the model did not learn and that "
     "leaves nothing in common in the pictures or the answers.",
-    "Planted answers that are all different from one another.",
+    "Planted answers that are all different from one another, and most of those in several wordings.",
+    "A planted sentence that looks like a standard answer, where what is asked tells nothing of the answers.",
     "Very few poisoned rows: fewer than three whose answers the model bases on the trigger, and fewer than eight whose "
     "pictures show it.",
     "Triggers that are the same in many pictures, but not in the first picture of a row.",
