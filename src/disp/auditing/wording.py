@@ -234,7 +234,7 @@ def _standard_answer(finding: Finding, with_image: int) -> str:
 
 def _reasons_of(finding: Finding, with_image: int, config: AuditConfig) -> list[str]:
     """What was found of one phrase."""
-    if finding.questions_tell_nothing:
+    if finding.unlearnt and finding.questions_tell_nothing:
         return [_standard_answer(finding, with_image)]
     words, phrase, test = WORDS[finding.found_by], finding.phrase, finding.test
     hypothesis, count = finding.hypothesis, len(finding.samples)
