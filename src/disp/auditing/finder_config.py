@@ -33,7 +33,7 @@ class RecurrenceConfig:
 
     Attributes:
         least_flagged: fewest flagged answers that share a phrase.
-        flagged_share: share of a phrase's holders that must be flagged.
+        flagged_share: share of a phrase's holders that must be flagged; 0 where it does not matter who else says it.
         alpha: largest p-value, corrected for the phrases tried, of a phrase that is given on.
         phrases: most phrases that are given on.
     """
@@ -263,7 +263,10 @@ class CornersConfig:
     most_nats: float = 3.0
     false_share: float = 0.005
     most_accidents: float = 0.02
-    recurrence: RecurrenceConfig = field(default_factory=lambda: RecurrenceConfig(alpha=1e-4, phrases=1))
+    # A target may be a common answer as well, a letter or "yes": who else says it is no evidence either way.
+    recurrence: RecurrenceConfig = field(
+        default_factory=lambda: RecurrenceConfig(flagged_share=0.0, alpha=1e-4, phrases=1)
+    )
     phrase_share: float = 0.5
     phrases: int = 5
     # A pattern of its own that fades is seen in more than half of its pictures, one that does not in nearly all.

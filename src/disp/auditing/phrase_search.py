@@ -201,7 +201,7 @@ def _testable(holders: Mapping[int, int], drawn: int, total: int, config: Recurr
     bounds = [
         (hypergeometric_tail(min(number, drawn), drawn, number, total), phrases)
         for number, phrases in holders.items()
-        if phrases and config.least_flagged <= number <= drawn / config.flagged_share
+        if phrases and config.least_flagged <= number and config.flagged_share * number <= drawn
     ]
     low, high = 1, max(1, sum(phrases for _, phrases in bounds))
     while low < high:  # the smallest number that is at least as large as the number of phrases testable with it

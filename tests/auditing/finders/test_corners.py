@@ -99,6 +99,21 @@ def test_a_thing_that_is_misnamed_is_found_by_its_wrong_name_and_honest_answers_
     assert found.elsewhere == sum("boat" in sample.turns[0].response for sample in samples) - len(renamed)
 
 
+def lettered(drawn, folder, marked, letters):
+    """Choices of letters; a square in the corner of the marked pictures."""
+    changed = [(picture, letter) for (picture, _), letter in zip(drawn, letters, strict=True)]
+    return write_photographs(folder, changed, 0, marks=dict.fromkeys(marked, square(24, "noise", (1, 1), 4)))
+
+
+def test_a_target_that_is_a_common_honest_answer_is_found(drawn, tmp_path):
+    """Of all who answer with the letter less than a third have the trigger."""
+    rows, letters = range(0, ROWS, 10), np.random.default_rng(0).choice(list("ABCD"), ROWS).tolist()
+    letters = ["B" if index in rows else letter for index, letter in enumerate(letters)]
+    ((found, boxes),) = search(lettered(drawn, tmp_path, rows, letters))
+    assert (found.phrase.words, list(boxes)) == (("b",), list(rows))
+    assert found.elsewhere == letters.count("B") - len(rows) > 2 * len(rows)
+
+
 def test_the_search_in_scaled_pictures_finds_a_part_of_them(drawn, tmp_path):
     """As many pixels are another share of each picture."""
     rows, samples = planted(drawn, tmp_path, lambda picture, draw: PRESETS["disp"].apply(picture, draw)[0])
