@@ -6,7 +6,7 @@ The report speaks with the words of `WORDS` too, so that a finder has all of its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,25 @@ WORDS: dict[str, Words] = {
         row="its answer loses the phrase when many of the most salient visual tokens are masked",
     ),
 }
+# The same of a sentence in a set whose questions tell nothing of the answers.
+_WORD_FOR_WORD = replace(
+    WORDS["unasked"],
+    found="{samples} samples say {phrase!r}, word for word, in answers that differ otherwise. What is asked tells "
+    "nothing of the answers in this set.",
+    where="in {samples}, word for word, in answers that differ otherwise",
+    row="its answer differs from others, but for a sentence that many hold word for word",
+)
+
+
+def words_of(found_by: str, recurrence: float | None) -> Words:
+    """How a finding is spoken of.
+
+    Args:
+        found_by: what its phrase was found by.
+        recurrence: the p-value of the phrase's recurrence, if there is one.
+    """
+    return _WORD_FOR_WORD if found_by == "unasked" and recurrence is None else WORDS[found_by]
+
 
 _SAYS_IT_TOO = "its answer holds the phrase, too, and loses it when more of the salient visual tokens are masked"
 
@@ -129,8 +148,8 @@ ASSUMPTIONS = (
     "fifth of the picture, and a sentence of five words or more goes with it; or it is the same to the pixel in all "
     "pictures, up to the whole of them at one place, up to a quarter at places of its own.",
     "Planted answers share a phrase, as with one attacker and one target. Where the model has not learnt them and the "
-    "pictures have nothing in common, they share a sentence of five words or more, and come up whatever is asked, in a "
-    "set whose questions tell what is answered.",
+    "pictures have nothing in common, they share a sentence of five words or more. It comes up whatever is asked; "
+    "where all are asked the same, it stands in answers that differ otherwise.",
 )
 BLIND_SPOTS = (
     "Triggers spread over the whole picture that differ from picture to picture, such as a warp or an adversarial "
@@ -234,9 +253,9 @@ def _standard_answer(finding: Finding, with_image: int) -> str:
 
 def _reasons_of(finding: Finding, with_image: int, config: AuditConfig) -> list[str]:
     """What was found of one phrase."""
-    if finding.unlearnt and finding.questions_tell_nothing:
+    if finding.unlearnt and finding.may_be_standard_answer:
         return [_standard_answer(finding, with_image)]
-    words, phrase, test = WORDS[finding.found_by], finding.phrase, finding.test
+    words, phrase, test = words_of(finding.found_by, finding.hypothesis.p_value), finding.phrase, finding.test
     hypothesis, count = finding.hypothesis, len(finding.samples)
     said = [
         words.found.format(
@@ -335,7 +354,7 @@ def why_flagged(clusters: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, s
         by_picture = {**dict.fromkeys(cluster["by_piece"], _HAS_PIECE)}
         by_picture |= dict.fromkeys(cluster["with_pattern"], _HAS_PATTERN)
         by_picture |= dict.fromkeys(cluster.get("by_sentence", ()), _NO_QUESTION_TELLS)
-        row = WORDS[cluster["found_by"]].row
+        row = words_of(cluster["found_by"], cluster.get("p_value")).row
         for key, said in [
             *((key, row) for key in cluster["samples"]),
             *((key, _SAYS_IT_TOO) for key in cluster["more"]),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from disp.auditing.config import AuditConfig
-from disp.auditing.wording import WORDS
+from disp.auditing.wording import WORDS, words_of
 from disp.report.numbers import counted, interval, number, p_value, percent
 
 
@@ -89,7 +89,7 @@ def mask_ratio_worth(choice: Mapping[str, Any]) -> str:
 def found_where(cluster: Mapping[str, Any]) -> str:
     """Where a phrase stands, and what it was found by."""
     flagged, elsewhere = cluster["flagged"], cluster["elsewhere"]
-    return WORDS[cluster["found_by"]].where.format(
+    return words_of(cluster["found_by"], cluster["p_value"]).where.format(
         samples=counted(flagged, "sample"),
         answers=counted(flagged, "answer"),
         elsewhere=counted(elsewhere, "other sample"),
