@@ -212,7 +212,6 @@ def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Aud
     members = _members(findings)
     flagged = tuple(key for key in context.samples if key in members)
     counts = len(context.above), len(context.samples)
-    left_out = dataset.source.left_out if dataset.source else ()
     return Audit(
         verdict=verdict,
         reasons=wording.reasons(
@@ -223,7 +222,7 @@ def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Aud
             dataset.problems,
             rows,
             config,
-            left_out=left_out,
+            left_out=dataset.left_out,
             proposed=context.hypotheses,
         ),
         threshold=context.threshold,

@@ -164,7 +164,7 @@ def _summary(
         "turns": len(queries_of(dataset.samples)),
         "without_image": sum(not sample.images for sample in dataset.samples),
         "set_aside": [asdict(problem) for problem in dataset.problems],
-        "fields_left_out": list(dataset.source.left_out) if dataset.source else [],
+        "fields_left_out": list(dataset.left_out),
         "unread": list(dataset.unread),
         "threshold": result.threshold,
         "flagged": len(result.flagged),

@@ -151,8 +151,7 @@ class Rows:
         """
         from disp.errors import DispError
 
-        there = dataset.source.left_out if dataset.source else ()
-        if missing := next((name for name in self.fields_left_out() if name not in there), None):
+        if missing := next((name for name in self.fields_left_out() if name not in dataset.left_out), None):
             raise DispError(f"--leave-out: no row of {dataset.path} has a field {missing!r}; take the name out")
 
     def load(
@@ -187,20 +186,7 @@ class Rows:
             with bar("checking pictures", len(dataset.samples)) as advance:
                 dataset = without_damaged_pictures(dataset, strict=self.strict, progress=advance)
         if not quiet:
-            list_problems(dataset.problems)
-        if dataset.unread and not quiet:
-            names = named_briefly(dataset.unread)
-            print(f"read: {dataset.path}; beside it and not read: {names}", file=sys.stderr)
-        if dataset.linked and not quiet:
-            print(
-                f"{dataset.linked} names of pictures lead out of {dataset.image_root} by links, which are followed, as "
-                "--images names it",
-                file=sys.stderr,
-            )
-        if dataset.nulled and not quiet:
-            print(f"{_rows(dataset.nulled)} with NaN, which JSON does not have: read as null", file=sys.stderr)
-        if dataset.renamed and not quiet:
-            print(f"{_rows(dataset.renamed)} with the id of an earlier one: called id~2, id~3 …", file=sys.stderr)
+            _tell(dataset)
         if pictured and (bare := dataset.without_picture):
             if bare == len(dataset.samples) and not self.allow_text_rows:
                 raise DispError(
@@ -210,6 +196,25 @@ class Rows:
             if not quiet:
                 print(f"{bare} of {_rows(len(dataset.samples))} without a picture", file=sys.stderr)
         return dataset
+
+
+def _tell(dataset: Dataset) -> None:
+    """Say on stderr what of the data was set aside, not read, or read as something else."""
+    list_problems(dataset.problems)
+    said = []
+    if dataset.unread:
+        said.append(f"read: {dataset.path}; beside it and not read: {named_briefly(dataset.unread)}")
+    if dataset.linked:
+        said.append(
+            f"{dataset.linked} names of pictures lead out of {dataset.image_root} by links, which are followed, as "
+            "--images names it"
+        )
+    if dataset.nulled:
+        said.append(f"{_rows(dataset.nulled)} with NaN, which JSON does not have: read as null")
+    if dataset.renamed:
+        said.append(f"{_rows(dataset.renamed)} with the id of an earlier one: called id~2, id~3 …")
+    for line in said:
+        print(line, file=sys.stderr)
 
 
 def list_problems(problems: Sequence[Problem]) -> None:

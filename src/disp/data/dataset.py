@@ -71,6 +71,11 @@ class Dataset:
     unkept: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """The fields that were neither read nor will be written; none of a dataset that was not read from files."""
+        return self.source.left_out if self.source else ()
+
+    @property
     def formats(self) -> dict[str, int]:
         """How many samples were read from rows of which format; see `disp.data.formats.table.FORMATS`."""
         origins = (sample.origin for sample in self.samples)

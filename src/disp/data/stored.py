@@ -60,13 +60,12 @@ def identity(dataset: Dataset, index: Index | None = None) -> dict[str, str]:
         dataset: the dataset.
         index: of its samples, where there is one already.
     """
-    left_out = dataset.source.left_out if dataset.source else ()
     return {
         "data_sha256": data_sha256(dataset),
         "images": str(dataset.image_root.resolve()),
         "pictures_sha256": pictures_sha256((index or Index(dataset.samples)).pictures),
         # Where there are none, runs from before there were such fields can be gone on with.
-        **({"left_out": json.dumps(left_out)} if left_out else {}),
+        **({"left_out": json.dumps(dataset.left_out)} if dataset.left_out else {}),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,16 +64,9 @@ def _further(row: dict[str, Any], name: str, folder: Path) -> str | None:
     for key, value in row.items():
         if isinstance(key, str) and key != name and _suffix(key) and value:
             names = value if isinstance(value, list) else [value]
-            if any(isinstance(each, str) and each != row[name] and _is_file(folder / each) for each in names):
+            if any(isinstance(each, str) and each != row[name] and os.path.isfile(folder / each) for each in names):
                 return key
     return None
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _suffix(name: str) -> str | None:
