@@ -193,6 +193,29 @@ def _shown(dataset):
     return [file.read_bytes() for sample in dataset.samples for file in sample.images]
 
 
+def test_a_link_to_pictures_that_were_moved_is_named_and_made_anew(tmp_path):
+    data = _set(tmp_path / "set", "0.png")
+    (tmp_path / "set" / "images").mkdir()
+    (tmp_path / "set" / "images" / "0.png").write_bytes(png(0))
+    (tmp_path / "out").mkdir()
+
+    def written(folder):
+        dataset = load_dataset(tmp_path / folder / data.name, strict=True)
+        path = data_path(dataset, tmp_path / "out")
+        save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
+        link_images(dataset, tmp_path / "out")
+        return path
+
+    path = written("set")
+    assert _shown(load_dataset(path, strict=True)) == [png(0)]
+    (tmp_path / "set").rename(tmp_path / "moved")
+    with pytest.raises(
+        DispError, match=r"link \S*out/images leads to \S*set/images, which is not there.*give --images"
+    ):
+        load_dataset(path, strict=True)
+    assert _shown(load_dataset(written("moved"), strict=True)) == [png(0)]
+
+
 @pytest.mark.parametrize("of_a_folder", [True, False])
 def test_links_that_lead_out_are_followed_where_the_image_folder_is_named(of_a_folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "disk" / "coco").mkdir(parents=True)

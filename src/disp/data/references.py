@@ -138,6 +138,11 @@ class Finder:
     allow_download: bool = False
     rows: Path | None = None
 
+    def __post_init__(self) -> None:
+        # What was asked of the disk holds for one reading of a set: between two, folders may be made and links changed.
+        _is_there.cache_clear()
+        _resolved.cache_clear()
+
     def find(self, picture: Any) -> Found:
         """The picture's file.
 
@@ -219,7 +224,10 @@ class Finder:
             remedy = f" {better}, in which it lies" if better else ", a folder that holds all pictures"
             raise NotFound(f"image {shown} leaves the image folder {self.image_root}; give --images{remedy}")
         remedy = f" {better}, in which it does" if better else ", the folder that names are relative to"
-        raise NotFound(f"image {shown} does not exist in {self.image_root}; give --images{remedy}")
+        link, moved = self.image_root / "images", ""
+        if link.is_symlink() and not link.exists():  # the set that a run folder's rows come from was moved
+            moved = f" (the link {link} leads to {os.readlink(link)}, which is not there)"
+        raise NotFound(f"image {shown} does not exist in {self.image_root}{moved}; give --images{remedy}")
 
     def _places(self, name: str) -> Iterator[tuple[Path, Path]]:
         """Where a file of this name may lie, each with the folder that it must not leave."""

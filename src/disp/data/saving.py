@@ -73,10 +73,12 @@ def link_images(dataset: Dataset, out: Path) -> None:
     path = data_path(dataset, out)
     if path.is_dir():  # the folder of the rows, beside which readers look
         out = path / source.split if source and source.files == "huggingface" and source.split else path
-    if (out / "images").exists():
+    link = out / "images"
+    if link.exists():
         return
     with suppress(OSError):
-        (out / "images").symlink_to(root, target_is_directory=True)
+        link.unlink(missing_ok=True)  # a link to where the pictures were before they were moved
+        link.symlink_to(root, target_is_directory=True)
 
 
 def name_in(image_root: Path, picture: Path) -> Path:
