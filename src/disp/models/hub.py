@@ -11,13 +11,18 @@ from disp.models.families import FAMILIES, family
 # The model that comes with `disp`: the name of its family.
 BUILTIN = "builtin"
 # Files of a hub repository that are downloaded: no pickles, no code.
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+_WEIGHTS = "*.safetensors"
 # "./model" and "../model" are folders.
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, *, weights: bool = True) -> Path:
     """The folder of a model: of the built-in one, a local one, or the copy of one on the hub.
+
+    Args:
+        name: what it is called.
+        weights: whether a copy has to hold them; a plan does without.
 
     Raises:
         DispError: there is no such folder, and it is no id of a hub repository or cannot be downloaded.
@@ -28,7 +33,8 @@ def resolve(name: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=_HUB_FILES))
+        wanted = [*_SMALL_FILES, _WEIGHTS] if weights else _SMALL_FILES
+        return Path(snapshot_download(str(name), allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DispError(

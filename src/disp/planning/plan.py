@@ -259,18 +259,7 @@ def _folder(model: str | Path, adapters: Sequence[Path] = ()) -> Path:
 
     Of a model on the hub only what is small is downloaded. ``adapters`` are those that led to the model.
     """
-    if isinstance(model, str) and model.count("/") == 1 and not Path(model).exists():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            return Path(snapshot_download(model, allow_patterns=["*.json", "*.jinja", "*.txt", "*.model"]))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-            raise DispError(
-                f"model {model!r} is no local folder and cannot be had from the Hugging Face hub; check the name, or "
-                "download the checkpoint's JSON files and give their folder"
-            ) from None
-    folder = resolve(model)
+    folder = resolve(model, weights=False)
     check_new(folder, adapters)
     if (folder / "config.json").is_file() or not is_adapter(folder):
         return folder
