@@ -200,9 +200,9 @@ def test_mistakes_are_named(open_model, planted_set, tmp_path):
         BaselineConfig("spectral", ByeConfig())
     with pytest.raises(DispError, match="batch_size must be at least 1"):
         BaselineConfig("bye", batch_size=0)
-    with pytest.raises(DispError, match=r"unknown field of the configuration of gtm 'ration'.*Did you mean 'ratio'"):
+    with pytest.raises(DispError, match=r"unknown key in the configuration of gtm: 'ration'.*Did you mean 'ratio'"):
         parameters_of(DEFENCES["gtm"], {"ration": "0.1"})
-    with pytest.raises(DispError, match="the configuration of gtm's ratio cannot be 'half'"):
+    with pytest.raises(DispError, match="the configuration of gtm: ratio must be a number, got 'half'"):
         parameters_of(DEFENCES["gtm"], {"ratio": "half"})
     one = replace(planted_set, samples=planted_set.samples[-3:-2])
     with pytest.raises(DispError, match="bye compares rows with one another, and 1 of 1 can be measured"):

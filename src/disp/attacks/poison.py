@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from PIL import Image
 
-from disp.attacks.kinds import typed
 from disp.attacks.storage import Storage
 from disp.attacks.targets import Target, target_from_dict, target_to_dict
 from disp.attacks.triggers import Trigger, trigger_from_dict, trigger_to_dict
@@ -24,6 +23,7 @@ from disp.draws import generator, key_of
 from disp.errors import DispError
 from disp.files import UNFINISHED, begin, check_unused, finish, sha256, write_json
 from disp.locks import alone
+from disp.typed import typed
 
 # Every pixel as the trigger left it.
 AS_PNG = Storage()
@@ -154,7 +154,7 @@ def load_attack(manifest: Path) -> Attack:
         known = {name: fields[name] for name in ("rate", "seed") if name in fields}
         for name, read in (("trigger", trigger_from_dict), ("target", target_from_dict)):
             known[name] = read(fields.get(name))
-        return typed(Attack, "manifest", known)
+        return typed(Attack, known, "the manifest")
     except FileNotFoundError:
         raise DispError(f"{manifest}: no such manifest; `disp poison` writes it as manifest.json") from None
     except (OSError, ValueError, RecursionError, DispError) as error:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from disp.attacks.kinds import typed
 from disp.baselines.interface import Defence, Filter
 from disp.baselines.table import DEFENCES
 from disp.data.dataset import Dataset
 from disp.decoding.config import DecodeConfig
 from disp.errors import DispError, unknown_name
+from disp.typed import typed
 
 
 @dataclass(frozen=True)
@@ -84,4 +84,4 @@ def parameters_of(defence: Defence, given: Mapping[str, str]) -> Any:
             values[name] = json.loads(text)
         except ValueError:
             values[name] = text
-    return typed(defence.config, f"configuration of {defence.name}", values)
+    return typed(defence.config, values, f"the configuration of {defence.name}")

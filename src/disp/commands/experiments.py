@@ -59,7 +59,7 @@ def experiment(
         The recipe that such a model recovers with.
     """
     from disp.experiments.recipe import load_experiment, recipe_file
-    from disp.experiments.schema import read_file
+    from disp.experiments.yaml_files import read_file
 
     if show:
         print(read_file(recipe_file(name)), end="")

@@ -10,10 +10,11 @@ from typing import Any, Literal
 from disp.attacks.targets import PRESETS as TARGETS
 from disp.attacks.triggers import PRESETS as TRIGGERS
 from disp.errors import DispError, unknown_name
-from disp.experiments.schema import fields_of, read_file, read_yaml, typed
+from disp.experiments.yaml_files import read_file, read_yaml
 from disp.suspicion.config import SaliencyConfig
 from disp.suspicion.masking import Substitute
 from disp.training.config import TrainConfig
+from disp.typed import fields_of, typed
 
 RECIPES = Path(__file__).parent / "recipes"
 ENDINGS = (".yaml", ".yml")

@@ -20,7 +20,6 @@ from disp.experiments.cells import Attacked
 from disp.experiments.precision import half_precision, load_float32
 from disp.experiments.recipe import Experiment
 from disp.experiments.scenes import held_out_scenes, tuning_scenes
-from disp.experiments.schema import fields_of
 from disp.experiments.settings import (
     DemoConfig,
     attack_training,
@@ -36,6 +35,7 @@ from disp.purification.config import PurifyConfig
 from disp.suspicion.config import SaliencyConfig, ScoringConfig
 from disp.training.config import TrainConfig
 from disp.training.recipes import recipe
+from disp.typed import fields_of
 
 # So much of the beginning and end of each weight file tells it from others; whole files of 16 GB take minutes.
 HASHED_BYTES = 1 << 20

@@ -1,72 +1,25 @@
-"""Dataclasses from YAML files that anyone may have written: every key and value is checked, errors are one line."""
+"""Dataclasses from plain values of files that anyone may have written: every name and value is checked."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import yaml
 
 from disp.errors import DispError, unknown_name
 
 Kind = TypeVar("Kind")
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader, which refuses a key that is given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(text: str, where: str) -> Mapping[str, Any]:
-    """The mapping that a YAML text holds.
-
-    Args:
-        text: the text.
-        where: what errors call it.
-
-    Raises:
-        DispError: it is no YAML, no mapping, or gives a key twice.
-    """
-    try:
-        found = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
-        raise DispError(f"{where}:{line} {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DispError(f"{where} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
-        raise DispError(f"{where} must hold keys with values, such as 'kind: defences'")
-    return found
-
-
-def read_file(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        DispError: it cannot be read, or is no UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DispError(f"{path} cannot be read as text: {error}") from None
+# What messages call the types of plain values.
+_CALLED = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
 
 
 def typed(kind: type[Kind], values: object, where: str) -> Kind:
-    """A dataclass of plain values: numbers, texts, lists and mappings, as YAML has them.
+    """A dataclass of plain values: numbers, texts, lists and mappings, as YAML and JSON have them.
 
     Args:
-        kind: a dataclass with fields of numbers, texts, `Literal`, tuples, mappings and other dataclasses.
-        values: a mapping of its fields.
+        kind: a dataclass with fields of numbers, texts, `Literal`, tuples, mappings and other classes.
+        values: a mapping of its fields; what a field of another class holds may be made already.
         where: what errors call it.
 
     Raises:
@@ -108,11 +61,16 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise DispError(f"{where} must be a list, such as [a, b], got {value!r}")
-        return tuple(_value(each, parts[0], f"{where}[{index}]") for index, each in enumerate(value))
+        kinds = (parts[0],) * len(value) if parts[-1] is Ellipsis else parts
+        if len(value) != len(kinds):
+            raise DispError(f"{where} must be a list of {len(kinds)}, got {value!r}")
+        return tuple(_value(each, kinds[index], f"{where}[{index}]") for index, each in enumerate(value))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise DispError(f"{where} must hold keys with values, got {value!r}")
         return {str(name): _value(each, parts[1], f"{where}: {name}") for name, each in value.items()}
+    if hint not in (Any, *_CALLED) and isinstance(value, hint):
+        return value
     if is_dataclass(hint):
         return typed(hint, value, where)  # type: ignore[arg-type]
     return _plain(value, hint, where)
@@ -139,8 +97,7 @@ def _plain(value: Any, hint: Any, where: str) -> Any:
             return float(value)
         except ValueError:
             pass
-    wanted = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[hint]
+    wanted = (int, float) if hint is float else hint
     if not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool):
-        called = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}[hint]
-        raise DispError(f"{where} must be {called}, got {value!r}")
+        raise DispError(f"{where} must be {_CALLED.get(hint) or f'a {hint.__name__}'}, got {value!r}")
     return float(value) if hint is float else value
