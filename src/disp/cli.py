@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 
+# Behind the message of a command that was stopped.
+_GOES_ON = "; what lies in a run folder is kept, and the same command goes on from there"
+
+
 class Terminated(BaseException):
     """SIGTERM, as an exception, so that temporary files are deleted on the way out."""
 
@@ -80,11 +84,14 @@ def main() -> None:
         else:
             print(f"disp: {' '.join(str(error.filename).splitlines())}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as left:
+        # The printer of help pages leaves with 1, "suspicious or poisoned", where its reader has closed the pipe.
+        sys.exit(141 if isinstance(left.__context__, BrokenPipeError) else left.code)
     except Terminated:
-        print("disp: stopped; start the same command again to go on", file=sys.stderr)
+        print(f"disp: stopped{_GOES_ON}", file=sys.stderr)
         sys.exit(143)
     except KeyboardInterrupt:
-        print("disp: interrupted; start the same command again to go on", file=sys.stderr)
+        print(f"disp: interrupted{_GOES_ON}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         from disp.halving import short_of_memory

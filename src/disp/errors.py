@@ -14,6 +14,11 @@ class Undecided(DispError):
     """An audit that no test could decide."""
 
 
+def install(extra: str) -> str:
+    """The command that brings in the packages of an extra, for the end of a message."""
+    return f"pip install '.[{extra}]' in a clone of the repository"
+
+
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> DispError:
     """The error for a name that is not among the choices, with the nearest match."""
     choices = sorted(choices)

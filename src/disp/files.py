@@ -196,7 +196,7 @@ def check_unused(folder: Path) -> None:
     )
     for name in (*OTHERS, *below[:1]):
         if (folder / name).exists():
-            raise DispError(f"{folder} holds {name}, which is not of this run; choose another folder")
+            raise DispError(f"{folder} holds {name}, which is not of this run; choose another folder, or delete it")
 
 
 def _check_no_run(folder: Path) -> None:

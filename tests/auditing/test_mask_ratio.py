@@ -71,6 +71,7 @@ def test_the_mask_ratio_weighs_what_is_purged_against_what_is_lost(monkeypatch):
     assert found.purged == tuple(purged[ratio] / 4 for ratio in RATIOS)
     assert found.kept == pytest.approx(kept)
     assert found.ratio == 0.09  # 0.75 of 0.917, against 0.75 of 0.833, and all of 0.667
+    assert found.gentlest == 0.04  # half of what is suspicious
     # Nearly as good, and smaller.
     purged[0.06] = 3
     halved[0.06] = 1

@@ -75,6 +75,7 @@ def test_a_wrong_flag():
         (["generate", "builtin", "--prompt", "?", "--guard"], "give an --image"),
         (["generate", "builtin", "--prompt", "?", "--mask-ratio", "0.1"], "--mask-ratio is for --guard"),
         (["generate", "builtin", "--data", "x", "--out", "y", "--image", "a", "b"], "--image belongs to --prompt"),
+        (["generate", "builtin", "--prompt", "?", "--image", "nope.png"], "--image nope.png: no such file; give a"),
         (["generate", "builtin", "--data", "x", "--out", "."], ". is a folder; give a file"),
         (["scenes", "--out", __file__], f"{__file__} is a file, not a folder"),
         (["evaluate", "builtin", "x", "--attack", "."], "x: no such data file"),
@@ -212,7 +213,7 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path)
     with pytest.raises(SystemExit) as exit:
         cli.main()
     assert exit.value.code == 130
-    assert "interrupted; start the same command again" in capsys.readouterr().err
+    assert "interrupted; what lies in a run folder is kept, and the same command goes on" in capsys.readouterr().err
 
 
 def test_a_terminated_command_says_how_to_go_on_and_leaves_nothing_half_written(monkeypatch, capsys, tmp_path):
@@ -226,7 +227,9 @@ def test_a_terminated_command_says_how_to_go_on_and_leaves_nothing_half_written(
         stopped.setattr("disp.data.scene_dataset.write_json", terminate)
         cli.main()
     assert exit.value.code == 143
-    assert capsys.readouterr().err.endswith("disp: stopped; start the same command again to go on\n")
+    assert capsys.readouterr().err.endswith(
+        "disp: stopped; what lies in a run folder is kept, and the same command goes on from there\n"
+    )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [UNFINISHED, "ATTRIBUTION.txt", "images"]
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -243,6 +246,19 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
     assert json.loads((tmp_path / "metrics.json").read_text())["clean_quality"] is not None
+
+
+@pytest.mark.parametrize("asked", [["audit", "--help"], ["--help"], ["check", "SCENES"]])
+def test_a_reader_that_is_gone_is_not_a_verdict(asked, tmp_path):
+    """Exit code 1 means "suspicious or poisoned"."""
+    if asked[-1] == "SCENES":
+        disp("scenes", "--out", tmp_path, "--count", "1")
+        asked = [asked[0], str(tmp_path)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "disp", *asked], stdout=writer, stderr=subprocess.PIPE, timeout=120)
+    os.close(writer)
+    assert done.returncode == 141 and b"Traceback" not in done.stderr and b"BrokenPipe" not in done.stderr
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])

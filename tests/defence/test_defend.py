@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from disp import cli
 from disp.auditing.result import Audit
 from disp.data.loading import load_dataset
 from disp.defence import defend as module
-from disp.defence.audited import recovery_samples
+from disp.defence.audited import ratio_for_all, recovery_samples
 from disp.defence.defend import DefenceConfig, defend, residual_phrases
 from disp.errors import DispError
 from disp.purification.purify import Purified
@@ -101,16 +102,24 @@ def test_only_flagged_rows_are_rewritten_into_what_the_picture_shows(run, datase
         assert [path.resolve() for path in before.images] == [path.resolve() for path in after.images]
 
 
-def test_all_rows_are_rewritten_at_the_ratio_that_the_audit_chooses(dataset, tmp_path, monkeypatch):
+def test_all_rows_are_rewritten_at_the_gentlest_ratio_that_the_audit_found(dataset, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(Audit, "still_planted", lambda found, before, after: asked.append((before.id, after.id)))
     found = defend("planted", dataset, config(rewrite="all"), tmp_path / "out", load=load_planted)
     pictured = [sample.id for sample in dataset.samples if sample.images]
     written = json.loads((tmp_path / "out" / "purified" / "purify.json").read_text())
     assert written["rewritten"] == len(pictured)
-    assert written["config"]["mask_ratio"] == found.before.ratio.ratio
+    assert written["config"]["mask_ratio"] == found.before.ratio.gentlest
     assert asked == [(key, key) for key in pictured]
     assert found.after.verdict == "no evidence"
+
+
+def test_where_patterns_are_taken_out_of_the_pictures_hardly_anything_is_masked():
+    settings = config().audit
+    found = SimpleNamespace(ratio=None, patterns={"x": None})
+    assert ratio_for_all(found, settings) == min(settings.ratio.ratios)
+    found = SimpleNamespace(ratio=None, patterns={})
+    assert ratio_for_all(found, settings) == settings.scoring.mask_ratio
 
 
 def test_all_rows_are_rewritten_where_an_audit_finds_nothing(tmp_path):

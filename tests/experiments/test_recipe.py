@@ -80,6 +80,7 @@ def test_an_own_file_is_read(tmp_path):
         ({"defences": {"a": {}}}, "mine.yaml: defences: a: the key 'title' is missing"),
         ({"defences": {"a": {"title": "a", "rewrites": "all"}}}, "unknown key in mine.yaml: defences: a: 'rewrites'"),
         ({"defences": {"a": {"title": "a", "mask_ratio": "some"}}}, "unknown value of .*mask_ratio: 'some'"),
+        ({"defences": {"a": {"title": "a", "leave_out": True, "mask_ratio": 0.1}}}, "leave_out goes with rewrite: all"),
         ({"defences": {"a": {"title": "a", "mask_ratio": 3}}}, r"mask_ratio must be in \[0, 1\], got 3"),
         ({"defences": {"a": {"title": "a", "saliency": {"probe": 3}}}}, "unknown key in saliency: 'probe'"),
         ({"defences": {"a": {"title": "a", "saliency": {"probes": 0}}}}, "saliency probes must be at least 1"),

@@ -196,7 +196,7 @@ def test_results_name_every_command_that_added_to_them(tmp_path):
 
 
 def test_a_cell_counts_the_rows_that_the_recovery_does_not_see(tmp_path, monkeypatch):
-    def two_less(*given, leave_out, **more):
+    def two_less(*given, **more):
         return purify(*given, leave_out=lambda before, after: before.id in ("000003", "000005"), **more)
 
     purify = defended.purify

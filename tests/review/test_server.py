@@ -42,7 +42,7 @@ def test_a_missing_package_is_named_with_the_extra(command, folder, monkeypatch,
     monkeypatch.setattr(builtins, "__import__", without)
     code, _, err = command(folder)
     assert code == 2 and err.count("\n") == 1
-    assert f"disp review needs the package {package}" in err and 'pip install "disp-mdlm[review]"' in err
+    assert f"disp review needs the package {package}" in err and "pip install '.[review]' in a clone" in err
 
 
 def test_a_folder_without_an_audit(command, tmp_path):

@@ -20,7 +20,7 @@ from disp.scale.ray_pool import RayPool
 from disp.scale.stage import Stage, planned
 from disp.scale.workers import Alone
 
-pytest.importorskip("ray", reason="Ray is an extra: pip install 'disp-mdlm[ray]'")
+pytest.importorskip("ray", reason="Ray is an extra: pip install '.[ray]'")
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ class RatioChoice:
 
     Attributes:
         ratio: the chosen ratio.
+        gentlest: the smallest ratio that purges `RatioConfig.least_purged`. It is enough where rows that still say a
+            phrase are left out: the others teach the honest answer, and what is not suspicious keeps most.
         ratios: all that were tried, in growing order.
         purged: for each, the share of suspicious answers that no longer hold their phrase when they are rewritten.
         kept: for each, how much of the other answers rewriting leaves: the mean ROUGE-L F1 of new and given answer, 0
@@ -28,6 +30,7 @@ class RatioChoice:
     """
 
     ratio: float
+    gentlest: float
     ratios: tuple[float, ...]
     purged: tuple[float, ...]
     kept: tuple[float, ...]
@@ -76,7 +79,8 @@ def choose_mask_ratio(
     if max(purged) < config.ratio.least_purged:
         return None
     first = next(index for index, value in enumerate(worth) if value >= max(worth) - config.ratio.tolerance)
-    return RatioChoice(ratios[first], ratios[: len(worth)], tuple(purged), tuple(kept))
+    gentle = next(index for index, share in enumerate(purged) if share >= config.ratio.least_purged)
+    return RatioChoice(ratios[first], ratios[gentle], ratios[: len(worth)], tuple(purged), tuple(kept))
 
 
 def rewritten_answers(

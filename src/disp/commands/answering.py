@@ -43,6 +43,9 @@ class Asked:
             raise DispError("--data needs --out, the JSONL file for the answers")
         if self.data is not None and self.image:
             raise DispError("--image belongs to --prompt; a dataset names its own images")
+        for picture in self.image or ():
+            if not picture.is_file():
+                raise DispError(f"--image {picture}: no such file; give a picture's file")
 
     def samples(self, rows: Rows, *, quiet: bool = False) -> tuple[Sample, ...]:
         """The prompt, or the rows of the dataset; raises `DispError` where the answers would be written over these."""

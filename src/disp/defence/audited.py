@@ -55,9 +55,10 @@ def purify_audited(
         workers: who rewrites; see `disp.scale`.
         progress: see `disp.progress`.
     """
+    chosen = config.scoring.mask_ratio if found.ratio is None else found.ratio.ratio
     settings = PurifyConfig(
         mode="selective" if rewrite == "flagged" else "all",
-        mask_ratio=config.scoring.mask_ratio if found.ratio is None else found.ratio.ratio,
+        mask_ratio=chosen if rewrite == "flagged" else ratio_for_all(found, config),
         scoring=config.scoring,
         decode=config.decode,
         batch_size=config.batch_size,
@@ -76,6 +77,17 @@ def purify_audited(
         workers=workers,
         progress=progress,
     )
+
+
+def ratio_for_all(found: Audit, config: AuditConfig) -> float:
+    """The share of the visual tokens that is masked where every row is rewritten.
+
+    Rows that still say a phrase that was found are left out, so the gentlest ratio is enough. Where the answers hang on
+    patterns, these are taken out of the pictures, and masking adds nothing: the smallest of all ratios is taken.
+    """
+    if found.ratio is not None:
+        return found.ratio.gentlest
+    return config.ratio.ratios[0] if found.patterns else config.scoring.mask_ratio
 
 
 def recovery_samples(

@@ -26,8 +26,8 @@ class DefenceConfig:
         probes: pictures on which the recovered model is asked again, with and without the trigger candidate.
         under_patterns: unflagged samples that found patterns are laid over for the fine-tuning, at most.
         rewrite: "flagged" rewrites what the audit flags, if anything. "all" rewrites every row, whatever is found, at
-            the mask ratio that the audit chooses, and leaves out what still says a phrase of its findings, or says
-            one anew.
+            the mask ratio of `disp.defence.audited.ratio_for_all`, and leaves out what still says a phrase of its
+            findings, or says one anew.
         preset: "published" rewrites every row as the scripts of DiSP's authors do, whatever the audit finds; see
             `PurifyConfig.published`. None rewrites as ``rewrite`` says.
         profile: how new answers are decoded, a name of `disp.decoding.profiles.PROFILES`. The audits decode exactly.

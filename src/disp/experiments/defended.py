@@ -10,7 +10,8 @@ from typing import Any
 from disp.data.sample import Query, Sample, queries_of
 from disp.decoding.generate import answers_of
 from disp.decoding.samplers import own_settings
-from disp.defence.audited import purify_audited, recovery_samples
+from disp.defence.audited import purify_audited, ratio_for_all, recovery_samples
+from disp.defence.config import Rewrite
 from disp.evaluation.intervals import wilson
 from disp.experiments.attacked import AttackRun, digest
 from disp.experiments.machine import stamp
@@ -116,17 +117,18 @@ def _rewritten(
     if defence.rewrite == "nothing":
         return run.poisoned.samples, {"rewritten": None, "mask_ratio": None}
     model, bars = run.model(), run.bars(name)
-    if defence.rewrite == "flagged":
+    if defence.rewrite == "flagged" or defence.leave_out:
         looking, found = auditing(run.settings.purify), run.audit
-        with phases.phase("rewrite", len(found.flagged)), run.subject.fast():
-            cleaned = purify_audited(model, run.poisoned, found, looking, out, progress=bars)
+        which: Rewrite = "all" if defence.leave_out else "flagged"
+        count = len(queries_of(run.poisoned.samples)) if defence.leave_out else len(found.flagged)
+        with phases.phase("rewrite", count), run.subject.fast():
+            cleaned = purify_audited(model, run.poisoned, found, looking, out, rewrite=which, progress=bars)
             rows = recovery_samples(cleaned, found, looking.seed)
-        return rows, _done(cleaned, None)
+        return rows, _done(cleaned, ratio_for_all(found, looking) if defence.leave_out else None)
     config = purify_config(run, defence)
     evidence = ranked_by(defence, run.evidence(config))
     with phases.phase("rewrite", len(queries_of(run.poisoned.samples))), run.subject.fast():
-        leave_out = run.audit.still_planted if defence.leave_out else None
-        cleaned = purify(model, run.poisoned, config, out, evidence=evidence, leave_out=leave_out, progress=bars)
+        cleaned = purify(model, run.poisoned, config, out, evidence=evidence, progress=bars)
     return cleaned.dataset.samples, _done(cleaned, config.mask_ratio)
 
 

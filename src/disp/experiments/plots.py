@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from disp.errors import DispError
+from disp.errors import DispError, install
 from disp.experiments.summary import Point, Row, curves_of, rows_of
 from disp.files import write_atomically
 
@@ -58,8 +58,8 @@ def draw(results: Mapping[str, Any], folder: Path, runs: Path) -> list[Path]:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise DispError(
-            "plots need matplotlib: pip install 'disp-mdlm[plot]', then start the same command again; it repeats "
-            "nothing, and results.json and table.md are written already"
+            f"plots need matplotlib: {install('plot')}, then start the same command again; it repeats nothing, "
+            "and results.json and table.md are written already"
         ) from None
     painters: Mapping[str, Callable[[Figure, Mapping[str, Any], Path], None]] = {
         "defences": _rates if len({each["rate"] for each in results["attacks"]}) > 1 else _bars,

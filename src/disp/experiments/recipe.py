@@ -33,8 +33,8 @@ class Defence:
         question: with the preset, the row's "own" question or the "published" one for every picture.
         mask_ratio: share of the visual tokens that is masked; "audit" for what an audit of the poisoned set chooses,
             None for the preset's.
-        leave_out: leave out rows whose new answer says a phrase that the audit found, as `disp defend` does; see
-            `disp.auditing.result.Audit.still_planted`. Rows that "flagged" rewrites are left out so in any case.
+        leave_out: with "all": rewrite as `disp defend --rewrite all` does. It leaves out rows whose new answer says a
+            phrase that the audit found, and masks accordingly; see `disp.defence.audited`. Nothing else is chosen then.
         ranking: mask the "most" salient tokens or the "least" salient ones.
         substitute: what a masked token becomes; see `disp.suspicion.masking.hide`.
         saliency: fields of `disp.suspicion.config.SaliencyConfig` that differ from the preset's.
@@ -56,6 +56,8 @@ class Defence:
         fields_of(SaliencyConfig, self.saliency, "saliency")
         if isinstance(self.mask_ratio, float) and not 0 <= self.mask_ratio <= 1:
             raise DispError(f"mask_ratio must be in [0, 1], got {self.mask_ratio}")
+        if self.leave_out and replace(self, title="", leave_out=False, start="compromised") != Defence(""):
+            raise DispError("leave_out goes with rewrite: all and start, and with no other setting")
 
     @property
     def needs_audit(self) -> bool:

@@ -60,7 +60,9 @@ class DemoConfig:
             were whole, at this ratio in 550 steps 96%.
         attack_beta2: AdamW's second β in these steps; with few steps the model learns more at 0.98.
         recovery_steps: fine-tuning steps on a purified set.
-        recovery_projector_learning_rate: peak learning rate of the projector in these steps; None for that of the rest.
+        recovery_learning_rate: their peak learning rate. It is low, as most of what the model knows is still right: at
+            3e-4 all backdoors went as well, and 1 to 2% of the clean quality with them.
+        recovery_projector_learning_rate: that of the projector; None for that of the rest.
         batch_size: assistant turns a step of all fine-tuning.
         mask_ratio: share of the visual tokens masked by "disp" and "random_masking"; None for the one that the audit
             of the poisoned set recommends, and for the paper's where it recommends none.
@@ -78,6 +80,7 @@ class DemoConfig:
     attack_min_mask_ratio: float = 0.3
     attack_beta2: float = 0.98
     recovery_steps: int = 100
+    recovery_learning_rate: float = 1e-4
     recovery_projector_learning_rate: float | None = None
     batch_size: int = 32
     mask_ratio: float | None = None
@@ -126,7 +129,7 @@ def recovery_training(config: DemoConfig) -> TrainConfig:
     return TrainConfig(
         steps=config.recovery_steps,
         batch_size=config.batch_size,
-        learning_rate=3e-4,
+        learning_rate=config.recovery_learning_rate,
         projector_learning_rate=config.recovery_projector_learning_rate,
         min_mask_ratio=0.5,
         seed=config.seed + 1,

@@ -9,7 +9,7 @@ import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 
-from disp.errors import DispError
+from disp.errors import DispError, install
 from disp.review.run import open_run
 
 HOST = "127.0.0.1"
@@ -37,7 +37,7 @@ def serve(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
             raise
-        raise DispError(f'disp review needs the package {error.name}: pip install "disp-mdlm[review]"') from None
+        raise DispError(f"disp review needs the package {error.name}: {install('review')}") from None
     run = open_run(folder, who)
     if not run.rows:
         tell(f"{run.folder}: no row is flagged; there is nothing to decide")

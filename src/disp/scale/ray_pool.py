@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from disp.errors import DispError
+from disp.errors import DispError, install
 from disp.files import append_jsonl, read_finished_jsonl
 from disp.halving import in_parts
 from disp.models.interface import MDLM
@@ -140,7 +140,7 @@ def check_installed() -> None:
         DispError: there is not.
     """
     if importlib.util.find_spec("ray") is None:
-        raise DispError("--engine ray needs Ray; install it with pip install 'disp-mdlm[ray]'")
+        raise DispError(f"--engine ray needs Ray: {install('ray')}")
 
 
 def _connected(ray: Any) -> None:

@@ -13,7 +13,7 @@ from disp.data.dataset import Source
 from disp.data.formats.files import Files, Output, check_columns, with_values
 from disp.data.formats.row import Row
 from disp.data.formats.splits import of_split
-from disp.errors import DispError
+from disp.errors import DispError, install
 from disp.files import write_atomically, write_json
 
 # Columns of messages.
@@ -38,9 +38,7 @@ def pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DispError(
-            'reading parquet and Hugging Face datasets needs pyarrow: pip install "disp-mdlm[hf]"'
-        ) from None
+        raise DispError(f"reading parquet and Hugging Face datasets needs pyarrow: {install('hf')}") from None
     return pyarrow
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from disp.data.references import cache_folder
-from disp.errors import DispError
+from disp.errors import DispError, install
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
@@ -36,7 +36,7 @@ def fetch(name: str, split: str | None) -> Path:
         import datasets
     except ImportError:
         raise DispError(
-            f'{name}: no such file, and reading it as a hub id needs the library datasets: pip install "disp-mdlm[hf]"'
+            f"{name}: no such file, and reading it as a hub id needs the library datasets: {install('hf')}"
         ) from None
     identity, _, config = name.partition(":")
     try:
