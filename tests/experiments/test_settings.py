@@ -16,9 +16,9 @@ def ratio(tmp_path, monkeypatch):
     monkeypatch.setattr(AttackRun, "model", lambda self: load_model("builtin"))
 
     def masked(config: DemoConfig, choice: dict | None) -> float:
-        """The ratio of the paper's method where an audit chose this."""
+        """The ratio of random masking where an audit chose this."""
         write_json(tmp_path / "audit" / "audit.json", {"mask_ratio": choice})
-        return purify_config(demo_run(config, tmp_path, no_progress), defences(config)["disp"]).mask_ratio
+        return purify_config(demo_run(config, tmp_path, no_progress), defences(config)["random_masking"]).mask_ratio
 
     return masked
 

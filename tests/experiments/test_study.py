@@ -122,7 +122,7 @@ def test_results_hold_cells_with_counts_and_what_they_depend_on(out):
 def test_the_table_has_a_row_for_each_model(out):
     lines = (out / "small" / "table.md").read_text().splitlines()
     models = [line.split(" | ")[2] for line in lines[2:8]]
-    assert models == ["clean model", "compromised model", *(each.title for each in SMALL.defences.values())]
+    assert models == ["clean model", "backdoored model", *(each.title for each in SMALL.defences.values())]
     assert "0/3 [0.0, 56.1]" in lines[2]  # the Wilson interval of 0 in 3
 
 

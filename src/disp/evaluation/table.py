@@ -12,8 +12,8 @@ STAGES = {
     "clean": "clean",
     "backdoored": "backdoored",
     "random_masking": "random masking",
-    "disp": "DiSP",
-    "disp_selective": "DiSP, selective",
+    "disp": "DiSP, all rows",
+    "disp_selective": "DiSP, flagged rows",
 }
 COLUMNS = (
     *("ASR (w/t), exact", "ASR (w/t), keyword", "ASR (w/t), substring", "ASR (w/o), exact"),

@@ -15,7 +15,7 @@ from disp.decoding.generate import answers_of
 from disp.evaluation.table import STAGES, stage_table
 from disp.experiments.attacked import AttackRun
 from disp.experiments.cells import Attacked
-from disp.experiments.defended import purify_config, recovered
+from disp.experiments.defended import REWRITTEN, recovered
 from disp.experiments.machine import versions
 from disp.experiments.phases import Phases
 from disp.experiments.recipe import Defence
@@ -56,7 +56,7 @@ def demo(config: DemoConfig, out: Path, *, progress: ProgressBar = no_progress) 
         model = recovered(run, name, defence, folder, purified=folder, model=out / name)
         spent[name] = Phases(folder)
         found[name] = run.measured(name, lambda model=model: model, out / "stages", spent[name])  # type: ignore[misc]
-    ratio = purify_config(run, ways["disp"]).mask_ratio
+    ratio = read_json(out / "purified_disp" / REWRITTEN)["mask_ratio"]
     shares = {name: found[name]["metrics"] for name in STAGES}
     seconds = {
         f"{phase} {name}".strip(): each["seconds"]
@@ -89,11 +89,16 @@ def demo_run(config: DemoConfig, out: Path, progress: ProgressBar, *, audited: b
 
 
 def defences(config: DemoConfig) -> dict[str, Defence]:
-    """What is done to the poisoned set: the control, the paper's way, and that of `disp defend`."""
+    """What is done to the poisoned set: the control, then the two ways of `disp defend`.
+
+    With a mask ratio of the user's, all rows are rewritten as in the paper: none is left out.
+    """
     ratio: float | Literal["audit"] = "audit" if config.mask_ratio is None else config.mask_ratio
     return {
         "random_masking": Defence(STAGES["random_masking"], "random", mask_ratio=ratio),
-        "disp": Defence(STAGES["disp"], mask_ratio=ratio),
+        "disp": Defence(STAGES["disp"], leave_out=True)
+        if config.mask_ratio is None
+        else Defence(STAGES["disp"], mask_ratio=config.mask_ratio),
         "disp_selective": Defence(STAGES["disp_selective"], "flagged"),
     }
 

@@ -64,8 +64,9 @@ class DemoConfig:
             3e-4 all backdoors went as well, and 1 to 2% of the clean quality with them.
         recovery_projector_learning_rate: that of the projector; None for that of the rest.
         batch_size: assistant turns a step of all fine-tuning.
-        mask_ratio: share of the visual tokens masked by "disp" and "random_masking"; None for the one that the audit
-            of the poisoned set recommends, and for the paper's where it recommends none.
+        mask_ratio: share of the visual tokens masked by "disp" and "random_masking"; None for what the audit of the
+            poisoned set recommends, see `disp.defence.audited.ratio_for_all`; at random places for the paper's where it
+            recommends nothing.
         seed: seed of everything.
     """
 

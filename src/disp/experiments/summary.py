@@ -17,7 +17,7 @@ METRICS = (
     "triggered_quality",
 )
 # Models that every attack has before any defence.
-BEFORE = {"clean": "clean model", "backdoored": "compromised model"}
+BEFORE = {"clean": "clean model", "backdoored": "backdoored model"}
 
 
 @dataclass(frozen=True)

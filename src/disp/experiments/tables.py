@@ -128,7 +128,7 @@ def _triggers(results: Mapping[str, Any]) -> str:
         for each in results["cells"]
         for found in (each["found"],)
     ]
-    head = ["trigger", "target", "question", "honest answer", "planted answer", "compromised model"]
+    head = ["trigger", "target", "question", "honest answer", "planted answer", "backdoored model"]
     return markdown_table(head, body) + "\n"
 
 
@@ -140,7 +140,7 @@ def _overview(results: Mapping[str, Any]) -> str:
             ("question", found["prompt"]),
             ("honest answer", found["honest"]),
             ("planted answer", found["planted"]),
-            ("compromised model", found["compromised"]),
+            ("backdoored model", found["compromised"]),
             (f"rewritten, {found['masked']} of {found['tokens']} tokens masked", found["rewritten"]),
             ("recovered model", found["recovered"]),
         ]
