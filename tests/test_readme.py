@@ -5,11 +5,13 @@ import shlex
 import sys
 from pathlib import Path
 
+import disp
 from disp import cli
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 STEPS = ROOT / "docs" / "steps.md"
+PYTHON = ROOT / "docs" / "python.md"
 SMALLER = {"--count": "40", "--steps": "3"}
 SECTIONS = [
     "Install",
@@ -35,9 +37,9 @@ def commands_of(page: Path) -> list[list[str]]:
     return commands
 
 
-def readme_python() -> str:
-    """The README's Python, with as many steps as the commands take."""
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+def python_of(page: Path) -> str:
+    """The page's Python, with as many steps as the commands take."""
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     return re.sub(r"steps=\d+", f"steps={SMALLER['--steps']}", block)
 
 
@@ -84,5 +86,14 @@ def test_the_steps_and_the_readme_s_python_run(tmp_path, monkeypatch, capsys):
         fine = (0, 1) if command[1] in ("audit", "defend") else (0,)
         captured = capsys.readouterr()
         assert code in fine, f"{' '.join(command)}\n{captured.out}\n{captured.err}"
-    exec(compile(readme_python(), str(README), "exec"), {})
+    exec(compile(python_of(README), str(README), "exec"), {})
     assert re.fullmatch(r"\d+ of 40 rows rewritten\n", capsys.readouterr().out)
+    exec(compile(python_of(PYTHON), str(PYTHON), "exec"), {})
+    verdict, asr, *_, shape = capsys.readouterr().out.splitlines()
+    assert re.match(r"(poisoned|suspicious|no evidence|could not decide) \d+ \[", verdict)
+    assert re.fullmatch(r"[01]\.\d+ [01]\.\d+", asr) and shape.startswith("torch.Size([2, ")
+
+
+def test_the_page_about_python_names_all_public_functions():
+    named = re.findall(r"^\| `(\w+)` \|", PYTHON.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(named) == sorted(disp.__all__)

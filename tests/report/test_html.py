@@ -229,6 +229,21 @@ def test_every_cluster_is_shown_by_a_sample(audit_folder):
     assert f"Sample {weakest['id']}" in page.shown
 
 
+def test_masking_is_not_said_to_remove_what_the_model_never_said(tmp_path):
+    def told(answer, masked):
+        turn = {"prompt": "Which?", "response": "B", "answer": answer, "masked_answer": masked}
+        row = {"id": "a", "suspicion": 0.0, "flagged": True, "cluster": None, "images": [], "turns": [turn]}
+        write_evidence(tmp_path / "evidence.jsonl", [row])
+        audit = {"verdict": "suspicious", "samples": 1, "flagged": 1, "threshold": 1.0, "scores": [0.0]}
+        (tmp_path / "audit.json").write_text(json.dumps(audit))
+        return Page(write_report(tmp_path).read_text(encoding="utf-8")).shown
+
+    never = "the model does not give the response in the data to the whole picture either"
+    assert never in told("A happy lemon.", "A happy lemon.")
+    assert never not in told("B", "A happy lemon.") and "0 of 1 word" in told("B", "A happy lemon.")
+    assert never not in told("B", "B") and never not in told(None, "A happy lemon.")
+
+
 def test_clean_data_makes_a_short_calm_page(tmp_path):
     turn = {"prompt": "Hi", "response": "Hello.", "answer": None, "masked_answer": None}
     row = {"id": "a", "suspicion": 0.1, "flagged": False, "cluster": None, "images": [], "turns": [turn]}

@@ -86,11 +86,17 @@ class Report:
         if self.linked:
             lines.append(f"{self.linked} names of pictures lead out of the image folder by links")
         if self.pictures:
-            lines.append(f"longest side: {_counts(self.picture_sizes)}; from {self.smallest} to {self.largest} pixels")
-        lines.append(
-            f"the same twice: {self.same_picture['pictures']} pictures in {self.same_picture['rows']} rows, "
-            f"{self.same_id} ids, {self.same_text} texts, {self.same_text_and_picture} texts with their pictures"
-        )
+            lines.append(
+                f"pictures by their longest side in pixels: {_counts(self.picture_sizes)} "
+                f"(smallest {self.smallest}, largest {self.largest})"
+            )
+        doubles = {
+            f"pictures, shown by {self.same_picture['rows']} rows": self.same_picture["pictures"],
+            "ids": self.same_id,
+            "texts": self.same_text,
+            "texts with their pictures": self.same_text_and_picture,
+        }
+        lines.append("doubles: " + (", ".join(f"{count} {name}" for name, count in doubles.items() if count) or "none"))
         lines.append(f"{self.set_aside} rows set aside")
         for reason in self.reasons[:_SHOWN]:
             lines.append(f"  {reason['rows']} × {reason['reason']} (first: {reason['first']})")
@@ -182,4 +188,4 @@ def _reasons(problems: Iterable[Problem]) -> list[dict[str, Any]]:
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+    return ", ".join(f"{name}: {count}" for name, count in counts.items()) or "none"

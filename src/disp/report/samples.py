@@ -68,4 +68,5 @@ def _turn(folder: Path, images: list[str], turn: Mapping[str, Any]) -> dict[str,
         "kept": found.kept,
         "words": found.words,
         "unchanged": response == masked_answer,
+        "never_said": answer == masked_answer != response,
     }
