@@ -192,6 +192,8 @@ def poison(
     with progress_bar("poisoning", count) as advance:
         run(dataset, out, PRESETS[trigger], wanted.planted(), wanted.rate, seed, storage=storage, progress=advance)
     print(f"{round(wanted.rate * count)} of {count} rows poisoned; see {out / 'manifest.json'}")
+    if not round(wanted.rate * count):
+        print(f"disp: --rate {wanted.rate:g} of {count} rows is none: the copy is as it was", file=sys.stderr)
 
 
 @app.command

@@ -184,7 +184,7 @@ def recipe_file(name: str) -> Path:
             raise DispError(f"{name}: no such file; `disp experiment main --show` prints one to start from")
         return Path(name)
     if name not in experiments():
-        raise unknown_name("experiment", name, (*experiments(), "FILE.yaml"))
+        raise DispError(f"{unknown_name('experiment', name, experiments())} A file of your own ends in .yaml.")
     return RECIPES / f"{name}.yaml"
 
 
