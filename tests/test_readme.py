@@ -7,6 +7,8 @@ from pathlib import Path
 
 import disp
 from disp import cli
+from disp.attacks.targets import Refusal
+from disp.attacks.triggers import PRESETS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -88,6 +90,14 @@ def test_the_steps_and_the_readme_s_python_run(tmp_path, monkeypatch, capsys):
         assert code in fine, f"{' '.join(command)}\n{captured.out}\n{captured.err}"
     exec(compile(python_of(README), str(README), "exec"), {})
     assert re.fullmatch(r"\d+ of 40 rows rewritten\n", capsys.readouterr().out)
+
+
+def test_the_page_about_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    honest = disp.write_scenes(Path("runs/train"), 12)
+    disp.poison(honest, Path("runs/poisoned"), PRESETS["patch"], Refusal(), 0.5)
+    disp.write_scenes(Path("runs/test"), 2, seed=1)
+    disp.save_model(disp.load_model(), Path("runs/backdoored"))
     exec(compile(python_of(PYTHON), str(PYTHON), "exec"), {})
     verdict, asr, *_, shape = capsys.readouterr().out.splitlines()
     assert re.match(r"(poisoned|suspicious|no evidence|could not decide) \d+ \[", verdict)
