@@ -6,6 +6,7 @@ import pytest
 from data.test_cases import again, ask, write
 
 from disp.data.loading import load_dataset
+from disp.data.stored import identity
 from disp.errors import DispError
 
 ROW = {"instruction": "<image>Hm?", "input": "More.", "output": "Yes.", "images": ["0.png"]}
@@ -62,3 +63,13 @@ def test_declared_answers_of_a_preference_are_known(kind, tmp_path):
     columns = {"prompt": "instruction", "response": "output", "images": "images", kind: "better"}
     dataset = load_dataset(declared(tmp_path, rows, columns=columns))
     assert len(dataset.samples) == 1 and "has other answers under 'better'" in dataset.problems[0].reason
+
+
+def test_a_file_that_is_read_by_another_column_is_another_dataset(tmp_path):
+    row = {"q1": "<image>What is it?", "q2": "<image>Where is it?", "output": "A boat.", "images": ["0.png"]}
+    found = []
+    for prompt in ("q1", "q2", "q1"):
+        columns = {"prompt": prompt, "response": "output", "images": "images"}
+        found.append(identity(load_dataset(declared(tmp_path, [row], columns=columns))))
+    assert found[0] == found[2] != found[1]
+    assert found[0]["data_sha256"] == found[1]["data_sha256"]

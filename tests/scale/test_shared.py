@@ -104,7 +104,7 @@ def test_a_folder_stays_until_all_are_done_also_when_the_first_process_was_start
 
     def process(rank, dies=False):
         workers = Ranks("data", Place(rank, 2), QUICK)
-        with suppress(KeyboardInterrupt), folder_beside(out, workers, {"this": "run"}) as folder:
+        with suppress(KeyboardInterrupt), folder_beside(out, workers, {"this": "run"}, []) as folder:
             if dies:
                 raise KeyboardInterrupt
             seen.append((rank, folder.exists()))
@@ -124,15 +124,33 @@ def test_a_folder_stays_until_all_are_done_also_when_the_first_process_was_start
 def test_what_was_said_to_a_process_that_died_counts_for_nothing(tmp_path):
     out = tmp_path / "answers.jsonl"
     workers = Ranks("data", Place(0, 2), Patience(between=0.01, told=60, silence=0.2))
-    with suppress(KeyboardInterrupt), folder_beside(out, workers, {"this": "run"}) as folder:
+    with suppress(KeyboardInterrupt), folder_beside(out, workers, {"this": "run"}, []) as folder:
         write_json(folder / "done-00001.json", read_json(folder / "launch.json"))
         raise KeyboardInterrupt
     with (
         pytest.raises(DispError, match="the other processes to be done"),
-        folder_beside(out, workers, {"this": "run"}) as folder,
+        folder_beside(out, workers, {"this": "run"}, []) as folder,
     ):
         pass
     assert folder.exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_about_other_pictures_of_the_same_names_is_not_gone_on_with(tmp_path, picture, rank):
+    shown, out = tmp_path / "0.png", tmp_path / "answers.jsonl"
+    queries = [Query("a", 0, (shown,), (), "<image>\nWhat?")]
+
+    def stopped(rank):
+        workers = Ranks("data", Place(rank, 2), QUICK)
+        with suppress(KeyboardInterrupt), folder_beside(out, workers, {"this": "run"}, queries):
+            raise KeyboardInterrupt
+
+    picture(0).save(shown)
+    stopped(0)
+    stopped(rank)
+    picture(1).save(shown)
+    with pytest.raises(DispError, match="holds results that differs in pictures_sha256; choose another folder"):
+        stopped(rank)
 
 
 def test_batches_hold_every_item_once_and_by_length_alike_ones(picture):

@@ -11,6 +11,7 @@ from transformers import TrainerState
 from disp.commands.training import Recovery, Training
 from disp.data.sample import Sample
 from disp.errors import DispError
+from disp.models.fingerprint import fingerprint
 from disp.models.loading import load_model
 from disp.models.saving import save_model
 from disp.training.config import TrainConfig
@@ -77,6 +78,27 @@ def test_commands_write_checkpoints():
         assert options.config(0).save_every is None
     assert Training(save_every=0).config(0).save_every == 0
     assert Training(recipe="disp", save_every=5).config(0).save_every == 5
+
+
+def test_as_many_steps_on_more_devices_are_another_run(make_model, samples, tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def kill(count):
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(make_model(), samples, replace(QUICK, save_every=1), tmp_path, progress=kill)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DispError, match=r"differs in devices \(1 there, 2 now\); choose"):
+        train(make_model(), samples, replace(QUICK, save_every=1), tmp_path)
+
+
+def test_a_trained_model_is_the_same_one_in_memory_and_in_its_folder(make_model, samples, tmp_path):
+    config = replace(QUICK, steps=2)
+    first = fingerprint(train(make_model(), samples, config, tmp_path))
+    again = fingerprint(train(make_model(), samples, config, tmp_path))
+    assert first == again == fingerprint(load_model(tmp_path, device="cpu"))
 
 
 def test_a_folder_takes_no_other_run(make_model, samples, tmp_path):

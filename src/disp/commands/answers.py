@@ -57,7 +57,6 @@ def generate(
     from disp.models.fingerprint import fingerprint
     from disp.scale.answers import generate_shared
     from disp.scale.beside import folder_beside, parts_of
-    from disp.scale.stage import digest_of
 
     alone = "--guard" if guarding.guard else "--prompt" if asked.data is None else None
     runtime.check(model)
@@ -73,8 +72,8 @@ def generate(
         settings = guarding.config(decode=config, batch_size=size, seed=seed)
         _answer_under_masking(mdlm, queries, settings, asked.out)
         return
-    run = {"weights": fingerprint(mdlm), "config": asdict(config), "seed": seed, "queries": digest_of(queries)}
-    with folder_beside(asked.out, workers, run) as folder:
+    run = {"weights": fingerprint(mdlm), "config": asdict(config), "seed": seed}
+    with folder_beside(asked.out, workers, run, queries) as folder:
         with bar_of(workers)("answering", len(queries)) as advance:
             answers = generate_shared(
                 mdlm,
@@ -162,7 +161,6 @@ def evaluate(
     from disp.files import sha256, write_json
     from disp.models.fingerprint import fingerprint
     from disp.scale.beside import folder_beside, parts_of
-    from disp.scale.stage import digest_of
 
     runtime.check(model)
     workers, runtime = sharing.workers(model, runtime), sharing.runtime(runtime)
@@ -181,15 +179,14 @@ def evaluate(
     total = len(queries) + (sum(bool(query.images) for query in queries) if planted else 0)
     decode = own_settings(mdlm, profile=profile)
     rival = rival and replace(rival, decode=decode)
-    asked = {
+    told = {
         "weights": fingerprint(mdlm),
         "decode": asdict(decode),
-        "queries": digest_of(queries),
         "attack": attack and sha256(attack),
         "defence": rival and asdict(rival),
         "seed": seed,
     }
-    with folder_beside(out, workers, asked) as folder:
+    with folder_beside(out, workers, told, queries) as folder:
         with bar_of(workers)("measuring", total) as advance:
             found = run(
                 mdlm,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from disp.data.dataset import Dataset
@@ -12,7 +13,7 @@ from disp.data.formats.json_parts import parts
 from disp.data.formats.webdataset import shards
 from disp.data.index import Index
 from disp.data.locate import DATA_FOLDER
-from disp.data.sample import pictures_sha256
+from disp.data.sample import Sample, pictures_sha256
 from disp.data.saving import data_path
 from disp.errors import DispError
 from disp.files import sha256
@@ -53,6 +54,18 @@ def data_sha256(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
+def rows_sha256(samples: Iterable[Sample]) -> str:
+    """The hash of what samples say, whatever they were read from: their ids, system messages, prompts and answers.
+
+    The same file says other things where other columns of it are read (``dataset_info.json`` beside it names them).
+    """
+    said = hashlib.sha256()
+    for sample in samples:
+        turns = [(turn.prompt, turn.response) for turn in sample.turns]
+        said.update(json.dumps([sample.id, sample.system, turns]).encode())
+    return said.hexdigest()
+
+
 def identity(dataset: Dataset, index: Index | None = None) -> dict[str, str]:
     """What makes a dataset this one, for the file that says what a run folder holds.
 
@@ -62,6 +75,7 @@ def identity(dataset: Dataset, index: Index | None = None) -> dict[str, str]:
     """
     return {
         "data_sha256": data_sha256(dataset),
+        "rows_sha256": rows_sha256(dataset.samples),
         "images": str(dataset.image_root.resolve()),
         "pictures_sha256": pictures_sha256((index or Index(dataset.samples)).pictures),
         # Where there are none, runs from before there were such fields can be gone on with.

@@ -91,11 +91,13 @@ def train(
     if not queries:
         raise DispError("the fine-tuning set is empty; check the data file and the rows that were set aside")
     check_training(model, config)
-    config = config.for_turns(len(queries), devices_of_run())
+    devices = devices_of_run()
+    config = config.for_turns(len(queries), devices)
     save_every = _save_every(config)
     claim(
         out / "run.json",
-        {"weights": fingerprint(model), "config": asdict(config), **_identity(queries)},
+        # With as many steps on more devices, each step is about more rows.
+        {"weights": fingerprint(model), "config": asdict(config), "devices": devices, **_identity(queries)},
         "a fine-tuning run",
         ignore=("save_every",),
     )
