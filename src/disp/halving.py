@@ -21,6 +21,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 # What devices and allocators say, in small letters: CUDA, ROCm and MPS; cuBLAS; the two of torch for a CPU.
 SIGNS = ("out of memory", "alloc_failed", "not enough memory", "can't allocate memory")
+# What a RuntimeError says that is of a device or its driver.
+_OF_DEVICE = ("CUDA", "HIP error", "cuDNN", "NVIDIA driver")
 # Rows that fit, by the name of what is done with them; for each model.
 _fits: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()
 
@@ -81,6 +83,12 @@ def short_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError | TooLittleMemory):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS)
+
+
+def of_machine(error: BaseException) -> bool:
+    """Whether an error is of the machine, its memory included, so that a file that was being read may be whole."""
+    of_device = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OF_DEVICE)
+    return of_device or short_of_memory(error)
 
 
 def _known(model: object) -> dict[str, int]:

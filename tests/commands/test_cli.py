@@ -190,17 +190,30 @@ def test_poison_names_the_rows_that_are_set_aside(tmp_path, picture, monkeypatch
     assert "data.json:row 5" in capsys.readouterr().err
 
 
-def test_too_little_memory_for_the_model_is_one_line(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB."),
+            "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes."),
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes.",
+        ),
+    ],
+)
+def test_too_little_memory_for_the_model_is_one_line(monkeypatch, capsys, tmp_path, error, reason):
     def load(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
+        raise error
 
-    monkeypatch.setattr("disp.models.loading.load_model", load)
+    monkeypatch.setattr("disp.models.library.load_pretrained", load)
     monkeypatch.setattr(sys, "argv", ["disp", "generate", "builtin", "--prompt", "What?"])
     with pytest.raises(SystemExit) as exit:
         cli.main()
     assert exit.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("disp: memory is too short (CUDA out of memory. Tried to allocate 2.00 GiB.); load")
+    assert line.startswith(f"disp: memory is too short ({reason}); load")
     assert "--gradient-checkpointing" in line
 
 

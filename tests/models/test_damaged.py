@@ -217,3 +217,22 @@ def test_a_folder_without_a_tokenizer_is_loaded(tmp_path, family):
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / name).unlink(missing_ok=True)
     load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 16777216 bytes. Error code 12 (Cannot allocate memory)",
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_a_fault_of_the_machine_is_not_laid_on_the_checkpoint(monkeypatch, said):
+    def load(*_, **__):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("disp.models.library.load_pretrained", load)
+    with pytest.raises(RuntimeError) as caught:
+        load_model("builtin", device="cpu")
+    assert str(caught.value) == said

@@ -229,6 +229,20 @@ def test_an_adapter_that_has_other_keys_is_not_read_in_part(adapter):
             load_model(adapter, device="cpu")
 
 
+@pytest.mark.parametrize("of", ["adapter", "projector"])
+def test_a_fault_of_the_machine_is_not_laid_on_the_file(adapter, tmp_path, monkeypatch, of):
+    def fail(*_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    torch.save({}, tmp_path / "mm_projector.bin")
+    if of == "adapter":
+        monkeypatch.setattr("peft.PeftModel.from_pretrained", fail)
+    else:
+        monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(RuntimeError, match=r"^CUDA error: an illegal memory access"):
+        load_model(adapter, device="cpu", projector=tmp_path / "mm_projector.bin" if of == "projector" else None)
+
+
 def test_adapters_that_cannot_be_read_whole(adapter):
     def refused(message: str) -> None:
         with pytest.raises(DispError, match=message) as caught:

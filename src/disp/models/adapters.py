@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from disp.errors import DispError
 from disp.files import named_if_unwritable, write_json
+from disp.halving import of_machine
 from disp.models.checkpoint import first_few, read_json
 from disp.models.interface import MDLM
 from disp.models.projector import PROJECTOR, put_projector, read_projector, save_projector
@@ -140,6 +141,8 @@ def _with_low_rank(model: MDLM, folder: Path) -> MDLM:
             )
         merged = adapted.merge_and_unload()
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
+        if of_machine(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise DispError(
             f"adapter {folder} does not fit the base {model.name_or_path} ({reason}); give the model that it was "

@@ -10,6 +10,7 @@ import torch
 
 from disp.errors import DispError, unknown_name
 from disp.files import UNFINISHED
+from disp.halving import of_machine
 from disp.models.adapters import base_of, check_adapter, check_new, is_adapter, put_on
 from disp.models.checkpoint import read_json, stored_dtype, weight_files
 from disp.models.families import FAMILIES, recognise
@@ -201,7 +202,7 @@ def _load_whole(
             f"model {name!r}: the family {own.name} is not available in this installation ({missing})"
         ) from None
     except _DAMAGED as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if of_machine(error):
             raise
         reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()))
         raise DispError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from disp.errors import DispError
 from disp.files import write_atomically
+from disp.halving import of_machine
 from disp.models.checkpoint import first_few, is_pointer, remedy
 from disp.models.interface import MDLM
 from disp.models.weights import fault_of
@@ -51,6 +52,8 @@ def read_projector(file: Path) -> dict[str, Tensor]:
             "on a machine that trusts it"
         ) from None
     except Exception as error:  # of damaged bytes torch's reader raises nothing more particular
+        if of_machine(error):
+            raise
         raise DispError(
             f"projector {file} cannot be read ({' '.join(str(error).split())[:200]}); copy it again"
         ) from None
