@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,3 +138,25 @@ def queries(picture) -> list[Query]:
         Query("c", 0, (), (), "What is a cat?"),
         Query("d", 0, (picture(3), picture(4)), (), "<image> and <image>: which has the apple?"),
     ]
+
+
+@pytest.fixture
+def synced(monkeypatch) -> list[Path]:
+    """The files that were renamed into place and had been flushed to the disk before, in order."""
+    flushed, found = set(), []
+    fsync, rename = os.fsync, os.replace
+
+    def flush(descriptor):
+        fsync(descriptor)
+        flushed.add(os.fstat(descriptor).st_ino)
+
+    def replace(old, new):
+        if os.stat(old).st_ino in flushed:
+            found.append(Path(new))
+        if os.path.exists(new):  # whose number another file may get
+            flushed.discard(os.stat(new).st_ino)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", replace)
+    return found

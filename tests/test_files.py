@@ -2,11 +2,16 @@
 
 import errno
 import json
+import os
+import stat
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from disp.errors import DispError
-from disp.files import append_jsonl, begin, claim, read_finished_jsonl, sha256, write_atomically, write_json
+from disp.files import append_jsonl, begin, claim, read_finished_jsonl, sha256, write_atomically, write_json, write_text
+from disp.models.saving import readable
 
 
 def test_a_torn_last_line_is_dropped_and_overwritten(tmp_path):
@@ -34,6 +39,23 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_every_file_has_the_permissions_that_the_umask_gives_it(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        (tmp_path / "plain.txt").write_text("")
+        write_text(tmp_path / "text.txt", "")
+        append_jsonl(tmp_path / "rows.jsonl", [{"a": 1}])
+        # The library renames a file of its own into the temporary one's place, which one user alone may read.
+        write_atomically(tmp_path / "a.safetensors", lambda temporary: save_file({"a": torch.zeros(2)}, temporary))
+        save_file({"a": torch.zeros(2)}, tmp_path / "b.safetensors")
+        readable(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert len(modes) == 5 and set(modes.values()) == {0o666 & ~umask}, modes
+
+
 def test_a_folder_belongs_to_one_run_and_what_differs_is_named(tmp_path):
     file = tmp_path / "run.json"
     run = {"model": "a", "config": {"scoring": {"steps": 4, "batch_size": 8}, "note": None}}
@@ -47,6 +69,16 @@ def test_a_folder_belongs_to_one_run_and_what_differs_is_named(tmp_path):
         f"{tmp_path} holds a run that differs in config.scoring.steps (4 there, 5 now), more; "
         "choose another folder or delete it"
     )
+
+
+def test_rows_that_are_taken_over_are_on_the_disk_before_the_old_file_goes(tmp_path, synced):
+    file = tmp_path / "rows.jsonl"
+    append_jsonl(file, [{"a": 1}, {"a": 2}])
+    file.write_bytes(file.read_bytes().replace(b'"a": 1', b'"a": 7'))
+    assert list(read_finished_jsonl(file)) == [{"a": 2}]
+    assert synced == [file]
+    write_json(tmp_path / "value.json", 1)  # which is no result, and can be written again
+    assert synced == [file]
 
 
 @pytest.mark.parametrize("name", ["config.json", "data.jsonl"])

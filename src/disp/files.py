@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
+import stat
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -75,25 +76,60 @@ def _errno(error: BaseException) -> int:
     return 0 if before is None else _errno(before)
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], Any], *, lasting: bool = False) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it into place.
+
+    Args:
+        path: the file, which gets the permissions of any new file there, whatever ``write`` does.
+        write: fills the file that it is given, or puts another one in its place.
+        lasting: whether the file is on the disk before it takes its place, for one that replaces what
+            `append_jsonl` wrote. That is slow, and files that are made anew from what is there need it not.
 
     Raises:
         DispError: there is no space, or no permission to write there.
     """
     with named_if_unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name may be as long as the file system takes, and no longer.
-        stem = path.stem.encode()[:100].decode(errors="ignore")
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{TEMPORARY}{stem}-", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        temporary, mode = _new_file(path)
         try:
             write(temporary)
-            temporary.chmod(0o644)
+            temporary.chmod(mode)
+            if lasting:
+                _to_disk(temporary)
             os.replace(temporary, path)
+            if lasting:
+                with suppress(OSError):  # not every system opens folders
+                    _to_disk(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> tuple[Path, int]:
+    """An empty file of a temporary name beside ``path``, and the permissions that the umask gives it."""
+    # A name may be as long as the file system takes, and no longer.
+    stem = path.stem.encode()[:100].decode(errors="ignore")
+    while True:
+        temporary = path.with_name(f"{TEMPORARY}{stem}-{secrets.token_hex(4)}{path.suffix}")
+        with suppress(FileExistsError):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+            os.close(descriptor)
+            return temporary, mode
+
+
+def mode_of_new_files(folder: Path) -> int:
+    """The permissions of a file that is made in a folder; to ask for the umask would be to change it for a moment."""
+    temporary, mode = _new_file(folder / "mode")
+    temporary.unlink()
+    return mode
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -340,7 +376,7 @@ def _take_out_damaged(path: Path) -> None:
                 else:
                     new.write(line)
 
-    write_atomically(path, write)
+    write_atomically(path, write, lasting=True)
     what = "1 line is" if count == 1 else f"{count} lines are"
     print(f"{path}: {what} damaged and computed again", file=sys.stderr)
 

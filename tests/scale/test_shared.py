@@ -135,6 +135,11 @@ def test_what_was_said_to_a_process_that_died_counts_for_nothing(tmp_path):
     assert folder.exists()
 
 
+def test_rows_are_on_the_disk_in_their_order_before_the_parts_are_deleted(tmp_path, synced):
+    together(lambda rank: stage_in(tmp_path), 2)
+    assert synced == [tmp_path / "rows.jsonl"]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_run_about_other_pictures_of_the_same_names_is_not_gone_on_with(tmp_path, picture, rank):
     shown, out = tmp_path / "0.png", tmp_path / "answers.jsonl"

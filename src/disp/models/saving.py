@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from disp.errors import DispError
-from disp.files import named_if_unwritable, write_atomically, write_json
+from disp.files import mode_of_new_files, named_if_unwritable, write_atomically, write_json
 from disp.models.checkpoint import INDEX, read_json
 from disp.models.interface import MDLM
 from disp.models.library import no_bar
@@ -105,5 +105,6 @@ def _save(weights: dict[str, Tensor], path: Path) -> None:
 
 def readable(folder: Path) -> None:
     """Give the weights the permissions of the other files: the library makes them readable for one user only."""
+    mode = mode_of_new_files(folder)
     for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)
+        file.chmod(mode)

@@ -123,7 +123,8 @@ def in_order(stage: Stage[Any]) -> None:
             for handle in handles.values():
                 handle.close()
 
-    write_atomically(stage.file, write)
+    # The parts, which are on the disk, are deleted next.
+    write_atomically(stage.file, write, lasting=True)
     clear(stage)
 
 
