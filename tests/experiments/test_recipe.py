@@ -98,6 +98,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, changes, message):
     ("text", "message"),
     [
         ("name: a\nname: b\n", "mine.yaml: line 2: 'name' is given twice"),
+        ("? [a, b]\n: 1\n", "mine.yaml: line 1: a key must be a word or a number, got a list or a mapping"),
+        ("name: a\ngrid: {? {b: 1} : 2}\n", "mine.yaml: line 2: a key must be a word or a number"),
         ("- a\n- b\n", "mine.yaml must hold keys with values"),
         ("name: [", "mine.yaml: line 1: "),
         ("a: !!python/object/apply:os.system [ls]\n", "mine.yaml: line 1: could not determine a constructor"),

@@ -12,11 +12,15 @@ from disp.errors import DispError
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which refuses a key that is given twice."""
+    """The safe loader, which refuses a key that is given twice, or is a list or a mapping."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(
+                    problem="a key must be a word or a number, got a list or a mapping", problem_mark=key.start_mark
+                )
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
             seen.add(key.value)
