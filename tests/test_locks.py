@@ -78,18 +78,26 @@ def test_one_process_may_ask_twice_and_nothing_is_left_behind(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_process_that_was_forked_does_not_keep_the_lock(tmp_path):
-    with locked(tmp_path):
-        child = os.fork()
-        if child == 0:
-            signal.pause()
+def test_a_process_that_was_forked_does_not_keep_the_lock_of_one_that_was_killed(tmp_path):
+    """An owner that leaves by itself deletes the file; one that is killed leaves it to whoever has it open."""
+    read, write = os.pipe()
+    owner = os.fork()
+    if owner == 0:
+        try:
+            with locked(tmp_path):
+                if os.fork() == 0:
+                    os.write(write, str(os.getpid()).encode())
+                signal.pause()
+        finally:
             os._exit(0)
+    child = int(os.read(read, 32))
     try:
+        os.kill(owner, signal.SIGKILL)
+        os.waitpid(owner, 0)
         with locked(tmp_path):
-            pass
+            os.kill(child, 0)  # it lives
     finally:
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
 
 
 def test_a_file_in_the_folders_place_is_named(tmp_path):
