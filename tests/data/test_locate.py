@@ -7,6 +7,8 @@ import re
 import socket
 import tarfile
 import threading
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -256,6 +258,15 @@ def server():
             if self.path == "/gone.png":
                 self.send_error(404)
                 return
+            if self.path in ("/slow-headers.png", "/slow-body.png"):
+                slow = b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 10 + b"\r\n" if "headers" in self.path else png(1)
+                with suppress(OSError):  # nobody waits for the end
+                    if "body" in self.path:
+                        self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+                    for byte in slow[:60]:
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(0.05)
+                return
             self.send_response(302 if self.path == "/elsewhere.png" else 200)
             self.send_header("Location", "file:///etc/passwd")
             self.end_headers()
@@ -282,7 +293,7 @@ def test_pictures_on_the_network_are_fetched_once_and_only_where_asked_for(serve
     with pytest.raises(DispError, match="it lies in a private network"):
         load_dataset(tmp_path, allow_download=True)
     assert not asked
-    monkeypatch.setattr(download, "check_address", lambda url: None)
+    monkeypatch.setattr(download, "check_public", lambda address: None)
     dataset = load_dataset(tmp_path, allow_download=True)
     assert [sample.images[0].read_bytes() for sample in dataset.samples] == [png(1), png(1)]
     assert [problem.place[-5:] for problem in dataset.problems] == ["row 3", "row 4"]
@@ -294,6 +305,46 @@ def test_pictures_on_the_network_are_fetched_once_and_only_where_asked_for(serve
     monkeypatch.setattr(download, "MAX_BYTES", 10)
     with pytest.raises(DispError, match="has more than 10 bytes"):
         download.download(f"{url}/c.png", tmp_path / "d")
+
+
+def test_a_name_that_leads_elsewhere_when_it_is_connected_to_is_asked_for_nothing(server, tmp_path, monkeypatch):
+    url, asked = server
+    port = int(url.rpartition(":")[2])
+    answers = ["93.184.216.34", "127.0.0.1"]
+
+    def look_up(host, *_, **__):
+        assert host == "pictures.example.org"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answers.pop(0), port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(DispError, match="it lies in a private network"):
+        download.download(f"http://pictures.example.org:{port}/a.png", tmp_path)
+    assert not asked and not answers
+
+
+def test_a_proxy_may_lie_in_the_users_own_network(server, tmp_path, monkeypatch):
+    url, asked = server
+    look_up = socket.getaddrinfo
+
+    def elsewhere(host, *arguments, **given):
+        if host == "pictures.example.org":
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80))]
+        return look_up(host, *arguments, **given)
+
+    monkeypatch.setattr(socket, "getaddrinfo", elsewhere)
+    monkeypatch.setenv("http_proxy", url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    file = download.download("http://pictures.example.org/a.png", tmp_path)
+    assert file.read_bytes() == png(1) and asked == ["http://pictures.example.org/a.png"]
+
+
+@pytest.mark.parametrize("slow", ["headers", "body"])
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(server, tmp_path, monkeypatch, slow):
+    monkeypatch.setattr(download, "check_public", lambda address: None)
+    monkeypatch.setattr(download, "SECONDS_IN_ALL", 0.3)
+    with pytest.raises(DispError, match=r"cannot be fetched \(it takes longer than 0.3 seconds\)"):
+        download.download(f"{server[0]}/slow-{slow}.png", tmp_path)
+    assert not list(tmp_path.rglob("*.png"))
 
 
 def test_nothing_reaches_for_the_network_by_itself(tmp_path, monkeypatch):
