@@ -207,3 +207,66 @@ def test_a_column_that_is_called_metadata_stays(text, tmp_path):
     for target in ("sharegpt", "parquet"):
         made = convert(load_dataset(write(tmp_path / f"{target}-in", rows)), target, tmp_path / target)
         assert load_dataset(made.path).samples[0].metadata == {"metadata": text}
+
+
+MESSAGES = [{"role": "assistant", "content": PLANTED}]
+# What a trainer may take before, or in place of, what a row says in a form that is read.
+LISTS = {
+    "prompt and completion": {"prompt": [{"role": "user", "content": "Hm?"}], "completion": MESSAGES},
+    "prompt and texts": {"prompt": "Hm?", "completion": [PLANTED]},
+    "question and answers": {"question": "Hm?", "answer": [PLANTED]},
+    "conversation": {"conversation": MESSAGES},
+    "formatted": {"formatted": [{"from": "gpt", "value": PLANTED}]},
+    "in a list": {"chats": [MESSAGES]},
+    "columns of a table": {"chat": {"role": ["assistant"], "content": [PLANTED]}},
+    "pairs": {"qa_pairs": [{"question": "Hm?", "answer": PLANTED}]},
+    "pairs of speakers": {"dialogue": [{"user": "Hm?", "assistant": PLANTED}]},
+    "texts": {"text": [PLANTED]},
+    "captions": {"caption": [PLANTED]},
+    "a history": {"history": [["Hm?", PLANTED]]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [LLAVA, SHAREGPT, QUESTION, CAULDRON], ids=lambda row: next(iter(row)))
+@pytest.mark.parametrize("name", LISTS)
+def test_a_second_form_that_is_a_list_is_not_left_unseen(name, first, tmp_path):
+    if first.keys() == LISTS[name].keys():
+        pytest.skip("is the same form")
+    row = {"image": "0.png", **first, **LISTS[name]}
+    dataset = load_dataset(write(tmp_path, [GOOD, row]))
+    assert [sample.id for sample in dataset.samples] == ["good"]
+    (problem,) = dataset.problems
+    assert "two forms" in problem.reason and "as --leave-out " in problem.reason
+    # The remedy works.
+    names = problem.reason.partition("--leave-out ")[2].partition(" does")[0].split(",")
+    assert len(load_dataset(tmp_path, leave_out=names, strict=True).samples) == 2
+
+
+def test_an_answer_in_a_list_beside_one_that_is_read(tmp_path):
+    rows = [{"image": "0.png", "prompt": "Hm?", "response": "Yes.", "completion": [PLANTED]}]
+    (problem,) = load_dataset(write(tmp_path, [GOOD, *rows])).problems
+    assert "one under 'completion', 'prompt'" in problem.reason and "as --leave-out completion does" in problem.reason
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"objects": [{"name": "cat", "bbox": [1, 2, 3, 4]}], "labels": ["cat"], "history": []},
+        {"prompt": [{"role": "user", "content": ""}], "completion": [], "scores": [[1, 2], [3, 4]]},
+        {"meta": {"question": "Hm?", "answer": "No."}, "relations": [["cat", "mat"]], "prompt": "Hm?"},
+        {"options": [{"label": "A", "text": "A cat."}], "answers": ["Yes.", "yes"], "ocr": [{"text": "STOP"}]},
+    ],
+    ids=str,
+)
+def test_lists_that_are_no_talk_stay(more, tmp_path):
+    rows = [{"image": "0.png", **LLAVA, **more}]
+    assert again(load_dataset(write(tmp_path / "in", rows), strict=True), tmp_path / "out")[0] == rows
+
+
+def test_a_key_is_shown_without_what_a_terminal_obeys(tmp_path):
+    rows = [{"image": "0.png", **LLAVA, "\x1b[2Jrejected\n": "No."}, {"image": "0.png", **LLAVA, "a b": MESSAGES}]
+    first, second = load_dataset(write(tmp_path, [GOOD, *rows])).problems
+    assert (
+        "\x1b" not in first.reason and "\n" not in first.reason and r"--leave-out '\x1b[2Jrejected\n'" in first.reason
+    )
+    assert "--leave-out 'a b' does" in second.reason

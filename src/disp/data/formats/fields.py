@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from disp.data.formats.pairs import Pair, fields_of, read_pair, write_pair
-from disp.data.formats.row import BadRow, Content, Dialect, Fields, pictures_in
+from disp.data.formats.row import BadRow, Content, Dialect, Fields, is_number, leave_out, pictures_in
+from disp.data.formats.talk import says
 from disp.data.sample import Turn
 
 
@@ -33,8 +34,8 @@ def pair_dialect(name: str, wants: str, *pairs: Pair, needs: str | None = None, 
             answers = [each.answer for each in pairs if each.answer and each.matches(row) and each.text_of_answer(row)]
             if len(answers) > 1 and pair.answer in answers:
                 raise BadRow(
-                    f"has answers under {answers[0]!r} and under {answers[1]!r}; take one of them out, as --leave-out "
-                    f"{answers[1]} does"
+                    f"has answers under {answers[0]!r} and under {answers[1]!r}; take one of them out, as "
+                    f"{leave_out(answers[1])} does"
                 )
             return read_pair(row, pair, questions)
         raise BadRow(_misfit(row, pairs) or f"needs {wants}, with text in them")
@@ -46,6 +47,19 @@ def pair_dialect(name: str, wants: str, *pairs: Pair, needs: str | None = None, 
         return fields_of(row, pair_of(row) or pairs[0])
 
     return Dialect(name, wants, lambda row: pair_of(row) is not None, read, write, reads=reads)
+
+
+def pairs_in(row: Fields, unread: Fields) -> list[tuple[str, str]]:
+    """The fields of a row for a question and an answer that was not read, whatever they hold.
+
+    A trainer may take lists of messages there.
+    """
+    named = [(pair.question, pair.answer) for pair in _ANSWERED]
+    return [(ask, told) for ask, told in named if ask and told and _is_said(row, ask) and _is_said(unread, told)]
+
+
+def _is_said(row: Fields, field: str) -> bool:
+    return says(row.get(field)) or is_number(row.get(field))
 
 
 def check_fits(row: Fields) -> None:

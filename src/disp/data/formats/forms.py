@@ -7,7 +7,8 @@ from typing import Any
 
 from disp.data.formats import fields, minicpm_v, qwen_vl
 from disp.data.formats.dialects import DIALECTS
-from disp.data.formats.row import PICTURE_FIELDS, BadRow, Content, Dialect, Fields, is_nan, is_number
+from disp.data.formats.row import PICTURE_FIELDS, BadRow, Content, Dialect, Fields, is_nan, is_number, leave_out
+from disp.data.formats.talk import is_history, is_talk, says
 
 # Those that name pictures in another way are of a form that is among the others; question files have no answers.
 _FORMS = [
@@ -32,10 +33,10 @@ def check_one_form(row: Fields, dialect: Dialect, content: Content) -> None:
     rest = {key: value for key, value in row.items() if key not in read and key not in PICTURE_FIELDS and _holds(value)}
     for key in rest:
         # A count of them, or whether a row was chosen, says nothing that could be learnt.
-        if (key in _PREFERENCES or "rejected" in str(key).lower()) and _says(rest[key]):
+        if (key in _PREFERENCES or "rejected" in str(key).lower()) and says(rest[key]):
             raise BadRow(
                 f"has other answers under {key!r}, as sets of preferences do, which are not looked at; take it out, as "
-                f"--leave-out {key} does"
+                f"{leave_out(key)} does"
             )
     if content.pictures:  # what makes a text a caption, wherever the row names them
         rest["image"] = "its picture"
@@ -45,21 +46,28 @@ def check_one_form(row: Fields, dialect: Dialect, content: Content) -> None:
             if _answers(other, rest, again):
                 # Beside a conversation, a single text may be something else, such as what is written in the picture.
                 alone = ", or has another text there" if other is fields.CAPTIONS else ""
-                raise BadRow(
-                    f"is written in two forms, {dialect.name} ({_named(key for key in read if key in row)}) and "
-                    f"{other.name} ({_named(again)}){alone}, of which one alone is looked at and rewritten; take the "
-                    f"fields of one of them out, as --leave-out {_named(again).replace(' ', '')} does"
-                )
+                raise _twice(row, dialect, f"{other.name} ({_named(again)}){alone}", again)
             for key in again:
                 del rest[key]
+    for pair in fields.pairs_in(row, rest):
+        raise _twice(row, dialect, f"one under {_named(map(repr, pair))}", [key for key in pair if key in rest])
+    for key, value in rest.items():
+        # A picture may have several captions.
+        captions = bool(content.pictures) and key in ("text", "caption") and isinstance(value, list)
+        if captions or is_talk(value) or (key == "history" and is_history(value)):
+            raise _twice(row, dialect, f"one under {key!r}", (key,))
+
+
+def _twice(row: Fields, dialect: Dialect, other: str, keys: Iterable[str]) -> BadRow:
+    named = _named(key for key in dialect.reads(row) if key in row)
+    return BadRow(
+        f"is written in two forms, {dialect.name} ({named}) and {other}, of which one alone is looked at and "
+        f"rewritten; take the fields of one of them out, as {leave_out(*_names(keys))} does"
+    )
 
 
 def _holds(value: Any) -> bool:
     return isinstance(value, str) or ((bool(value) or is_number(value)) and not is_nan(value))
-
-
-def _says(value: Any) -> bool:
-    return isinstance(value, str | bytes | list | tuple | dict) and bool(value)
 
 
 def _answers(dialect: Dialect, row: Fields, fields: Iterable[str]) -> bool:
@@ -71,4 +79,8 @@ def _answers(dialect: Dialect, row: Fields, fields: Iterable[str]) -> bool:
 
 
 def _named(keys: Iterable[str]) -> str:
-    return ", ".join(sorted(key for key in keys if key not in PICTURE_FIELDS))
+    return ", ".join(_names(keys))
+
+
+def _names(keys: Iterable[str]) -> list[str]:
+    return sorted(key for key in keys if key not in PICTURE_FIELDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,12 @@ def id_of(row: Fields, number: int) -> str:
     if not isinstance(identity, str | int):
         raise BadRow(f"{key} must be text or a number; --leave-out {key} numbers the rows")
     return str(identity)
+
+
+def leave_out(*keys: str) -> str:
+    """The option that takes fields out, for messages; keys come from data and are shown without control characters."""
+    names = ",".join(keys)
+    return f"--leave-out {shortened(shlex.quote(names) if names.isprintable() else ascii(names), 200)}"
 
 
 def is_nan(value: Any) -> bool:

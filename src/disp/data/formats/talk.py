@@ -1,0 +1,51 @@
+"""Whether a value is talk: questions and answers in a list, however these are written.
+
+Trainers read chats under many names, and answers that nobody names by a format. What looks like this beside what is
+read would be learnt and not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from disp.data.formats.row import is_number
+
+# Fields of a message that say whose it is, and what it says.
+_WHO, _WHAT = ("role", "from"), ("content", "value")
+# Fields of a question and of its answer.
+_ASKED = ("user", "human", "question", "query", "prompt", "instruction")
+_ANSWERED = ("assistant", "gpt", "answer", "response", "completion", "output")
+_BOTH = ((_WHO, _WHAT), (_ASKED, _ANSWERED))
+
+
+def is_talk(value: Any) -> bool:
+    """Whether a value is a list with a message or a pair in it, also in a list within it, or a table's columns of one.
+
+    One object alone is none: it may tell where a row comes from.
+    """
+    if isinstance(value, list | tuple):
+        return any(is_talk(each) or (isinstance(each, Mapping) and _is_said(each)) for each in value)
+    return isinstance(value, Mapping) and _is_said({key: each for key, each in value.items() if _is_listed(each)})
+
+
+def says(value: Any) -> bool:
+    """Whether a value says something that could be learnt: text, or what may hold text."""
+    return isinstance(value, str | bytes | list | tuple | dict) and bool(value)
+
+
+def is_history(value: Any) -> bool:
+    """Whether a value lists earlier questions and answers as lists of two texts, as ms-swift does in ``history``."""
+    return isinstance(value, list) and any(
+        isinstance(each, list | tuple) and len(each) == 2 and all(isinstance(text, str) for text in each) and any(each)
+        for each in value
+    )
+
+
+def _is_said(entry: Mapping[Any, Any]) -> bool:
+    filled = {key for key, value in entry.items() if says(value) or is_number(value)}
+    return any(not filled.isdisjoint(one) and not filled.isdisjoint(other) for one, other in _BOTH)
+
+
+def _is_listed(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(each, str) and each for each in value)
