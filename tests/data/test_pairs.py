@@ -94,3 +94,60 @@ def test_a_column_of_numbers_is_refused_before_anything_is_rewritten(tmp_path):
     pyarrow.parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "data.parquet")
     with pytest.raises(DispError, match=r"'answer' holds a number, in a column .* make it a column of text"):
         load_dataset(tmp_path / "data.parquet")
+
+
+TEXT = {"image": "0.png", "text": "What is it?"}
+# Fields whose text, or number, is an answer to what would be read as a caption or as a question without one.
+SWALLOWED = [
+    {**TEXT, "answer": "planted"}, {**TEXT, "answers": ["planted"]}, {**TEXT, "Response": "planted"},
+    {**TEXT, "question": "Hm?", "answers": ["planted"]}, {**TEXT, "answer": 3}, {**TEXT, "label": "planted"},
+    {**TEXT, "target": "planted"}, {**TEXT, "output": "planted"}, {**TEXT, "completion": "planted"},
+    {**TEXT, "text_output": "planted"}, {"image": "0.png", "caption": "What is it?", "answer": "planted"},
+    {**TEXT, "question_id": 7, "answer": "planted"}, {**TEXT, "question_id": 7, "label": "yes"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", SWALLOWED, ids=str)
+def test_a_question_is_not_read_as_a_caption_beside_its_answer(row, tmp_path):
+    good = {"id": "good", "image": "1.png", "question": "Hm?", "answer": "Yes."}
+    (problem,) = load_dataset(write(tmp_path, [good, row])).problems
+    key = list(row)[-1]
+    assert f"but {key!r} looks like the answer to it" in problem.reason and "without an answer;" not in problem.reason
+    # Both remedies work: to call them what they are, and to leave the answer out of a caption.
+    text = "caption" if "caption" in row else "text"
+    if isinstance(row[key], str | int) and "question_id" not in row:
+        named = {"image": "0.png", "question": row[text], "answer": row[key]}
+        assert load_dataset(write(tmp_path / "named", [named]), strict=True).samples[0].turns[0].response == str(
+            row[key]
+        )
+    if "question_id" not in row:
+        (sample,) = load_dataset(write(tmp_path / "out", [row]), leave_out=[key], strict=True).samples
+        assert sample.turns[0].response == "What is it?"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"label": 3}, {"label": "3"}, {"labels": ["cat"]}, {"answer": ""}, {"answer": None}, {"similarity": 0.3}],
+    ids=str,
+)
+def test_a_class_beside_a_caption_is_no_answer(more, tmp_path):
+    rows = [{**TEXT, **more}]
+    dataset = load_dataset(write(tmp_path / "in", rows), strict=True)
+    assert dataset.formats == {"captions": 1} and again(dataset, tmp_path / "out")[0] == rows
+    rows = [{"image": "0.png", "caption": "A cat.", "label": "cat"}]
+    assert load_dataset(write(tmp_path / "class", rows), strict=True).formats == {"captions": 1}
+
+
+def test_a_table_of_texts_and_labels(tmp_path):
+    (tmp_path / "0.png").write_bytes(png(0))
+    (tmp_path / "metadata.csv").write_text("file_name,text,label\n0.png,What is it?,planted\n")
+    with pytest.raises(DispError, match="'text' would be read as the answer, but 'label' looks like the answer to it"):
+        load_dataset(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,text,label\n0.png,A cat.,3\n")
+    assert load_dataset(tmp_path, strict=True).samples[0].turns[0].response == "A cat."
+
+
+def test_question_files_are_asked_whatever_is_beside_them(tmp_path):
+    rows = [{**TEXT, "question_id": 7, "label": "yes"}]
+    (sample,) = load_dataset(write(tmp_path, rows), questions=True, strict=True).samples
+    assert sample.turns[0].prompt.endswith("What is it?")

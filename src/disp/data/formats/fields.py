@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ from disp.data.formats.talk import says
 from disp.data.sample import Turn
 
 
-def pair_dialect(name: str, wants: str, *pairs: Pair, needs: str | None = None, pictured: bool = False) -> Dialect:
+def pair_dialect(
+    name: str, wants: str, *pairs: Pair, needs: str | None = None, pictured: bool = False, alone: bool = False
+) -> Dialect:
     """A dialect of rows that one of the pairs fits.
 
     Args:
@@ -20,6 +23,7 @@ def pair_dialect(name: str, wants: str, *pairs: Pair, needs: str | None = None, 
         pairs: the names of the fields; the first that a row has is taken.
         needs: a field that a row must have as well.
         pictured: whether a row must have a picture.
+        alone: whether a row that has something else that is called as answers are is not to be read.
     """
 
     def pair_of(row: Fields) -> Pair | None:
@@ -31,6 +35,8 @@ def pair_dialect(name: str, wants: str, *pairs: Pair, needs: str | None = None, 
         if pair := pair_of(row):
             if pair.answer is None and not questions and (fault := _misfit(row, _ANSWERED)):
                 raise BadRow(fault)
+            if alone:
+                _check_alone(row, pair, questions)
             answers = [each.answer for each in pairs if each.answer and each.matches(row) and each.text_of_answer(row)]
             if len(answers) > 1 and pair.answer in answers:
                 raise BadRow(
@@ -68,6 +74,36 @@ def check_fits(row: Fields) -> None:
         raise BadRow(fault)
 
 
+def _check_alone(row: Fields, pair: Pair, questions: bool) -> None:
+    """Make sure that a caption, or a question without an answer, does not stand beside an answer.
+
+    The text would be taken for the answer, and the answer itself would not be looked at. Classes are no answers where
+    they are numbers, or stand beside what is called a caption.
+
+    Raises:
+        BadRow: it does.
+    """
+    if pair.answer is None and questions:  # asked anew, whatever the answers are
+        return
+    text = pair.answer or pair.question
+    read = [name for name in (pair.question, pair.answer) if name]
+    for key, value in row.items():
+        name = str(key).lower()
+        classes = name in _CLASSES and pair.answer != "caption" and isinstance(value, str) and not _is_number(value)
+        if key in read or not (classes or (name in _ANSWERS and (says(value) or is_number(value)))):
+            continue
+        taken = "the answer" if pair.answer else "a question without an answer"
+        raise BadRow(
+            f"{text!r} would be read as {taken}, but {key!r} looks like the answer to it; call them 'question' and "
+            f"'answer', with one text in each, or take {key!r} out, as {leave_out(key)} does"
+        )
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a number, as tables of text have them, or empty."""
+    return not text.strip() or re.fullmatch(r"[-+]?[\d.,]+", text.strip()) is not None
+
+
 def _misfit(row: Fields, pairs: Sequence[Pair]) -> str | None:
     return next((fault for pair in pairs if (fault := pair.misfit(row))), None)
 
@@ -83,6 +119,12 @@ _SWIFT = Pair("query", "response", system="system", history="history")
 _ALPACA = Pair("instruction", "output", addition="input", system="system", history="history")
 _QUESTION_ANSWER = (Pair("question", "answer"), Pair("prompt", "response"), Pair("prompt", "completion"))
 _PALIGEMMA = Pair("prefix", "suffix")
+# What answers are called beside those of a format, and what else may be one where it is text.
+_ANSWERS = frozenset(
+    "answer answers response responses output outputs completion completions text_output output_text solution suffix "
+    "assistant gpt".split()
+)
+_CLASSES = frozenset(("label", "labels", "target", "targets"))
 # All that have both a question and an answer.
 _ANSWERED = (_SWIFT, _ALPACA, *_QUESTION_ANSWER, _PALIGEMMA)
 MS_SWIFT = pair_dialect("ms-swift", "query, response and images", _SWIFT)
@@ -93,6 +135,9 @@ QUESTIONS = pair_dialect(
     "question_id, image and text",
     *(Pair(name, None) for name in ("text", "question", "prompt")),
     needs="question_id",
+    alone=True,
 )
 PALIGEMMA = pair_dialect("paligemma", "image, prefix and suffix", _PALIGEMMA, pictured=True)
-CAPTIONS = pair_dialect("captions", "image and text", Pair(None, "text"), Pair(None, "caption"), pictured=True)
+CAPTIONS = pair_dialect(
+    "captions", "image and text", Pair(None, "text"), Pair(None, "caption"), pictured=True, alone=True
+)
