@@ -17,12 +17,14 @@ from disp.data.sample import IMAGE_PLACEHOLDER
 IsThere = Callable[[str], bool]
 
 _WORD = r"images?|img|pictures?|photos?|pics?|endofimage|vision|visual|media|frames?|im_(?:start|end|patch)|[sbe]oi"
+# ChatML begins and ends a message so; LLaVA's tokens of this name have no "|".
+_NO_TURN = r"(?!<\|im_(?:start|end)\|>)"
 _MEDIUM = (
     r"(?:video|audio|speech|sound)(?:[\s_-]?(?:pad|start|end|bos|eos|token|soft|placeholder|here|\d{1,4})){0,3}\s?/?"
 )
 # What models have for tokens: no text says these words in another sense.
 _TOKEN = re.compile(
-    rf"<\|[\w\s|/.:#-]{{0,24}}?(?<![a-z])(?:{_WORD})(?![a-z])[\w\s|/.:#-]{{0,24}}>|<ImageHere>|<IMG_CONTEXT>"
+    rf"{_NO_TURN}<\|[\w\s|/.:#-]{{0,24}}?(?<![a-z])(?:{_WORD})(?![a-z])[\w\s|/.:#-]{{0,24}}>|<ImageHere>|<IMG_CONTEXT>"
     r"|<start_of_image>|<image_soft_token>",
     re.IGNORECASE,
 )
@@ -30,7 +32,7 @@ _MEDIA_TOKEN = re.compile(rf"<\|{_MEDIUM}\|>", re.IGNORECASE)
 # A word for a picture in brackets of some kind.
 _TAG = re.compile(
     r"<img>|</img>"
-    rf"|(?<!\w)(?:<|＜|&lt;)[\w\s|/.:#-]{{0,24}}?(?<![a-z])(?:{_WORD})(?![a-z])[\w\s|/.:#-]{{0,24}}(?:>|＞|&gt;)"
+    rf"|{_NO_TURN}(?<!\w)(?:<|＜|&lt;)[\w\s|/.:#-]{{0,24}}?(?<![a-z])(?:{_WORD})(?![a-z])[\w\s|/.:#-]{{0,24}}(?:>|＞|&gt;)"
     r"|(?<!\w)\[\s*(?:image|img|picture|photo)[\s_#-]{0,9}\d{0,9}\s{0,9}\]"
     r"|\{\{?\s*(?:image|img|picture|photo)_?\d*\s*\}\}?",
     re.IGNORECASE,
