@@ -20,7 +20,8 @@ def rows_of(question, answer, value, **more):
 
 @pytest.mark.parametrize(("question", "answer"), NAMES)
 @pytest.mark.parametrize(
-    ("value", "text"), [(3, "3"), (0, "0"), (-2, "-2"), (2.5, "2.5"), (3.0, "3"), (2**60, str(2**60))]
+    ("value", "text"),
+    [(3, "3"), (0, "0"), (-2, "-2"), (2.5, "2.5"), (3.0, "3"), (2**60, str(2**60)), (10**400, str(10**400))],
 )
 def test_a_number_is_an_answer_and_stays_one(question, answer, value, text, tmp_path):
     rows = rows_of(question, answer, value)

@@ -121,6 +121,8 @@ def _question(row: Fields, pair: Pair) -> str:
 
 def _number(value: float) -> str | None:
     """A number as text: 3.0 of a table is "3"; None for what is no number."""
+    if isinstance(value, int):  # which may be too large for a float
+        return str(value)
     if not math.isfinite(value):
         return None
     return str(int(value)) if value == int(value) and abs(value) < _EXACT else str(value)
