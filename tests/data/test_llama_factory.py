@@ -73,3 +73,31 @@ def test_a_file_that_is_read_by_another_column_is_another_dataset(tmp_path):
         found.append(identity(load_dataset(declared(tmp_path, [row], columns=columns))))
     assert found[0] == found[2] != found[1]
     assert found[0]["data_sha256"] == found[1]["data_sha256"]
+
+
+TALK = [{"role": "user", "content": "<image>Hm?"}, {"role": "assistant", "content": "Yes."}]
+
+
+@pytest.mark.parametrize("tags", [None, {"user_tag": "user"}], ids=str)
+def test_openai_is_a_chat_of_role_and_content(tags, tmp_path):
+    rows = [{"messages": TALK, "images": ["0.png"]}]
+    entry = {"formatting": "openai", "columns": {"messages": "messages", "images": "images"}}
+    dataset = load_dataset(declared(tmp_path / "in", rows, **entry, **({"tags": tags} if tags else {})), strict=True)
+    assert dataset.samples[0].turns[0].response == "Yes." and len(dataset.samples[0].images) == 1
+    assert again(dataset, tmp_path / "out")[0] == rows
+
+
+@pytest.mark.parametrize("formatting", ["alpaca", "sharegpt", "openai"])
+def test_declared_tools_are_not_passed_over(formatting, tmp_path):
+    talk = {"alpaca": ROW, "sharegpt": {"conversations": ask()}, "openai": {"conversations": TALK}}[formatting]
+    rows = [{**talk, "images": ["0.png"], "t": tools} for tools in ("", "[]", None, '[{"name": "planted"}]')]
+    columns = {"images": "images", "tools": "t"}
+    if formatting == "alpaca":
+        columns |= {"prompt": "instruction", "response": "output"}
+    dataset = load_dataset(declared(tmp_path, rows, formatting=formatting, columns=columns))
+    assert len(dataset.samples) == 3 and "has tools under 't'" in dataset.problems[0].reason
+    # LLaMA-Factory shows none that are not declared.
+    del columns["tools"]
+    rows = [{**row, "tools": row.pop("t")} for row in rows]
+    kept = load_dataset(declared(tmp_path / "none", rows, formatting=formatting, columns=columns), strict=True)
+    assert len(kept.samples) == 4

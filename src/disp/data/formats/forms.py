@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from disp.data.formats import fields, minicpm_v, qwen_vl
+from disp.data.formats.context import check_context
 from disp.data.formats.dialects import DIALECTS
 from disp.data.formats.row import PICTURE_FIELDS, BadRow, Content, Dialect, Fields, is_nan, is_number, leave_out
 from disp.data.formats.talk import is_history, is_talk, says
@@ -28,10 +29,11 @@ def check_one_form(row: Fields, dialect: Dialect, content: Content) -> None:
         content: what it says.
 
     Raises:
-        BadRow: its fields are those of another format too, it has answers that are to be preferred or rejected, or a
-            text holds a turn of its own.
+        BadRow: its fields are those of another format too, it has answers that are to be preferred or rejected, a
+            text holds a turn of its own, or the row tells the model more than was read.
     """
     check_no_hidden_turn(content)
+    check_context(row, dialect, content)
     read = set(dialect.reads(row))
     rest = {key: value for key, value in row.items() if key not in read and key not in PICTURE_FIELDS and _holds(value)}
     for key in rest:
@@ -52,8 +54,8 @@ def check_one_form(row: Fields, dialect: Dialect, content: Content) -> None:
                 raise _twice(row, dialect, f"{other.name} ({_named(again)}){alone}", again)
             for key in again:
                 del rest[key]
-    # A question file is asked, whatever its answers are.
-    for pair in fields.pairs_in(rest if dialect is fields.QUESTIONS else row, rest):
+    # A prompt that was read has both a response and a completion.
+    for pair in fields.pairs_in(row if dialect is fields.QUESTION_ANSWER else rest, rest):
         raise _twice(row, dialect, f"one under {_named(map(repr, pair))}", [key for key in pair if key in rest])
     for key, value in rest.items():
         # A picture may have several captions.

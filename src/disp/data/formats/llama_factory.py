@@ -10,6 +10,7 @@ from typing import Any
 
 from disp.data.dataset import Source
 from disp.data.formats.chat import Chat, fields_of, read_chat, write_chat
+from disp.data.formats.context import is_told, said_of_tools
 from disp.data.formats.fields import pair_dialect
 from disp.data.formats.pairs import Pair
 from disp.data.formats.row import BadRow, Content, Dialect, Fields, picture_field, pictures_in
@@ -19,6 +20,7 @@ from disp.files import write_json
 INFO = "dataset_info.json"
 # The columns of an entry that names none.
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
+_OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 
 
 def read_info(folder: Path) -> dict[str, Mapping[str, Any]]:
@@ -65,7 +67,10 @@ def declared(entry: Mapping[str, Any]) -> Dialect:
     if not columns.keys() & _ALPACA.keys():
         columns = {**_ALPACA, **columns}
     pictures = columns.get("images")
-    if entry.get("formatting", "alpaca") != "sharegpt":
+    formatting = entry.get("formatting", "alpaca")
+    if formatting == "openai":  # a chat as sharegpt is, with other names unless tags say some
+        tags = {**_OPENAI, **tags}
+    if formatting not in ("sharegpt", "openai"):
         question, addition = columns.get("prompt"), columns.get("query")
         if question is None:
             question, addition = addition, None
@@ -101,7 +106,7 @@ def declared(entry: Mapping[str, Any]) -> Dialect:
 
 
 def _with_what_is_declared(dialect: Dialect, entry: Mapping[str, Any], columns: Mapping[str, str]) -> Dialect:
-    """The dialect, whose rows must have no video, sound or other answer, and no picture that no column declares."""
+    """The dialect, whose rows must have no video, sound, tools or other answers, and only pictures that are declared."""
     media = [columns[kind] for kind in ("videos", "audios") if kind in columns]
     others = [columns[kind] for kind in ("chosen", "rejected") if kind in columns]
 
@@ -110,6 +115,8 @@ def _with_what_is_declared(dialect: Dialect, entry: Mapping[str, Any], columns: 
             raise BadRow(f"is about a video or a sound ({column!r}), which no model here takes; drop it")
         if column := next((name for name in others if row.get(name)), None):
             raise BadRow(f"has other answers under {column!r}, as sets of preferences do, which are not looked at")
+        if (tools := columns.get("tools")) and is_told(row.get(tools)):
+            raise BadRow(said_of_tools(tools))
         if "columns" in entry and "images" not in columns and pictures_in(row):
             raise BadRow(
                 f"has a picture under {picture_field(row)!r}, which {INFO} does not declare, so that LLaMA-Factory "
