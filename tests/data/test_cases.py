@@ -122,7 +122,7 @@ def test_ids_of_a_database_are_ids(tmp_path):
     assert [sample.id for sample in load_dataset(tmp_path / "in", leave_out=["id"]).samples] == ["0"]
 
 
-@pytest.mark.parametrize("empty", [None, {}, {"bytes": None, "path": None}], ids=str)
+@pytest.mark.parametrize("empty", [None, "", {}, {"bytes": None, "path": None}], ids=str)
 def test_a_list_of_pictures_may_be_filled_up_at_its_end_and_nowhere_else(empty, tmp_path):
     held = {"bytes": base64.b64encode(png(1)).decode(), "path": None}
     rows = [{"messages": talk(), "images": [held, empty, empty]}, {"messages": talk(), "images": ["0.png", empty]}]

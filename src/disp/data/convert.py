@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from disp.data.dataset import Dataset, Problem
-from disp.data.formats.dialects import DIALECTS
+from disp.data.formats.dialects import DIALECTS, LISTS
 from disp.data.formats.files import Files, Output
 from disp.data.formats.llama_factory import INFO
 from disp.data.formats.row import BadRow
@@ -172,7 +172,8 @@ def _row(sample: Sample, dataset: Dataset, format: str, dialect: str, files: Fil
     turns = _with_placeholders(sample)
     if dialect == "the-cauldron":
         turns = _without_placeholders(turns)
-    other = dict(sample.metadata)
+    # What nothing is in would make a row of another form, where it is the list of that form.
+    other = {key: value for key, value in sample.metadata.items() if value or key not in LISTS}
     taken = DIALECTS[dialect].reads({**other, **_KEYS[dialect]})
     if files.name in ("parquet", "huggingface"):
         taken = ()

@@ -32,6 +32,8 @@ _MORE = (
     *("value", "content", "text", "reasoning_content", "reasoning", "thinking", "thought"),
     *("tool_calls", "function_call", "refusal", "chosen", "rejected"),
 )
+# Speakers that are the names of fields, where an entry holds a question and its answer.
+_SPEAKERS = ("user", "human", "assistant", "gpt")
 _ADDRESSES = ("http://", "https://")
 _ELSEWHERE = ("source", "file", "file_name", "image_path", "uri", "base64", "content")
 
@@ -69,17 +71,28 @@ CONVERSATION_ROLES = Chat(
 )
 MESSAGES = replace(CONVERSATION_ROLES, messages="messages")
 MESSAGES_FROM = Chat("messages", "from", "value", system_field=_BESIDE)
+# Mantis and ms-swift have it in the singular, too. The word has other meanings, so that it must hold messages.
+SINGLE = "conversation"
+_CHATS = {
+    "messages": (MESSAGES, MESSAGES_FROM),
+    "conversations": (CONVERSATION_ROLES, CONVERSATIONS),
+    SINGLE: (replace(MESSAGES, messages=SINGLE), replace(MESSAGES_FROM, messages=SINGLE)),
+}
 
 
 def chat_of(row: Fields) -> Chat:
     """The names that a row uses, as its first message shows them."""
-    chat = "messages" in row and bool(row["messages"] or not row.get("conversations"))
-    messages = row.get("messages" if chat else "conversations")
+    there = [name for name in _CHATS if name in row and (name != SINGLE or is_chat(row[name]))]
+    name = next((each for each in there if row[each]), there[0] if there else "conversations")
+    messages = row.get(name)
     first = messages[0] if isinstance(messages, list) and messages and isinstance(messages[0], dict) else {}
-    roles = ("role" in first and "from" not in first) or (chat and "from" not in first)
-    if chat:
-        return MESSAGES if roles else MESSAGES_FROM
-    return CONVERSATION_ROLES if roles else CONVERSATIONS
+    roles = "from" not in first and ("role" in first or name != "conversations")
+    return _CHATS[name][0 if roles else 1]
+
+
+def is_chat(value: Any) -> bool:
+    """Whether a value is a list of messages."""
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
 
 
 def fields_of(row: Fields, chat: Chat) -> tuple[str, ...]:
@@ -251,9 +264,17 @@ def _split(row: Fields, chat: Chat) -> tuple[str | None, list[Any]]:
     messages = row.get(chat.messages)
     if not isinstance(messages, list) or not messages:
         kind = "text" if isinstance(messages, str) else type(messages).__name__
-        found = f": {chat.messages} holds {kind}, and must be a list" if messages else ""
+        found = f": {chat.messages} holds {kind}, and must be a list of messages" if messages else ""
+        if isinstance(messages, str) and messages.lstrip()[:1] in ("[", "{"):
+            found += "; it looks like JSON: write what the text holds, as json.loads makes it, in place of the text"
         raise BadRow(f"no conversations{found}")
     for message in messages:
+        if isinstance(message, dict) and (both := [key for key in _SPEAKERS if message.get(key)])[1:]:
+            raise BadRow(
+                f"an entry of {chat.messages} holds what is said under {both[0]!r} and under {both[1]!r}; make two "
+                f"messages of it, with {chat.who!r} and {chat.what!r}, or call the list 'texts', with 'user' and "
+                "'assistant'"
+            )
         if not isinstance(message, dict) or not isinstance(message.get(chat.what), str | list):
             raise BadRow(f"every message of {chat.messages} needs {chat.who!r} and text in {chat.what!r}")
     beside = _system_field(row, chat)

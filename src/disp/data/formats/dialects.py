@@ -8,6 +8,8 @@ from disp.data.formats import cauldron, fields, llava, minicpm_v, qwen_vl, share
 from disp.data.formats.row import BadRow, Dialect, Fields
 from disp.words import shortened
 
+# Fields that are a form by being there.
+LISTS = ("messages", "conversations", "conversation", "texts")
 # A row is read by the first that it looks like.
 DIALECTS: dict[str, Dialect] = {
     dialect.name: dialect
@@ -39,11 +41,14 @@ def dialect_of(row: Fields, forced: str | None = None) -> Dialect:
     """
     if forced is not None:
         return DIALECTS[forced]
-    for dialect in DIALECTS.values():
-        if dialect.matches(row):
-            return dialect
+    # Sets that were joined have the columns of each other, with nothing in them.
+    filled = {key: value for key, value in row.items() if value or key not in LISTS}
+    for some in (filled, row):
+        for dialect in DIALECTS.values():
+            if dialect.matches(some):
+                return dialect
     fields.check_fits(row)
-    found = shortened(", ".join(map(str, row)), 200) or "nothing"
+    found = shortened(", ".join(str(key) if str(key).isprintable() else ascii(key) for key in row), 200) or "nothing"
     # LLaVA's own first, which most people have.
     known = sorted(DIALECTS.values(), key=lambda dialect: dialect.name != "llava")
     wanted = "; ".join(dialect.wants for dialect in known)

@@ -106,7 +106,7 @@ def declared(entry: Mapping[str, Any]) -> Dialect:
 
 
 def _with_what_is_declared(dialect: Dialect, entry: Mapping[str, Any], columns: Mapping[str, str]) -> Dialect:
-    """The dialect, whose rows must have no video, sound, tools or other answers, and only pictures that are declared."""
+    """The dialect, whose rows must have no video, sound, tools or other answers, and declared pictures alone."""
     media = [columns[kind] for kind in ("videos", "audios") if kind in columns]
     others = [columns[kind] for kind in ("chosen", "rejected") if kind in columns]
 

@@ -233,7 +233,7 @@ def pictures_in(row: Fields, field: str | None = None) -> list[Any]:
 
 
 def _is_empty(picture: Any) -> bool:
-    return picture is None or (isinstance(picture, dict) and not any(picture.values()))
+    return picture is None or picture == "" or (isinstance(picture, dict) and not any(picture.values()))
 
 
 def _empty_at_end(pictures: Sequence[Any]) -> int:
