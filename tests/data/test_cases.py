@@ -56,6 +56,7 @@ READ = {
     "messages with from and value": [{"id": "0", "image": "0.png", "messages": ask()}],
     "query and response": [{"query": "<image>Is there a lock?", "response": "Yes.", "images": ["0.png"]}],
     "an img tag": [{"id": "x", "conversations": ask("Picture 1: <img>0.png</img>\n")}],
+    "an img tag with blanks": [{"id": "x", "conversations": ask("Picture 1: <img> 0.png </img>\n")}],
     "dicts with a path": [{"messages": talk(), "images": [{"bytes": None, "path": "0.png"}]}],
     "names from the dataset's root": [{"messages": talk(), "images": ["images/0.png"]}],
     "names from Windows": [{"id": "x", "image": "images\\0.png", "conversations": ask()}],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from disp.data.formats.fields import MS_SWIFT
@@ -47,20 +48,25 @@ def _read(row: Fields, questions: bool) -> Content:
 
 
 def _write(row: Fields, system: str | None, turns: tuple[Turn, ...], pictures: list[Any] | None) -> dict[str, Any]:
+    base = _base(row)
+    before: list[tuple[str, str]] = []
+    with suppress(BadRow):  # a new row says nothing yet
+        before = [(tag[1].strip(), tag[0]) for turn in base.read(row, True).turns for tag in _TAG.finditer(turn.prompt)]
     if pictures is None:
-        pictures = list(_read(row, True).pictures)
-    rest = iter(pictures)
+        pictures = [name for name, _ in before]
+    rest = map(_tag, pictures, [*before, *([None] * len(pictures))])
     tagged = tuple(
-        Turn(re.sub(re.escape(IMAGE_PLACEHOLDER), lambda _: _tag(next(rest, None)), turn.prompt), turn.response)
+        Turn(re.sub(re.escape(IMAGE_PLACEHOLDER), lambda _: next(rest, IMAGE_PLACEHOLDER), turn.prompt), turn.response)
         for turn in turns
     )
-    return _base(row).write(row, system, tagged, None)
+    return base.write(row, system, tagged, None)
 
 
-def _tag(picture: Any) -> str:
+def _tag(picture: Any, before: tuple[str, str] | None) -> str:
+    """The tag of a picture; where it is the same as before, the tag stays as it was, with its blanks."""
     if isinstance(picture, Embedded):
         picture = picture.value()
-    return IMAGE_PLACEHOLDER if picture is None else f"<img>{picture}</img>"
+    return before[1] if before and before[0] == picture else f"<img>{picture}</img>"
 
 
 def _reads(row: Fields) -> tuple[str, ...]:
