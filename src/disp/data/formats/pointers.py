@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from disp.data.formats.names import is_file_name, is_moving_bytes, is_picture_bytes, is_picture_text
-from disp.data.formats.row import Fields, is_nan
+from disp.data.formats.row import LONGEST_WORD, Fields, is_nan
 
 # Parts of a key that is about pictures, also within a longer word.
 _PARTS = re.compile(r"image|img|picture|photo|pixel|video|audio|sampling_rate", re.IGNORECASE)
@@ -110,7 +110,7 @@ def names_media(key: str) -> bool:
 
 @lru_cache(256)
 def _words(key: str) -> tuple[str, ...]:
-    return tuple(word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", key[:1000]))
+    return tuple(word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", key[:LONGEST_WORD]))
 
 
 @lru_cache(256)  # the rows of a set have the same keys
@@ -119,7 +119,7 @@ def _strength(key: str) -> Strength | None:
     words = _words(key)
     pairs = set(pairwise(words)) & _OTHERWISE
     apart = [word for word in words if not any(word in pair for pair in pairs)]
-    if not _PARTS.search(key[:1000]) and _WORDS.isdisjoint(apart):
+    if not _PARTS.search(key[:LONGEST_WORD]) and _WORDS.isdisjoint(apart):
         return None
     last = words[-1] if words else ""
     ends = last in _WORDS or re.search(f"{_NOUN.pattern}$", last) or _NAMES.fullmatch(last)
@@ -170,7 +170,7 @@ def _takes_numbers(key: str, *, listed: bool) -> bool:
 
 
 def _is_place(value: str) -> bool:
-    return len(value) < 1000 and re.search(r"[/\\]", value) is not None and not re.search(r"\s", value)
+    return len(value) < LONGEST_WORD and re.search(r"[/\\]", value) is not None and not re.search(r"\s", value)
 
 
 def _is_picture(key: str, value: str) -> bool:

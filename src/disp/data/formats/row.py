@@ -17,10 +17,22 @@ from disp.words import shortened
 
 Fields = Mapping[str, Any]
 PICTURE_FIELDS = ("image", "images")
+# Characters of a key, a word or a name in a text that are looked at: no such name is longer, and patterns stay fast
+# whatever a row holds.
+LONGEST_WORD = 1000
 
 
 class BadRow(Exception):
-    """Why a row cannot be used."""
+    """Why a row cannot be used.
+
+    What it quotes of the data has no line's end and nothing that a terminal obeys.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return (
+            text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+        )
 
 
 @dataclass(frozen=True)

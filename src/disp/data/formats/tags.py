@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from disp.data.formats.names import SUFFIXES, is_moving_name
+from disp.data.formats.row import LONGEST_WORD
 from disp.data.sample import IMAGE_PLACEHOLDER
 
 # Whether a file is there that is called so.
@@ -39,7 +40,7 @@ _TAG = re.compile(
 )
 _MEDIA_TAG = re.compile(rf"(?<!\w)<{_MEDIUM}>", re.IGNORECASE)
 # A name within tags, as ms-swift and Qwen-VL have it.
-_NAMED = re.compile(r"<(img|image|picture|photo|video|audio)>([^<>\n]{1,1000})</\1>", re.IGNORECASE)
+_NAMED = re.compile(rf"<(img|image|picture|photo|video|audio)>([^<>\n]{{1,{LONGEST_WORD}}})</\1>", re.IGNORECASE)
 _HTML = re.compile(r"<img\s[^<>]{0,2000}>", re.IGNORECASE)
 _SOURCE = re.compile(r"""\bsrc\s*=\s*["']?([^"'>]+)""", re.IGNORECASE)
 _MARKDOWN = re.compile(r"!\[[^\[\]\n]{0,300}\]\(([^)\[\n]{1,2000})\)")
@@ -58,7 +59,7 @@ _BEFORE, _AFTER, _ENDS = (
     "\"'`>])},;:.!?”’）】》，。：；、！？",
     (":", ".", "?", "!", "：", "。", "？", "！"),
 )
-_WRAPPED = re.compile(r"<[^<>]{1,40}>([^<>]{1,1000})</[^<>]{1,40}>")
+_WRAPPED = re.compile(rf"<[^<>]{{1,40}}>([^<>]{{1,{LONGEST_WORD}}})</[^<>]{{1,40}}>")
 _PLACE = re.compile(rf"(?:[\w+.-]+://|/|\.\.?/|[a-z]:[\\/]|\\\\)\S+{SUFFIXES}", re.IGNORECASE)
 _FILE = re.compile(rf"\S+{SUFFIXES}", re.IGNORECASE)
 # As in "url(images/bg.png)" and "src=a.png".
@@ -117,7 +118,7 @@ def surplus(prompts: Sequence[str], count: int) -> str | None:
     for prompt in prompts:
         begin = prompt.find("<img>")
         end = prompt.find("</img>", begin) if begin >= 0 else -1
-        if 0 <= end - begin < 1000 and _FILE.fullmatch(prompt[begin + 5 : end].strip()):
+        if 0 <= end - begin < LONGEST_WORD and _FILE.fullmatch(prompt[begin + 5 : end].strip()):
             return prompt[begin : end + 6]
     found = (tag for prompt in prompts for tag in _numbered(prompt))
     tags = {int(tag[1] or tag[2]): tag[0] for tag in found}
@@ -199,7 +200,7 @@ def _in_list(lines: Sequence[str], found: Sequence[str | None]) -> set[int]:
         while end < len(lines) and found[end] is not None and len(lines[end].split()) == 1:
             end += 1
         before = lines[start - 1].rstrip() if start else ""
-        if end - start >= _LIST and before.endswith((":", "：")) and not _LABEL.search(before[-1000:]):
+        if end - start >= _LIST and before.endswith((":", "：")) and not _LABEL.search(before[-LONGEST_WORD:]):
             listed.update(range(start, end))
         start = max(end, start + 1)
     return listed
@@ -213,10 +214,10 @@ def _bare(word: str) -> str:
 def _place_in(line: str) -> str | None:
     """The name of a file that a line begins or ends with; None where it is a part of a sentence."""
     words = line.split()
-    ends = [word for word in words[:1] + words[-1:] if len(word) < 1000]
+    ends = [word for word in words[:1] + words[-1:] if len(word) < LONGEST_WORD]
     if place := next((word for word in ends if _PLACE.fullmatch(word)), None):
         return place
-    if not ends or len(words[0]) >= 1000:
+    if not ends or len(words[0]) >= LONGEST_WORD:
         return None
     first = _bare(words[0])
     if _FILE.fullmatch(first):
@@ -225,9 +226,11 @@ def _place_in(line: str) -> str | None:
         apart = alone or words[0] != first or not words[1][0].islower()
         if alone or (apart and re.search(r"[/\\]", first)):
             return words[0]
-    if len(words) > 1 and len(words[-1]) < 1000 and words[-2].endswith(_ENDS):
+    if len(words) > 1 and len(words[-1]) < LONGEST_WORD and words[-2].endswith(_ENDS):
         last = words[-1].lstrip(_BEFORE).rstrip(_AFTER)
-        label = words[-2].endswith((":", "：")) and len(line) < 1000 and _LABEL.search(line.partition(words[-1])[0])
+        label = (
+            words[-2].endswith((":", "：")) and len(line) < LONGEST_WORD and _LABEL.search(line.partition(words[-1])[0])
+        )
         if _FILE.fullmatch(last) and (label or re.search(r"[/\\]", last)):
             return words[-1]
     return None
