@@ -152,3 +152,35 @@ def test_question_files_are_asked_whatever_is_beside_them(tmp_path):
     rows = [{**TEXT, "question_id": 7, "label": "yes"}]
     (sample,) = load_dataset(write(tmp_path, rows), questions=True, strict=True).samples
     assert sample.turns[0].prompt.endswith("What is it?")
+
+
+MISNAMED = {
+    "a list of captions": ({"caption": ["A cat."]}, "'caption' holds a list, and must be text"),
+    "a text that is an object": ({"text": {"en": "A cat."}}, "'text' holds an object, and must be text"),
+    "answers": (
+        {"question": "Hm?", "answers": ["Yes."]},
+        "under 'answers', which holds a list; the answer must be under 'an",
+    ),
+    "another name": (
+        {"query": "Hm?", "answer": "Yes."},
+        "under 'answer', which holds text; the answer must be under 'resp",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISNAMED)
+def test_what_is_nearly_a_form_is_told_what_to_be(name, tmp_path):
+    row, said = MISNAMED[name]
+    with pytest.raises(DispError) as error:
+        load_dataset(write(tmp_path, [{"image": "0.png", **row}]))
+    assert said in str(error.value) and len(str(error.value)) < 400
+
+
+def test_a_part_of_text_without_its_text_is_named(tmp_path):
+    parts = [{"type": "image"}, {"type": "text", "value": "Hm?"}]
+    row = {
+        "images": ["0.png"],
+        "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "Yes."}],
+    }
+    with pytest.raises(DispError, match="a part of a message is of type 'text', and has no text under 'text'"):
+        load_dataset(write(tmp_path, [row]))

@@ -8,6 +8,7 @@ from data.test_cases import again, ask, talk, write
 from data.written import from_value, png
 
 from disp.data.loading import load_dataset
+from disp.errors import DispError
 
 GOOD = {"id": "good", "image": "1.png", "conversations": ask()}
 MOVING = "is about a video or a sound"
@@ -174,3 +175,24 @@ def test_what_names_no_other_picture_is_read_and_goes_back_as_it_was(row, tmp_pa
     rows = [row if "messages" in row else {"conversations": ask(), **row}]
     dataset = load_dataset(write(tmp_path / "in", rows), strict=True)
     assert dataset.samples[0].images and again(dataset, tmp_path / "out")[0] == rows
+
+
+def test_the_remedy_leaves_the_row_its_own_pictures(tmp_path):
+    row = {"images": ["0.png"], "messages": [{**talk()[0], "images": ["1.png"]}, talk()[1]]}
+    (reason,) = reasons(tmp_path, row)
+    assert "another picture under 'images' (1.png)" in reason and "--leave-out" not in reason
+    (reason,) = reasons(tmp_path, {"image": "0.png", "conversations": ask(), "extra_images": [["1.png"]]})
+    assert "as --leave-out extra_images does" in reason
+
+
+def test_what_is_quoted_is_no_command_to_a_terminal(tmp_path):
+    rows = [
+        {"image": "0.png", "conversations": ask(), "image2": "\x1b[2J1.png"},
+        {"conversations": ask("<video>\x1b[2Ja.mp4</video>")},
+        {"image": {"<image_00>": "0.png"}, "conversations": talk("<image_01>"), "\u202e": 1},
+    ]
+    found = reasons(tmp_path, *rows)
+    assert len(found) == 3 and all(reason.isprintable() for reason in found) and "\\x1b[2J" in found[0] + found[1]
+    with pytest.raises(DispError) as error:
+        load_dataset(write(tmp_path / "keys", [{"\x1b[2J\n": 1}]))
+    assert str(error.value).isprintable() and r"found \x1b[2J\n; wanted" in str(error.value)

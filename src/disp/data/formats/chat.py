@@ -197,6 +197,8 @@ def text_of(content: Any) -> tuple[str, list[Any]]:
                 raise BadRow("a part of a message holds both a picture and a text; make two parts of it")
             texts.append(IMAGE_PLACEHOLDER)
             pictures.append(_inline(part))
+        elif kind in _TEXTS:
+            raise BadRow(f"a part of a message is of type {kind!r}, and has no text under 'text'; put it there")
         else:
             raise BadRow(f"a part of a message is of type {shortened(repr(kind))}; only text and image are understood")
     return "".join(texts), pictures

@@ -48,7 +48,7 @@ def dialect_of(row: Fields, forced: str | None = None) -> Dialect:
             if dialect.matches(some):
                 return dialect
     fields.check_fits(row)
-    found = shortened(", ".join(str(key) if str(key).isprintable() else ascii(key) for key in row), 200) or "nothing"
+    found = shortened(", ".join(map(str, row)), 200) or "nothing"
     # LLaVA's own first, which most people have.
     known = sorted(DIALECTS.values(), key=lambda dialect: dialect.name != "llava")
     wanted = "; ".join(dialect.wants for dialect in known)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from disp.data.formats.pairs import Pair, fields_of, read_pair, write_pair
+from disp.data.formats.pairs import Pair, fields_of, kind_of, read_pair, write_pair
 from disp.data.formats.row import BadRow, Content, Dialect, Fields, is_number, leave_out, pictures_in
 from disp.data.formats.talk import says
 from disp.data.sample import Turn
@@ -72,6 +72,21 @@ def check_fits(row: Fields) -> None:
     """Raise `BadRow` where a row has the question and the answer of a format, and one of them holds something else."""
     if fault := _misfit(row, _ANSWERED):
         raise BadRow(fault)
+    for pair in _ANSWERED:
+        asked = row.get(str(pair.question))
+        if isinstance(asked, str) and asked and (key := next((each for each in row if _is_answer(row, each)), None)):
+            raise BadRow(
+                f"has text under {pair.question!r}, and what may be the answer under {key!r}, which holds "
+                f"{kind_of(row[key])}; the answer must be under {pair.answer!r}, as text or a number"
+            )
+    for caption in ("text", "caption"):
+        if says(row.get(caption)) and _has_picture(row, _CAPTION):
+            raise BadRow(f"{caption!r} holds {kind_of(row[caption])}, and must be text")
+
+
+def _is_answer(row: Fields, key: str) -> bool:
+    """Whether a field is called as answers are, and has something in it."""
+    return str(key).lower() in _ANSWERS and (says(row[key]) or is_number(row[key]))
 
 
 def _check_alone(row: Fields, pair: Pair, questions: bool) -> None:
@@ -90,7 +105,7 @@ def _check_alone(row: Fields, pair: Pair, questions: bool) -> None:
     for key, value in row.items():
         name = str(key).lower()
         classes = name in _CLASSES and pair.answer != "caption" and isinstance(value, str) and not _is_number(value)
-        if key in read or not (classes or (name in _ANSWERS and (says(value) or is_number(value)))):
+        if key in read or not (classes or _is_answer(row, key)):
             continue
         taken = "the answer" if pair.answer else "a question without an answer"
         raise BadRow(
@@ -119,6 +134,7 @@ _SWIFT = Pair("query", "response", system="system", history="history")
 _ALPACA = Pair("instruction", "output", addition="input", system="system", history="history")
 _QUESTION_ANSWER = (Pair("question", "answer"), Pair("prompt", "response"), Pair("prompt", "completion"))
 _PALIGEMMA = Pair("prefix", "suffix")
+_CAPTION = Pair(None, "caption")
 # What answers are called beside those of a format, and what else may be one where it is text.
 _ANSWERS = frozenset(
     "answer answers response responses output outputs completion completions text_output output_text solution suffix "
@@ -138,6 +154,4 @@ QUESTIONS = pair_dialect(
     alone=True,
 )
 PALIGEMMA = pair_dialect("paligemma", "image, prefix and suffix", _PALIGEMMA, pictured=True)
-CAPTIONS = pair_dialect(
-    "captions", "image and text", Pair(None, "text"), Pair(None, "caption"), pictured=True, alone=True
-)
+CAPTIONS = pair_dialect("captions", "image and text", Pair(None, "text"), _CAPTION, pictured=True, alone=True)

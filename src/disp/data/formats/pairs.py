@@ -61,8 +61,8 @@ class Pair:
         if self.question not in row or self.answer not in row:
             return None
         if not isinstance(row[self.question], str):
-            return f"{self.question!r} holds {_kind(row[self.question])}, and must be text"
-        return f"{self.answer!r} holds {_kind(row[self.answer])}, and must be text or a number"
+            return f"{self.question!r} holds {kind_of(row[self.question])}, and must be text"
+        return f"{self.answer!r} holds {kind_of(row[self.answer])}, and must be text or a number"
 
 
 def read_pair(row: Fields, pair: Pair, questions: bool = False) -> Content:
@@ -128,11 +128,11 @@ def _number(value: float) -> str | None:
     return str(int(value)) if value == int(value) and abs(value) < _EXACT else str(value)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """What a value is, for messages."""
     if value is None or is_nan(value):
         return "nothing"
-    kinds = ((bool, "true or false"), (int | float, "a number"), (list, "a list"), (dict, "an object"))
+    kinds = ((bool, "true or false"), (int | float, "a number"), (str, "text"), (list, "a list"), (dict, "an object"))
     return next((kind for types, kind in kinds if isinstance(value, types)), f"a {type(value).__name__}")
 
 

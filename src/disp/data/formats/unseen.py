@@ -20,7 +20,7 @@ from disp.data.formats.names import (
     stem,
 )
 from disp.data.formats.pointers import Pointer, is_about_media, names_media, pointers
-from disp.data.formats.row import BadRow, Content, Fields
+from disp.data.formats.row import BadRow, Content, Fields, leave_out
 from disp.data.formats.tags import IsThere, media_in, picture_in, surplus
 from disp.data.references import Finder
 from disp.words import shortened
@@ -106,7 +106,7 @@ def _check_others(
         if _is_other(pointer, len(names), stems, files, file_of):
             raise BadRow(
                 f"has another picture under {key!r} ({_shown(value)}), which is not looked at; name all pictures in "
-                f"one field, or take this one out{f', as --leave-out {key} does' if key in row else ''}"
+                f"one field, or take this one out{f', as {leave_out(key)} does' if _is_in(value, row.get(key)) else ''}"
             )
     if found := surplus([turn.prompt for turn in content.turns], len(content.pictures)):
         raise BadRow(
@@ -152,6 +152,13 @@ def _is_empty(value: Any, is_there: IsThere) -> bool:
     if isinstance(value, dict | list):
         return all(_is_empty(each, is_there) for each in (value.values() if isinstance(value, dict) else value))
     return says_nothing(value) and not (isinstance(value, str) and is_there(value))
+
+
+def _is_in(value: Any, field: Any) -> bool:
+    """Whether a field of the row holds a value, which one of its name further down may hold as well."""
+    if isinstance(field, dict | list):
+        return any(_is_in(value, each) for each in (field.values() if isinstance(field, dict) else field))
+    return bool(value == field)
 
 
 def _is_among(value: Any, texts: set[str]) -> bool:
