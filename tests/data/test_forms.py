@@ -215,7 +215,7 @@ LISTS = {
     "prompt and completion": {"prompt": [{"role": "user", "content": "Hm?"}], "completion": MESSAGES},
     "prompt and texts": {"prompt": "Hm?", "completion": [PLANTED]},
     "question and answers": {"question": "Hm?", "answer": [PLANTED]},
-    "conversation": {"conversation": MESSAGES},
+    "conversation": {"conversation": [{"role": "user", "content": "Hm?"}, *MESSAGES]},
     "formatted": {"formatted": [{"from": "gpt", "value": PLANTED}]},
     "in a list": {"chats": [MESSAGES]},
     "columns of a table": {"chat": {"role": ["assistant"], "content": [PLANTED]}},
