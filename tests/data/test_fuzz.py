@@ -36,6 +36,7 @@ NAMES += ["file:///1.png", "images/1.png", "http://[", "data:", "\0", "a" * 300,
 TEXTS = ["<image>", "Hi", "<image>\nWhat?", "<img>1.png</img>", "<video>", "\ud800", "", "é\u202e", "<img></img>"]
 KEYS = ["id", "image", "images", "conversations", "messages", "texts", "query", "response", "history", "instruction"]
 KEYS += ["input", "output", "question", "answer", "text", "question_id", "system", "video", "caption", "file_name"]
+KEYS += ["prompt", "completion", "conversation", "tools"]
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.sampled_from([*NAMES, *TEXTS])
