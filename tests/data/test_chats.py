@@ -73,13 +73,54 @@ def test_the_word_may_mean_something_else(tmp_path):
     assert again(load_dataset(write(tmp_path / "in", rows), strict=True), tmp_path / "out")[0] == rows
 
 
+PAIRED = [("user", "assistant"), ("human", "assistant"), ("human", "gpt")]
+
+
 @pytest.mark.parametrize("key", ["messages", "conversations", "conversation"])
-@pytest.mark.parametrize("names", [("user", "assistant"), ("human", "assistant")], ids=str)
-def test_a_question_and_an_answer_in_one_entry_are_told_what_to_be(names, key, tmp_path):
-    rows = [{"image": "0.png", key: [dict(zip(names, ("Hm?", "Yes."), strict=True))]}]
-    (problem,) = load_dataset(write(tmp_path, [GOOD, *rows])).problems
-    assert f"an entry of {key} holds what is said under {names[0]!r} and under 'assistant'" in problem.reason
-    assert "call the list 'texts'" in problem.reason
+@pytest.mark.parametrize("names", PAIRED, ids=str)
+def test_a_question_and_an_answer_in_one_entry_are_read(names, key, tmp_path):
+    said = [("<image>Hm?", "No."), ("And now?", "Yes.")]
+    rows = [{"image": "0.png", key: [dict(zip(names, pair, strict=True)) for pair in said], "system": "Be.", "n": 1}]
+    dataset = load_dataset(write(tmp_path / "in", rows), strict=True)
+    (sample,) = dataset.samples
+    assert [(turn.prompt, turn.response) for turn in sample.turns] == said and sample.system == "Be."
+    assert sample.metadata == {"n": 1} and len(sample.images) == 1
+    written, path = again(dataset, tmp_path / "out")
+    assert written == rows
+    save_dataset([sample.with_responses(["A.", "B."])], path, dataset.image_root, like=dataset)
+    (row,) = json.loads(path.read_text())
+    assert [entry[names[1]] for entry in row[key]] == ["A.", "B."] and row["system"] == "Be."
+    made = convert(dataset, "sharegpt", tmp_path / "made").path
+    assert load_dataset(made, strict=True).samples[0].system == "Be."
+
+
+def test_pairs_and_messages_in_one_list_are_set_aside(tmp_path):
+    pair = {"human": "<image>Hm?", "assistant": "Yes."}
+    rows = [
+        {"image": "0.png", "conversations": [*ask(), pair]},
+        {"image": "0.png", "conversations": [pair, *ask()]},
+        {"image": "0.png", "conversations": [{**pair, "from": "gpt", "value": "No."}, pair]},
+        {"image": "0.png", "conversations": ask(), "messages": [pair]},
+        {"image": "0.png", "messages": talk(), "conversation": [pair]},
+    ]
+    dataset = load_dataset(write(tmp_path, [GOOD, *rows]))
+    assert [sample.id for sample in dataset.samples] == ["good"]
+    found = [problem.reason for problem in dataset.problems]
+    assert "an entry of conversations holds what is said under 'human' and under 'assistant'" in found[0]
+    assert "every entry of conversations needs text in 'human' and in 'assistant'" in found[1]
+    assert "an entry of conversations" in found[2] and all("two forms" in reason for reason in found[3:])
+
+
+@pytest.mark.parametrize("more", ["gpt", "value", "rejected", "reasoning_content"])
+@pytest.mark.parametrize("key", ["texts", "conversations"])
+def test_a_pair_that_says_more_is_set_aside(key, more, tmp_path):
+    rows = [
+        {"image": "0.png", key: [{"user": "Hm?", "assistant": "Yes.", "source": "x", more: text}]}
+        for text in ("", "planted")
+    ]
+    dataset = load_dataset(write(tmp_path, rows))
+    assert [sample.id for sample in dataset.samples] == ["0"]
+    assert f"entry 1 of {key} has {more!r} beside 'assistant'" in dataset.problems[0].reason
 
 
 @pytest.mark.parametrize("key", ["messages", "conversations"])

@@ -28,12 +28,12 @@ _IMAGES = ("image", "image_url", "input_image")
 # Where a part holds its picture, and where it is not looked for.
 _HELD = ("image", "image_url", "url", "path", "data")
 # Where a message may say more than it says in its text.
-_MORE = (
+MORE = (
     *("value", "content", "text", "reasoning_content", "reasoning", "thinking", "thought"),
     *("tool_calls", "function_call", "refusal", "chosen", "rejected"),
 )
 # Speakers that are the names of fields, where an entry holds a question and its answer.
-_SPEAKERS = ("user", "human", "assistant", "gpt")
+SPEAKERS = ("user", "human", "assistant", "gpt")
 _ADDRESSES = ("http://", "https://")
 _ELSEWHERE = ("source", "file", "file_name", "image_path", "uri", "base64", "content")
 
@@ -109,7 +109,7 @@ def read_chat(row: Fields, chat: Chat, questions: bool = False) -> Content:
     system, messages = _split(row, chat)
     before = len(row[chat.messages]) - len(messages)
     for index, message in enumerate(row[chat.messages]):
-        if more := next((key for key in _MORE if key != chat.what and message.get(key)), None):
+        if more := next((key for key in MORE if key != chat.what and message.get(key)), None):
             raise BadRow(
                 f"message {index + 1} has {more!r} beside {chat.what!r}, which is not looked at; take it out of the "
                 "message"
@@ -271,7 +271,7 @@ def _split(row: Fields, chat: Chat) -> tuple[str | None, list[Any]]:
             found += "; it looks like JSON: write what the text holds, as json.loads makes it, in place of the text"
         raise BadRow(f"no conversations{found}")
     for message in messages:
-        if isinstance(message, dict) and (both := [key for key in _SPEAKERS if message.get(key)])[1:]:
+        if isinstance(message, dict) and (both := [key for key in SPEAKERS if message.get(key)])[1:]:
             raise BadRow(
                 f"an entry of {chat.messages} holds what is said under {both[0]!r} and under {both[1]!r}; make two "
                 f"messages of it, with {chat.who!r} and {chat.what!r}, or call the list 'texts', with 'user' and "

@@ -6,11 +6,12 @@ from typing import Any
 
 from disp.data.formats.chat import CONVERSATIONS, chat_of, fields_of, read_chat, write_chat
 from disp.data.formats.row import Content, Dialect, Fields
+from disp.data.formats.talk import paired_by
 from disp.data.sample import Turn
 
 
 def _matches(row: Fields) -> bool:
-    return "conversations" in row and chat_of(row) == CONVERSATIONS
+    return "conversations" in row and chat_of(row) == CONVERSATIONS and not paired_by(row["conversations"])
 
 
 def _read(row: Fields, questions: bool) -> Content:

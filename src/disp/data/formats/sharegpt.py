@@ -21,6 +21,7 @@ from disp.data.formats.chat import (
     write_chat,
 )
 from disp.data.formats.row import Content, Dialect, Fields, those_in
+from disp.data.formats.talk import paired_by
 from disp.data.sample import Turn
 
 _PARTS = ("prompt", "completion")
@@ -37,7 +38,7 @@ def _matches(row: Fields) -> bool:
     if _is_parted(row):
         return True
     named = "messages" in row or "conversations" in row or is_chat(row.get(SINGLE))
-    return named and chat_of(row) != CONVERSATIONS
+    return named and (chat := chat_of(row)) != CONVERSATIONS and not paired_by(row.get(chat.messages))
 
 
 def _read(row: Fields, questions: bool) -> Content:

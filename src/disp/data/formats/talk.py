@@ -13,6 +13,8 @@ from disp.data.formats.row import is_number
 
 # Fields of a message that say whose it is, and what it says.
 _WHO, _WHAT = ("role", "from"), ("content", "value")
+# Speakers as the names of fields.
+_SPEAKERS = (("user", "human"), ("assistant", "gpt"))
 # Fields of a question and of its answer.
 _ASKED = ("user", "human", "question", "query", "prompt", "instruction")
 _ANSWERED = ("assistant", "gpt", "answer", "response", "completion", "output")
@@ -27,6 +29,15 @@ def is_talk(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(is_talk(each) or (isinstance(each, Mapping) and _is_said(each)) for each in value)
     return isinstance(value, Mapping) and _is_said({key: each for key, each in value.items() if _is_listed(each)})
+
+
+def paired_by(value: Any) -> tuple[str, str] | None:
+    """The speakers of a list that holds a question and its answer in each entry; None where it is no such list."""
+    first = value[0] if isinstance(value, list) and value else None
+    if not isinstance(first, Mapping) or not first.keys().isdisjoint(_WHO):
+        return None
+    user, model = (next((name for name in names if name in first), None) for names in _SPEAKERS)
+    return (user, model) if user and model else None
 
 
 def says(value: Any) -> bool:
