@@ -254,6 +254,7 @@ def test_an_answer_in_a_list_beside_one_that_is_read(tmp_path):
         {"objects": [{"name": "cat", "bbox": [1, 2, 3, 4]}], "labels": ["cat"], "history": []},
         {"prompt": [{"role": "user", "content": ""}], "completion": [], "scores": [[1, 2], [3, 4]]},
         {"meta": {"question": "Hm?", "answer": "No."}, "relations": [["cat", "mat"]], "prompt": "Hm?"},
+        {"edges": [{"from": 1, "to": 2, "value": 3}, {"from": "a", "to": "b", "value": 0.5}]},
         {"options": [{"label": "A", "text": "A cat."}], "answers": ["Yes.", "yes"], "ocr": [{"text": "STOP"}]},
     ],
     ids=str,

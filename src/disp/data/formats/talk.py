@@ -18,7 +18,6 @@ _SPEAKERS = (("user", "human"), ("assistant", "gpt"))
 # Fields of a question and of its answer.
 _ASKED = ("user", "human", "question", "query", "prompt", "instruction")
 _ANSWERED = ("assistant", "gpt", "answer", "response", "completion", "output")
-_BOTH = ((_WHO, _WHAT), (_ASKED, _ANSWERED))
 
 
 def is_talk(value: Any) -> bool:
@@ -26,9 +25,19 @@ def is_talk(value: Any) -> bool:
 
     One object alone is none: it may tell where a row comes from.
     """
-    if isinstance(value, list | tuple):
-        return any(is_talk(each) or (isinstance(each, Mapping) and _is_said(each)) for each in value)
-    return isinstance(value, Mapping) and _is_said({key: each for key, each in value.items() if _is_listed(each)})
+    if isinstance(value, dict):
+        return _is_said({key: each for key, each in value.items() if _is_listed(each)})
+    return isinstance(value, list | tuple) and _holds_entry(value)
+
+
+def _holds_entry(value: list[Any] | tuple[Any, ...]) -> bool:
+    for each in value:
+        if isinstance(each, dict):
+            if _is_said(each):
+                return True
+        elif isinstance(each, list | tuple) and _holds_entry(each):
+            return True
+    return False
 
 
 def paired_by(value: Any) -> tuple[str, str] | None:
@@ -54,8 +63,17 @@ def is_history(value: Any) -> bool:
 
 
 def _is_said(entry: Mapping[Any, Any]) -> bool:
-    filled = {key for key, value in entry.items() if says(value) or is_number(value)}
-    return any(not filled.isdisjoint(one) and not filled.isdisjoint(other) for one, other in _BOTH)
+    keys = entry.keys()
+    # An answer may be a number; the edge of a graph, {"from": 1, "to": 2, "value": 3}, says nothing.
+    return (not keys.isdisjoint(_WHO) and any(map(says, _in(entry, _WHO))) and any(map(says, _in(entry, _WHAT)))) or (
+        not keys.isdisjoint(_ASKED)
+        and any(map(says, _in(entry, _ASKED)))
+        and any(says(value) or is_number(value) for value in _in(entry, _ANSWERED))
+    )
+
+
+def _in(entry: Mapping[Any, Any], names: tuple[str, ...]) -> list[Any]:
+    return [entry[name] for name in names if name in entry]
 
 
 def _is_listed(value: Any) -> bool:
