@@ -1,5 +1,7 @@
 """Pictures that rows hold themselves: kept once, in a folder of their own, and never in memory."""
 
+import base64
+import io
 import json
 import os
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from data.written import WRITTEN, from_value, png
+from PIL import Image
 
 from disp import cli
 from disp.attacks.poison import poison
@@ -100,13 +103,13 @@ def test_a_picture_in_memory_or_elsewhere_is_not_written(tmp_path, picture):
 
 
 def _named_variously(folder):
-    """A set whose rows name pictures in every way that is understood; some names are of several files."""
+    """A set whose rows name pictures in every way that is understood; another folder has files of the same names."""
     for number, name in enumerate(("images/0.png", "0.png", "images/1.png", "other/2.png", "images/d\u00e9.png")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(png(number))
     where = folder.as_posix()
     return [
-        ("0.png", 0),
+        ("1.png", 2),
         ("images/0.png", 0),
         (f"{where}/0.png", 1),
         ("./1.png", 2),
@@ -337,3 +340,17 @@ def test_pictures_may_lie_beside_the_folder_of_the_rows(tmp_path):
         save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
         link_images(dataset, out)
         assert _shown(load_dataset(path, strict=True)) == [png(0), png(1), png(2)]
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF"])
+@pytest.mark.parametrize("before", ["", "\n", "  "])
+def test_base64_is_read_whatever_picture_it_is(kind, before, tmp_path):
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(content, kind)
+    text = before + base64.b64encode(content.getvalue()).decode()
+    dataset = load_dataset(_set(tmp_path, text), strict=True)
+    assert _shown(dataset) == [content.getvalue()]
+    path = data_path(dataset, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
+    assert json.loads(path.read_text())[0]["image"] == text

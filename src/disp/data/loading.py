@@ -70,8 +70,9 @@ def load_dataset(
         path: a data file, a folder that holds one, a URL of either that fsspec knows (see `disp.data.remote`), or the
             id of a dataset on the Hugging Face hub.
         image_root: folder that image names are relative to, and in which absolute names must lie; the folder ``images``
-            beside the data file, or beside a folder ``data``, if there is one, otherwise the data's own folder. In a
-            folder that is given links are followed, wherever they lead.
+            beside the data file, or beside a folder ``data``, if there is one, otherwise the data's own folder, which
+            is that of an image folder's metadata in any case. In a folder that is given links are followed, wherever
+            they lead. A row whose name means two files that differ is set aside.
         strict: stop at the first bad row instead of setting it aside.
         format: a name in `disp.data.formats.table.FORMATS`, instead of finding it out.
         split: the part to read of a dataset that has several; "train" if not given.
@@ -95,7 +96,9 @@ def load_dataset(
         folder = path.parent if (path.parent / "images").is_dir() else path
     beside = folder.absolute() if image_root is None else None
     if image_root is None:
-        image_root = folder / "images" if (folder / "images").is_dir() else folder
+        # Names in metadata are relative to its own folder, for `datasets` too: "images" in it is no other place.
+        own = source.files == "imagefolder" or not (folder / "images").is_dir()
+        image_root = folder if own else folder / "images"
     if not image_root.is_dir():
         raise DispError(f"image folder {image_root} does not exist; give the folder that image names are relative to")
     finder = Finder(image_root.absolute(), beside, allow_download, rows.absolute())

@@ -7,16 +7,26 @@ import binascii
 import hashlib
 import os
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
 
 from disp.data.download import cached, download
 from disp.data.sample import ImageSource
+from disp.data.whereabouts import (
+    as_it_lies,
+    forget,
+    goes_astray,
+    is_same_picture,
+    is_there,
+    leads_out,
+    names_in_uri,
+    resolved,
+    spelt_otherwise,
+    steps_up,
+    within,
+)
 from disp.errors import DispError
 from disp.files import write_atomically
 from disp.words import shortened
@@ -31,7 +41,8 @@ _SIGNATURES = (
     (b"MM\0*", "tiff"),
 )
 # How pictures of these kinds begin in base64, and how long such a text is at least: a name is shorter.
-_IN_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
+_IN_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk0", "Qk1", "Qk2", "Qk3", "SUkqA", "TU0AK")
+_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]+", re.ASCII)
 _LEAST_BASE64 = 100
 Form = Literal["bytes", "dict", "dict of text", "uri", "base64"]
 # Forms that are text of their own.
@@ -46,7 +57,7 @@ class Embedded:
         file: where the bytes lie.
         form: bytes; a dict of bytes and path, as `datasets` has it, the bytes as base64 text in JSON; a data URI; or
             base64 text alone.
-        name: the path in the dict, or the beginning of the URI.
+        name: the path in the dict, or the beginning of the URI, or the blanks before the base64 text.
         fields: the whole dict, with None for the bytes; None where it has only bytes and path.
     """
 
@@ -86,7 +97,11 @@ _STORE = re.compile(r"(?:[\w.-]+:)?[a-z][a-z0-9+.-]+://", re.ASCII | re.IGNORECA
 
 def is_base64(text: str) -> bool:
     """Whether a text looks like a picture's bytes in base64."""
-    return len(text) >= _LEAST_BASE64 and text.startswith(_IN_BASE64)
+    return (
+        len(text) >= _LEAST_BASE64
+        and text.startswith(_IN_BASE64)
+        and _BASE64.fullmatch(text[:_LEAST_BASE64]) is not None
+    )
 
 
 class NotFound(Exception):
@@ -140,8 +155,7 @@ class Finder:
 
     def __post_init__(self) -> None:
         # What was asked of the disk holds for one reading of a set: between two, folders may be made and links changed.
-        _is_there.cache_clear()
-        _resolved.cache_clear()
+        forget()
 
     def find(self, picture: Any) -> Found:
         """The picture's file.
@@ -170,12 +184,9 @@ class Finder:
             except DispError as error:
                 raise NotFound(str(error)) from None
         if picture[:7].lower() == "file://":
-            parts = urlsplit(picture)
-            if parts.netloc not in ("", "localhost"):
-                raise NotFound(f"image {shortened(picture)!r} lies on another machine; copy it here")
-            return self._file(unquote(parts.path), picture)
-        if is_base64(picture):
-            return _embedded(_bytes_of(picture), "base64", None)
+            return self._of_uri(picture)
+        if is_base64(text := picture.lstrip()):
+            return _embedded(_bytes_of(text), "base64", picture[: len(picture) - len(text)] or None)
         if store := _STORE.match(picture):
             raise NotFound(f"image {shortened(picture)!r} lies in a store ({store[0]}); download it and name the file")
         return self._file(picture, picture)
@@ -194,12 +205,27 @@ class Finder:
         found = self.find(name)
         return replace(found, reference=picture) if isinstance(found.reference, str) else found
 
+    def _of_uri(self, uri: str) -> Found:
+        """The file of a file:// URI: the one of that very name, as trainers open it, or of what its %20 stand for."""
+        names = names_in_uri(uri)
+        if not names:
+            raise NotFound(f"image {shortened(uri)!r} lies on another machine; copy it here")
+        first, *others = [name for name in names if os.path.exists(name)] or names[-1:]
+        for other in others:
+            if not is_same_picture(Path(first), Path(other)):
+                raise NotFound(
+                    f"image {shortened(uri)!r} means two files, {shortened(first)} and {shortened(other)}, which "
+                    "differ; name the file without file://"
+                )
+        return self._file(first, uri)
+
     def _file(self, name: str, reference: Reference) -> Found:
         shown = repr(shortened(name))
         inside = False
+        found: Found | None = None
         try:
-            for root, named in self._places(name):
-                path = _as_it_lies(_within(named, root), root)
+            for root, named, meant in self._places(name):
+                path = as_it_lies(within(named, root), root)
                 if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:
                     continue
                 # The innermost folder that the name lies in.
@@ -207,15 +233,30 @@ class Finder:
                 if inner != self.image_root and self.beside is None:
                     continue
                 inside = True
-                if path.is_file():
-                    linked = _leads_out(path, inner)
+                if not path.is_file():
+                    continue
+                if goes_astray(meant, path):
+                    raise NotFound(
+                        f"image {shown} leads through a link and back by '..', so that it means another file than "
+                        f"{path}; name the file without '..'"
+                    )
+                if found is None:
+                    linked = leads_out(path, inner)
                     if linked and self.beside is not None:
                         raise NotFound(
                             f"image {shown} leaves the image folder {inner} by a link; if the links there are yours, "
                             f"give --images {root}"
                         )
-                    return Found(path, reference, linked)
-            better = self._better_root(name)
+                    found = Found(path, reference, linked)
+                elif not is_same_picture(path, found.file):
+                    # Which of them a trainer opens goes by the folder that it is given, which no row says.
+                    raise NotFound(
+                        f"image {shown} means two files, {found.file} and {path}, which differ; give --images {root} "
+                        "if the second is meant, or take one of them away"
+                    )
+            if found is not None:
+                return found
+            better, spelt = self._better_root(name), spelt_otherwise(self.image_root, name)
         except OSError as error:  # too long, links in a circle
             raise NotFound(f"image {shown} cannot be found ({error.strerror or type(error).__name__})") from None
         except (ValueError, RuntimeError) as error:  # a null character, links in a circle
@@ -223,33 +264,39 @@ class Finder:
         if not inside:
             remedy = f" {better}, in which it lies" if better else ", a folder that holds all pictures"
             raise NotFound(f"image {shown} leaves the image folder {self.image_root}; give --images{remedy}")
+        if spelt and not better:
+            raise NotFound(
+                f"image {shown} does not exist in {self.image_root}, where {shortened(spelt)!r} does; call one as the "
+                "other"
+            )
         remedy = f" {better}, in which it does" if better else ", the folder that names are relative to"
         link, moved = self.image_root / "images", ""
         if link.is_symlink() and not link.exists():  # the set that a run folder's rows come from was moved
             moved = f" (the link {link} leads to {os.readlink(link)}, which is not there)"
         raise NotFound(f"image {shown} does not exist in {self.image_root}{moved}; give --images{remedy}")
 
-    def _places(self, name: str) -> Iterator[tuple[Path, Path]]:
-        """Where a file of this name may lie, each with the folder that it must not leave."""
+    def _places(self, name: str) -> Iterator[tuple[Path, Path, str]]:
+        """Where a file of this name may lie: the folder that it must not leave, the file, and the name as it stands."""
         # Without "..", so that the name stays inside another root as well, when the images are copied there.
-        for root in (self.image_root, self.beside or self.image_root.parent):
-            yield root, root / os.path.normpath(name)
+        tidy, plain = os.path.normpath(name), name.replace("\\", "/")
+        for root in dict.fromkeys((self.image_root, self.beside or self.image_root.parent)):
+            yield root, root / tidy, os.path.join(root, plain)
         if self.beside is not None and self.rows not in (None, self.image_root, self.beside):
-            yield self.rows, self.rows / os.path.normpath(name)
-        if self.rows is not None and _steps_up(name):
-            yield self.image_root, Path(os.path.normpath(self.rows / name.replace("\\", "/")))
+            yield self.rows, self.rows / tidy, os.path.join(self.rows, plain)
+        if self.rows is not None and steps_up(name):
+            yield self.image_root, Path(os.path.normpath(self.rows / plain)), os.path.join(self.rows, plain)
 
     def _better_root(self, name: str) -> Path | None:
         """A folder near the data in which a file of this name lies, for a message."""
-        tidy, up = os.path.normpath(name.replace("\\", "/")), _steps_up(name)
-        if self.rows is None or os.path.isabs(tidy) or up > 2:
+        tidy, up = os.path.normpath(name.replace("\\", "/")), steps_up(name)
+        if self.rows is None or os.path.isabs(tidy) or up > 2 or up == len(tidy.split("/")):
             return None
         if up:
             folders, below = [Path(os.path.normpath(self.rows / "/".join([".."] * up)))], tidy.split("/")[up:]
         else:
             folders, below = [self.rows, *list(self.rows.parents)[:3], Path.cwd()], tidy.split("/")
         for folder in folders:
-            if _is_there(folder / below[0]) and folder.joinpath(*below).is_file():
+            if is_there(folder / below[0]) and folder.joinpath(*below).is_file():
                 # The whole disk or everybody's files are no folder of pictures, whatever a row says.
                 if folder not in (home := Path.home().absolute(), *home.parents):
                     return folder
@@ -257,7 +304,12 @@ class Finder:
 
 
 def reference_to(
-    source: ImageSource, file: Path | None, reference: Reference | None, image_root: Path, what: str
+    source: ImageSource,
+    file: Path | None,
+    reference: Reference | None,
+    image_root: Path,
+    what: str,
+    linked: bool = True,
 ) -> Any:
     """What a row is to say about a picture.
 
@@ -270,6 +322,7 @@ def reference_to(
         reference: what the row said about it.
         image_root: the image folder.
         what: whose picture it is, for messages.
+        linked: whether the image folder may be called ``images`` where the rows are read again.
 
     Raises:
         DispError: it is in memory, lies outside the image folder, or cannot be read.
@@ -285,6 +338,8 @@ def reference_to(
     if not isinstance(source, Path) or not source.absolute().is_relative_to(image_root):
         raise DispError(f"{what}: image {source} does not lie in the image folder {image_root}")
     name = source.absolute().relative_to(image_root).as_posix()
+    if linked and _means_another(name, image_root):
+        name = (resolved(image_root) / name).as_posix()
     return {**reference, "path": name} if isinstance(reference, Mapping) else name
 
 
@@ -297,64 +352,15 @@ def _is_kept(name: str, file: Path, image_root: Path) -> bool:
         return False
     # As `Finder` looks: in the image folder, then beside the rows, where the link is called "images".
     roots = [image_root, image_root.parent] if image_root.name == "images" else [image_root]
-    found = next((path for root in roots if (path := _as_it_lies(root / tidy, root)).is_file()), None)
+    found = next((path for root in roots if (path := as_it_lies(root / tidy, root)).is_file()), None)
     return found == file and found.is_relative_to(image_root)
 
 
-def _steps_up(name: str) -> int:
-    """How many times ".." stands at the beginning of a name."""
-    parts = os.path.normpath(name.replace("\\", "/")).split("/")
-    return next((index for index, part in enumerate(parts) if part != ".."), len(parts))
-
-
-def _leads_out(path: Path, folder: Path) -> bool:
-    """Whether links on the way to a file lead out of a folder, other than to where the hub's cache keeps its files."""
-    target, inner = path.resolve(), _resolved(folder)
-    return not target.is_relative_to(inner) and not any(map(target.is_relative_to, _blobs_of(inner)))
-
-
-@lru_cache(maxsize=64)
-def _blobs_of(folder: Path) -> tuple[Path, ...]:
-    """For a folder in ``datasets--owner--name/snapshots`` the folder ``blobs`` with the files that it links to."""
-    snapshots = [each for each in (folder, *folder.parents) if each.name == "snapshots"]
-    return tuple(each.with_name("blobs") for each in snapshots if each.parent.name.startswith("datasets--"))
-
-
-@lru_cache(maxsize=4096)
-def _is_there(path: Path) -> bool:
-    """Whether there is a file or folder, asked once for many rows that are not found."""
-    return path.exists()
-
-
-@lru_cache(maxsize=64)
-def _resolved(folder: Path) -> Path:
-    return folder.resolve()
-
-
-def _within(path: Path, root: Path) -> Path:
-    """The path; in a root that is a link also what lies in the folder that it points to, as absolute names say it."""
-    if path.is_relative_to(root) or not path.is_relative_to(_resolved(root)):
-        return path
-    return root / path.relative_to(_resolved(root))
-
-
-def _as_it_lies(path: Path, root: Path) -> Path:
-    """The path, or the file that is meant by it.
-
-    That is the same name in another Unicode form, as archives made on a Mac decompose accents, or with slashes for the
-    backslashes of Windows.
-    """
-    plain = str(path).isascii() and "\\" not in str(path)
-    if plain or not path.is_relative_to(root) or path.exists():
-        return path
-    path = root / os.path.normpath(path.relative_to(root).as_posix().replace("\\", "/"))
-    if ".." in path.relative_to(root).parts:
-        return path
-    found = root
-    for part in path.relative_to(root).parts:
-        forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
-        found = next((found / form for form in forms if (found / form).exists()), found / part)
-    return found if found.exists() else path
+def _means_another(name: str, image_root: Path) -> bool:
+    """Whether a name means another file as well, where the image folder is called ``images`` and names may say so."""
+    first, _, rest = name.partition("/")
+    other = image_root / rest
+    return first == "images" and bool(rest) and other.is_file() and not is_same_picture(image_root / name, other)
 
 
 def _bytes_of(text: str) -> bytes:

@@ -146,6 +146,7 @@ def _to_output(sample: Sample, number: int, image_root: Path, files: Files) -> O
                 before[index] if known else None,
                 image_root,
                 f"sample {shortened(sample.id)!r}",
+                linked=files.name != "imagefolder",
             )
         )
     changed = references != list(before)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from disp.data.references import Finder, NotFound, is_base64
+from disp.data.whereabouts import names_in_uri
 
 MOVING = r"mp4|m4v|avi|mov|webm|mkv|mpe?g|wmv|flv|3gp|ogv|wav|mp3|flac|ogg|opus|m4a|aac|wma|aiff?"
 SUFFIXES = (
@@ -81,7 +81,8 @@ def file_called(name: str, finder: Finder) -> Path | None:
     if not 0 < len(name) < LONGEST_NAME or is_picture_text(name):
         return None
     if name[:7].lower() == "file://":
-        name = unquote(urlsplit(name).path)
+        found = (file_called(each, finder) for each in names_in_uri(name))
+        return next((file for file in found if file is not None), None)
     if "://" in name or re.match("(?:data|https?):", name, re.IGNORECASE):
         return None
     try:
