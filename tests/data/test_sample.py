@@ -28,11 +28,18 @@ def test_modes_become_rgb_and_transparent_pixels_keep_the_colours_that_trainers_
     assert open_image(tmp_path / "clear-grey.png").getpixel((0, 0)) == (5, 5, 5)
 
 
-def test_grey_levels_of_16_bits_are_scaled_and_of_no_known_range_refused(tmp_path):
-    levels = np.array([[0, 257, 1000, 65535]], np.uint16)
-    for name in ("deep.png", "deep.tiff"):
-        Image.fromarray(levels).save(tmp_path / name)
-        assert np.asarray(open_image(tmp_path / name))[0, :, 0].tolist() == [0, 1, 3, 255]
+def test_grey_levels_of_16_bits_are_those_that_trainers_see_and_of_no_known_range_refused(tmp_path):
+    levels = np.array([[0, 7, 200, 255, 256, 1000, 65535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    Image.fromarray(levels).save(tmp_path / "deep.tiff")
+    Image.frombytes("I;16B", (7, 1), levels.astype(">u2").tobytes()).save(tmp_path / "other-end.tiff")
+    Image.fromarray(levels).save(tmp_path / "key.png", transparency=7)
+    for name in ("deep.png", "deep.tiff", "other-end.tiff", "key.png"):
+        with Image.open(tmp_path / name) as trained:
+            assert trained.mode.startswith("I;16")
+            seen = np.asarray(trained.convert("RGB"))
+        assert np.asarray(open_image(tmp_path / name)).tolist() == seen.tolist(), name
+        assert seen[0, :, 0].tolist() == [0, 7, 200, 255, 255, 255, 255]
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(DispError, match=r"float\.tiff: cannot be read as an image \(its grey levels of mode F"):
         open_image(tmp_path / "float.tiff")

@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from PIL import Image
 
 from disp.data.ahead import Ahead, ahead, taken
@@ -174,7 +173,7 @@ def open_image(source: ImageSource) -> Image.Image:
     """The picture in RGB, fully decoded. Colours of transparent pixels are taken as they are stored.
 
     So do the training scripts of LLaVA's line (``convert("RGB")``): laid on white, a trigger that is stored under
-    transparent pixels would be learnt and not looked at.
+    transparent pixels would be learnt and not looked at. Grey levels of 16 bits are cut off at 255, as there.
 
     Raises:
         DispError: the file is missing, is no image, is damaged, or has more than `MAX_PIXELS` pixels.
@@ -318,8 +317,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if image.has_transparency_data:
         return image.convert("RGBA").convert("RGB")  # a palette with transparency cannot be converted at once
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
+    # Grey levels of 16 bits are cut off at 255, not scaled, as `convert` does it wherever such pictures are trained on:
+    # scaled, what is drawn in the lowest levels would be learnt and not looked at.
     if image.mode in ("I", "F"):
         raise ValueError(f"its grey levels of mode {image.mode} have no known range; save it with 8 bits a channel")
     return image if image.mode == "RGB" else image.convert("RGB")
