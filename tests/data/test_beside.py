@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import tarfile
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -13,11 +14,14 @@ from data.test_webdataset import pack
 from data.written import png
 
 from disp import cli
+from disp.data import beside
 from disp.data.convert import convert
 from disp.data.loading import load_dataset
 from disp.data.saving import data_path, save_dataset
 from disp.errors import DispError
 
+# What a run writes of itself.
+RUN = json.dumps({"what": "purified data", "weights": "0f", "config": {}})
 # Names of files, what is given, what is read, and what is said to lie beside it.
 BESIDE = {
     "a table above": (["sample.parquet", "data/train-00000-of-00001.parquet"], "", ["sample.parquet"]),
@@ -54,7 +58,7 @@ def test_data_beside_what_was_read_is_named(case, tmp_path, capsys, monkeypatch)
     # What is no data, or lies where a run has written, is not named.
     (tmp_path / "stats.json").write_text('{"count": 3}')
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "run.json").write_text("{}")
+    (tmp_path / "out" / "run.json").write_text(RUN)
     store(tmp_path / "out", "data.jsonl", ["x"])
     wanted = sorted(set(names) - set(known))
     assert list(load_dataset(tmp_path / given).unread) == wanted
@@ -71,8 +75,113 @@ def test_results_of_a_run_are_no_data_beside_its_set(tmp_path):
     write(tmp_path, [{"image": "0.png", "conversations": ask()}])
     (tmp_path / "evidence.jsonl").write_text(json.dumps({"prompt": "Hm?", "response": "Yes."}) + "\n")
     assert load_dataset(tmp_path).unread == ("evidence.jsonl",)
-    (tmp_path / "run.json").write_text("{}")
+    # Anybody's run.json makes no run.
+    for other in ("{}", "[]", "{bad", '{"what": "x"}', '{"config": {}}'):
+        (tmp_path / "run.json").write_text(other)
+        assert "evidence.jsonl" in load_dataset(tmp_path).unread
+    for name in ("run.json", "audit-run.json"):
+        (tmp_path / "run.json").unlink(missing_ok=True)
+        (tmp_path / name).write_text(RUN)
+        assert load_dataset(tmp_path).unread == ()
+
+
+LINE = json.dumps({"image": "0.png", "conversations": ask()})
+# A file beside the data, and what it holds: libraries read it, and it was not looked at.
+NAMED = {
+    "bzip2": ("train-extra.jsonl.bz2", ""),
+    "xz": ("more.json.xz", ""),
+    "zstd": ("more.jsonl.zst", ""),
+    "zip": ("more.jsonl.zip", ""),
+    "a table of commas": ("more.csv", "image,question,answer\n0.png,Hm?,Yes.\n"),
+    "a table of tabs": ("more.tsv", ""),
+    "a packed table": ("more.csv.gz", ""),
+    "a tar file packed with zstd": ("00000.tar.zst", ""),
+    "capitals": ("MORE.JSONL", f"{LINE}\n"),
+    "a table in capitals": ("MORE.PARQUET", ""),
+    "capitals of gzip": ("more.jsonl.GZ", "x"),
+    "lines of another name": ("train2/x.ndjson", f"{LINE}\n"),
+    "deep down": ("train/a/b/c/d/x.jsonl", f"{LINE}\n"),
+    "deep down, a table": ("train/a/b/c/d/x.parquet", ""),
+    "behind what is no row": ("x.json", f'[{{"x": 1}}, {{"x": 2}}, {LINE}]'),
+    "behind lines that are no rows": ("x.jsonl", '{"x": 1}\n' * 200 + f"{LINE}\n"),
+    "below a key": ("x.json", f'{{"version": 1, "data": [{{"x": 1}}, {LINE}]}}'),
+    "by numbers": ("x.json", f'{{"0": {LINE}, "1": {LINE}}}'),
+    "below two keys": ("x.json", f'{{"a": {{"b": [{LINE}]}}}}'),
+    "of an image folder": ("x.jsonl", '{"file_name": "0.png", "text": "A."}\n'),
+    "damaged": ("x.json", f"[{LINE}"),
+    "in another encoding": ("x.jsonl", f"{LINE}\n".encode("utf-16")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_whatever_may_hold_rows_is_named(case, tmp_path):
+    name, content = NAMED[case]
+    write(tmp_path, [{"image": "0.png", "conversations": ask()}])
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert load_dataset(tmp_path).unread == (name,)
+
+
+def test_what_holds_no_rows_is_not_named(tmp_path):
+    write(tmp_path, [{"image": "0.png", "conversations": ask()}])
+    for name, content in {
+        "stats.json": '{"count": 3, "of": {"train": [1, 2]}}',
+        "names.json": '["cat", "dog"]',
+        "labels.jsonl": '{"label": 1}\n' * 3,
+        "empty.json": "",
+        "tokenizer.json": '{"model": {"vocab": {"a": 1}}}',
+        "cache-0f.arrow": "",
+        "notes.txt": LINE,
+        "README.md": "---\nlicense: mit\nconfigs: 3\n---\n",
+        "out/run.json": RUN,
+        "out/deeper/data.jsonl": f"{LINE}\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as packed:
+        packed.writestr("0.png", png(0))
     assert load_dataset(tmp_path).unread == ()
+    with zipfile.ZipFile(tmp_path / "images.zip", "a") as packed:
+        packed.writestr("a/more.jsonl", LINE)
+    assert load_dataset(tmp_path).unread == ("images.zip",)
+
+
+@pytest.mark.parametrize(
+    ("declared", "named"),
+    [
+        ("more.text", ["more.text"]),
+        (["a/*.text"], ["a/b.text"]),
+        ([{"split": "train", "path": "more.text"}, {"path": ["a/*", "images/*"]}], ["a/b.text", "more.text"]),
+        ({"train": "**/*.text"}, ["a/b.text", "more.text"]),
+        ("https://x.org/more.csv", ["https://x.org/more.csv (in README.md)"]),
+        ("../more.csv", ["../more.csv (in README.md)"]),
+        ("**/" * 9 + "*.text", ["**/" * 9 + "*.text (in README.md)"]),
+        ("gone/*.csv", []),
+        (["data.json", "images/*.png", "**x"], []),
+    ],
+)  # fmt: skip
+def test_what_a_readme_declares_as_data_is_named(declared, named, tmp_path):
+    write(tmp_path, [{"image": "0.png", "conversations": ask()}])
+    (tmp_path / "a").mkdir()
+    for name in ("more.text", "a/b.text"):
+        (tmp_path / name).write_text(LINE)
+    head = json.dumps({"license": "mit", "configs": [{"config_name": "default", "data_files": declared}]})
+    (tmp_path / "README.md").write_text(f"---\n{head}\n---\n# A set\n")
+    assert list(load_dataset(tmp_path).unread) == named
+
+
+def test_a_readme_cannot_stop_the_reading(tmp_path):
+    write(tmp_path, [{"image": "0.png", "conversations": ask()}])
+    for head in ("{", "!!python/object/apply:os.system [touch x]", "- " * 5000, "configs: [1, {data_files: {a: 2}}]"):
+        (tmp_path / "README.md").write_text(f"---\n{head}\n---\n")
+        assert load_dataset(tmp_path).unread == ()
+
+
+def test_it_is_said_where_not_all_was_looked_through(tmp_path, monkeypatch):
+    write(tmp_path / "set", [{"image": "0.png", "conversations": ask()}])
+    store(tmp_path / "set" / "z", "x.jsonl", ["x"])
+    monkeypatch.setattr(beside, "_MOST_ENTRIES", 6)
+    assert load_dataset(tmp_path / "set").unread == ("what else lies below set (more than 6 files)",)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="may read every file")

@@ -6,30 +6,26 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from disp.data.dataset import Source
-from disp.data.formats import image_folder, llama_factory, webdataset
-from disp.data.formats.dialects import is_row
-from disp.data.formats.json_files import is_json_name, json_layout
+from disp.data.formats import image_folder, webdataset
 from disp.data.formats.members import CAPTIONS, PICTURES
 from disp.data.formats.splits import part_of
-from disp.data.formats.table import FILES
+from disp.data.rows_inside import declared, is_run, may_hold_rows
 from disp.errors import DispError
 from disp.words import shortened
 
-# A larger JSON file, or one among more of them, is not opened to see whether it holds rows: it counts as data.
-_LARGEST = 1 << 24
-_MOST = 100
+# Files and folders below a folder that are looked at for data that were not read.
+_MOST_ENTRIES = 1_000_000
 # Files of a folder that are looked at to say what it may be.
 _LOOKED_AT = 3000
-# What a folder that a run has written holds.
-_RUN = "run.json"
 
 
 def unread(given: Path, read: Iterable[Path]) -> tuple[str, ...]:
-    """Files with rows that were not read, in a folder that was given and two folders deep in it; by their names there.
+    """Files that hold rows or may do so and were not read, in a folder that was given; by their names there.
 
-    Of a file that was given those are named that are other parts of it: ``train-00001-of-00002.jsonl`` beside
-    ``train-00000-of-00002.jsonl``. The folders of runs are passed over, and so are hidden ones and links.
+    Those are tables, tar files, JSON and zip files at any depth, also compressed in ways that are not read here, and
+    what the head of a README.md there names as data. The folders of runs are passed over, and so are hidden ones and
+    links. Of a file that was given those are named that are other parts of it: ``train-00001-of-00002.jsonl`` beside
+    ``train-00000-of-00002.jsonl``.
 
     Args:
         given: the file or folder that the user named.
@@ -37,13 +33,24 @@ def unread(given: Path, read: Iterable[Path]) -> tuple[str, ...]:
     """
     known = {file.resolve() for file in read}
     found: list[Path] = []
+    others: list[str] = []
     if given.is_dir():
-        found = [file for folder, names in _walk(given, 2) for file in _with_rows(folder, names)]
+        seen = 0
+        for folder, names in _walk(given, None):
+            seen += len(names) + 1
+            if seen > _MOST_ENTRIES:
+                others.append(f"what else lies below {given.name} (more than {_MOST_ENTRIES:,} files)")
+                break
+            found += may_hold_rows(folder, names)
+        named, elsewhere = declared(given)
+        found += [file for file in named if file not in found]
+        others += [f"{name} (in README.md)" for name in elsewhere]
     elif part := part_of(given.name):
         given = given.parent
         ((_, names),) = _walk(given, 0)
         found = [given / name for name in names if (other := part_of(name)) and other.of == part.of]
-    return tuple(sorted(file.relative_to(given).as_posix() for file in found if file.resolve() not in known))
+    left = {file.relative_to(given).as_posix() for file in found if file.resolve() not in known}
+    return (*sorted(left), *others)
 
 
 def tables_below(folder: Path) -> list[str]:
@@ -78,36 +85,6 @@ def nothing_in(folder: Path, others: Sequence[Path], below: Sequence[str]) -> Di
     )
 
 
-def holds_rows(file: Path) -> bool:
-    """Whether a JSON file holds rows of some format."""
-    try:
-        layout = json_layout(file, is_row)
-        first = next(FILES[layout].rows(file, Source(layout)), None)
-    except DispError:
-        return False
-    return first is not None and is_row(first.value)
-
-
-def _with_rows(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    opened = 0
-    for name in names:
-        file = folder / name
-        if _is_table(name):
-            yield file
-        # What a run writes of its rows looks like rows.
-        elif is_json_name(name) and _RUN not in names and name != llama_factory.INFO:
-            opened += 1
-            if opened > _MOST or _may_hold_rows(file):
-                yield file
-
-
-def _may_hold_rows(file: Path) -> bool:
-    try:
-        return file.stat().st_size > _LARGEST or holds_rows(file)
-    except OSError:  # what cannot be looked at may be data
-        return True
-
-
 def _is_table(name: str) -> bool:
     arrow = name.endswith(".arrow") and not name.startswith("cache-")  # which `datasets` makes for itself
     return name.endswith(".parquet") or arrow or webdataset.is_shard_name(name) or name in image_folder.NAMES
@@ -124,23 +101,28 @@ def _pair_in(folder: Path) -> Path | None:
     return None
 
 
-def _walk(top: Path, depth: int) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and those in it as deep as is said, each with the names of its files; no runs, hidden ones or links."""
-    files, folders = [], []
-    try:
-        with os.scandir(top) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if depth and entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.name)
-                elif entry.is_file():
-                    files.append(entry.name)
-    except OSError:  # not to be opened by this user, so that no trainer of theirs reads it either
-        return
-    yield top, sorted(files)
-    for name in sorted(folders):
-        for folder, names in _walk(top / name, depth - 1):
-            if folder == top / name and _RUN in names:
-                break
-            yield folder, names
+def _walk(top: Path, depth: int | None) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and those in it as deep as is said, each with the names of its files; no runs, hidden ones or links.
+
+    Args:
+        top: the folder.
+        depth: how deep; None for all.
+    """
+    waiting = [(top, 0)]
+    while waiting:
+        folder, level = waiting.pop()
+        files, folders = [], []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if level != depth and entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.name)
+                    elif entry.is_file():
+                        files.append(entry.name)
+        except OSError:  # not to be opened by this user, so that no trainer of theirs reads it either
+            continue
+        if folder == top or not is_run(folder, files):
+            yield folder, sorted(files)
+            waiting += ((folder / name, level + 1) for name in sorted(folders, reverse=True))

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from disp.data.beside import holds_rows, nothing_in, tables_below
+from disp.data.beside import nothing_in, tables_below
 from disp.data.dataset import Source
 from disp.data.formats import arrow, hub, image_folder, json_parts, llama_factory, webdataset
 from disp.data.formats.dialects import is_row
@@ -14,6 +14,7 @@ from disp.data.formats.json_files import is_json_name, json_layout
 from disp.data.formats.splits import chosen, no_split, of_split, splits_of
 from disp.data.formats.table import FILES, FORMATS, format_of
 from disp.data.remote import local_copy
+from disp.data.rows_inside import holds_rows
 from disp.errors import DispError
 from disp.words import shortened
 
