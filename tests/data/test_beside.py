@@ -369,5 +369,5 @@ def test_a_declared_file_elsewhere_is_named(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "x.json").write_text(json.dumps([ROW]))
     (tmp_path / "in" / "dataset_info.json").write_text('{"a": {"file_name": "../x.json"}}')
-    with pytest.raises(DispError, match="which is not in its folder; put it there, or give the data file itself"):
+    with pytest.raises(DispError, match=r"not in its folder; put it there, or put dataset_info\.json where the data"):
         load_dataset(tmp_path / "in")

@@ -101,3 +101,87 @@ def test_declared_tools_are_not_passed_over(formatting, tmp_path):
     rows = [{**row, "tools": row.pop("t")} for row in rows]
     kept = load_dataset(declared(tmp_path / "none", rows, formatting=formatting, columns=columns), strict=True)
     assert len(kept.samples) == 4
+# Which messages are meant is a matter of the declaration alone.
+TWO = {"image": "0.png", "conversations": ask("<image>", "Clean."), "dialogue": ask("<image>", "Declared.")}
+DIALOGUE = {"formatting": "sharegpt", "columns": {"messages": "dialogue", "images": "image"}}
+READ = {"formatting": "sharegpt", "columns": {"messages": "conversations", "images": "image"}}
+# How the file is named in dataset_info.json, where the file lies, and what is given.
+NAMES = {
+    "a point before": ("./data.json", "data.json", ["", "data.json", "dataset_info.json"]),
+    "a folder below": ("sub/data.json", "sub/data.json", ["", "sub/data.json", "sub", "dataset_info.json"]),
+    "two below": ("a/b/data.json", "a/b/data.json", ["", "a/b/data.json", "a/b"]),
+    "up and down": ("sub/../data.json", "data.json", ["", "data.json"]),
+    "two slashes": ("sub//data.json", "sub/data.json", ["", "sub/data.json"]),
+    "a folder": ("sub", "sub/data.json", ["", "sub", "sub/data.json"]),
+    "a folder of parts": ("sub", "sub/x-00000-of-00001.json", ["", "sub", "sub/x-00000-of-00001.json"]),
+}
+
+
+def laid(folder, where, *entries):
+    """A set whose file lies at a place, with its pictures beside it, and entries of dataset_info.json."""
+    write((folder / where).parent, [TWO])
+    ((folder / where).parent / "data.json").rename(folder / where)
+    (folder / "sub").mkdir(exist_ok=True)
+    info = {f"entry {number}": entry for number, entry in enumerate(entries)}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_a_declaration_holds_however_its_file_is_named_and_given(case, tmp_path):
+    name, where, given = NAMES[case]
+    laid(tmp_path, where, {"file_name": name, **DIALOGUE})
+    for each in given:
+        dataset = load_dataset(tmp_path / each, leave_out=["conversations"], strict=True)
+        assert [turn.response for turn in dataset.samples[0].turns] == ["Declared."], each
+
+
+def test_a_declared_folder_with_a_declaration_of_its_own_is_read_as_it_is_declared_outside(tmp_path):
+    laid(tmp_path, "sub/data.json", {"file_name": "sub", **DIALOGUE})
+    other = {"file_name": "gone.json", **READ}
+    (tmp_path / "sub" / "dataset_info.json").write_text(json.dumps({"other": other}))
+    dataset = load_dataset(tmp_path, leave_out=["conversations"], strict=True)
+    assert dataset.samples[0].turns[0].response == "Declared."
+
+
+def test_two_declarations_of_one_file_are_refused_where_they_differ(tmp_path):
+    laid(tmp_path, "data.json", {"file_name": "data.json", **READ}, {"file_name": "./data.json", **DIALOGUE})
+    for given in ("", "data.json"):
+        with pytest.raises(
+            DispError, match=r"is declared twice, as 'entry 0' in \S+ and as 'entry 1' in .*take one of"
+        ):
+            load_dataset(tmp_path / given)
+    # A copy under another name is none, whatever else it says.
+    again_ = {"file_name": "data.json", **DIALOGUE, "num_samples": 5}
+    laid(tmp_path / "same", "data.json", {"file_name": "data.json", **DIALOGUE}, again_)
+    for given in ("", "data.json"):
+        assert load_dataset(tmp_path / "same" / given, leave_out=["conversations"], strict=True).samples
+
+
+def test_a_declaration_of_an_inner_and_an_outer_folder_must_agree(tmp_path):
+    laid(tmp_path, "sub/data.json", {"file_name": "sub/data.json", **DIALOGUE})
+    (tmp_path / "sub" / "dataset_info.json").write_text(json.dumps({"inner": {"file_name": "data.json", **READ}}))
+    with pytest.raises(DispError, match="is declared twice, as 'inner'"):
+        load_dataset(tmp_path / "sub")
+    # That of somebody else, above, is no matter.
+    (tmp_path / "dataset_info.json").write_text("{bad")
+    assert load_dataset(tmp_path / "sub", leave_out=["dialogue"], strict=True).samples[0].turns[0].response == "Clean."
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "./dataset_info.json", ".", "", "sub/..", "loop"])
+def test_a_declaration_of_itself_is_refused(name, tmp_path):
+    laid(tmp_path, "data.jsonl", {"file_name": name})
+    (tmp_path / "data.jsonl").unlink()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    with pytest.raises(DispError, match="as its data file, which holds no rows"):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../data.json", "sub/link/../data.json", "x" * 300, "a\0b", "/etc/passwd"])
+def test_a_declared_file_that_is_not_in_the_folder_is_named(name, tmp_path):
+    laid(tmp_path / "set", "sub/data.json", {"file_name": name})
+    write(tmp_path, [TWO])
+    (tmp_path / "other" / "x").mkdir(parents=True)
+    (tmp_path / "set" / "sub" / "link").symlink_to(tmp_path / "other" / "x")
+    with pytest.raises(DispError, match=r"which is not in its folder; put it there, or put dataset_info\.json where"):
+        load_dataset(tmp_path / "set")

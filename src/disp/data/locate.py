@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,6 +64,10 @@ def locate(path: Path, format: str | None = None, split: str | None = None) -> L
             return Located(*_folder(copy, None), copy)
         raise DispError(f"{shortened(str(path), 300)}: no such data file")
     found = Located(*(_folder(path, split, format) if path.is_dir() else _file(path, split)), path)
+    if found.path.is_dir() and found.source.entry is None and found.source.files in ("parts", "parquet"):
+        if entry := llama_factory.entry_of(found.path):  # a folder that is declared in one around it
+            declared = llama_factory.declared(entry[1])
+            found = replace(found, source=replace(found.source, declared=declared, entry=entry))
     if files is not None and found.source.files != files:
         raise _no_such(path, format)
     if format == "llama-factory" and found.source.entry is None:
@@ -98,8 +103,15 @@ def _file(path: Path, split: str | None = None) -> tuple[Path, Source]:
     )
 
 
-def _folder(path: Path, split: str | None, format: str | None = None) -> tuple[Path, Source]:
-    """What of a folder is the dataset; what another format than the one asked for would be is passed over."""
+def _folder(path: Path, split: str | None, format: str | None = None, inner: bool = False) -> tuple[Path, Source]:
+    """What of a folder is the dataset; what another format than the one asked for would be is passed over.
+
+    Args:
+        path: the folder.
+        split: the one asked for.
+        format: the one asked for.
+        inner: whether it is named by a dataset_info.json, so that another one in it says nothing.
+    """
     files = format_of(format).files if format else None
     if format == "llama-factory" and (found := _declared(path, split)):
         return found
@@ -112,7 +124,7 @@ def _folder(path: Path, split: str | None, format: str | None = None) -> tuple[P
         return _saved(path, split)
     if files in (None, "huggingface") and (path / "dataset_dict.json").is_file():
         return _dataset_dict(path, split)
-    if files in (None, "parquet") and (found := _declared(path, split)):
+    if not inner and files in (None, "parquet") and (found := _declared(path, split)):
         return found
     if files in (None, "imagefolder") and (metadata := _metadata(path, split)):
         return metadata, Source("imagefolder")
@@ -120,7 +132,7 @@ def _folder(path: Path, split: str | None, format: str | None = None) -> tuple[P
         if found := _tables(part, split, files):
             return found
     if (path / DATA_FOLDER).is_dir() and path.name != DATA_FOLDER:
-        return _folder(path / DATA_FOLDER, split, format)
+        return _folder(path / DATA_FOLDER, split, format, inner)
     others = [file for file in sorted(path.iterdir()) if is_json_name(file.name) and file.is_file()]
     others = others if files is None else []
     below = tables_below(path)
@@ -150,19 +162,30 @@ def _declared(path: Path, split: str | None) -> tuple[Path, Source] | None:
     entries = llama_factory.read_info(path)
     if not entries:
         return None
-    if len(entries) > 1:
+    info = path / llama_factory.INFO
+    if len({llama_factory.file_of(path, entry) or entry["file_name"] for entry in entries.values()}) > 1:
         names = shortened(", ".join(entry["file_name"] for entry in entries.values()), 200)
-        raise DispError(f"{path / llama_factory.INFO} names several files: {names}; give one of them")
-    ((name, entry),) = entries.items()
-    file = path / entry["file_name"]
-    if not file.exists() or file.parent != path:
+        raise DispError(f"{info} names several files: {names}; give one of them")
+    name, entry = next(iter(entries.items()))
+    told = entry["file_name"]
+    target, tidy = llama_factory.file_of(path, entry), os.path.normpath(told)
+    if target in (path.resolve(), info.resolve()):
         raise DispError(
-            f"{path / llama_factory.INFO} names {shortened(entry['file_name'])!r}, which is not in its folder; put it "
-            "there, or give the data file itself"
+            f"{info} names {shortened(told)!r} as its data file, which holds no rows; name the file that does"
+        )
+    file = path / tidy
+    # Behind a link ".." leads elsewhere than it says.
+    astray = ".." in Path(told).parts and file.resolve() != target
+    if target is None or not os.path.exists(file) or astray or tidy.startswith("..") or not file.is_relative_to(path):
+        raise DispError(
+            f"{info} names {shortened(told)!r}, which is not in its folder; put it there, or put {llama_factory.INFO} "
+            "where the data file is"
         )
     if not file.is_dir():
         return _file(file, split)
-    found, source = _folder(file, split)
+    found, source = _folder(file, split, inner=True)
+    if (other := llama_factory.entry_of(file)) is not None:
+        name, entry = other
     return found, replace(source, declared=llama_factory.declared(entry), entry=(name, entry))
 
 

@@ -16,8 +16,13 @@ from disp.data.formats.pairs import Pair
 from disp.data.formats.row import BadRow, Content, Dialect, Fields, picture_field, pictures_in
 from disp.errors import DispError
 from disp.files import write_json
+from disp.words import shortened
 
 INFO = "dataset_info.json"
+# Folders around a data file that are looked into for it: most keep their data files in folders below it.
+_FOLDERS_UP = 4
+# What of an entry says how rows are read.
+_HOW = ("formatting", "columns", "tags")
 # The columns of an entry that names none.
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
 _OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
@@ -46,15 +51,43 @@ def read_info(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def entry_of(path: Path) -> tuple[str, Mapping[str, Any]] | None:
-    """Name and entry of a data file in the dataset_info.json beside it, if there is one.
+    """Name and entry of a data file or folder in a dataset_info.json beside it or around it, if there is one.
 
     Raises:
-        DispError: dataset_info.json is not JSON.
+        DispError: the dataset_info.json beside it is not JSON, or two entries read the file in different ways.
     """
-    for name, entry in read_info(path.parent).items():
-        if entry["file_name"] == path.name:
-            return name, entry
-    return None
+    found: list[tuple[Path, str, Mapping[str, Any]]] = []
+    target = path.resolve()
+    for folder in list(path.absolute().parents)[:_FOLDERS_UP]:
+        try:
+            entries = read_info(folder)
+        except DispError:
+            if folder == path.absolute().parent:
+                raise
+            continue  # of somebody else
+        for name, entry in entries.items():
+            named = file_of(folder, entry)
+            # A folder stands for the files in it.
+            if named == target or (named == target.parent and target.is_file()):
+                found.append((folder, name, entry))
+    if not found:
+        return None
+    folder, name, entry = found[0]
+    for other, another, differing in found[1:]:
+        if any(entry.get(key) != differing.get(key) for key in _HOW):
+            raise DispError(
+                f"{path} is declared twice, as {shortened(name)!r} in {folder / INFO} and as {shortened(another)!r} in "
+                f"{other / INFO}, with other columns; take one of them out"
+            )
+    return name, entry
+
+
+def file_of(folder: Path, entry: Mapping[str, Any]) -> Path | None:
+    """The file or folder that an entry names, without links; None if none can be called so."""
+    try:
+        return (folder / entry["file_name"]).resolve()
+    except (OSError, ValueError, RuntimeError):  # too long, a null character, links in a circle
+        return None
 
 
 def declared(entry: Mapping[str, Any]) -> Dialect:
