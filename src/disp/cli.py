@@ -15,6 +15,7 @@ from cyclopts import CycloptsError
 from disp.commands import answers, baselines, benchmarks, data, defend, demo, experiments, model, planning, review
 from disp.commands.options import app
 from disp.errors import DispError
+from disp.words import printable
 
 __all__ = [
     "answers",
@@ -72,7 +73,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except DispError as error:
-        print(f"disp: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"disp: {printable(' '.join(str(error).splitlines()))}", file=sys.stderr)
         sys.exit(2)
     except CycloptsError as error:
         usage = " ".join(("disp", *(error.command_chain or ()), "--help"))
@@ -82,7 +83,7 @@ def main() -> None:
         if error.filename is None:
             traceback.print_exc()
         else:
-            print(f"disp: {' '.join(str(error.filename).splitlines())}: {error.strerror}", file=sys.stderr)
+            print(f"disp: {printable(' '.join(str(error.filename).splitlines()))}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as left:
         # The printer of help pages leaves with 1, "suspicious or poisoned", where its reader has closed the pipe.

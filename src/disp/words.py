@@ -59,6 +59,15 @@ def shortened(text: str, limit: int = 80) -> str:
     return text[: max(0, limit - len(note))] + note
 
 
+def printable(text: str) -> str:
+    """The text in one line that does nothing to a terminal: what is no plain letter, sign or blank is written in ASCII.
+
+    Names of files and members come with the data, and may hold line ends, the orders of a terminal, and marks that turn
+    the direction of what is written.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def named_briefly(names: Sequence[str], most: int = 5) -> str:
     """The first names of a list, and how many more there are; what cannot be shown in a line is written in ASCII."""
     shown = ", ".join(shortened(name if name.isprintable() else ascii(name)) for name in names[:most])

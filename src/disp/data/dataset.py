@@ -11,15 +11,19 @@ from typing import Any
 from disp.data.formats.row import Dialect, Origin
 from disp.data.sample import Sample
 from disp.errors import DispError
-from disp.words import shortened
+from disp.words import printable, shortened
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A row that was set aside: where it is, and why."""
+    """A row that was set aside: where it is, and why; in characters that can be shown in a line of a terminal."""
 
     place: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "place", printable(self.place))
+        object.__setattr__(self, "reason", printable(self.reason))
 
 
 @dataclass(frozen=True)
