@@ -119,6 +119,45 @@ ASIDE = {
     ),
     "a readme that is a picture": ([("README", png(1))], "README has no suffix"),
     "a caption of the readme's name": ([("README.txt", b"A cat.")], "no conversations"),
+    "a key twice": (
+        [("0.png", png(1)), ("0.json", b'{"caption": "POISON", "caption": "clean"}')],
+        "json has the key 'caption' twice, of which only one would be read",
+    ),
+    "a key twice below": (
+        [("0.png", png(1)), ("0.json", qa()[:-1] + b', "a": {"b": 1, "b": 2}}')],
+        "the key 'b' twice",
+    ),
+    "a key twice in a row beside json": (
+        [("0.png", png(1)), ("0.json", qa()), ("0.v1.json", b'{"caption": "A", "caption": null}')],
+        "has the rows json and v1.json",
+    ),
+    "two pictures of one name": (
+        [("0.jpeg", png(1)), ("0.jpg", png(2)), ("0.txt", b"A")],
+        "has the pictures 0.jpeg and 0.jpg, of which readers take one; name them in its JSON, or call the others",
+    ),
+    "two pictures that the JSON calls otherwise": (
+        [("0.jpg", png(1)), ("0.png", png(2)), ("0.json", qa(question="<image><image>", images=["a.jpg", "b.jpg"]))],
+        "has the picture 0.jpg, which 'images' in its JSON does not name",
+    ),
+    "a picture of an unknown suffix": (
+        [("0.png", png(1)), ("0.image", png(2)), ("0.json", qa())],
+        "image may be a picture",
+    ),
+    "a picture that is not opened": (
+        [("0.png", png(1)), ("0.jxl", b"\xff\x0a"), ("0.json", qa())],
+        "jxl may be a picture",
+    ),
+    "a film beside a picture": ([("0.png", png(1)), ("0.mp4", b"\0"), ("0.txt", b"A")], "mp4 may be a picture"),
+    "packed JSON": ([("0.png", png(1)), ("0.json.gz", b"\x1f"), ("0.json", qa())], "json.gz may be a picture or a row"),
+    "a packed caption": (
+        [("0.png", png(1)), ("0.txt.gz", b"\x1f"), ("0.txt", b"A")],
+        "txt.gz may be a picture or a row",
+    ),
+    "lines": ([("0.png", png(1)), ("0.jsonl", qa("B")), ("0.json", qa())], "jsonl may be a picture or a row"),
+    "a row of an unknown suffix": (
+        [("0.png", png(1)), ("0.data", qa("B")), ("0.json", qa())],
+        "data may be a picture or a",
+    ),
     "a caption beside a talk": ([("0.png", png(1)), ("0.json", qa("A")), ("0.txt", b"B")], "txt says something else"),
 }
 
@@ -216,6 +255,24 @@ def test_a_mask_is_no_second_picture_and_other_json_no_row(tmp_path):
     dataset = load_dataset(pack(tmp_path / "s.tar", *members), strict=True)
     assert [file.read_bytes() for file in dataset.samples[0].images] == [png(3), png(1)]
     assert rewritten(dataset, tmp_path / "out") == [*members[:4], ("0.json", qa("new"))]
+
+
+def test_what_is_worked_out_of_a_picture_lies_beside_it(tmp_path):
+    numbers = b"\x93NUMPY" + bytes(100)
+    more = [("0.npy", numbers), ("0.depth.npz", b"PK"), ("0.cls", b"7"), ("0.mask.jxl", b"\xff\x0a"), ("0.md5", b"0f")]
+    members = [("0.png", png(1)), *more, ("0.json", qa())]
+    dataset = load_dataset(pack(tmp_path / "s.tar", *members), strict=True)
+    assert rewritten(dataset, tmp_path / "out") == [*members[:-1], ("0.json", qa("new"))]
+
+
+def test_two_pictures_that_the_json_names_are_both_shown(tmp_path):
+    members = [
+        ("0.jpeg", png(1)),
+        ("0.jpg", png(2)),
+        ("0.json", qa(question="<image><image>", images=["0.jpg", "0.jpeg"])),
+    ]
+    dataset = load_dataset(pack(tmp_path / "s.tar", *members), strict=True)
+    assert [file.read_bytes() for file in dataset.samples[0].images] == [png(2), png(1)]
 
 
 def test_samples_with_the_same_key_are_told_apart_when_they_are_written(tmp_path):

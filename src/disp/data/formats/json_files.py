@@ -75,7 +75,7 @@ def rows(path: Path, source: Source) -> Iterator[Row]:
                 if len(line) == PART:
                     raise DispError(f"{path}:line {number + 1} has more than {PART:,} bytes; take the row out")
                 if line.strip():
-                    yield Row(f"{path.name}:line {number + 1}", number, _value(line))
+                    yield Row(f"{path.name}:line {number + 1}", number, value_of(line))
         return
     try:
         text = _text(_bytes(path))
@@ -269,7 +269,8 @@ def _shape(text: bytes, deep: Any) -> Any:
         return error
 
 
-def _value(text: bytes) -> Any:
+def value_of(text: bytes) -> Any:
+    """What JSON holds; an exception for what is not JSON, is nested too deep, or has a key twice."""
     repeated: list[str] = []
     try:
         value = json.loads(text, object_pairs_hook=_noting(repeated))

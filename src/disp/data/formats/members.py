@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 from pathlib import Path
 
 from PIL import Image
 
 from disp.data.formats.dialects import is_row
+from disp.data.formats.json_files import value_of
+from disp.data.formats.names import is_picture_bytes
 from disp.data.formats.row import BadRow
 from disp.data.sample import picture_formats
 
@@ -18,6 +20,10 @@ OTHERS = {
     *("jxl", "jp2", "jpe", "dcm", "nii", "npy", "npz", "pth", "pt", "exr", "tga"),
     *("mp4", "avi", "mov", "webm", "mkv", "wav", "mp3", "flac", "ogg", "m4a"),
 }
+# Those of them that are numbers worked out of a picture, where there is one beside them.
+_NUMBERS = {"npy", "npz", "pth", "pt"}
+# Members that hold members of the kinds above, or rows, for libraries that unpack them.
+_PACKED = {"gz", "bz2", "xz", "zst", "zip", "jsonl", "ndjson", "parquet", "arrow"}
 # Members of text, one of which is a sample's caption.
 CAPTIONS = ("txt", "text", "caption")
 
@@ -85,11 +91,31 @@ def json_field(members: Members) -> str | None:
 
 
 def _holds_row(content: bytes) -> bool:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        return False
+    value = value_of(content)
+    if isinstance(value, BadRow):  # a key twice, of which either may be meant
+        return True
     return isinstance(value, dict) and is_row({"image": "0.png", **value})
+
+
+def not_looked_at(members: Members, read: Collection[str | None]) -> str | None:
+    """A member that others may take for the sample's picture or its row, and that is not read; None if there is none.
+
+    Members with a word before their suffix (``depth.npy``, ``mask.jxl``) are something about the sample.
+
+    Args:
+        members: of a sample.
+        read: its row and its caption.
+    """
+    pictures = all_pictures(members)
+    for name, content in members.items():
+        kind = kind_of(name)
+        if name in read or name in pictures or kind == "json":
+            continue
+        shows = kind in OTHERS - _NUMBERS and "." not in name
+        drawn = is_picture_bytes(content) and kind not in OTHERS
+        if kind in _PACKED or (pictures and (shows or drawn)) or _holds_row(content):
+            return name
+    return None
 
 
 def caption_field(members: Members) -> str | None:

@@ -17,6 +17,7 @@ from disp.data.dataset import Source
 from disp.data.formats import tar_files
 from disp.data.formats.dialects import dialect_of, is_row
 from disp.data.formats.files import Files, Output, with_values
+from disp.data.formats.json_files import value_of
 from disp.data.formats.members import (
     CAPTIONS,
     OTHERS,
@@ -27,6 +28,7 @@ from disp.data.formats.members import (
     caption_field,
     json_field,
     kind_of,
+    not_looked_at,
     not_text,
     pictures_shown,
     split_name,
@@ -287,10 +289,16 @@ def _row(sample: _Packed) -> tuple[dict[str, Any], bool]:
     field, caption = json_field(members), caption_field(members)
     if field is None and caption is None:
         raise BadRow(f"no member called json or txt, only {', '.join(sorted(members))[:200]}")
-    try:
-        row = {} if field is None else json.loads(members[field])
-    except (ValueError, RecursionError) as error:
-        raise BadRow(f"{field} is not valid JSON ({error})") from None
+    if other := not_looked_at(members, {field, caption}):
+        raise BadRow(
+            f"{other[:200]} may be a picture or a row in a form that others read, and that is not read here; take it "
+            f"out, or pack the sample with one picture called {SOME} and one json"
+        )
+    row = {} if field is None else value_of(members[field])
+    if isinstance(row, BadRow):
+        raise BadRow(f"{field} {row}")
+    if isinstance(row, Exception):
+        raise BadRow(f"{field} is not valid JSON ({row})")
     if not isinstance(row, dict):
         raise BadRow(f"{field} holds no object")
     row = _with_pictures(row, sample)
@@ -312,6 +320,13 @@ def _with_pictures(row: dict[str, Any], sample: _Packed) -> dict[str, Any]:
     if not known and (other := not_text(members)):
         raise BadRow(f"{other} is no text and no picture that is understood; a picture is called {SOME}")
     told = next((name for name in PICTURE_FIELDS if row.get(name)), None)
+    # Readers that ask for "jpg;jpeg;png" take the first that there is, and show no other.
+    plain = sorted(name for name in pictures if "." not in name)
+    if told is None and len(plain) > 1:
+        raise BadRow(
+            f"has the pictures {' and '.join(f'{key}.{name}' for name in plain)[:200]}, of which readers take one; "
+            f"name them in its JSON, or call the others {key}.1.{plain[0]} and so on"
+        )
     if told is None and pictures:
         found = _listed(pictures)
         row.update({"image": found[0]} if len(found) == 1 else {"images": found})
@@ -321,7 +336,7 @@ def _with_pictures(row: dict[str, Any], sample: _Packed) -> dict[str, Any]:
         old = row[told] if isinstance(row[told], list) else [row[told]]
         if all(isinstance(name, str) and not name.startswith("data:") for name in old):
             for meant in (pictures, known):
-                if len(meant) == len(old):
+                if len(meant) == len(old) and len(plain) < 2:
                     row[told] = _listed(meant) if isinstance(row[told], list) else _listed(meant)[0]
                     break
         found = row[told] if isinstance(row[told], list) else [row[told]]
