@@ -118,3 +118,44 @@ def test_no_further_picture_stays_unseen(tmp_path):
         "names its picture under 'image_file_name', and earlier rows do under 'file_name'",
         "needs file_name, and image under no other key",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('file_name,text\n0.png,"a\n0.png,b\n0.png,c\n', 2),
+        ('file_name,text\n0.png,a\n0.png,"b\n0.png,"c"\n', 3),
+        ('file_name,text\n0.png,a\n0.png,"b\nb"\n0.png,"c"d\n', 5),
+        ('file_name,"text\n0.png,a\n', 1),
+    ],
+)
+def test_a_quote_that_is_not_closed_does_not_make_an_answer_of_all_that_follows(text, line, tmp_path):
+    folder(tmp_path).write_text(text)
+    with pytest.raises(DispError, match=rf"is no CSV .*in the row from line {line} on\); close its quotes"):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_other_marks_between_columns_are_named(mark, tmp_path):
+    folder(tmp_path).write_text(f"file_name{mark}text\n0.png{mark}A.\n")
+    with pytest.raises(DispError) as error:
+        load_dataset(tmp_path)
+    assert f"has {mark!r} between its columns; save it with commas" in str(error.value)
+
+
+@pytest.mark.parametrize("given", ["", "train", "train/metadata.parquet"])
+def test_metadata_in_parquet_is_named(given, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    (tmp_path / "train").mkdir()
+    row = {"file_name": "0.png", "text": "A."}
+    pyarrow.parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "train" / "metadata.parquet")
+    with pytest.raises(
+        DispError, match=r"is read from metadata\.jsonl or metadata\.csv; write its rows as one of them"
+    ):
+        load_dataset(tmp_path / given)
+    # A table that holds its pictures may be called so.
+    row = {"image": {"bytes": png(0), "path": None}, "text": "A.", "file_name": "0.png"}
+    pyarrow.parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "train" / "metadata.parquet")
+    assert load_dataset(tmp_path / given, strict=True).source.files == "parquet"

@@ -52,6 +52,11 @@ def rows(path: Path, source: Source) -> Iterator[Row]:
         yield Row(row.place, row.number, value)
 
 
+def tells_of_files(columns: Iterable[str]) -> bool:
+    """Whether a table's columns name pictures as metadata does, and hold none."""
+    return any(map(_suffix, columns)) and not {_ONE, _SEVERAL} & set(columns)
+
+
 def _field(row: dict[str, Any]) -> str | None:
     """The field that names a row's picture: file_name, or the only one with a word before that; None if unclear."""
     found = [key for key in row if isinstance(key, str) and _suffix(key) and row[key]]
@@ -105,18 +110,30 @@ def _raw_rows(path: Path) -> Iterator[Row]:
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     allow_long_cells()
+    before = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            check_columns(path, list(reader.fieldnames or ()))
+            # Without "strict" a quote that is not closed makes one cell of all that follows.
+            reader = csv.DictReader(file, strict=True)
+            names = list(reader.fieldnames or ())
+            if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
+                raise DispError(f"{path} has {other!r} between its columns; save it with commas")
+            check_columns(path, names)
+            before = 1
             for number, row in enumerate(reader):
+                before = reader.line_num
                 value: Any = row
                 if None in row or None in row.values():
                     value = ValueError("has more or fewer fields than the first line")
                 else:
                     value = _filled(row)
                 yield Row(f"{path.name}:line {reader.line_num}", number, value)
-    except (csv.Error, UnicodeDecodeError) as error:
+    except csv.Error as error:
+        raise DispError(
+            f"{path} is no CSV in UTF-8 ({error}, in the row from line {before + 1} on); close its quotes, and save it "
+            "again"
+        ) from None
+    except UnicodeDecodeError as error:
         raise DispError(f"{path} is no CSV in UTF-8 ({error}); save it again") from None
 
 
