@@ -50,3 +50,10 @@ def test_lists_that_tell_of_pictures_by_number_are_to_be_joined(key, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(found))
     with pytest.raises(DispError, match=rf"\(image_id, in '{key}'\), as COCO and VQA do; join what belongs together"):
         list(rows(tmp_path / "data.json", Source("json")))
+
+
+@pytest.mark.parametrize(("text", "found"), [("null", "null"), (" 5", "int"), ('"[1]"', "str"), ("true", "bool")])
+def test_what_is_no_array_is_named(text, found, tmp_path):
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(DispError, match=f"must hold a JSON array of rows, found {found}$"):
+        list(rows(tmp_path / "data.json", Source("json")))

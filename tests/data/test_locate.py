@@ -356,3 +356,37 @@ def test_nothing_reaches_for_the_network_by_itself(tmp_path, monkeypatch):
     for name in ("llava", "qwen-vl", "webdataset", "imagefolder", "llama-factory"):
         (tmp_path / name).mkdir()
         assert load_dataset(WRITTEN[name][0](tmp_path / name)).samples
+
+
+@pytest.mark.parametrize("name", ["x.ndjson", "x.ndjson.gz"])
+def test_lines_may_be_called_ndjson(name, tmp_path):
+    text = "".join(json.dumps({**ROW, "id": each}) + "\n" for each in "ab").encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    for given in (tmp_path, tmp_path / name):
+        dataset = load_dataset(given, split=None, strict=True)
+        assert [sample.id for sample in dataset.samples] == ["a", "b"] and dataset.source.files == "lines"
+    (tmp_path / "out").mkdir()
+    path = data_path(dataset, tmp_path / "out")
+    save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
+    assert [sample.id for sample in load_dataset(tmp_path / "out", strict=True).samples] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("a.csv", "a table of text is read as metadata.csv beside its pictures, with commas and a column file_name"),
+        ("a.TSV", "a table of text is read as metadata.csv"),
+        ("a.csv.gz", "unpack it first"),
+        ("a.jsonl.zst", "unpack it first"),
+        ("a.zip", "unpack it first"),
+        ("mixture.yaml", "it lists data files; give these one by one, as its json_path entries name them"),
+        ("a.arrow", "give the folder that save_to_disk has written"),
+        ("A.JSONL", "call it a.jsonl"),
+    ],
+)
+def test_what_to_do_with_a_file_of_another_kind_is_said(name, remedy, tmp_path):
+    (tmp_path / name).write_text("x")
+    for given in (tmp_path / name, tmp_path):
+        with pytest.raises(DispError) as error:
+            load_dataset(given)
+        assert remedy in str(error.value)

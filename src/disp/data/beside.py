@@ -9,6 +9,7 @@ from pathlib import Path
 from disp.data.formats import image_folder, webdataset
 from disp.data.formats.members import CAPTIONS, PICTURES
 from disp.data.formats.splits import part_of
+from disp.data.other_files import remedy_for
 from disp.data.rows_inside import declared, is_run, may_hold_rows
 from disp.errors import DispError
 from disp.words import shortened
@@ -77,8 +78,12 @@ def nothing_in(folder: Path, others: Sequence[Path], below: Sequence[str]) -> Di
             f"img2dataset does by default: tar --sort=name -cf {pair.parent.name}.tar {pair.parent.name}"
         )
     names = f" ({shortened(', '.join(file.name for file in others), 200)})" if others else ""
-    lines = [file for file in others if file.name.endswith(".jsonl")]
+    lines = [file for file in others if file.name.endswith((".jsonl", ".ndjson"))]
     joined = ", or join its parts (cat PARTS > data.jsonl)" if len(lines) > 1 else ""
+    if not others:
+        for name in sorted(each.name for each in folder.iterdir() if each.is_file()):
+            if remedy := remedy_for(name):
+                return DispError(f"{folder} holds no data that is read, and {shortened(name)}: {remedy}")
     return DispError(
         f"{folder} must hold exactly one of data.json and data.jsonl, found 0; give the data file itself{names}"
         f"{joined}, or a folder with parquet or tar files, metadata.jsonl, or dataset_info.json"

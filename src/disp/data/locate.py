@@ -14,6 +14,7 @@ from disp.data.formats.dialects import is_row
 from disp.data.formats.json_files import is_json_name, json_layout
 from disp.data.formats.splits import chosen, no_split, of_split, splits_of
 from disp.data.formats.table import FILES, FORMATS, format_of
+from disp.data.other_files import remedy_for
 from disp.data.remote import local_copy
 from disp.data.rows_inside import holds_rows
 from disp.errors import DispError
@@ -94,12 +95,18 @@ def _file(path: Path, split: str | None = None) -> tuple[Path, Source]:
         layout = json_layout(path, known.matches if known else is_row)
         return path, Source(layout, known, entry)
     if path.suffix == ".parquet":
+        if path.name == "metadata.parquet" and image_folder.tells_of_files(arrow.columns(path)):
+            raise DispError(
+                f"{path} tells of the pictures of an image folder, which is read from metadata.jsonl or metadata.csv; "
+                "write its rows as one of them beside it"
+            )
         return path, Source("parquet", known, entry)
     if webdataset.is_shard_name(path.name):
         return path, Source("webdataset")
+    remedy = remedy_for(path.name)
     raise DispError(
         f"{path}: a dataset is a .json or .jsonl file, a .parquet, .tar or .tar.gz file, a metadata.csv, or a folder "
-        "with one"
+        f"with one{f'; {remedy}' if remedy else ''}"
     )
 
 

@@ -53,7 +53,8 @@ def data_path(dataset: Dataset, out: Path) -> Path:
     source = dataset.source
     if source is None or source.files in ("json", "lines"):
         packed = ".gz" if dataset.path.suffix == ".gz" else ""
-        return out / f"data{Path(dataset.path.name.removesuffix('.gz')).suffix}{packed}"
+        suffix = Path(dataset.path.name.removesuffix(".gz")).suffix
+        return out / f"data{'.jsonl' if suffix == '.ndjson' else suffix}{packed}"
     if source.files == "parquet" and dataset.path.is_file():
         return out / "data.parquet"
     return out / "data" / dataset.path.name if source.files == "imagefolder" else out / "data"

@@ -63,6 +63,17 @@ def arrow_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def columns(file: Path) -> list[str]:
+    """The names of the columns of a parquet file.
+
+    Raises:
+        DispError: it cannot be read.
+    """
+    pa = pyarrow()
+    with _named(file):
+        return list(pa.parquet.read_schema(file).names)
+
+
 def parquet_rows(path: Path, source: Source) -> Iterator[Row]:
     """The rows of parquet files.
 

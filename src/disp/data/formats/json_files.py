@@ -26,7 +26,8 @@ PART = 1 << 26
 _SPACE, _ARRAY = re.compile(r"[ \t\n\r]*"), re.compile(r"[ \t\n\r]*\[")
 # What tells where a value ends: a text, in which brackets mean nothing, brackets, and anything else.
 _PARTS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]|[\]}]|[^\s,"\[\]{}]+', re.DOTALL)
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+_LINES = (".jsonl", ".ndjson")
+SUFFIXES = (".json", *_LINES, ".json.gz", *(f"{suffix}.gz" for suffix in _LINES))
 
 
 def is_json_name(name: str) -> bool:
@@ -47,7 +48,7 @@ def json_layout(path: Path, is_row: Callable[[Any], bool]) -> str:
     Raises:
         DispError: the file cannot be decompressed.
     """
-    lines = path.name.removesuffix(".gz").endswith(".jsonl")
+    lines = path.name.removesuffix(".gz").endswith(_LINES)
     with _opened(path) as file:
         _check_encoding(next(_guarded(file, path), b""), path, lines)
     with _opened(path) as file:
@@ -79,11 +80,11 @@ def rows(path: Path, source: Source) -> Iterator[Row]:
         return
     try:
         text = _text(_bytes(path))
-        found = None if _ARRAY.match(text) else json.loads(text)
-        if found is None:
+        if _ARRAY.match(text):
             for number, row in enumerate(_elements(text)):
                 yield Row(f"{path.name}:row {number + 1}", number, row)
             return
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DispError(f"{path} is not valid JSON ({error}); mend the file or write it again") from None
     if isinstance(found, dict) and any(isinstance(each, dict) and "annotation" in each for each in found.values()):
@@ -99,7 +100,7 @@ def rows(path: Path, source: Source) -> Iterator[Row]:
         )
     keys = shortened(", ".join(map(ascii, found)), 100) if isinstance(found, dict) else ""
     raise DispError(
-        f"{path} must hold a JSON array of rows, found {type(found).__name__}"
+        f"{path} must hold a JSON array of rows, found {'null' if found is None else type(found).__name__}"
         + (f" with {keys}; write the list of rows alone" if keys else "")
     )
 

@@ -104,7 +104,7 @@ def _told(found: Sequence[str]) -> str:
 
 
 def _stem(name: str) -> str:
-    stem = re.sub(r"\.(jsonl?|parquet|tar|tgz)$", "", name.removesuffix(".gz"))
+    stem = re.sub(r"\.(jsonl?|ndjson|parquet|tar|tgz)$", "", name.removesuffix(".gz"))
     return "" if stem.isdecimal() else stem
 
 
