@@ -371,3 +371,13 @@ def test_a_declared_file_elsewhere_is_named(tmp_path):
     (tmp_path / "in" / "dataset_info.json").write_text('{"a": {"file_name": "../x.json"}}')
     with pytest.raises(DispError, match=r"not in its folder; put it there, or put dataset_info\.json where the data"):
         load_dataset(tmp_path / "in")
+
+
+def test_json_about_tar_files_is_no_second_set(tmp_path):
+    pack(tmp_path / "0.tar", ("0.png", png(0)), ("0.txt", b"A."))
+    about = {"version": 1, "sample": {"question": "Hm?", "answer": "Yes.", "image": "0.png"}}
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    assert load_dataset(tmp_path, strict=True).unread == ("about.json",)
+    (tmp_path / "about.json").write_text(json.dumps([{"x": 1}, about["sample"]]))
+    with pytest.raises(DispError, match=r"holds tar files and rows in about\.json; give the one that is the dataset"):
+        load_dataset(tmp_path)

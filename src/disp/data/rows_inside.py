@@ -38,9 +38,9 @@ _MOST_PATTERNS, _MOST_MATCHES = 1000, 1000
 
 
 def holds_rows(file: Path) -> bool:
-    """Whether a JSON file holds rows of some format; not where it cannot be read."""
+    """Whether a JSON file lists rows of some format; not where they lie deeper in it, or it cannot be read."""
     try:
-        return _has_rows(file)
+        return _lists_rows(file)
     except DispError:
         return False
 
@@ -157,18 +157,20 @@ def _zip_may(file: Path) -> bool:
         return True
 
 
+def _lists_rows(file: Path) -> bool:
+    layout = json_layout(file, is_row)
+    return any(_has_row(row.value, 0) for row in FILES[layout].rows(file, Source(layout)))
+
+
 def _has_rows(file: Path) -> bool:
     """Whether any row is one, or what the file holds instead of rows has some in it.
 
     Raises:
         DispError: it cannot be read.
     """
-    layout = json_layout(file, is_row)
     try:
-        return any(_has_row(row.value, 0) for row in FILES[layout].rows(file, Source(layout)))
+        return _lists_rows(file)
     except DispError:
-        if layout == "lines":
-            raise
         try:
             return _has_row(json.loads(file.read_bytes()), _DEEPEST)
         except (OSError, ValueError, RecursionError):
