@@ -80,13 +80,11 @@ def nothing_in(folder: Path, others: Sequence[Path], below: Sequence[str]) -> Di
     names = f" ({shortened(', '.join(file.name for file in others), 200)})" if others else ""
     lines = [file for file in others if file.name.endswith((".jsonl", ".ndjson"))]
     joined = ", or join its parts (cat PARTS > data.jsonl)" if len(lines) > 1 else ""
-    if not others:
-        for name in sorted(each.name for each in folder.iterdir() if each.is_file()):
-            if remedy := remedy_for(name):
-                return DispError(f"{folder} holds no data that is read, and {shortened(name)}: {remedy}")
+    remedies = ((name, remedy_for(name)) for name in sorted(each.name for each in folder.iterdir() if each.is_file()))
+    known = next((f"; {shortened(name)}: {remedy}" for name, remedy in remedies if remedy), "") if not others else ""
     return DispError(
         f"{folder} must hold exactly one of data.json and data.jsonl, found 0; give the data file itself{names}"
-        f"{joined}, or a folder with parquet or tar files, metadata.jsonl, or dataset_info.json"
+        f"{joined}, or a folder with parquet or tar files, metadata.jsonl, or dataset_info.json{known}"
     )
 
 
