@@ -101,6 +101,8 @@ def test_declared_tools_are_not_passed_over(formatting, tmp_path):
     rows = [{**row, "tools": row.pop("t")} for row in rows]
     kept = load_dataset(declared(tmp_path / "none", rows, formatting=formatting, columns=columns), strict=True)
     assert len(kept.samples) == 4
+
+
 # Which messages are meant is a matter of the declaration alone.
 TWO = {"image": "0.png", "conversations": ask("<image>", "Clean."), "dialogue": ask("<image>", "Declared.")}
 DIALOGUE = {"formatting": "sharegpt", "columns": {"messages": "dialogue", "images": "image"}}
