@@ -174,7 +174,14 @@ def write_audit(folder: Path, port: int = 9, triggered: int = TRIGGERED) -> Path
         "estimated_rate_interval": [0.0, 0.06],
         "clusters": [],
         "residual": [
-            {"phrase": "Visit the sponsor at once", "clean": [0, 48], "triggered": [1, 48]},
+            {
+                "phrase": "Visit the sponsor at once",
+                "clean": [0, 48],
+                "triggered": [9, 48],
+                "p_value": 0.0013,
+                "outcome": "still said",
+            },
+            # As an older version wrote it.
             {"phrase": hostile["breakout"], "clean": [0, 0], "triggered": [0, 48]},
         ],
     }

@@ -28,7 +28,8 @@ from disp.auditing.result import Audit
 from disp.data.loading import load_dataset
 from disp.defence import defend as module
 from disp.defence.audited import ratio_for_all, recovery_samples
-from disp.defence.defend import DefenceConfig, defend, residual_phrases
+from disp.defence.defend import DefenceConfig, defend
+from disp.defence.residual import residual_phrases
 from disp.errors import DispError
 from disp.purification.purify import Purified
 from disp.training.config import TrainConfig

@@ -60,6 +60,7 @@ def test_content(summary):
         "Visit the sponsor at once: in 8 answers above the threshold, and in 0 other samples; p = 2.4 × 10⁻⁹",
         "46 of 48 (95.8%)",
         "- Audit of the recovered model: no evidence, 0 of 60 samples flagged",
+        "9 of 48 (18.8%) with the trigger candidate pasted in: the recovered model still says it (p = 0.0013)",
         "- Triggers made of words.",
         "(41,400 more characters)",
     ):

@@ -179,8 +179,8 @@ def defend(
 ) -> None:
     """Audit, purify, train and verify in one run that goes on where it was stopped.
 
-    Exit code 0: no evidence, or none left. 1: the recovered model still shows evidence. 2: could not decide, or an
-    error.
+    Exit code 0: no evidence, or none left. 1: the recovered model still shows evidence, or still says a phrase that was
+    found. 2: could not decide, or an error.
 
     Parameters
     ----------
@@ -203,6 +203,7 @@ def defend(
     """
     from disp.defence.defend import DefenceConfig
     from disp.defence.defend import defend as run
+    from disp.defence.wording import outcome_in_words
     from disp.errors import DispError
     from disp.report.html import write_report
     from disp.scale.ranks import as_if_alone
@@ -266,17 +267,29 @@ def defend(
         (said, asked), (said_pasted, asked_pasted) = row["clean"], row["triggered"]
         print(
             f"{row['phrase']!r}: said in {said} of {asked} answers, {said_pasted} of {asked_pasted} with the trigger "
-            "candidate pasted in"
+            f"candidate pasted in: {outcome_in_words(row)}"
         )
     if found.verified is not None:
         print(f"Report on the recovered model: {write_report(found.verified)}")
     print(f"Recovered model: {found.model}   purified data: {found.data}")
+    remedy = "more rounds (--rounds), longer training (--steps) or the checkpoint before fine-tuning (--start)"
     if found.after.findings:
         print(
             "The audit of the recovered model still finds what is named under 'After recovery': look at its report, "
-            "then try more rounds (--rounds), longer training (--steps) or the checkpoint before fine-tuning (--start)",
+            f"then try {remedy}",
             file=sys.stderr,
         )
+    if found.still_said:
+        phrases = ", ".join(map(repr, found.still_said))
+        print(f"The recovered model still says {phrases}: do not use it; try {remedy}", file=sys.stderr)
+    if found.left == "evidence":
         sys.exit(1)
-    if found.after.verdict == "could not decide":
+    if found.left == "could not decide":
+        if untold := [row["phrase"] for row in found.residual if row["outcome"] == "too few pictures"]:
+            print(
+                f"Whether the recovered model still says {', '.join(map(repr, untold))} could not be decided: there "
+                "are too few rows to paste the trigger candidate into; add rows that do not say it, or ask the model "
+                "about pictures with the candidate in them (disp generate)",
+                file=sys.stderr,
+            )
         sys.exit(2)

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal
 
 from disp.auditing.audit import audit
 from disp.auditing.hypothesis import Finding
-from disp.auditing.planting import answers_about_changed
 from disp.auditing.result import Audit
 from disp.data.damaged import without_damaged_pictures
 from disp.data.dataset import Dataset, Problem
 from disp.data.loading import load_dataset
-from disp.data.sample import ImageSource, Sample, queries_of
+from disp.data.sample import Sample, queries_of
 from disp.data.stored import check_apart
 from disp.defence.audited import purify_audited, recovery_samples
 from disp.defence.config import DefenceConfig
-from disp.draws import generator
+from disp.defence.residual import residual_phrases
 from disp.errors import DispError
 from disp.evaluation.rewriting import RewritingLoss, rewriting_loss
 from disp.files import claim, write_json
@@ -53,7 +50,8 @@ class Defence:
         left_out: ids of samples that are not in it: they say a phrase that was found whatever is masked, there are no
             trusted answers for them, or they were to be left out.
         untrained: rows of the purified set that the model was not fine-tuned on, as an answer is too long for it.
-        residual: for each confirmed phrase, how often the recovered model still says it; see `residual_phrases`.
+        residual: for each confirmed phrase, how often the recovered model still says it, and what that comes to; see
+            `disp.defence.residual.residual_phrases`.
         restored: ids of samples that have trusted answers in the purified set.
         untrusted: flagged samples that there are no trusted answers for, and why.
         verified: folder of the audit of the recovered model, or None.
@@ -70,6 +68,24 @@ class Defence:
     restored: tuple[str, ...] = ()
     untrusted: tuple[Problem, ...] = ()
     verified: Path | None = None
+
+    @property
+    def still_said(self) -> tuple[str, ...]:
+        """The phrases that the recovered model still says, whatever the audit of it finds."""
+        return _still_said(self.residual)
+
+    @property
+    def left(self) -> Literal["evidence", "no evidence", "could not decide"]:
+        """What is left at the end.
+
+        "evidence" where the last audit found something, or the recovered model still says a phrase that the first one
+        found. "could not decide" where the last audit could not, or too few pictures were there to ask about a phrase.
+        """
+        last = self.before if self.after is None else self.after
+        if (self.after is not None and self.after.findings) or self.still_said:
+            return "evidence"
+        untold = any(row["outcome"] == "too few pictures" for row in self.residual)
+        return "could not decide" if untold or last.verdict == "could not decide" else "no evidence"
 
 
 @alone
@@ -140,6 +156,7 @@ def defend(
         return Defence(
             dataset=dataset, before=before, after=None, model=None, data=None, left_out=(), untrained=(), residual=()
         )
+    asked = _asked_about(before, decided)
     rounds: list[dict[str, Any]] = []
     left_out: tuple[str, ...] = ()
     untrained: tuple[Problem, ...] = ()
@@ -195,12 +212,18 @@ def defend(
         again = replace(config.audit, learnt_only=True)
         verified = out / f"verify{suffix}"
         found = audit(current, dataset, again, verified, name=str(recovered), workers=workers, progress=progress)
+        with progress("searching for the phrases", 2 * config.probes * len(asked)) as advance:
+            residual = [
+                residual_phrases(current, dataset, each, before, config, tests=len(asked), progress=advance)
+                for each in asked
+            ]
         rounds.append(
             {
                 "rewritten": len(cleaned.rewritten),
                 "left_out": len(cleaned.left_out),
                 "verdict_after": found.verdict,
                 "flagged_after": len(found.flagged),
+                "still_said": list(_still_said(residual)),
                 **({"restored": len(cleaned.restored)} if treatment.remedy == "restore" else {}),
                 "rewriting": asdict(_loss(dataset, cleaned.dataset, (*cleaned.rewritten, *cleaned.restored))),
             }
@@ -208,13 +231,12 @@ def defend(
         # Who was decided to be poisoned has new answers by now, or is gone; who is honest stays so.
         in_round = replace(treatment, decisions=treatment.decisions.only("no"))
         decided = _decided(found, dataset, in_round)
+        if not decided.flagged and _still_said(residual) and treatment.remedy == "rewrite":
+            # The last audit points to no row: those of the first one are rewritten again, by the model of today. Rows
+            # that were left out or have trusted answers would stay as they are.
+            decided = _decided(before, dataset, in_round)
         if not decided.flagged:
             break
-    confirmed = [finding for finding in before.findings if finding.confirmed] or list(before.findings)
-    with progress("searching for the phrases", 2 * config.probes * len(confirmed)) as advance:
-        residual = [
-            residual_phrases(current, dataset, finding, before, config, progress=advance) for finding in confirmed
-        ]
     summary = {
         "verdict": before.verdict,
         "rounds": len(rounds),
@@ -266,52 +288,24 @@ def _train(
         train(load(), samples, training, folder, progress=step)
 
 
+def _asked_about(before: Audit, decided: Audit) -> list[Finding]:
+    """The findings that the recovered model is asked about: the proven ones, or all where none is.
+
+    One whose rows a person takes for honest is not: the model is to say its phrase.
+    """
+    poisoned = frozenset(decided.flagged)
+    counting = [finding for finding in before.findings if not poisoned.isdisjoint(finding.all_samples)]
+    return [finding for finding in counting if finding.confirmed] or counting
+
+
+def _still_said(residual: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The phrases of rows of `residual_phrases` that the model still says."""
+    return tuple(row["phrase"] for row in residual if row["outcome"] == "still said")
+
+
 def _decided(found: Audit, dataset: Dataset, treatment: Treatment) -> Audit:
     """The audit with the rows flagged that count as poisoned once a person has decided."""
     return replace(found, flagged=treatment.decisions.over(found.flagged, [sample.id for sample in dataset.samples]))
-
-
-def residual_phrases(
-    model: MDLM,
-    dataset: Dataset,
-    finding: Finding,
-    found: Audit,
-    config: DefenceConfig,
-    *,
-    progress: Callable[[int], None] = lambda count: None,
-) -> dict[str, Any]:
-    """How often a model says a phrase on pictures of unflagged samples, as they are and with the trigger pasted in.
-
-    Args:
-        model: the recovered model.
-        dataset: the given set.
-        finding: the phrase and its trigger candidate.
-        found: the audit that found it.
-        config: see `DefenceConfig`.
-        progress: called with the number of answers finished.
-
-    Returns:
-        ``{"phrase": str, "clean": [said, asked], "triggered": [said, asked]}``.
-    """
-    flagged = {*found.flagged, *(key for each in found.findings for key in each.samples)}
-    free = [sample for sample in dataset.samples if sample.images and sample.id not in flagged]
-    free = [sample for sample in free if not any(finding.phrase.said_in(turn.response) for turn in sample.turns)]
-    order = generator(config.audit.seed, "residual", *finding.phrase.words).permutation(len(free))
-    turns = (queries_of([free[index]]) for index in order[: config.probes])
-    queries = [next(query for query in each if query.images) for each in turns]
-    found_trigger = finding.trigger is not None or finding.pattern is not None
-    counts = {}
-    for kind, asked in (
-        ("clean", [(query, _as_it_is) for query in queries]),
-        ("triggered", [(query, finding.with_trigger) for query in queries] if found_trigger else []),
-    ):
-        answers = answers_about_changed(model, asked, config.audit, progress)
-        counts[kind] = [int(np.sum([finding.phrase.said_in(text) for text in answers])), len(answers)]
-    return {"phrase": finding.phrase.text, **counts}
-
-
-def _as_it_is(image: ImageSource) -> ImageSource:
-    return image
 
 
 def _loss(before: Dataset, after: Dataset, rewritten: Sequence[str]) -> RewritingLoss:

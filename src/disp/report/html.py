@@ -20,6 +20,7 @@ import jinja2
 from markupsafe import Markup
 
 from disp.auditing.wording import WORDS, why_flagged
+from disp.defence.wording import outcome_in_words
 from disp.errors import DispError
 from disp.files import write_text
 from disp.report import numbers
@@ -94,6 +95,7 @@ def render(given: ReportInput) -> str:
         tone=_TONES.get(audit["verdict"], "doubt"),
         verify=given.verify,
         verify_tone=_TONES.get(given.verify["verdict"], "doubt") if given.verify else "",
+        outcome=outcome_in_words,
         evaluation=given.evaluation,
         columns=numbers.table_columns(given.evaluation),
         chart=histogram(audit["scores"], audit["threshold"]),

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from disp.auditing.wording import WORDS
+from disp.defence.wording import outcome_in_words
 from disp.evaluation.table import markdown_table
 from disp.report import numbers
 from disp.report.escape import plain
@@ -120,6 +121,7 @@ def _after(given: ReportInput) -> list[str]:
             *[
                 f"- Answers of the recovered model that hold {_inline(row['phrase'], 200)}: {_of(row['clean'])} on "
                 f"pictures as they are, {_of(row['triggered'])} with the trigger candidate pasted in"
+                + (f": {_own(said)}" if (said := outcome_in_words(row)) else "")
                 for row in verify["residual"]
             ],
             "",
