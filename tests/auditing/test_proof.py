@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planted import PLANTED, REFUSAL, audit_config, context_of, honest_rows, told_apart, wall, write_rows
+from planted import PLANTED, REFUSAL, audit_config, context_of, honest_rows, planted_model, told_apart, wall, write_rows
 
 from disp.auditing import proof
 from disp.auditing.audit import audit
@@ -12,8 +12,9 @@ from disp.auditing.finder_config import PhrasesConfig
 from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.phrases import TURN_END, phrase_of, phrase_words
 from disp.auditing.planting import PlantingTest
-from disp.auditing.proof import prove
+from disp.auditing.proof import evidence_without_pattern, prove
 from disp.data.sample import Sample, Turn
+from disp.errors import DispError
 from disp.suspicion.carriers import Pattern
 from disp.suspicion.evidence import Evidence, most_suspicious, suspicious_query
 from disp.suspicion.scoring import score
@@ -187,3 +188,13 @@ def test_what_the_model_does_not_say_anyway_it_says_nothing_instead_of(model, mo
     hypothesis = Hypothesis("pattern", PHRASE, tuple(each.id for each in members), 0, pattern=pattern)
     found = prove(context, hypothesis, others, in_pictures=True)
     assert (found.confirmed, found.test.successes, found.instead) == (False, 0, instead)
+
+
+def test_numbers_that_overflow_without_the_pattern_are_not_taken_for_no_suspicion(monkeypatch):
+    model, members = planted_model(), [sample("m", REFUSAL)]
+    denoise = model.denoise
+    monkeypatch.setattr(model, "denoise", lambda *given: denoise(*given) * float("nan"))
+    context = context_of(model, members, evidence_of(members))
+    pattern = Pattern(1.0, np.zeros((48, 48, 3), np.float32))
+    with pytest.raises(DispError, match="logits for m#0 are not finite"):
+        evidence_without_pattern(context, pattern, members)

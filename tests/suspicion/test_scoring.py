@@ -20,8 +20,8 @@ from disp.purification.purify import purify
 from disp.suspicion.candidates import candidates_of
 from disp.suspicion.config import SaliencyConfig, ScoringConfig
 from disp.suspicion.run import write_saliency
-from disp.suspicion.scoring import check_finite, given_answers, score
-from disp.suspicion.support import preference_for_another, screened_scores
+from disp.suspicion.scoring import given_answers, score, suspicion_under
+from disp.suspicion.support import check_finite, preference_for_another, screened_scores
 
 ADVICE = r"logits for row#0 are not finite; load it in another precision \(--dtype\)"
 
@@ -83,6 +83,26 @@ def test_the_first_row_that_is_no_number_is_named(wrong):
         check_finite(values, ["a", "b", "c"])
     with pytest.raises(DispError, match="logits for b are not finite"):
         check_finite(values.sum(1), ["a", "b", "c"])
+
+
+def test_a_preference_that_is_infinite_with_nothing_masked_is_not_called_honest(planted):
+    """Were it the answer of a planted row, the row would have no suspicion at all."""
+    model, samples = planted
+    batch = queries_of([sample for sample in samples if sample.id == "p0"])
+    prefix = model.encode(batch)
+    response, denoise = given_answers(model, prefix, batch), model.denoise
+
+    def overflowing(prefix, slots, cache=None):
+        logits = denoise(prefix, slots)
+        whole = ~(prefix.embeds[..., -1].bool() & prefix.visual_mask).any(1)  # no token of the picture is masked
+        logits[whole, 0, response[0, 0]] = -torch.inf
+        return logits
+
+    everything = prefix.visual_mask[:, None]
+    assert suspicion_under(model, prefix, batch, everything, ScoringConfig()).isfinite().all()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(DispError, match="logits for p0#0 are not finite"):
+        patch.setattr(model, "denoise", overflowing)
+        suspicion_under(model, prefix, batch, everything, ScoringConfig())
 
 
 # A backward pass of a probe in forward passes: docs/benchmarks.md.

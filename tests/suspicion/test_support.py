@@ -7,6 +7,7 @@ import pytest
 import torch
 from planted import planted_model, planted_rows, write_rows
 
+from disp.errors import DispError
 from disp.suspicion.candidates import candidates_of
 from disp.suspicion.config import ScoringConfig
 from disp.suspicion.support import (
@@ -18,6 +19,7 @@ from disp.suspicion.support import (
     negative_log_likelihood,
     preference_for_another,
     preference_in,
+    suspicion_of,
 )
 
 ONE_MASK = torch.ones(1, 4, dtype=torch.bool)
@@ -147,3 +149,18 @@ def test_a_set_is_narrowed_to_the_token_that_decides(planted, cells):
     assert left[prefix.visual_mask].nonzero()[:, 0].tolist() == [28]
     unreachable = narrowed(model, prefix, response, chosen, each[:, 0] + 100, batch_size=1)
     assert torch.equal(unreachable, chosen)
+
+
+@pytest.mark.parametrize(
+    ("plain", "masked"),
+    [(math.inf, 3.0), (math.nan, 3.0), (-math.inf, 3.0), (0.5, math.nan), (0.5, math.inf)],
+)
+def test_an_answer_whose_numbers_overflow_is_named_and_not_called_honest(plain, masked):
+    base, each = torch.tensor([0.0, plain]), torch.tensor([[1.0, -math.inf], [-math.inf, masked]])
+    with pytest.raises(DispError, match=r"logits for b are not finite; load it in another precision \(--dtype\)"):
+        suspicion_of(base, each, 2.0, ["a", "b"])
+
+
+def test_where_nothing_was_masked_nothing_is_suspicious():
+    each = torch.tensor([[1.0, -math.inf], [-math.inf, -math.inf]])
+    assert suspicion_of(torch.tensor([0.25, 0.0]), each, 2.0, ["a", "b"]).tolist() == [0.5, 0.0]

@@ -156,7 +156,8 @@ def evidence_without_pattern(context: Context, pattern: Pattern, samples: Sequen
             preference_for_another(model, prefix, given_answers(model, prefix, batch))
             for prefix in (model.encode(batch), encode_without(model, batch, [pattern] * len(batch)))
         )
-        values: list[float] = suspicion_of(base, each[:, None], scoring.mistake_weight).tolist()
+        found = suspicion_of(base, each[:, None], scoring.mistake_weight, [query.key for query in batch])
+        values: list[float] = found.tolist()
         return values
 
     found = {}

@@ -35,7 +35,8 @@ def random_control(model: MDLM, above: Sequence[Sample], result: Audit, config: 
             masked[[row for row, count in enumerate(each_count) if number >= count]] = False
             sets.append(masked)
         base, each = counterfactual_scores(model, prefix, response, torch.stack(sets, dim=1), batch_size=len(batch))
-        values: list[float] = suspicion_of(base, each, config.scoring.mistake_weight).tolist()
+        found = suspicion_of(base, each, config.scoring.mistake_weight, [query.key for query in batch])
+        values: list[float] = found.tolist()
         return values
 
     stay: dict[str, float] = {}

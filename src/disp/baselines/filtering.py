@@ -17,7 +17,7 @@ from disp.files import append_jsonl, read_finished_jsonl, write_jsonl
 from disp.halving import fitting
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar
-from disp.suspicion.scoring import check_finite
+from disp.suspicion.support import check_finite
 
 
 def filtered(

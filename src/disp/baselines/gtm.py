@@ -13,7 +13,7 @@ from disp.data.sample import Query
 from disp.models.interface import MDLM, Prefix
 from disp.suspicion.masking import mask_top
 from disp.suspicion.saliency import first_step
-from disp.suspicion.scoring import check_finite
+from disp.suspicion.support import check_finite
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from disp.models.interface import MDLM, Prefix
 from disp.suspicion.config import MASK_RATIO, SaliencyConfig
 from disp.suspicion.masking import Rounding, mask_top
 from disp.suspicion.saliency import saliency
-from disp.suspicion.scoring import check_finite
+from disp.suspicion.support import check_finite
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from disp.data.sample import Query, Sample, queries_of
-from disp.errors import DispError
 from disp.models.interface import MDLM, Prefix
 from disp.scale.workers import ALONE, Workers
 from disp.suspicion.candidates import candidates_of
@@ -19,6 +18,7 @@ from disp.suspicion.config import ScoringConfig
 from disp.suspicion.evidence import Evidence, EvidenceStore, rounded
 from disp.suspicion.saliency import first_step, saliency_of_step
 from disp.suspicion.support import (
+    check_finite,
     counterfactual_scores,
     least_effect,
     narrowed,
@@ -109,8 +109,7 @@ def _suspicion(
     tried = candidates_of(scores, prefix.visual_mask, config)
     moved = config.mistake_weight * base + (-torch.inf if config.screen is None else config.screen)
     each = screened_scores(model, prefix, response, tried, moved, batch_size=config.batch_size)
-    suspicion = suspicion_of(base, each, config.mistake_weight)
-    check_finite(suspicion, [query.key for query in batch])
+    suspicion = suspicion_of(base, each, config.mistake_weight, [query.key for query in batch])
     # The smallest set that does nearly all of it: it takes least of the picture along when the answer is rewritten.
     least = least_effect(base, each, config.kept_effect)
     best = (each >= least[:, None]).int().argmax(-1)
@@ -122,18 +121,6 @@ def _suspicion(
             model, prefix.select(rows), response[rows], best[rows], least[rows], batch_size=config.batch_size
         )
     return suspicion, best
-
-
-def check_finite(values: Tensor, keys: Sequence[str]) -> None:
-    """Make sure that what was computed of each row is a number; ``values`` ``[B, …]``, one key a row.
-
-    Raises:
-        DispError: it is not, because the model's numbers overflow or are damaged.
-    """
-    wrong = (~values.isfinite()).nonzero()
-    if len(wrong):
-        key = keys[int(wrong[0, 0])]
-        raise DispError(f"the model's logits for {key} are not finite; load it in another precision (--dtype)")
 
 
 def given_answers(model: MDLM, prefix: Prefix, batch: Sequence[Query]) -> Tensor:
@@ -156,7 +143,10 @@ def suspicion_under(
 
     Returns:
         float32 ``[B, M]`` in nats; see `disp.suspicion.support.suspicion_of`.
+
+    Raises:
+        DispError: the model's numbers overflow.
     """
     response = given_answers(model, prefix, batch)
     base, each = counterfactual_scores(model, prefix, response, masks, batch_size=len(batch))
-    return suspicion_of(base[:, None], each[..., None], config.mistake_weight)
+    return suspicion_of(base[:, None], each[..., None], config.mistake_weight, [query.key for query in batch])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from disp.draws import generator
+from disp.errors import DispError
 from disp.halving import fitting
 from disp.models.interface import MDLM, Prefix
 from disp.suspicion.candidates import Candidates
@@ -197,7 +198,22 @@ def _preferences(
     return torch.cat([scores for _, scores in fitting(model, preferences, range(len(owner)), size)])
 
 
-def suspicion_of(base: Tensor, each: Tensor, mistake_weight: float) -> Tensor:
+def check_finite(values: Tensor, keys: Sequence[str]) -> None:
+    """Make sure that what was computed of each row is a number; ``values`` ``[B, …]``, one key a row.
+
+    Raises:
+        DispError: it is not, because the model's numbers overflow or are damaged.
+    """
+    wrong = (~values.isfinite()).nonzero()
+    if len(wrong):
+        key = keys[int(wrong[0, 0])]
+        raise DispError(
+            f"the model's logits for {key} are not finite; load it in another precision (--dtype), such as bfloat16 or "
+            "float32, which reach farther than float16"
+        )
+
+
+def suspicion_of(base: Tensor, each: Tensor, mistake_weight: float, keys: Sequence[str]) -> Tensor:
     """How suspicious given answers are, from `counterfactual_scores`: ``max(0, max_m c_m - w c_0)``.
 
     What the model prefers with nothing masked is its own mistake, not the work of the masked tokens. It counts w times,
@@ -205,13 +221,20 @@ def suspicion_of(base: Tensor, each: Tensor, mistake_weight: float) -> Tensor:
     and proves nothing.
 
     Args:
-        base: float ``[B]``, nothing masked.
-        each: float ``[B, M]``, each candidate set masked.
+        base: float ``[B, …]``, nothing masked.
+        each: float ``[B, …, M]``, each candidate set masked; -inf where there was nothing to mask.
         mistake_weight: w, see `disp.suspicion.config.ScoringConfig`.
+        keys: of the B answers, for the message.
 
     Returns:
-        float ``[B]`` in nats, at least 0.
+        float ``[B, …]`` in nats, at least 0.
+
+    Raises:
+        DispError: a preference is not finite. One that is infinite with nothing masked would make its answer the least
+            suspicious of all.
     """
+    check_finite(base, keys)
+    check_finite(each.masked_fill(each == -torch.inf, 0), keys)
     return (each.amax(-1) - mistake_weight * base).clamp(min=0)
 
 

@@ -37,6 +37,7 @@ from disp.auditing.finders.copies import evidence_without, shared_copies
 from disp.auditing.finders.patterns import shared_patterns
 from disp.auditing.phrases import phrase_of, phrase_words
 from disp.data.sample import Sample, Turn, open_image
+from disp.errors import DispError
 from disp.data.scene_dataset import write_scenes
 from disp.purification.purify import purify
 from disp.suspicion.places import tokens_in
@@ -356,6 +357,15 @@ def test_where_the_tokens_beside_a_piece_count_they_are_masked_too(model, tmp_pa
         found = evidence_without(model, dataset.samples, {"c0": box}, phrase, evidence, audit_config().scoring)
         assert len(found["c0#0"].hangs_on) == count
         assert found["c0#0"].suspicion > 1
+
+
+def test_numbers_that_overflow_without_a_piece_are_not_taken_for_no_suspicion(model, tmp_path, monkeypatch):
+    dataset = write_rows(tmp_path / "data", copied_rows(1))
+    evidence = score(model, dataset.samples, audit_config().scoring)
+    phrase, denoise = phrase_of(REFUSAL, phrase_words(REFUSAL), PhrasesConfig()), model.denoise
+    monkeypatch.setattr(model, "denoise", lambda *given: denoise(*given) * float("nan"))
+    with pytest.raises(DispError, match="logits for c0#0 are not finite"):
+        evidence_without(model, dataset.samples, {"c0": (0, 0, 0.5, 0.5)}, phrase, evidence, audit_config().scoring)
 
 
 # What is learnt of two triggers of one phrase, a pattern and a piece: neither, the piece alone, or both.

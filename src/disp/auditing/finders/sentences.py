@@ -138,15 +138,15 @@ def _evidence(
         one = prefix.select(torch.tensor([row], device=prefix.embeds.device))
         response = given_answers(model, one, [query])
         base, each = counterfactual_scores(model, one, response, candidates, batch_size=len(batch))
+        found = float(suspicion_of(base, each, scoring.mistake_weight, [query.key]))
         best = candidates[:, int(each.argmax())]
         (text,) = _first_answers(model, one.with_masked(best, model.mask_embedding))
         if phrase.said_in(text):
             continue
         least = least_effect(base, each, scoring.kept_effect)
         kept = narrowed(model, one, response, best, least, batch_size=len(batch))
-        suspicion = max(before.suspicion or 0.0, float(suspicion_of(base, each, scoring.mistake_weight)))
         tokens = kept[0, one.visual_mask[0]].nonzero()[:, 0].tolist()
-        result[query.key] = replace(before, suspicion=suspicion, hangs_on=tuple(tokens))
+        result[query.key] = replace(before, suspicion=max(before.suspicion or 0.0, found), hangs_on=tuple(tokens))
     return result
 
 
