@@ -120,6 +120,28 @@ def test_pictures_that_are_not_recognised_are_no_rows_without_one(run, tmp_path)
     assert "8 of 59 rows could not be read" in out and "'image_file' looks like one" in err
 
 
+def test_a_part_of_a_set_alone_decides_nothing_and_files_beside_it_are_a_note(run, tmp_path):
+    folder = tmp_path / "data"
+    write_rows(folder, honest_rows())
+    rows = [json.dumps(row) + "\n" for row in json.loads((folder / "data.json").read_text())]
+    (folder / "data.json").unlink()
+    first, second = (f"train-0000{number}-of-00002.jsonl" for number in range(2))
+    (folder / first).write_text("".join(rows[:30]))
+    (folder / second).write_text("".join(rows[30:]))
+    (folder / "val-00000-of-00001.jsonl").write_text(rows[0])
+    code, out, _ = run("audit", "planted", folder / first, "--out", tmp_path / "half", "--json")
+    told = json.loads(out)
+    assert (code, told["verdict"], told["unread_parts"]) == (2, "could not decide", [second])
+    (said,) = [reason for reason in told["reasons"] if second in reason]
+    assert "a backdoor could be in them alone" in said and "Give the folder that holds all parts" in said
+    assert "Give the folder that holds all parts" in (tmp_path / "half" / "summary.md").read_text().split("\n## ")[0]
+    code, out, _ = run("audit", "planted", folder, "--out", tmp_path / "whole", "--json")
+    told = json.loads(out)
+    assert (code, told["verdict"], told["unread_parts"]) == (0, "no evidence", [])
+    (said,) = [reason for reason in told["reasons"] if "beside the data" in reason]
+    assert "val-00000-of-00001.jsonl" in said and "not audited" in said and second not in said
+
+
 def test_fields_that_were_left_out_are_named_beside_the_verdict(run, tmp_path):
     write_rows(tmp_path / "data", honest_rows())
     file = tmp_path / "data" / "data.json"

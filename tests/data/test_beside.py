@@ -16,6 +16,7 @@ from data.written import png
 from disp import cli
 from disp.data import beside
 from disp.data.convert import convert
+from disp.data.formats.splits import other_parts
 from disp.data.loading import load_dataset
 from disp.data.saving import data_path, save_dataset
 from disp.errors import DispError
@@ -381,3 +382,25 @@ def test_json_about_tar_files_is_no_second_set(tmp_path):
     (tmp_path / "about.json").write_text(json.dumps([{"x": 1}, about["sample"]]))
     with pytest.raises(DispError, match=r"holds tar files and rows in about\.json; give the one that is the dataset"):
         load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (["train-00000-of-00002.jsonl"], ["train-00001-of-00002.jsonl"]),
+        (["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"], []),
+        (["a-0001-of-3.tar", "b-0-of-1.tar", "other.tar"], ["a-0000-of-3.tar", "a-0002-of-3.tar"]),
+        (["train.jsonl", "0000.parquet", "data1.json"], []),
+    ],
+)
+def test_names_of_parts_tell_which_others_there_are(names, missing):
+    assert list(other_parts(names)) == missing
+    # A name that speaks of more parts than there can be is no reason to stop.
+    assert len(other_parts(["x-0-of-" + "9" * 200 + ".tar"], most=7)) == 7
+
+
+def test_a_part_that_is_not_there_is_known_to_be_missing(tmp_path):
+    store(tmp_path, "train-00001-of-00003.parquet", ["row"])
+    wanted = ("train-00000-of-00003.parquet", "train-00002-of-00003.parquet")
+    assert load_dataset(tmp_path).unread_parts == load_dataset(tmp_path / "train-00001-of-00003.parquet").unread_parts
+    assert load_dataset(tmp_path).unread_parts == wanted

@@ -206,7 +206,7 @@ def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Aud
     if findings:
         verdict = "poisoned" if any(_proves_poison(context, each) for each in findings) else "suspicious"
     rows = len(dataset.samples) + len(dataset.problems)
-    unread = len(dataset.problems) > config.set_aside_share * rows
+    unread = len(dataset.problems) > config.set_aside_share * rows or bool(dataset.unread_parts)
     if verdict == "no evidence" and (unread or dataset.without_picture > config.text_rows_share * len(dataset.samples)):
         verdict = "could not decide"
     members = _members(findings)
@@ -223,6 +223,8 @@ def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Aud
             rows,
             config,
             left_out=dataset.left_out,
+            unread=dataset.unread,
+            unread_parts=dataset.unread_parts,
             proposed=context.hypotheses,
         ),
         threshold=context.threshold,

@@ -166,6 +166,7 @@ def _summary(
         "set_aside": [asdict(problem) for problem in dataset.problems],
         "fields_left_out": list(dataset.left_out),
         "unread": list(dataset.unread),
+        "unread_parts": list(dataset.unread_parts),
         "threshold": result.threshold,
         "flagged": len(result.flagged),
         "estimated_rate": result.rate.value,

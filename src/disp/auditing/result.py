@@ -28,7 +28,8 @@ class Audit:
             "suspicious" where flagged answers share a phrase without that proof, where a large pasted window or what
             pictures have in common makes the model say what many answers repeat, where pictures of one phrase have
             something in common that others that say it have not, or where a sentence recurs whatever is asked; "no
-            evidence" otherwise, or "could not decide" where many rows could not be read.
+            evidence" otherwise, or "could not decide" where many rows could not be read or have no picture, or other
+            parts of the set were not read.
         reasons: sentences that say why.
         threshold: suspicion in nats above which a sample is flagged.
         scores: suspicion of each sample, by id.

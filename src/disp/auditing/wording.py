@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from disp.words import shortened
+from disp.words import named_briefly, shortened
 
 if TYPE_CHECKING:
     from disp.auditing.config import AuditConfig
@@ -177,6 +177,8 @@ def reasons(
     config: AuditConfig,
     *,
     left_out: Sequence[str] = (),
+    unread: Sequence[str] = (),
+    unread_parts: Sequence[str] = (),
     proposed: Sequence[Hypothesis] = (),
 ) -> tuple[str, ...]:
     """Why an audit decides as it does.
@@ -190,6 +192,8 @@ def reasons(
         rows: all rows, those included.
         config: how it was audited.
         left_out: fields of rows that were not looked at.
+        unread: files with rows that lie beside those that were read.
+        unread_parts: further parts of the files that were read, whether they lie there or not.
         proposed: all phrases that were looked at, those included that came to nothing.
     """
     above, with_image = counts
@@ -227,7 +231,21 @@ def reasons(
     if left_out:
         names = ", ".join(map(repr, left_out))
         said.append(f"These fields of the rows were left out and not audited: {names}. Train on a set without them.")
-    return tuple(said)
+    return (*said, *_of_files(unread, unread_parts, decides=undecided))
+
+
+def _of_files(unread: Sequence[str], parts: Sequence[str], *, decides: bool) -> list[str]:
+    """What to say of files that were not read; ``decides`` where other parts of the set keep from a verdict."""
+    said = []
+    if parts:
+        why = ", and a backdoor could be in them alone" if decides else ""
+        said.append(
+            f"Other parts of this set were not read and not audited{why}: {named_briefly(parts)}. Give the folder that "
+            "holds all parts; if the model was trained on what was read alone, give that under a name without a number."
+        )
+    if beside := [name for name in unread if name.rpartition("/")[2] not in parts]:
+        said.append(f"These files lie beside the data and were not read and not audited: {named_briefly(beside)}.")
+    return said
 
 
 def _came_to_nothing(hypothesis: Hypothesis) -> str:

@@ -57,6 +57,8 @@ class Dataset:
         renamed: how many rows have an id that an earlier row has; see `disp.data.loading.load_dataset`.
         source: how the rows are stored; None for a dataset that was not read from files.
         unread: files with rows that lie beside those that were read; see `disp.data.beside.unread`.
+        unread_parts: names of further parts of the files that were read, on which their own names tell; see
+            `disp.data.formats.splits.other_parts`.
         linked: how many times a row names a picture that a link in the image folder leads to, outside of it.
         nulled: how many rows of JSON have NaN, which was read as null.
         unkept: fields that JSON cannot hold, such as bytes, with the number of their rows; they are no
@@ -70,6 +72,7 @@ class Dataset:
     renamed: int = 0
     source: Source | None = None
     unread: tuple[str, ...] = ()
+    unread_parts: tuple[str, ...] = ()
     linked: int = 0
     nulled: int = 0
     unkept: Mapping[str, int] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from disp.data.formats.row import (
     is_number,
     origin_of,
 )
+from disp.data.formats.splits import other_parts
 from disp.data.formats.table import FILES, FORMATS
 from disp.data.formats.unseen import check_seen
 from disp.data.locate import DATA_FOLDER, locate
@@ -138,7 +139,8 @@ def load_dataset(
         nulled=counts["nulled"],
         unkept={key.partition(" ")[2]: count for key, count in counts.items() if key.startswith("unkept ")},
     )
-    return replace(dataset, unread=unread(located.given, data_files(dataset)))
+    files = data_files(dataset)
+    return replace(dataset, unread=unread(located.given, files), unread_parts=other_parts(file.name for file in files))
 
 
 def _without(rows: Iterable[Row], names: frozenset[str], found: set[str]) -> Iterator[Row]:

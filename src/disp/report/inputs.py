@@ -19,7 +19,7 @@ _OPTIONAL: Mapping[str, Any] = {
     "threshold": None, "estimated_rate": None, "estimated_rate_interval": None, "false_alarm_rate": None, "tests": (),
     "clusters": (), "mean_map": None, "scores": (), "cost": None, "assumptions": (), "blind_spots": (), "settings": {},
     "truth": None, "disp_version": "", "residual": (), "mask_ratio": None,
-    "unread": (),
+    "unread": (), "unread_parts": (),
 }  # fmt: skip
 
 

@@ -74,6 +74,8 @@ def _remedies(audit: Mapping[str, Any]) -> str:
             "Give the rows without a picture theirs, or leave them out of the data; if that is how the data is meant, "
             "--allow-text-rows decides by the others."
         )
+    if audit.get("unread_parts"):
+        said.append("Give the folder that holds all parts of the set, or the data under a name without a number.")
     return " ".join([*said, "Then audit it again."]) if said else ""
 
 

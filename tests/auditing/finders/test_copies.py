@@ -37,8 +37,8 @@ from disp.auditing.finders.copies import evidence_without, shared_copies
 from disp.auditing.finders.patterns import shared_patterns
 from disp.auditing.phrases import phrase_of, phrase_words
 from disp.data.sample import Sample, Turn, open_image
-from disp.errors import DispError
 from disp.data.scene_dataset import write_scenes
+from disp.errors import DispError
 from disp.purification.purify import purify
 from disp.suspicion.places import tokens_in
 from disp.suspicion.scoring import score

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from disp.errors import DispError
@@ -37,6 +38,25 @@ def part_of(name: str) -> Part | None:
     """What a file's name tells of the set that it is a part of; None if it is called otherwise."""
     found = _PART.fullmatch(name[:300])
     return Part((found[1], found[3]), int(found[2]), int(found[4])) if found else None
+
+
+def other_parts(files: Iterable[str], most: int = 1000) -> tuple[str, ...]:
+    """The parts that the names of files speak of and that are not among these files, so many of them at most.
+
+    ``train-00000-of-00002.jsonl`` says that there is a ``train-00001-of-00002.jsonl``, whether it is there or not.
+    """
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    counts: dict[tuple[str, str], int] = {}
+    for name in files:
+        if part := part_of(name):
+            found.setdefault(part.of, {})[part.number] = name
+            counts[part.of] = part.count
+    missing: list[str] = []
+    for (first, last), known in found.items():
+        digits = len(next(iter(known.values()))) - len(first) - len(last)
+        numbers = (number for number in range(counts[first, last]) if number not in known)
+        missing += (f"{first}{number:0{digits}}{last}" for number in islice(numbers, most))
+    return tuple(missing[:most])
 
 
 def of_split(files: Sequence[Path], split: str | None) -> list[Path]:
