@@ -22,6 +22,7 @@ from disp.auditing.answers import shown_answers
 from disp.auditing.config import AuditConfig
 from disp.auditing.context import Context
 from disp.auditing.cost import cost_of
+from disp.auditing.coverage import missed
 from disp.auditing.extension import extended, with_all_who_say
 from disp.auditing.finders import FINDERS, Finder
 from disp.auditing.hypothesis import Finding
@@ -212,6 +213,7 @@ def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Aud
     members = _members(findings)
     flagged = tuple(key for key in context.samples if key in members)
     counts = len(context.above), len(context.samples)
+    not_seen = missed(context.model, dataset, queries_of(dataset.samples))
     return Audit(
         verdict=verdict,
         reasons=wording.reasons(
@@ -222,9 +224,7 @@ def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Aud
             dataset.problems,
             rows,
             config,
-            left_out=dataset.left_out,
-            unread=dataset.unread,
-            unread_parts=dataset.unread_parts,
+            missed=not_seen,
             proposed=context.hypotheses,
         ),
         threshold=context.threshold,
@@ -234,6 +234,7 @@ def _result(context: Context, aside: Sequence[Finding], dataset: Dataset) -> Aud
         findings=findings,
         ratio=None,
         evidence=context.evidence,
+        missed=not_seen,
     )
 
 

@@ -167,6 +167,7 @@ def _summary(
         "fields_left_out": list(dataset.left_out),
         "unread": list(dataset.unread),
         "unread_parts": list(dataset.unread_parts),
+        "answers_cut": result.missed.answers_cut,
         "threshold": result.threshold,
         "flagged": len(result.flagged),
         "estimated_rate": result.rate.value,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from disp.auditing.coverage import NOTHING_MISSED, Missed
 from disp.auditing.hypothesis import Finding
 from disp.auditing.mask_ratio import RatioChoice
 from disp.auditing.phrases import Phrase
@@ -38,6 +39,7 @@ class Audit:
         findings: one for each phrase, confirmed ones first.
         ratio: the mask ratio that the evidence speaks for; None where most flagged answers hang on nothing salient.
         evidence: saliency and suspicion of each turn, by key.
+        missed: what of the set was not looked at, beside rows that could not be read or have no picture.
     """
 
     verdict: Verdict
@@ -49,6 +51,7 @@ class Audit:
     findings: tuple[Finding, ...]
     ratio: RatioChoice | None
     evidence: Mapping[str, Evidence]
+    missed: Missed = NOTHING_MISSED
 
     @cached_property
     def ranks(self) -> dict[str, int]:

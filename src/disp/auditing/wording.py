@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from disp.words import named_briefly, shortened
+from disp.auditing.coverage import NOTHING_MISSED, Missed, not_audited
+from disp.words import shortened
 
 if TYPE_CHECKING:
     from disp.auditing.config import AuditConfig
@@ -164,6 +165,9 @@ BLIND_SPOTS = (
     "Very few poisoned rows: fewer than three whose answers the model bases on the trigger, and fewer than eight whose "
     "pictures show it.",
     "Triggers that are the same in many pictures, but not in the first picture of a row.",
+    "What an answer says behind the model's response slots: it is not scored, and no mask brings it up or takes it "
+    "away. A phrase there is found only where its pictures have something in common, or where it is a sentence that "
+    "comes up whatever is asked.",
 )
 
 
@@ -176,9 +180,7 @@ def reasons(
     rows: int,
     config: AuditConfig,
     *,
-    left_out: Sequence[str] = (),
-    unread: Sequence[str] = (),
-    unread_parts: Sequence[str] = (),
+    missed: Missed = NOTHING_MISSED,
     proposed: Sequence[Hypothesis] = (),
 ) -> tuple[str, ...]:
     """Why an audit decides as it does.
@@ -191,9 +193,7 @@ def reasons(
         problems: rows that could not be read.
         rows: all rows, those included.
         config: how it was audited.
-        left_out: fields of rows that were not looked at.
-        unread: files with rows that lie beside those that were read.
-        unread_parts: further parts of the files that were read, whether they lie there or not.
+        missed: what else was not looked at.
         proposed: all phrases that were looked at, those included that came to nothing.
     """
     above, with_image = counts
@@ -212,40 +212,7 @@ def reasons(
     for finding in aside:
         said += _reasons_of(finding, with_image, config)
     undecided = verdict == "could not decide"
-    many = ", which is more than {share:.0%}, and a backdoor could be in them alone"
-    if problems:
-        too_many = undecided and len(problems) > config.set_aside_share * rows
-        said.append(
-            f"{len(problems)} of {rows} rows could not be read and were not audited"
-            f"{many.format(share=config.set_aside_share) if too_many else ''}; the first: {problems[0].place}: "
-            f"{problems[0].reason}."
-        )
-    read = rows - len(problems)
-    if bare := read - with_image:
-        too_many = undecided and bare > config.text_rows_share * read
-        remedy = "; if that is how the data is meant, --allow-text-rows decides by the others"
-        said.append(
-            f"{bare} of {read} rows have no picture, and nothing was looked for in them"
-            f"{many.format(share=config.text_rows_share) + remedy if too_many else ''}."
-        )
-    if left_out:
-        names = ", ".join(map(repr, left_out))
-        said.append(f"These fields of the rows were left out and not audited: {names}. Train on a set without them.")
-    return (*said, *_of_files(unread, unread_parts, decides=undecided))
-
-
-def _of_files(unread: Sequence[str], parts: Sequence[str], *, decides: bool) -> list[str]:
-    """What to say of files that were not read; ``decides`` where other parts of the set keep from a verdict."""
-    said = []
-    if parts:
-        why = ", and a backdoor could be in them alone" if decides else ""
-        said.append(
-            f"Other parts of this set were not read and not audited{why}: {named_briefly(parts)}. Give the folder that "
-            "holds all parts; if the model was trained on what was read alone, give that under a name without a number."
-        )
-    if beside := [name for name in unread if name.rpartition("/")[2] not in parts]:
-        said.append(f"These files lie beside the data and were not read and not audited: {named_briefly(beside)}.")
-    return said
+    return (*said, *not_audited(undecided, with_image, problems, rows, config, missed))
 
 
 def _came_to_nothing(hypothesis: Hypothesis) -> str:
