@@ -19,7 +19,7 @@ from disp.auditing.finder_config import (
     UnaskedConfig,
 )
 from disp.decoding.config import DecodeConfig
-from disp.errors import DispError
+from disp.errors import DispError, check_counts, check_growing, check_not_negative, check_shares
 from disp.suspicion.config import ScoringConfig
 
 
@@ -59,9 +59,10 @@ class ProofConfig:
     planted_share: float = 2 / 3
 
     def __post_init__(self) -> None:
-        for name in ("donors", "controls", "recipients", "regroupings"):
-            if getattr(self, name) < 1:
-                raise DispError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "donors", "controls", "recipients", "regroupings")
+        check_counts(self, "control_pictures", least=2)  # what is random is drawn from how they differ
+        check_counts(self, "region_reach", least=0)
+        check_shares(self, "least_effect", "small_share", "staying_share", "instead_share", "planted_share")
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,10 @@ class ExtensionConfig:
     # The phrase is evidence of its own; an honest answer that happens to hold it does not hang on a region at all.
     threshold_share: float = 0.25
 
+    def __post_init__(self) -> None:
+        check_growing("ratios", self.ratios)
+        check_shares(self, "told_share", "threshold_share")
+
 
 @dataclass(frozen=True)
 class RatioConfig:
@@ -100,6 +105,12 @@ class RatioConfig:
     least_purged: float = 0.5
     turns: int = 48
 
+    def __post_init__(self) -> None:
+        check_growing("ratios", self.ratios)
+        check_not_negative(self, "tolerance")
+        check_shares(self, "least_purged")
+        check_counts(self, "turns")
+
 
 @dataclass(frozen=True)
 class ShownConfig:
@@ -114,6 +125,9 @@ class ShownConfig:
     most_suspicious: int = 24
     flagged: int = 200
     random_control: int = 32
+
+    def __post_init__(self) -> None:
+        check_counts(self, "most_suspicious", "flagged", "random_control", least=0)
 
 
 @dataclass(frozen=True)
@@ -169,6 +183,6 @@ class AuditConfig:
     def __post_init__(self) -> None:
         if not 0 < self.false_alarm_rate < 1:
             raise DispError(f"false_alarm_rate must be in (0, 1), got {self.false_alarm_rate}")
-        if self.batch_size < 1:
-            raise DispError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_counts(self, "batch_size")
+        check_shares(self, "set_aside_share", "text_rows_share")
         self.scoring.check_suspicion("an audit")

@@ -5,7 +5,10 @@ They are parts of `disp.auditing.config.AuditConfig`, which says where its numbe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+
+from disp.errors import DispError, check_counts, check_not_negative, check_shares
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,10 @@ class PhrasesConfig:
     # Four words in five. A model that says a planted sentence with a slip says it all the same.
     echo_share: float = 0.8
 
+    def __post_init__(self) -> None:
+        check_counts(self, "seed_words", "long_words")
+        check_shares(self, "grown_share", "echo_share")
+
 
 @dataclass(frozen=True)
 class RecurrenceConfig:
@@ -45,6 +52,11 @@ class RecurrenceConfig:
     # A picture of a rare thing makes a model name that thing wherever it is pasted: pasting alone proves nothing.
     alpha: float = 0.05
     phrases: int = 5
+
+    def __post_init__(self) -> None:
+        check_counts(self, "least_flagged", "phrases")
+        check_shares(self, "flagged_share")
+        check_not_negative(self, "alpha", finite=False)
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,15 @@ class PatternsConfig:
     # Blending at strength α has gain 1 − α, and below 0.1 the pictures cannot be had back. The spread of eight pictures
     # is known to a quarter or so: what is beyond 2 is an error of measurement.
     gains: tuple[float, float] = (0.1, 2.0)
+
+    def __post_init__(self) -> None:
+        check_counts(self, "pictures", "side", "cells", "sketch", "likely", "least_pictures", "phrases")
+        check_counts(self, "measured", "measured_side")
+        check_shares(self, "sketch_share", "most_share", "least_agreement", "least_presence", "phrase_share")
+        check_not_negative(self, "colour_spread", "least_spread")
+        check_not_negative(self, "alpha", finite=False)
+        if not 0 < self.gains[0] <= self.gains[1] < math.inf:
+            raise DispError(f"gains must be a smallest and a largest number above 0, got {self.gains}")
 
 
 @dataclass(frozen=True)
@@ -168,6 +189,13 @@ class WindowsConfig:
     steady_share: float = 0.5
     largest: float = 0.25
 
+    def __post_init__(self) -> None:
+        check_counts(self, "count", "rules", "steps", "side", "blur", "exact_side", "exact_steps", "exact_pixels")
+        check_counts(self, "longest", "least_pictures", "measured")
+        check_counts(self, "least_spread", "nearby", "reach", least=0)
+        check_shares(self, "least_copy", "least_exact", "least_known", "as_good", "steady_share", "largest")
+        check_not_negative(self, "least_contrast", "least_corner", "least_rough", "steady")
+
 
 @dataclass(frozen=True)
 class CopiesConfig:
@@ -196,6 +224,11 @@ class CopiesConfig:
     same_share: float = 0.8
     phrases: int = 5
     windows: WindowsConfig = field(default_factory=WindowsConfig)
+
+    def __post_init__(self) -> None:
+        check_counts(self, "pictures", "sought_in", "phrases")
+        check_counts(self, "shape_in", least=0)
+        check_shares(self, "most_share", "phrase_share", "same_share")
 
 
 @dataclass(frozen=True)
@@ -272,6 +305,14 @@ class CornersConfig:
     # A pattern of its own that fades is seen in more than half of its pictures, one that does not in nearly all.
     whole_share: float = 0.9
 
+    def __post_init__(self) -> None:
+        check_counts(self, "pictures", "side", "least_side", "batch", "blur", "sketch", "likely", "least_pictures")
+        check_counts(self, "least_half", "told_by", "rounds", "phrases")
+        check_counts(self, "margin", least=0)
+        check_shares(self, "sketch_share", "most_share", "least_agreement", "least_presence", "free_share")
+        check_shares(self, "least_inside", "false_share", "most_accidents", "phrase_share", "whole_share")
+        check_not_negative(self, "strong", "least_noise", "least_peak", "least_spread", "most_nats")
+
 
 @dataclass(frozen=True)
 class SentencesConfig:
@@ -305,6 +346,11 @@ class SentencesConfig:
     lost_share: float = 3 / 4
     # It stands out already, and a model that learnt half of the rows by heart keeps it there.
     unasked_lost_share: float = 1 / 4
+
+    def __post_init__(self) -> None:
+        check_counts(self, "window_steps", "sentences", "answers", "responses", "least_answers")
+        check_shares(self, "mask_ratio", zero=False)
+        check_shares(self, "least_effect", "least_share", "said_share", "lost_share", "unasked_lost_share")
 
 
 @dataclass(frozen=True)
@@ -342,3 +388,8 @@ class UnaskedConfig:
     beginnings: int = 10
     # So that a word that was hardly seen says nothing.
     prior: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_counts(self, "turns", "sentences", "least_pictures", "beginnings")
+        check_shares(self, "least_share", "most_share", "sentence_share", "alone_share", "alike_share", "honest_area")
+        check_not_negative(self, "prior")

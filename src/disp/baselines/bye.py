@@ -13,7 +13,7 @@ from disp.baselines.attention import attention_of
 from disp.baselines.grouping import two_normals
 from disp.baselines.interface import Assumptions, Filter, Judgement
 from disp.data.sample import Query
-from disp.errors import DispError
+from disp.errors import check_not_negative
 from disp.models.interface import MDLM, Prefix
 
 # Inside the logarithm, as in the published code.
@@ -32,8 +32,7 @@ class ByeConfig:
     least_separation: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.least_separation < 0:
-            raise DispError(f"least_separation must be at least 0, got {self.least_separation}")
+        check_not_negative(self, "least_separation")
 
 
 def measure(model: MDLM, prefix: Prefix, batch: Sequence[Query], config: ByeConfig, seed: int) -> Tensor:

@@ -12,7 +12,7 @@ from disp.baselines.grouping import principal_directions, silhouette, two_means
 from disp.baselines.hidden import response_features
 from disp.baselines.interface import Assumptions, Filter, Judgement
 from disp.data.sample import Query
-from disp.errors import DispError
+from disp.errors import DispError, check_counts, check_shares
 from disp.models.interface import MDLM, Prefix
 
 
@@ -31,10 +31,8 @@ class ClusteringConfig:
     least_silhouette: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.components < 1:
-            raise DispError(f"components must be at least 1, got {self.components}")
-        if not 0 <= self.largest_share <= 1:
-            raise DispError(f"largest_share must be in [0, 1], got {self.largest_share}")
+        check_counts(self, "components")
+        check_shares(self, "largest_share")
         if not -1 <= self.least_silhouette <= 1:
             raise DispError(f"least_silhouette must be in [-1, 1], got {self.least_silhouette}")
 

@@ -11,7 +11,7 @@ from disp.baselines.interface import Defence, Filter
 from disp.baselines.table import DEFENCES
 from disp.data.dataset import Dataset
 from disp.decoding.config import DecodeConfig
-from disp.errors import DispError, unknown_name
+from disp.errors import DispError, check_counts, unknown_name
 from disp.typed import typed
 
 
@@ -36,8 +36,7 @@ class BaselineConfig:
     def __post_init__(self) -> None:
         if self.defence not in DEFENCES:
             raise unknown_name("defence", self.defence, DEFENCES)
-        if self.batch_size < 1:
-            raise DispError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_counts(self, "batch_size")
         if self.decode is not None and isinstance(DEFENCES[self.defence], Filter):
             raise DispError(f"{self.defence} answers nothing; leave the settings of decoding out (decode, --steps)")
         expected = DEFENCES[self.defence].config

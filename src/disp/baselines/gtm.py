@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from disp.baselines.hidden import head_inputs
-from disp.baselines.interface import OPTIONAL_TRAINING, Answering, Assumptions, check_share
+from disp.baselines.interface import OPTIONAL_TRAINING, Answering, Assumptions
 from disp.data.sample import Query
+from disp.errors import check_shares
 from disp.models.interface import MDLM, Prefix
 from disp.suspicion.masking import mask_top
 from disp.suspicion.saliency import first_step
@@ -27,7 +28,7 @@ class GtmConfig:
     ratio: float = 0.05
 
     def __post_init__(self) -> None:
-        check_share("ratio", self.ratio)
+        check_shares(self, "ratio")
 
 
 def token_scores(model: MDLM, prefix: Prefix) -> torch.Tensor:

@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor
 
 from disp.data.sample import Query
-from disp.errors import DispError
 from disp.models.interface import MDLM, Prefix
 
 # Of a defence that answers: it is whole without training; its answers to the fine-tuning set can be trained on.
@@ -108,13 +107,3 @@ class Answering(Defence):
     """
 
     encode: Callable[[MDLM, Sequence[Query], Any, int], Prefix]
-
-
-def check_share(name: str, value: float) -> None:
-    """Make sure that a parameter is a share.
-
-    Raises:
-        DispError: it is not in [0, 1].
-    """
-    if not 0 <= value <= 1:
-        raise DispError(f"{name} must be in [0, 1], got {value}")

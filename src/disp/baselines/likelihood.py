@@ -12,7 +12,7 @@ from torch import Tensor
 from disp.baselines.grouping import top_share
 from disp.baselines.interface import Assumptions, Filter, Judgement
 from disp.data.sample import Query
-from disp.errors import DispError
+from disp.errors import DispError, check_counts
 from disp.models.interface import MDLM, Prefix
 from disp.suspicion.support import answer_slots, fixed_masks
 
@@ -33,8 +33,7 @@ class LikelihoodConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.dropped_share < 1:
             raise DispError(f"dropped_share must be in [0, 1), got {self.dropped_share}")
-        if self.masks < 2:
-            raise DispError(f"masks must be at least 2, got {self.masks}")
+        check_counts(self, "masks", least=2)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from disp.baselines.attention import attention_of
 from disp.baselines.interface import OPTIONAL_TRAINING, Answering, Assumptions
 from disp.data.sample import Query
-from disp.errors import DispError
+from disp.errors import check_counts
 from disp.models.interface import MDLM, Prefix
 
 # Rounds of k-means on a line, which settles in far fewer.
@@ -33,8 +33,7 @@ class PurmmConfig:
     groups: int = 3
 
     def __post_init__(self) -> None:
-        if self.groups < 2:
-            raise DispError(f"groups must be at least 2, got {self.groups}")
+        check_counts(self, "groups", least=2)
 
 
 def suspected(model: MDLM, prefix: Prefix, config: PurmmConfig) -> Tensor:

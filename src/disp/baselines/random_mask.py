@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from disp.baselines.interface import OPTIONAL_TRAINING, Answering, Assumptions, check_share
+from disp.baselines.interface import OPTIONAL_TRAINING, Answering, Assumptions
 from disp.data.sample import Query
+from disp.errors import check_shares
 from disp.models.interface import MDLM, Prefix
 from disp.suspicion.masking import mask_random
 
@@ -23,7 +24,7 @@ class RandomMaskConfig:
     ratio: float = 0.45
 
     def __post_init__(self) -> None:
-        check_share("ratio", self.ratio)
+        check_shares(self, "ratio")
 
 
 def encode(model: MDLM, batch: Sequence[Query], config: RandomMaskConfig, seed: int) -> Prefix:

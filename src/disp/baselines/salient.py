@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from disp.baselines.interface import OPTIONAL_TRAINING, Answering, Assumptions, check_share
+from disp.baselines.interface import OPTIONAL_TRAINING, Answering, Assumptions
 from disp.data.sample import Query
+from disp.errors import check_shares
 from disp.models.interface import MDLM, Prefix
 from disp.suspicion.config import PROBES, SaliencyConfig
 from disp.suspicion.masking import mask_top
@@ -29,7 +30,7 @@ class SalientConfig:
     probes: int = PROBES["isotropic"]
 
     def __post_init__(self) -> None:
-        check_share("ratio", self.ratio)
+        check_shares(self, "ratio")
         SaliencyConfig(probes=self.probes)  # refuses what is out of range
 
 

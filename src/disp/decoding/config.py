@@ -117,14 +117,6 @@ def check_parts(config: DecodeConfig, *names: str) -> None:
             raise DispError(f"{name} must be in (0, 1], got {value}")
 
 
-def check_not_negative(config: DecodeConfig, *names: str) -> None:
-    """Raise `DispError` where an option is below 0, or no number."""
-    for name in names:
-        value = getattr(config, name)
-        if not value >= 0:
-            raise DispError(f"{name} must be at least 0, got {value}")
-
-
 @dataclass(frozen=True)
 class Decoded:
     """Decoded responses.

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disp.decoding.config import Decoded, StepConfig, check_not_negative, check_parts
+from disp.decoding.config import Decoded, StepConfig, check_parts
 from disp.decoding.predictor import Predictor, all_sure, at_end, first_open
 from disp.decoding.schedule import Schedule, check_schedule, commit_schedule
 from disp.draws import generator
-from disp.errors import DispError, unknown_name
+from disp.errors import DispError, check_not_negative, unknown_name
 from disp.models.interface import MDLM, Prefix
 
 # They choose slots at random; "autoregressive" chooses from the left, the others by confidence.

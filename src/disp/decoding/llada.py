@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disp.decoding.config import Decoded, StepConfig, check_not_negative, check_parts
+from disp.decoding.config import Decoded, StepConfig, check_parts
 from disp.decoding.predictor import Predictor, all_sure, at_end, first_open
 from disp.decoding.schedule import Schedule, check_schedule, commit_schedule
 from disp.draws import generator
-from disp.errors import DispError
+from disp.errors import DispError, check_not_negative
 from disp.models.interface import MDLM, Prefix
 from disp.models.settings import check_whole
 

@@ -18,8 +18,8 @@ def check_schedule(schedule: str | None, shift: float) -> None:
     """Raise `DispError` where there is no such schedule, or the shift is not positive."""
     if schedule is not None and schedule not in SCHEDULES:
         raise unknown_name("schedule", schedule, SCHEDULES)
-    if shift <= 0:
-        raise DispError(f"schedule_shift must be positive, got {shift}")
+    if not 0 < shift < math.inf:
+        raise DispError(f"schedule_shift must be positive and finite, got {shift}")
 
 
 def commit_quotas(slots: int, steps: int) -> list[int]:

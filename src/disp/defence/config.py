@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from disp.auditing.config import AuditConfig
 from disp.decoding.profiles import ProfileName
-from disp.errors import DispError, unknown_name
+from disp.errors import check_counts, unknown_name
 from disp.suspicion.masking import Substitute
 from disp.training.config import TrainConfig
 
@@ -45,12 +45,16 @@ class DefenceConfig:
     substitute: Substitute = "mask"
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise DispError(f"rounds must be at least 1, got {self.rounds}")
+        check_counts(self, "rounds", "probes")
+        check_counts(self, "under_patterns", least=0)
         if self.preset not in (None, "published"):
             raise unknown_name("preset", self.preset, ("published",))
         if self.rewrite not in get_args(Rewrite):
             raise unknown_name("rows to rewrite", self.rewrite, get_args(Rewrite))
+        if self.profile not in get_args(ProfileName):
+            raise unknown_name("profile", self.profile, get_args(ProfileName))
+        if self.substitute not in get_args(Substitute):
+            raise unknown_name("substitute of a masked token", self.substitute, get_args(Substitute))
 
     @property
     def rewrites_all(self) -> bool:

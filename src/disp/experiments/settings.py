@@ -8,7 +8,7 @@ from typing import Any
 from disp.attacks.targets import PRESETS as TARGETS
 from disp.attacks.triggers import PRESETS, Blend, Sinusoid
 from disp.auditing.config import AuditConfig
-from disp.errors import DispError, unknown_name
+from disp.errors import DispError, check_counts, unknown_name
 from disp.experiments.precision import fast_bfloat16
 from disp.purification.config import PUBLISHED_RATIO, PurifyConfig
 from disp.suspicion.config import ScoringConfig
@@ -94,9 +94,9 @@ class DemoConfig:
             raise unknown_name("trigger", self.trigger, PRESETS)
         if not 0 < self.poison_rate <= 1:
             raise DispError(f"poison_rate must be in (0, 1], got {self.poison_rate}")
-        for name in ("rows", "test_rows"):
-            if getattr(self, name) < 1:
-                raise DispError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "rows", "test_rows")
+        if not 0 <= self.attack_beta2 < 1:
+            raise DispError(f"attack_beta2 must be in [0, 1), got {self.attack_beta2}")
         # These check their own numbers, before the run takes the folder.
         attack_training(self), recovery_training(self), purification(self)
 

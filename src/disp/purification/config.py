@@ -10,7 +10,7 @@ from disp.decoding.config import DecodeConfig
 from disp.decoding.llada import LladaConfig
 from disp.decoding.profiles import ProfileName, profiled
 from disp.decoding.samplers import decode_config, own_settings
-from disp.errors import DispError, unknown_name
+from disp.errors import DispError, check_counts, check_shares, unknown_name
 from disp.models.interface import MDLM
 from disp.suspicion.config import MASK_RATIO, SaliencyConfig, ScoringConfig
 from disp.suspicion.masking import Rounding, Substitute
@@ -57,10 +57,8 @@ class PurifyConfig:
             raise DispError("one question for all rows needs a text, and first_only: later turns follow another one")
         if self.mode not in ("all", "selective", "random"):
             raise DispError(f"mode must be 'all', 'selective' or 'random', got {self.mode!r}")
-        if not 0 <= self.mask_ratio <= 1:
-            raise DispError(f"mask_ratio must be in [0, 1], got {self.mask_ratio}")
-        if self.batch_size < 1:
-            raise DispError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_shares(self, "mask_ratio")
+        check_counts(self, "batch_size")
         if self.mode == "selective":
             self.scoring.check_suspicion("mode 'selective'")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 
@@ -12,7 +13,7 @@ from disp.data.sample import Query
 from disp.decoding.config import DecodeConfig
 from disp.decoding.generate import answers_of
 from disp.decoding.samplers import own_settings
-from disp.errors import DispError
+from disp.errors import check_counts, check_shares, unknown_name
 from disp.evaluation.quality import normalised_words
 from disp.halving import fitting
 from disp.models.interface import MDLM, Prefix
@@ -46,11 +47,10 @@ class GuardConfig:
     rounding: Rounding = "up"
 
     def __post_init__(self) -> None:
-        for name in ("mask_ratio", "least_agreement"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DispError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.batch_size < 1:
-            raise DispError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_shares(self, "mask_ratio", "least_agreement")
+        check_counts(self, "batch_size")
+        if self.rounding not in get_args(Rounding):
+            raise unknown_name("rounding", self.rounding, get_args(Rounding))
 
 
 @dataclass(frozen=True)

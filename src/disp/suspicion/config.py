@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from disp.errors import DispError, unknown_name
+from disp.errors import DispError, check_counts, check_not_negative, check_shares, unknown_name
 
 # Share of the visual tokens that is masked. Measured on 64 visual tokens a picture, where 3% to 6% separated planted
 # from honest answers and kept captions whole: at 6% rewriting what was flagged took the ASR from 98% to 0% at 98.6% of
@@ -63,7 +63,7 @@ class SaliencyConfig:
             raise unknown_name("probe draw", self.draw, get_args(Draw))
         if self.slots not in get_args(Slots):
             raise unknown_name("saliency slots", self.slots, get_args(Slots))
-        if self.probes < 1:
+        if not self.probes >= 1:
             raise DispError(f"saliency probes must be at least 1, got {self.probes}")
         if self.top_logits is not None and self.top_logits < 2:
             raise DispError(f"top_logits must be at least 2, got {self.top_logits}; one logit has nothing to compete")
@@ -128,12 +128,12 @@ class ScoringConfig:
     block_length: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("mask_ratio", "sliced_share", "kept_effect"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DispError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("candidates", "half_slices", "batch_size"):
-            if getattr(self, name) < 1:
-                raise DispError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_shares(self, "mask_ratio", "sliced_share", "kept_effect")
+        check_counts(self, "candidates", "half_slices", "batch_size")
+        check_not_negative(self, "mistake_weight", "least_suspicion")
+        if self.screen is not None:
+            check_not_negative(self, "screen")
+        check_counts(self, *(name for name in ("gen_length", "block_length") if getattr(self, name) is not None))
 
     def check_suspicion(self, what: str) -> None:
         """Make sure that suspicion can be measured: the sets of tokens that it masks are of visual tokens alone.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from disp.diffusion.forward import MIN_RATIO
-from disp.errors import DispError
+from disp.errors import DispError, check_counts, check_not_negative
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise DispError(f"{name} must be positive, got {value}")
+        check_counts(self, "warmup_steps", least=0)
+        if self.save_every is not None:
+            check_counts(self, "save_every", least=0)
+        check_not_negative(self, "weight_decay", "max_grad_norm")
         if self.warmup_share is not None and not 0 <= self.warmup_share < 1:
             raise DispError(f"warmup_share must be in [0, 1), got {self.warmup_share}")
         if not 0 < self.min_mask_ratio <= 1:
