@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from disp.baselines.grouping import (
-    best_split,
     principal_directions,
     silhouette,
     top_share,
@@ -19,15 +18,6 @@ from disp.baselines.grouping import (
 
 def spread(groups):
     return sum(((group - group.mean(0)) ** 2).sum() for group in groups if len(group))
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_best_split_against_all_splits(seed):
-    values = np.random.default_rng(seed).normal(size=11).round(1) + 1e6
-    cut = best_split(values)
-    least = min(spread((values[values <= other], values[values > other])) for other in set(values) - {values.max()})
-    assert spread((values[values <= cut], values[values > cut])) == pytest.approx(least)
-    assert values.min() <= cut < values.max()
 
 
 def test_two_normals_find_what_was_drawn():

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +24,26 @@ def test_two_means_is_the_best_of_all_splits(values):
         return
     best = min(_cost(values, other) for other in values if other < values.max())
     assert _cost(values, cut) <= best + 1e-6 * max(1.0, best)
+
+
+@pytest.mark.parametrize("offset", [1e6, 1e12])
+@pytest.mark.parametrize("seed", range(5))
+def test_an_offset_that_all_values_share_costs_no_digits(seed, offset):
+    values = np.random.default_rng(seed).normal(size=11).round(1) + offset
+    cut = two_means_threshold(values)
+    apart = values - offset
+    least = min(_cost(apart, other - offset) for other in set(values) - {values.max()})
+    assert _cost(apart, cut - offset) == pytest.approx(least)
+    assert values.min() <= cut < values.max()
+
+
+def test_equal_values_stay_together_and_neighbours_are_told_apart():
+    assert two_means_threshold(np.array([0.0] * 50 + [5.0] * 50)) == 2.5
+    for low in (0.1, 0.3, 1e9):
+        high = np.nextafter(low, np.inf)
+        values = np.array([low, high, low, high])
+        assert low <= two_means_threshold(values) < high
+        assert two_means_threshold(np.array([low, high, high])) == two_means_threshold(np.array([high, low, low]))
 
 
 def test_thresholds_stay_finite_and_above_the_least():

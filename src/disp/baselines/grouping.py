@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from disp.draws import generator
+from disp.suspicion.threshold import two_means_threshold
 
 # Of `two_normals`, as scikit-learn's GaussianMixture has them, which the published filters use.
 LEAST_VARIANCE, TOLERANCE, MOST_STEPS = 1e-6, 1e-3, 100
@@ -36,7 +37,7 @@ class TwoNormals:
 def two_normals(values: np.ndarray) -> TwoNormals:
     """Fit a mixture of two normal distributions by expectation-maximisation.
 
-    It starts from the best split in two (see `best_split`), so nothing is drawn.
+    It starts from the best split in two (see `disp.suspicion.threshold.two_means_threshold`), so nothing is drawn.
 
     Args:
         values: float64 ``[n]``, n at least 2.
@@ -45,7 +46,7 @@ def two_normals(values: np.ndarray) -> TwoNormals:
         return TwoNormals(
             np.full(2, values[0]), np.full(2, LEAST_VARIANCE**0.5), np.array([1.0, 0.0]), np.ones(len(values))
         )
-    first = (values <= best_split(values)).astype(np.float64)
+    first = (values <= two_means_threshold(values)).astype(np.float64)
     member = np.stack((first, 1 - first))  # [2, n]
     before = -np.inf
     for _ in range(MOST_STEPS):
@@ -66,22 +67,6 @@ def two_normals(values: np.ndarray) -> TwoNormals:
         before = each.mean()
     order = np.argsort(means, kind="stable")
     return TwoNormals(means[order], np.sqrt(variances)[order], weights[order], member[order[0]])
-
-
-def best_split(values: np.ndarray) -> float:
-    """The largest value of the lower of two groups with the least squared distances to their means, exactly.
-
-    Args:
-        values: float64 ``[n]``, not all alike.
-    """
-    ordered = np.sort(values.astype(np.float64))
-    ordered, smallest = ordered - ordered[0], ordered[0]  # no digits are lost to a common offset
-    count = np.arange(1, len(ordered))
-    sums, squares = ordered.cumsum(), (ordered**2).cumsum()
-    low, high = sums[:-1], sums[-1] - sums[:-1]
-    spread = squares[-1] - low**2 / count - high**2 / (len(ordered) - count)
-    spread[ordered[1:] == ordered[:-1]] = np.inf  # equal values stay together
-    return float(ordered[spread.argmin()] + smallest)
 
 
 def principal_directions(points: np.ndarray, count: int) -> np.ndarray:
