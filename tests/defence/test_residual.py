@@ -14,8 +14,8 @@ from disp import cli
 from disp.defence import defend as module
 from disp.defence.defend import Defence, DefenceConfig, defend
 from disp.defence.residual import residual_phrases
-from disp.defence.wording import outcome_in_words
 from disp.purification.remedies import Treatment
+from disp.report.wording import outcome_in_words
 from disp.training.config import TrainConfig
 
 CONFIG = DefenceConfig(

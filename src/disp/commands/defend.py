@@ -203,9 +203,9 @@ def defend(
     """
     from disp.defence.defend import DefenceConfig
     from disp.defence.defend import defend as run
-    from disp.defence.wording import outcome_in_words
     from disp.errors import DispError
     from disp.report.html import write_report
+    from disp.report.wording import outcome_in_words
     from disp.scale.ranks import as_if_alone
 
     if preset is not None and recovery.recipe is None:

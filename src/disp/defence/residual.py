@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,9 +14,11 @@ from disp.auditing.statistics import hypergeometric_tail
 from disp.data.dataset import Dataset
 from disp.data.sample import ImageSource, queries_of
 from disp.defence.config import DefenceConfig
-from disp.defence.wording import Outcome
 from disp.draws import generator
 from disp.models.interface import MDLM
+
+# What asking again comes to; `disp.report.wording` has the words.
+Outcome = Literal["still said", "not seen", "too few pictures", "no candidate"]
 
 
 def residual_phrases(

@@ -20,7 +20,6 @@ import jinja2
 from markupsafe import Markup
 
 from disp.auditing.wording import WORDS, why_flagged
-from disp.defence.wording import outcome_in_words
 from disp.errors import DispError
 from disp.files import write_text
 from disp.report import numbers
@@ -31,7 +30,7 @@ from disp.report.picture import HEAT_COLOURS
 from disp.report.samples import sample_view
 from disp.report.summary import summary_text
 from disp.report.templates import template
-from disp.report.wording import found_more, found_where, why_untested
+from disp.report.wording import found_more, found_where, outcome_in_words, why_untested
 from disp.words import shortened
 
 MAX_LISTED = 50  # rows set aside, samples of a cluster

@@ -6,12 +6,19 @@ import re
 from typing import Any
 
 from disp.auditing.wording import WORDS
-from disp.defence.wording import outcome_in_words
 from disp.evaluation.table import markdown_table
 from disp.report import numbers
 from disp.report.escape import plain
 from disp.report.inputs import ReportInput
-from disp.report.wording import advice, found_more, found_where, headline, mask_ratio_worth, why_untested
+from disp.report.wording import (
+    advice,
+    found_more,
+    found_where,
+    headline,
+    mask_ratio_worth,
+    outcome_in_words,
+    why_untested,
+)
 
 MAX_LISTED = 20
 

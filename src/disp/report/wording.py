@@ -9,6 +9,14 @@ from disp.auditing.config import AuditConfig
 from disp.auditing.wording import WORDS, words_of
 from disp.report.numbers import counted, interval, number, p_value, percent
 
+# By the outcome of `disp.defence.residual.residual_phrases`.
+_OUTCOMES: Mapping[str, str] = {
+    "still said": "the recovered model still says it",
+    "not seen": "no more often than chance explains",
+    "too few pictures": "too few pictures to tell",
+    "no candidate": "there is no trigger candidate to paste in",
+}
+
 
 def headline(audit: Mapping[str, Any]) -> str:
     """The verdict as one sentence, or two, for somebody who reads nothing else."""
@@ -86,6 +94,18 @@ def mask_ratio_worth(choice: Mapping[str, Any]) -> str:
     return (
         f"masking so much, {purged} of the flagged answers lose their phrase, and the others keep {kept} of their words"
     )
+
+
+def outcome_in_words(row: Mapping[str, Any]) -> str:
+    """What asking a recovered model about a phrase came to; empty in a row that an older version wrote.
+
+    Args:
+        row: of `disp.defence.residual.residual_phrases`.
+    """
+    if (said := _OUTCOMES.get(row.get("outcome", ""))) is None:
+        return ""
+    chance = row.get("p_value")
+    return said if chance is None else f"{said} (p = {chance:.2g})"
 
 
 def found_where(cluster: Mapping[str, Any]) -> str:
