@@ -11,9 +11,11 @@ import torch
 from planted import REFUSAL, audit_config, honest_rows, planted_model, planted_rows, write_rows
 
 from disp import cli
+from disp.decoding.samplers import decode_config
 from disp.defence import defend as module
 from disp.defence.defend import Defence, DefenceConfig, defend
 from disp.defence.residual import residual_phrases
+from disp.errors import DispError
 from disp.purification.remedies import Treatment
 from disp.report.wording import outcome_in_words
 from disp.training.config import TrainConfig
@@ -100,6 +102,14 @@ def test_rounds_go_on_while_the_model_says_the_phrase_although_its_audit_finds_n
     assert [row["still_said"] for row in written["by_round"]] == [[REFUSAL]] * rounds
     # The second round rewrites what the first audit flagged: the last one points to nothing.
     assert asked_for == [set(before.flagged)] * rounds
+
+
+def test_a_profile_that_the_sampler_does_not_have_is_said_before_the_audit(dataset, tmp_path):
+    canvas = replace(CONFIG.audit, decode=decode_config(sampler="canvas"))
+    config = replace(CONFIG, audit=canvas, profile="fast")
+    with pytest.raises(DispError, match="'canvas' has no profile 'fast'"):
+        defend("planted", dataset, config, tmp_path / "out", load=lambda name: planted_model())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from disp.data.dataset import Dataset, Problem
 from disp.data.loading import load_dataset
 from disp.data.sample import Sample, queries_of
 from disp.data.stored import check_apart
+from disp.decoding.profiles import profiled
+from disp.decoding.samplers import own_settings
 from disp.defence.audited import purify_audited, recovery_samples
 from disp.defence.config import DefenceConfig
 from disp.defence.residual import residual_phrases
@@ -142,6 +144,8 @@ def defend(
     current = load(model)
     if start is None:
         check_training(current, config.training)
+    if config.preset is None:
+        profiled(config.audit.decode or own_settings(current), config.profile)
     with progress("checking pictures", len(dataset.samples)) as advance:
         dataset = without_damaged_pictures(dataset, strict=strict, progress=advance)
     if strict:
