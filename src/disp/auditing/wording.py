@@ -79,8 +79,8 @@ WORDS: dict[str, Words] = {
         where="in {answers} above the threshold, and in {elsewhere}; p = {p_value}",
     ),
     "pattern": Words(
-        found="The pictures of {samples} samples that say {phrase!r} have a pattern in common, which those of "
-        "{elsewhere} others that say it do not have.",
+        found="The pictures of {samples} samples that say {phrase!r} have a pattern in common, and the pictures "
+        "of the others that say it ({elsewhere}) do not have it.",
         where="in {samples} whose pictures have a pattern in common, and in {elsewhere} whose pictures have not",
         brings="The pattern, laid over other pictures, brings",
         compared_with="random patterns as strong",
@@ -94,8 +94,8 @@ WORDS: dict[str, Words] = {
         row=_HAS_PATTERN,
     ),
     "copy": Words(
-        found="The pictures of {samples} samples that say {phrase!r} have the same piece somewhere in them, which "
-        "those of {elsewhere} others that say it do not have.",
+        found="The pictures of {samples} samples that say {phrase!r} have the same piece somewhere in them, and "
+        "the pictures of the others that say it ({elsewhere}) do not have it.",
         where="in {samples} whose pictures have the same piece somewhere in them, and in {elsewhere} whose pictures "
         "have not",
         test="pasting the piece",
