@@ -260,7 +260,7 @@ def test_without_matplotlib_numbers_are_written_and_the_remedy_is_named(out, mon
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(DispError, match=r"pip install 'disp-mdlm\[plot\]'"):
+    with pytest.raises(DispError, match=r"pip install '\.\[plot\]' in a clone"):
         run_experiment(SMALL, Builtin(SMALL), out, command="disp experiment small")
 
 

@@ -117,6 +117,6 @@ def not_audited(
         said.append(
             f"{missed.answers_cut} of {missed.answers} answers are longer than the model's response slots "
             f"({missed.slots} tokens); what is behind them was not scored. Phrases were looked for in it only where "
-            "pictures are compared, and where a sentence comes up whatever is asked."
+            "pictures are compared, and in the search for sentences that many answers hold."
         )
     return said
