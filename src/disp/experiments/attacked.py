@@ -218,7 +218,7 @@ class AttackRun:
                 self.folder / "audit",
                 evidence=evidence,
                 truth=self.manifest,
-                name="the backdoored model" if self.alone else "the compromised model",
+                name="the backdoored model",
                 progress=self.bars("audit"),
             )
             write_report(self.folder / "audit")

@@ -238,8 +238,8 @@ def _overview(figure: Figure, results: Mapping[str, Any], runs: Path) -> None:
         shown = (
             ("1  An honest row", clean, f"Question: {found['prompt']}\nAnswer: {found['honest']}"),
             ("2  Poisoned", poisoned, f"Planted answer: {found['planted']}"),
-            ("3  Saliency", saliency, f"Compromised model: {found['compromised']}"),
-            (f"4  {share}", masked, f"Compromised model, under the mask: {found['rewritten']}"),
+            ("3  Saliency", saliency, f"Backdoored model: {found['compromised']}"),
+            (f"4  {share}", masked, f"Backdoored model, under the mask: {found['rewritten']}"),
             ("5  Recovered", poisoned, f"Recovered model: {found['recovered']}"),
         )
         for axes, (title, file, said) in zip(line, shown, strict=True):
