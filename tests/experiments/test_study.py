@@ -88,7 +88,7 @@ def test_one_implant_and_one_set_of_scenes_serve_all(out):
     ]
     seconds = json.loads((attack / "seconds.json").read_text())
     assert seconds["implant"]["units"] == 1
-    assert seconds["measure"]["units"] == 2 * 2 * SMALL.test_rows  # the clean and the compromised model, once each
+    assert seconds["measure"]["units"] == 2 * 2 * SMALL.test_rows  # the clean and the backdoored model, once each
     # Random masking scores nothing of its own: one file of saliency serves all defences with the usual estimator.
     assert len(list((attack / "scores").glob("*.jsonl"))) == 1
 
@@ -108,7 +108,7 @@ def test_results_hold_cells_with_counts_and_what_they_depend_on(out):
         assert metrics["counts"]["asr_with_trigger"] == 3
         assert cell["found"]["made"]["date"].endswith("UTC")
         weights.add(cell["found"]["weights"])
-    assert len(weights) >= 3  # recovered from the compromised model, from the original one, and the compromised one
+    assert len(weights) >= 3  # recovered from the backdoored model, from the original one, and the compromised one
     random, _, answering, _ = found["cells"]
     assert random["found"]["rewriting"]["rows"] == 16
     assert (random["found"]["rewriting"]["precision"]["hits"], random["found"]["rewriting"]["recall"]["value"]) == (

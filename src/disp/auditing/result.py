@@ -73,7 +73,7 @@ class Audit:
         """Whether a sample that was rewritten holds a phrase that the model was made to say.
 
         That is the phrase that it was flagged for, which a model that has learnt a row by heart gives without the
-        trigger as well; or the phrase of any finding, where the sample as given did not say it: a compromised model
+        trigger as well; or the phrase of any finding, where the sample as given did not say it: a backdoored model
         puts its phrase into honest answers when it rewrites them.
 
         Args:

@@ -1,4 +1,4 @@
-"""The folder of one attack: data, the compromised model, what was found about its answers. All defences share it."""
+"""The folder of one attack: data, the backdoored model, what was found about its answers. All defences share it."""
 
 from __future__ import annotations
 
@@ -136,11 +136,11 @@ class AttackRun:
 
     @property
     def backdoored(self) -> Path:
-        """The folder of the compromised model."""
+        """The folder of the backdoored model."""
         return self.folder / "backdoored"
 
     def model(self) -> MDLM:
-        """The compromised model, which is made where there is none yet and held until `release`."""
+        """The backdoored model, which is made where there is none yet and held until `release`."""
         if self._model is None:
             samples = self.poisoned.samples
             self._model = self.fine_tuned(
@@ -149,7 +149,7 @@ class AttackRun:
         return self._model
 
     def release(self) -> None:
-        """Let the compromised model go, so that another one has room."""
+        """Let the backdoored model go, so that another one has room."""
         self._model = None
 
     def fine_tuned(
@@ -267,7 +267,7 @@ class AttackRun:
         return dict(read_json(file))
 
     def before(self) -> dict[str, dict[str, Any]]:
-        """The original and the compromised model, measured."""
+        """The original and the backdoored model, measured."""
         stages = self.folder / "stages"
         self.poisoned  # noqa: B018 - the manifest is there from here on
         return {

@@ -106,7 +106,7 @@ def recovered(
         return fitting.samples
 
     start = run.backdoored if defence.start == "compromised" else run.subject.name
-    run.model()  # the compromised one, which everything starts from, is there from here on
+    run.model()  # the backdoored one, which everything starts from, is there from here on
     return run.fine_tuned(name, start, samples, run.settings.recovery, model or folder / "model", phases)
 
 

@@ -99,7 +99,7 @@ def merged(before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any
 
     Raises:
         DispError: they have other settings or another model, or ``before`` has further cells of an attack that
-            ``found`` has too: cells of one attack belong to one compromised model.
+            ``found`` has too: cells of one attack belong to one backdoored model.
     """
     for part in ("experiment", "recipe", "model"):
         if before[part] != found[part]:

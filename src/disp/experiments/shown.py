@@ -32,7 +32,7 @@ SIDE, TRIED = 384, 20
 def run_trigger(run: AttackRun, name: str, defence: Defence) -> None:
     """A poisoned row's picture before and after the trigger, and the saliency of its tokens; writes ``cell.json``.
 
-    The row is the first whose planted answer the compromised model gives, if there is one among the first `TRIED`.
+    The row is the first whose planted answer the backdoored model gives, if there is one among the first `TRIED`.
 
     Args:
         run: the attack.

@@ -40,7 +40,7 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Run the cells of an experiment that are not finished, and write what all finished ones show.
 
-    ``out`` receives ``attacks/``, a folder for each attack with its data, its compromised model, its scores, its audit
+    ``out`` receives ``attacks/``, a folder for each attack with its data, its backdoored model, its scores, its audit
     and its defences; ``scenes/``, the honest sets that attacks share; and ``NAME/`` with ``results.json``, ``table.md``
     and the figure as SVG and PNG. Experiments with one ``out`` share attacks. Several processes may run different
     attacks in one ``out``.

@@ -44,7 +44,7 @@ class Asked:
 def run_sweep(run: AttackRun, name: str, ranking: Defence, experiment: Experiment) -> None:
     """Answer training questions under one ranking and each mask ratio; writes ``cell.json``.
 
-    No model is fine-tuned beside the compromised one. Poisoned rows say how many answers still show the target, honest
+    No model is fine-tuned beside the backdoored one. Poisoned rows say how many answers still show the target, honest
     rows how good the answers still are. Ratios that are done are not repeated.
 
     Args:

@@ -1,6 +1,6 @@
 """Diffusion Self-Purification of a fine-tuning set: saliency, masking, regeneration (arXiv 2602.22246).
 
-The compromised model rewrites its own training answers while the visual tokens that matter most to them are masked.
+The backdoored model rewrites its own training answers while the visual tokens that matter most to them are masked.
 Three modes: "all" rewrites every answer, as the paper does; "selective" only the answers that do not survive the
 masking of a few salient tokens; "random" masks at random and exists to show that it does not help.
 """
@@ -84,7 +84,7 @@ def purify(
     stopped.
 
     Args:
-        model: the compromised model.
+        model: the backdoored model.
         dataset: its fine-tuning set.
         config: see `PurifyConfig`.
         out: folder of the run.

@@ -42,7 +42,7 @@ def score(
     """Saliency of every visual token for every assistant turn, and how suspicious the given answer is.
 
     Args:
-        model: the compromised model.
+        model: the backdoored model.
         samples: its fine-tuning set.
         config: see `ScoringConfig`.
         file: a JSONL file that results are appended to; turns that it already holds are not computed again.
