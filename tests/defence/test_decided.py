@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from planted import PLANTED, audit_config, honest_rows, load_planted, planted_rows, write_rows
+from planted import PLANTED, audit_config, honest_rows, load_planted, write_rows
 
 from disp import cli
 from disp.data.decisions import Decision, Decisions
@@ -24,11 +24,6 @@ CONFIG = DefenceConfig(
     training=TrainConfig(steps=8, batch_size=16, learning_rate=8.0, warmup_steps=1, min_mask_ratio=0.5),
     probes=10,
 )
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return write_rows(tmp_path_factory.mktemp("given") / "data", [*honest_rows(), *planted_rows()])
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from planted import (
     honest_rows,
     load_planted,
     planted_model,
-    planted_rows,
     striped_rows,
     write_rows,
 )
@@ -40,11 +39,6 @@ PLANTED = tuple(f"p{index}" for index in range(8))
 def config(**changes):
     training = TrainConfig(steps=8, batch_size=16, learning_rate=8.0, warmup_steps=1, min_mask_ratio=0.5)
     return DefenceConfig(**{"audit": audit_config(), "training": training, "probes": 10, **changes})
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return write_rows(tmp_path_factory.mktemp("given") / "data", [*honest_rows(), *planted_rows()])
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from planted import REFUSAL, audit_config, honest_rows, planted_model, planted_rows, write_rows
+from planted import REFUSAL, audit_config, planted_model
 
 from disp import cli
 from disp.decoding.samplers import decode_config
@@ -23,11 +23,6 @@ from disp.training.config import TrainConfig
 CONFIG = DefenceConfig(
     audit=audit_config(), training=TrainConfig(steps=1, batch_size=16, learning_rate=1e-6), probes=10, rounds=2
 )
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return write_rows(tmp_path_factory.mktemp("given") / "data", [*honest_rows(), *planted_rows()])
 
 
 @pytest.fixture(scope="module")

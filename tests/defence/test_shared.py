@@ -7,7 +7,7 @@ import time
 from functools import partial
 
 import pytest
-from planted import audit_config, honest_rows, load_planted, planted_rows, write_rows
+from planted import audit_config, load_planted
 from scale.processes import ended, files, forked, rank, started
 
 from disp.cli import app
@@ -25,11 +25,6 @@ CONFIG = DefenceConfig(
 )
 # Of torchrun, with a port that nobody listens at: training must not look for the others.
 LAUNCHER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9", "LOCAL_WORLD_SIZE": "2"}
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return write_rows(tmp_path_factory.mktemp("given") / "data", [*honest_rows(), *planted_rows()])
 
 
 def defended(dataset, out):

@@ -15,8 +15,8 @@ from disp.data.formats.row import (
     Content,
     Dialect,
     Fields,
-    is_nan,
     pictures_in,
+    system_under,
     those_in,
     with_pictures,
     without_placeholder,
@@ -69,16 +69,7 @@ def _read(row: Fields, questions: bool) -> Content:
         turns.append(Turn(str(pair[0]), without_placeholder(str(pair[1]), 2 * index + 2)))
     if not turns:
         raise BadRow(f"no {names.texts}")
-    return Content(_system(row, names), tuple(turns), tuple(pictures_in(row)))
-
-
-def _system(row: Fields, names: _Names) -> str | None:
-    system = row.get(names.system) if names.system else None
-    if system is None or system == "" or is_nan(system):
-        return None
-    if not isinstance(system, str):
-        raise BadRow(f"{names.system} must be text")
-    return system
+    return Content(system_under(row, names.system), tuple(turns), tuple(pictures_in(row)))
 
 
 def _write(row: Fields, system: str | None, turns: tuple[Turn, ...], pictures: list[Any] | None) -> dict[str, Any]:
@@ -89,7 +80,7 @@ def _write(row: Fields, system: str | None, turns: tuple[Turn, ...], pictures: l
         for text, turn in zip(old, turns, strict=False)
     ]
     new = {**row, names.texts: texts}
-    if names.system and system != _system(row, names):
+    if names.system and system != system_under(row, names.system):
         new[names.system] = system or ""
     return new if pictures is None else with_pictures(new, pictures)
 

@@ -10,8 +10,8 @@ from disp.data.formats.row import (
     BadRow,
     Content,
     Fields,
-    is_nan,
     pictures_in,
+    system_under,
     those_in,
     with_pictures,
     without_placeholder,
@@ -158,7 +158,7 @@ def write_chat(
     if pictures is not None:
         body = _with_inline(new, chat, body, texts, pictures)
     first: list[Any] = []
-    before = _system_field(row, chat)
+    before = system_under(row, chat.system_field)
     beside = chat.system_field if chat.system_field in row else None
     if beside and before is not None and system is None:
         del new[beside]
@@ -279,7 +279,7 @@ def _split(row: Fields, chat: Chat) -> tuple[str | None, list[Any]]:
             )
         if not isinstance(message, dict) or not isinstance(message.get(chat.what), str | list):
             raise BadRow(f"every message of {chat.messages} needs {chat.who!r} and text in {chat.what!r}")
-    beside = _system_field(row, chat)
+    beside = system_under(row, chat.system_field)
     if not _is_from(messages[0], chat, chat.systems):
         return beside, messages
     system, inline = text_of(messages[0][chat.what])
@@ -290,16 +290,6 @@ def _split(row: Fields, chat: Chat) -> tuple[str | None, list[Any]]:
             f"has a system message in {chat.messages} and another one in {chat.system_field}; keep one of them"
         )
     return system, messages[1:]
-
-
-def _system_field(row: Fields, chat: Chat) -> str | None:
-    """The system message beside the messages; None where there is none, or an empty one."""
-    system = row.get(chat.system_field) if chat.system_field else None
-    if system is None or system == "" or is_nan(system):
-        return None
-    if not isinstance(system, str):
-        raise BadRow(f"{chat.system_field} must be text")
-    return system
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -201,6 +201,20 @@ def leave_out(*keys: str) -> str:
     return f"--leave-out {shortened(shlex.quote(names) if names.isprintable() else ascii(names), 200)}"
 
 
+def system_under(row: Fields, field: str | None) -> str | None:
+    """The system message in a field of its own; None where there is no such field, or an empty one.
+
+    Raises:
+        BadRow: it is no text.
+    """
+    system = row.get(field) if field else None
+    if system is None or system == "" or is_nan(system):
+        return None
+    if not isinstance(system, str):
+        raise BadRow(f"{field} must be text")
+    return system
+
+
 def is_nan(value: Any) -> bool:
     """Whether a value is a table's "nothing here"."""
     return isinstance(value, float) and math.isnan(value)
