@@ -94,6 +94,12 @@ def test_slots_behind_the_end_that_the_model_would_say_do_not_count(model, prefi
         monkeypatch.setattr(model, "end_token_ids", ends)
         found = saliency(model, prefix, ["a"], config, LENGTH)[0].double()
         assert torch.allclose(found[VISUAL], enumerated(model, prefix, None, slots, False)[VISUAL], rtol=0.08)
+    # An end that decoding never predicts does not end the answer: the next best token stands there.
+    monkeypatch.setattr(model, "end_token_ids", (said[0],))
+    monkeypatch.setattr(model, "banned_token_ids", (said[0],))
+    found = saliency(model, prefix, ["a"], config, LENGTH)[0].double()
+    assert torch.allclose(found[VISUAL], enumerated(model, prefix, None, LENGTH, False)[VISUAL], rtol=0.08)
+    monkeypatch.setattr(model, "banned_token_ids", ())
     # In each row its own end counts.
     monkeypatch.setattr(model, "end_token_ids", (said[1],))
     other = replace(prefix, embeds=-prefix.embeds)

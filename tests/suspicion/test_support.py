@@ -71,7 +71,10 @@ def test_gap_is_zero_when_nothing_is_masked_and_the_difference_otherwise(tiny_mo
 def test_preference_is_zero_for_the_models_own_answer_and_follows_the_formula(tiny_model64, queries):
     prefix = tiny_model64.encode(queries)
     masked = torch.full((len(queries), 4), tiny_model64.mask_token_id)
-    log_p = _log_probabilities(tiny_model64, prefix, masked)
+    with torch.no_grad():
+        logits = tiny_model64.denoise(prefix, masked)
+    logits[..., tiny_model64.mask_token_id] = -math.inf  # decoding never predicts it
+    log_p = logits.log_softmax(-1)
     assert torch.equal(
         preference_for_another(tiny_model64, prefix, log_p.argmax(-1)), torch.zeros(len(queries), dtype=torch.float32)
     )
@@ -118,6 +121,20 @@ def test_what_a_model_says_behind_the_end_of_an_answer_does_not_count():
     torch.testing.assert_close(found, torch.tensor(expected, dtype=found.dtype), rtol=1e-5, atol=1e-5)
     logits[0, 3:] = torch.from_numpy(np.random.default_rng(1).standard_normal((2, 12)))
     assert torch.equal(preference_in(logits, response, (1, 2)), found)
+
+
+def test_what_decoding_never_predicts_is_no_other_answer():
+    """A favourite that is banned counts as little as if the vocabulary had no such token, unless it is given."""
+    generator = np.random.default_rng(0)
+    others = torch.from_numpy(generator.standard_normal((2, 5, 12)) * 3)
+    favourites = torch.from_numpy(generator.standard_normal((2, 5, 2)) + 9)
+    logits = torch.cat((others, favourites), dim=-1)  # ids 12 and 13
+    response = torch.tensor([[7, 8, 1, 2, 2], [7, 8, 9, 7, 8]])
+    found = preference_in(logits, response, (1, 2), [12, 13])
+    torch.testing.assert_close(found, preference_in(others, response, (1, 2)))
+    assert (preference_in(logits, response, (1, 2)) > 2 * found).all()
+    response[1, 2] = 13
+    assert preference_in(logits, response, (1, 2), [12, 13]).isfinite().all()
 
 
 def test_likelihood_counts_the_slots_of_the_answer_alone(tiny_model64, queries):

@@ -179,6 +179,11 @@ class MDLM(PreTrainedModel):
         assert isinstance(weight, Tensor)
         return weight[self.mask_token_id]
 
+    @property
+    def unsaid_token_ids(self) -> list[int]:
+        """Ids that no answer can hold: decoding predicts neither the banned tokens nor the mask token."""
+        return sorted({*self.banned_token_ids, self.mask_token_id})
+
     def lora_modules(self) -> list[str]:
         """Full names of the linear layers of the language model, which low-rank adapters are put on; not the head."""
         layers = self.get_submodule("model.layers")

@@ -94,7 +94,9 @@ def saliency_of_step(
     if config.slots == "first block":
         logits = logits[:, : block_length or logits.shape[1]]
     elif config.slots == "answer":
-        counted = answer_slots(logits.detach().argmax(-1), model.end_token_ids)[..., None]
+        unsaid = torch.tensor(model.unsaid_token_ids, device=logits.device)
+        own = logits.detach().index_fill(-1, unsaid, -torch.inf).argmax(-1)  # what decoding would say there
+        counted = answer_slots(own, model.end_token_ids)[..., None]
     if config.top_logits is not None:
         largest = logits.detach().topk(min(config.top_logits, logits.shape[-1]), dim=-1).indices
         logits = logits.gather(-1, largest)  # [B, G, K]: no probe of the whole vocabulary is formed

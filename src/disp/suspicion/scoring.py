@@ -78,7 +78,8 @@ def score_batch(
     base = None
     if counterfactual and logits.shape[1] == model.gen_length:
         # The step that saliency looks at is the one that suspicion compares with: no token of the picture is masked.
-        base = preference_in(logits.detach(), given_answers(model, prefix, batch), model.end_token_ids)
+        given = given_answers(model, prefix, batch)
+        base = preference_in(logits.detach(), given, model.end_token_ids, model.unsaid_token_ids)
     scores = saliency_of_step(model, prefix, keys, config.saliency, embeds, logits, block_length=config.block_length)
     check_finite(scores, keys)
     suspicion, chosen = _suspicion(model, prefix, batch, scores, base, config) if counterfactual else (None, None)

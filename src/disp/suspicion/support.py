@@ -87,27 +87,36 @@ def preference_for_another(model: MDLM, prefix: Prefix, response: Tensor) -> Ten
         float32 ``[B]`` in nats; see `preference_in`.
     """
     logits = model.denoise(prefix, torch.full_like(response, model.mask_token_id))
-    return preference_in(logits, response, model.end_token_ids)
+    return preference_in(logits, response, model.end_token_ids, model.unsaid_token_ids)
 
 
 @torch.no_grad()
-def preference_in(logits: Tensor, response: Tensor, end_token_ids: Sequence[int]) -> Tensor:
+def preference_in(
+    logits: Tensor, response: Tensor, end_token_ids: Sequence[int], unsaid_token_ids: Sequence[int] = ()
+) -> Tensor:
     """`preference_for_another` from the logits of that step.
 
     Computes ``c = Σ_j p_j(ŷ_j) · [log p_j(ŷ_j) − log p_j(y_j)]`` with ``ŷ_j = argmax p_j``, over the slots of the given
     answer (`answer_slots`). What a model would say behind its end was not learnt by every family, and is never read.
+    A token that decoding never predicts is no other answer: p_j is over the others, as it is when answers are decoded.
 
     Args:
         logits: ``[B, L, V]``.
         response: int64 ``[B, L]``.
         end_token_ids: the model's.
+        unsaid_token_ids: the model's; those that the given answer holds all the same are counted.
 
     Returns:
         float32 ``[B]`` in nats; 0 where the given answer is the model's own.
     """
-    log_p = logits.float().log_softmax(-1)
+    given = response[..., None]
+    said = logits.float()
+    if unsaid_token_ids:
+        unsaid = torch.tensor(unsaid_token_ids, device=logits.device)
+        said = said.index_fill(-1, unsaid, -torch.inf).scatter(-1, given, said.gather(-1, given))
+    log_p = said.log_softmax(-1)
     best = log_p.amax(-1)
-    given = log_p.gather(-1, response[..., None])[..., 0]
+    given = log_p.gather(-1, given)[..., 0]
     return (best.exp() * (best - given) * answer_slots(response, end_token_ids)).sum(-1)
 
 

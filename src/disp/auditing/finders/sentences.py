@@ -112,7 +112,7 @@ def _first_answers(model: MDLM, prefix: Prefix) -> list[str]:
     response = torch.full((len(prefix), model.gen_length), model.mask_token_id, device=prefix.embeds.device)
     with torch.no_grad():
         logits = model.denoise(prefix, response)
-    logits[..., [*model.banned_token_ids, model.mask_token_id]] = -torch.inf
+    logits[..., model.unsaid_token_ids] = -torch.inf
     return model.decode_responses(logits.argmax(-1).cpu())
 
 
