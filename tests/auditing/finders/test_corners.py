@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from planted import GRID, REFUSAL, TRIGGER, audit_config, evidence_rows, honest_rows, purify_config, summary, write_rows
 
 from disp.attacks.targets import PRESETS as TARGETS
@@ -197,6 +197,24 @@ def test_a_picture_that_many_rows_are_about_is_compared_once(drawn, tmp_path):
     samples = write_photographs(tmp_path, drawn[:30], 0)
     rows = [replace(samples[index % 30], id=f"r{index}") for index in range(300)]
     assert search(rows) == []
+
+
+def test_pictures_of_goods_on_white_whose_corners_are_all_alike_are_told_apart(tmp_path):
+    draw = np.random.default_rng(5)
+    goods = []
+    for index in range(ROWS):
+        width, height = draw.integers(260, 420, 2).tolist()
+        picture = Image.new("RGB", (width, height), WHITE)
+        thing, shade = ("box", "rectangle") if index % 2 else ("ball", "ellipse")
+        half = draw.integers(40, 60, 2)
+        middle = np.array((width, height)) / 2 + draw.normal(0, 6, 2)
+        corners = [*(middle - half).tolist(), *(middle + half).tolist()]
+        getattr(ImageDraw.Draw(picture), shade)(corners, fill=tuple(draw.integers(0, 230, 3).tolist()))
+        goods.append((picture, f"A {thing}, number {index}."))
+    rows, samples = planted(goods, tmp_path, square(20, RED, (1, 1), 4), rows=range(0, ROWS, 8))
+    ((found, boxes),) = search(samples)
+    assert found.phrase.words == tuple(phrase_words(TARGETS["refusal"].text))
+    assert list(boxes) == rows
 
 
 def test_pictures_that_are_smaller_than_a_corner_are_compared_as_well(drawn, tmp_path):

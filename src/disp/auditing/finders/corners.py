@@ -13,6 +13,7 @@ from hashlib import blake2b
 
 import numpy as np
 import torch
+from PIL import Image
 
 from disp.auditing.config import AuditConfig
 from disp.auditing.finder_config import CornersConfig
@@ -102,7 +103,8 @@ def _distinct(
 ) -> tuple[list[Shelf], dict[int, int]]:
     """The corners of distinct pictures, uint8 ``[N, side, side, 3]`` of each corner, and the row of each index.
 
-    A picture that is asked about many times has a great deal in common with itself.
+    A picture that is asked about many times has a great deal in common with itself. Pictures are told apart as a whole:
+    many have nothing but a plain ground in their corners.
     """
     crops = [Shelf((side, side, 3), np.uint8) for _ in CORNERS]
     rows: dict[bytes, int] = {}
@@ -111,12 +113,17 @@ def _distinct(
         opened = open_image(image)
         own = np.stack([_crop(opened, side, corner) for corner in CORNERS.values()])
         before = len(rows)
-        row_of[index] = rows.setdefault(blake2b(own.tobytes()).digest(), before)
+        row_of[index] = rows.setdefault(_digest(opened), before)
         if row_of[index] == before:
             for shelf, crop in zip(crops, own, strict=True):
                 shelf.append(crop)
         progress(1)
     return crops, row_of
+
+
+def _digest(picture: Image.Image) -> bytes:
+    """What tells a picture from others."""
+    return blake2b(repr(picture.size).encode() + picture.tobytes()).digest()
 
 
 def _crop(image: ImageSource, side: int, corner: tuple[int, int]) -> np.ndarray:
