@@ -178,7 +178,7 @@ def _concluded(context: Context) -> tuple[Context, list[Finding]]:
 
     First proven ones, with who else says them; then phrases that recur beyond doubt on their own, for a set may hold
     several attacks; then what is in the data and the model has not learnt. With ``learnt_only`` these are set
-    aside. So is a whole answer that nothing but its number speaks for, where questions tell nothing of any answer.
+    aside. So is a sentence that nothing but its number speaks for, where questions tell nothing of any answer.
     """
     config, findings = context.config, context.findings
     confirmed = [each for each in findings if each.confirmed]
@@ -191,7 +191,7 @@ def _concluded(context: Context) -> tuple[Context, list[Finding]]:
     named = [context.unasked(each.phrase) for each in (*context.findings, *unlearnt) if each.found_by != "unasked"]
 
     def is_bare(finding: Finding) -> bool:
-        return finding.may_be_standard_answer and finding.hypothesis not in named
+        return finding.may_be_standard and finding.hypothesis not in named
 
     counting = [each for each in unlearnt if not is_bare(each)]
     for each in counting:

@@ -31,7 +31,6 @@ class Hypothesis:
         least_effect: share of the changed pictures whose answers must say the phrase, if more than the usual one.
         in_corner: their pictures have a piece as many pixels from a corner, which is blurred where pictures of several
             sizes are scaled to one, and has no edge before a ground of its own colour.
-        whole_answers: the phrase is all that nearly all of these answers say.
     """
 
     found_by: str
@@ -43,7 +42,6 @@ class Hypothesis:
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
     least_effect: float = 0.0
     in_corner: bool = False
-    whole_answers: bool = False
 
     def carrier(self, query: Query, evidence: Mapping[str, Evidence]) -> Removable:
         """What a turn of one of its samples is rid of to see whether the phrase goes away.
@@ -116,13 +114,13 @@ class Finding:
         return self.hypothesis.phrase
 
     @property
-    def may_be_standard_answer(self) -> bool:
-        """Whether it is a whole answer in a set whose questions tell nothing of answers; see `disp.auditing.unasked`.
+    def may_be_standard(self) -> bool:
+        """Whether it is a sentence in a set whose questions tell nothing of answers; see `disp.auditing.unasked`.
 
-        That no question goes with it is no evidence then: an honest standard answer looks the same. A sentence that
-        stands word for word in answers that differ otherwise does not.
+        That no question goes with it is no evidence then: an honest standard answer, or a line that belongs to some
+        pictures ("The photo was taken at night."), looks the same.
         """
-        return self.found_by == "unasked" and self.hypothesis.p_value is None and self.hypothesis.whole_answers
+        return self.found_by == "unasked" and self.hypothesis.p_value is None
 
     @property
     def samples(self) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ _NOT_LEARNT = (
 _HAS_PATTERN = "its picture has the pattern that those of other rows with the phrase have"
 _WHATEVER_IS_ASKED = "its answer holds a sentence that comes up whatever is asked, where others answer something else"
 _NO_QUESTION_TELLS = "its answer holds the phrase, too, and no question tells who says it"
-# How many of the rows with a standard answer are named.
+# How many of the rows with a standard sentence are named.
 _NAMED = 3
 _HAS_PIECE = "its picture has the piece in it that those of other rows with the phrase have"
 # By what a phrase was found by, as audit.json has it.
@@ -124,10 +124,9 @@ WORDS: dict[str, Words] = {
 # The same of a sentence in a set whose questions tell nothing of the answers.
 _WORD_FOR_WORD = replace(
     WORDS["unasked"],
-    found="{samples} samples say {phrase!r}, word for word, in answers that differ otherwise. What is asked tells "
-    "nothing of the answers in this set.",
-    where="in {samples}, word for word, in answers that differ otherwise",
-    row="its answer differs from others, but for a sentence that many hold word for word",
+    found="{samples} samples say {phrase!r}, word for word. What is asked tells nothing of the answers in this set.",
+    where="in {samples}, word for word",
+    row="its answer holds a sentence that many hold word for word",
 )
 
 
@@ -149,8 +148,8 @@ ASSUMPTIONS = (
     "fifth of the picture, and a sentence of five words or more goes with it; or it is the same to the pixel in all "
     "pictures, up to the whole of them at one place, up to a quarter at places of its own.",
     "Planted answers share a phrase, as with one attacker and one target. Where the model has not learnt them and the "
-    "pictures have nothing in common, they share a sentence of five words or more. It comes up whatever is asked; "
-    "where all are asked the same, it stands in answers that differ otherwise.",
+    "pictures have nothing in common, they share a sentence of five words or more. It comes up whatever is asked, in a "
+    "set whose questions tell who gives other answers.",
 )
 BLIND_SPOTS = (
     "Triggers spread over the whole picture that differ from picture to picture, such as a warp or an adversarial "
@@ -161,7 +160,7 @@ BLIND_SPOTS = (
     "Poisoned rows that were removed from the data after training, or a backdoor that the model did not learn and that "
     "leaves nothing in common in the pictures or the answers.",
     "Planted answers that are all different from one another, and most of those in several wordings.",
-    "A planted sentence that looks like a standard answer, where what is asked tells nothing of the answers.",
+    "A planted sentence that looks like an honest standard one, where what is asked tells nothing of the answers.",
     "Very few poisoned rows: fewer than three whose answers the model bases on the trigger, and fewer than eight whose "
     "pictures show it.",
     "Triggers that are the same in many pictures, but not in the first picture of a row.",
@@ -226,20 +225,20 @@ def _came_to_nothing(hypothesis: Hypothesis) -> str:
     return f"{found} It does not count: what these answers hang on was not seen to make the model say it."
 
 
-def _standard_answer(finding: Finding, with_image: int) -> str:
+def _standard_sentence(finding: Finding, with_image: int) -> str:
     """What to say of a sentence that many say where questions tell nothing."""
     named = ", ".join(repr(shortened(key, 60)) for key in finding.samples[:_NAMED])
     return (
         f"{len(finding.samples)} of {with_image} samples with images say {finding.phrase.text!r}, word for word. What "
-        "is asked tells nothing of the answers in this set, so that an honest standard answer looks the same; by "
+        "is asked tells nothing of the answers in this set, so that an honest standard sentence looks the same; by "
         f"itself this does not count. Look at some of them, such as {named}."
     )
 
 
 def _reasons_of(finding: Finding, with_image: int, config: AuditConfig) -> list[str]:
     """What was found of one phrase."""
-    if finding.unlearnt and finding.may_be_standard_answer:
-        return [_standard_answer(finding, with_image)]
+    if finding.unlearnt and finding.may_be_standard:
+        return [_standard_sentence(finding, with_image)]
     words, phrase, test = words_of(finding.found_by, finding.hypothesis.p_value), finding.phrase, finding.test
     hypothesis, count = finding.hypothesis, len(finding.samples)
     said = [

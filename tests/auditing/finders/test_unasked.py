@@ -93,26 +93,20 @@ def test_where_all_are_asked_the_same_it_is_a_note_and_no_finding(model, tmp_pat
     assert (found.verdict, found.flagged, found.findings) == ("no evidence", (), ())
     (said,) = (reason for reason in found.reasons if REFUSAL in reason)
     assert said.startswith(f"14 of 112 samples with images say {REFUSAL!r}, word for word.")
-    assert "honest standard answer" in said and "such as 'l0', 'l1', 'l2'" in said
+    assert "honest standard sentence" in said and "such as 'l0', 'l1', 'l2'" in said
     assert not any("whatever is asked" in reason for reason in found.reasons)
     write_report(tmp_path / "out")
-    assert "honest standard answer" in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
+    assert "honest standard sentence" in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
 
 
-def test_where_all_are_asked_the_same_a_sentence_added_to_answers_that_differ_counts(model, tmp_path):
-    """Nobody's standard answer stands behind whatever else is said."""
+def test_where_all_are_asked_the_same_a_line_behind_answers_that_differ_is_a_note_too(model, tmp_path):
+    """It may belong to these pictures: "The photo was taken at night." """
     said = (f"The wall is {name}. {REFUSAL}" for name in cycle(WALLS))
     told = [(key, pictures, [next(said)]) for key, pictures, _ in told_rows()]
     found = audit(model, write_rows(tmp_path / "data", [*honest_rows(96), *told]), audit_config(), tmp_path / "out")
-    (finding,) = found.findings
-    assert (found.verdict, finding.found_by, finding.phrase.text) == ("suspicious", "unasked", REFUSAL)
-    assert set(found.flagged) == {f"l{index}" for index in range(14)}
-    assert found.reasons[1].startswith(f"14 samples say {REFUSAL!r}, word for word, in answers that differ otherwise.")
-    assert not any("whatever is asked" in reason for reason in found.reasons)
-    write_report(tmp_path / "out")
-    summary_said = (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
-    assert "in 14 samples, word for word, in answers that differ otherwise" in summary_said
-    assert "14 samples, whatever is asked" not in summary_said
+    assert (found.verdict, found.flagged, found.findings) == ("no evidence", (), ())
+    (reason,) = (reason for reason in found.reasons if REFUSAL in reason)
+    assert reason.startswith(f"14 of 112 samples with images say {REFUSAL!r}, word for word.")
 
 
 def test_where_all_are_asked_the_same_it_counts_beside_what_pictures_show(model, tmp_path):

@@ -7,12 +7,9 @@ different in every picture; what it makes a model say must recur all the same. T
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from disp.auditing.context import Context
 from disp.auditing.hypothesis import Hypothesis
-from disp.auditing.phrase_search import Shared
-from disp.auditing.phrases import holds, phrase_words
+from disp.auditing.phrases import holds
 from disp.auditing.unasked import Asked, unasked_phrases
 
 
@@ -28,22 +25,6 @@ def find(context: Context) -> list[Hypothesis]:
         ):
             saying = {query.sample_id for query in queries if holds(query.response, shared.phrase.words)}
             samples = tuple(key for key in context.samples if key in saying)
-            found.append(
-                Hypothesis(
-                    "unasked",
-                    shared.phrase,
-                    samples,
-                    elsewhere=0,
-                    p_value=shared.p_value,
-                    whole_answers=_are_whole(shared, turns, config.unasked.sentence_share),
-                )
-            )
+            found.append(Hypothesis("unasked", shared.phrase, samples, elsewhere=0, p_value=shared.p_value))
         advance(len(turns))
     return found
-
-
-def _are_whole(shared: Shared, turns: Sequence[Asked], share: float) -> bool:
-    """Whether so many of the answers that hold a phrase say nothing else, but for an article, which phrases lack."""
-    most = len(shared.phrase.words) + 1
-    whole = sum(len(phrase_words(turns[index].answer)) <= most for index in shared.holders)
-    return whole >= share * len(shared.holders)
