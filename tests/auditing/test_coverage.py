@@ -33,3 +33,16 @@ def test_answers_longer_than_the_slots_are_counted_in_reasons_and_record(model, 
     (said,) = [reason for reason in found.reasons if "longer than" in reason]
     assert said.startswith(f"2 of {turns} answers are longer than the model's response slots ({LENGTH} tokens)")
     assert "was not scored" in said and json.dumps(said) in json.dumps(told["reasons"])
+
+
+def test_answers_without_a_word_are_counted(model, tmp_path):
+    rows = honest_rows(24)
+    for index, answer in ((0, ""), (3, "..."), (5, "")):
+        key, pictures, _ = rows[index]
+        rows[index] = key, pictures, [answer]
+    dataset = write_rows(tmp_path / "data", rows)
+    found = audit(model, dataset, audit_config(), tmp_path / "out")
+    assert summary(tmp_path / "out")["answers_without_words"] == found.missed.wordless == 3
+    (said,) = [reason for reason in found.reasons if "no word" in reason]
+    turns = sum(len(sample.turns) for sample in dataset.samples if sample.images)
+    assert said.startswith(f"3 of {turns} answers have no word in them.")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from disp.auditing.phrases import phrase_words
 from disp.words import named_briefly
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Missed:
         answers_cut: answers about pictures that are longer than the response slots.
         answers: all answers about pictures.
         slots: the response slots.
+        wordless: answers about pictures that have no word in them; no phrase is looked for there.
     """
 
     left_out: tuple[str, ...] = ()
@@ -37,6 +39,7 @@ class Missed:
     answers_cut: int = 0
     answers: int = 0
     slots: int = 0
+    wordless: int = 0
 
 
 NOTHING_MISSED = Missed()
@@ -58,6 +61,7 @@ def missed(model: MDLM, dataset: Dataset, asked: Sequence[Query]) -> Missed:
         answers_cut=answers_cut(model, answers),
         answers=len(answers),
         slots=model.gen_length,
+        wordless=sum(not phrase_words(answer) for answer in answers),
     )
 
 
@@ -118,5 +122,10 @@ def not_audited(
             f"{missed.answers_cut} of {missed.answers} answers are longer than the model's response slots "
             f"({missed.slots} tokens); what is behind them was not scored. Phrases were looked for in it only where "
             "pictures are compared, and in the search for sentences that many answers hold."
+        )
+    if missed.wordless:
+        said.append(
+            f"{missed.wordless} of {missed.answers} answers have no word in them. A backdoor that makes the model say "
+            "nothing has no phrase, so it was not looked for; look at some of these rows."
         )
     return said

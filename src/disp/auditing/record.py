@@ -28,6 +28,7 @@ from disp.files import write_atomically, write_json, write_jsonl
 from disp.models.interface import MDLM
 from disp.suspicion.evidence import suspicious_query
 from disp.suspicion.places import token_boxes
+from disp.words import printable
 
 # The columns of flagged.csv.
 FLAGGED = ("id", "picture", "phrase", "suspicion", "reason")
@@ -89,7 +90,8 @@ def _flagged(
         phrase, reason = why[key]
         files = [source for source in by_id[key].images if isinstance(source, Path)]
         pictures = " | ".join(str(name_in(dataset.image_root, file)) for file in files)
-        yield key, pictures, phrase, round(result.scores[key], 4), reason
+        # Ids and names of files are read again; the phrase is for people, in a terminal too.
+        yield key, pictures, printable(phrase), round(result.scores[key], 4), reason
 
 
 def _candidate(finding: Finding) -> Image.Image | None:
@@ -168,6 +170,7 @@ def _summary(
         "unread": list(dataset.unread),
         "unread_parts": list(dataset.unread_parts),
         "answers_cut": result.missed.answers_cut,
+        "answers_without_words": result.missed.wordless,
         "threshold": result.threshold,
         "flagged": len(result.flagged),
         "estimated_rate": result.rate.value,
