@@ -159,6 +159,33 @@ def test_a_sweep_may_mask_the_least_salient_tokens_first(out, monkeypatch):
     assert most.any() and torch.equal(most, -least)
 
 
+def test_rankings_of_a_sweep_differ_in_nothing_else(out, monkeypatch):
+    hidden, decoders = {}, []
+
+    def spied(model, prefix, config, *, keys, seed):
+        answers = answers_of(model, prefix, config, keys=keys, seed=seed)
+        masks = ((prefix.embeds == model.mask_embedding).all(-1) & prefix.visual_mask).sum(-1)
+        hidden.setdefault(len(decoders) // 2, []).append((int(masks.unique()), answers))
+        decoders.append((config, seed))
+        return answers
+
+    answers_of = sweep.answers_of
+    monkeypatch.setattr(sweep, "answers_of", spied)
+    rankings = {
+        "published": Defence("as published", preset="published"),
+        "ours": Defence("ours"),
+        "random": Defence("random", "random"),
+    }
+    compared = replace(SWEEP, name="compared", ratios=(0.0, 0.05), sweep_rows=2, defences=rankings)
+    run_experiment(compared, Builtin(compared), out, command="disp experiment compared")
+    assert len(set(decoders)) == 1
+    # With nothing masked the answers are the same; ⌈0.05 · 144⌉ tokens are masked after that.
+    assert [[count for count, _ in each] for each in hidden.values()] == [[0, 8]] * 3
+    assert len({tuple(each[0][1]) for each in hidden.values()}) == 1
+    found = [cell["found"]["by_ratio"][0] for cell in results(out, "compared")["cells"]]
+    assert found == [found[0]] * 3
+
+
 def test_pictures_show_the_trigger_and_the_way(out):
     (cell,) = results(out, "pictures")["cells"]
     with (

@@ -59,8 +59,8 @@ def run_sweep(run: AttackRun, name: str, ranking: Defence, experiment: Experimen
     run.before()
     phases = Phases(folder)
     rows = chosen_rows(run, experiment.sweep_rows)
-    model, config = run.model(), purify_config(run, ranking)
-    config = replace(config, question=None, first_only=False)
+    model = run.model()
+    config = sweep_config(run, ranking)
     asked, samples = [each.query for each in rows], list({each.sample.id: each.sample for each in rows}.values())
     # 1. One ranking for all ratios.
     evidence: Mapping[str, Evidence] = {}
@@ -75,11 +75,10 @@ def run_sweep(run: AttackRun, name: str, ranking: Defence, experiment: Experimen
     # 2. Answers under each ratio.
     file = folder / "ratios.jsonl"
     done = {row["ratio"]: row for row in read_finished_jsonl(file)}
-    separators = config.scoring.saliency.separators
 
     def answered(batch: Sequence[Query], settings: PurifyConfig) -> list[str]:
         prefix, keys = model.encode(batch), [query.key for query in batch]
-        scores = saliency_of(batch, prefix.scored(separators), evidence) if evidence else None
+        scores = saliency_of(batch, prefix.scored(config.scoring.saliency.separators), evidence) if evidence else None
         hidden = hidden_by(model, prefix, keys, scores, settings)
         return answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
 
@@ -103,6 +102,22 @@ def run_sweep(run: AttackRun, name: str, ranking: Defence, experiment: Experimen
             "weights": fingerprint(model),
             "made": stamp(),
         },
+    )
+
+
+def sweep_config(run: AttackRun, ranking: Defence) -> PurifyConfig:
+    """How a sweep ranks, masks and decodes; but for the ranking, it is the same for all."""
+    config, ours = purify_config(run, ranking), purify_config(run, Defence(""))
+    saliency = replace(config.scoring.saliency, separators=ours.scoring.saliency.separators)
+    return replace(
+        config,
+        scoring=replace(config.scoring, saliency=saliency),
+        decode=ours.decode,
+        batch_size=ours.batch_size,
+        seed=ours.seed,
+        rounding=ours.rounding,
+        question=ours.question,
+        first_only=ours.first_only,
     )
 
 
