@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from disp.baselines import purmm
@@ -41,3 +42,12 @@ def test_the_text_behind_the_pictures_looks(tiny_model, queries, monkeypatch):
         visual = prefix.visual_mask[row]
         assert not visual.any() or (visual[len(visual) - many - 1] and not visual[len(visual) - many :].any())
     assert seen["prompt"][2] == 0  # no picture
+
+
+def test_one_token_that_draws_far_more_is_a_group_of_its_own():
+    # Means that k-means moves about from the quantiles 0, 1 and 1 stop at the groups 0 and 1 with 6, a squared distance
+    # of 24.4 within groups; apart it is 0.
+    values = np.array([1.0] * 38 + [6.0] + [0.0] * 21)
+    assert purmm.highest_group(values, 3).nonzero()[0].tolist() == [38]
+    assert not purmm.highest_group(np.full(5, 0.25), 3).any()
+    assert purmm.highest_group(np.array([0.0, 1.0, 0.0]), 3).tolist() == [False, True, False]

@@ -1,13 +1,14 @@
 """Thresholds against brute force and on shapes that occur."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disp.suspicion.threshold import suspicion_threshold, two_means_threshold
+from disp.suspicion.threshold import cuts_on_a_line, suspicion_threshold, two_means_threshold
 
 
 def _cost(values, cut):
@@ -35,6 +36,23 @@ def test_an_offset_that_all_values_share_costs_no_digits(seed, count, offset):
     least = min(_cost(apart, other) for other in set(apart) - {apart.max()})
     assert _cost(apart, cut - offset) == pytest.approx(least)
     assert values.min() <= cut < values.max()
+
+
+@given(
+    st.lists(st.one_of(st.integers(0, 5), st.floats(0, 100, allow_nan=False)), min_size=1, max_size=11),
+    st.integers(1, 5),
+)
+def test_groups_on_a_line_are_the_best_of_all(values, groups):
+    ordered = np.sort(np.array(values, dtype=np.float64))
+    cuts = cuts_on_a_line(ordered, groups)
+    count = min(groups, len(set(values)))
+    assert len(cuts) == count - 1 and all(ordered[cut - 1] < ordered[cut] for cut in cuts)
+
+    def within(cuts):
+        return sum(((part - part.mean()) ** 2).sum() for part in np.split(ordered, cuts))
+
+    best = min(within(each) for each in combinations(range(1, len(ordered)), count - 1))
+    assert within(cuts) <= best + 1e-6 * max(1.0, best)
 
 
 def test_equal_values_stay_together_and_neighbours_are_told_apart():

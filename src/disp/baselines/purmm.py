@@ -14,9 +14,8 @@ from disp.baselines.interface import OPTIONAL_TRAINING, Answering, Assumptions
 from disp.data.sample import Query
 from disp.errors import check_counts
 from disp.models.interface import MDLM, Prefix
+from disp.suspicion.threshold import cuts_on_a_line
 
-# Rounds of k-means on a line, which settles in far fewer.
-MOST_ROUNDS = 100
 # Values that differ by less than this share of the largest differ by rounding.
 ALIKE = 1e-5
 
@@ -63,23 +62,11 @@ def suspected(model: MDLM, prefix: Prefix, config: PurmmConfig) -> Tensor:
 
 
 def highest_group(values: np.ndarray, groups: int) -> np.ndarray:
-    """The values of the highest mean of k-means on a line, bool ``[n]``; none where all values are alike.
-
-    It starts from evenly spaced quantiles, so nothing is drawn.
-    """
+    """The values of the highest mean of k-means on a line, bool ``[n]``; none where all values are alike."""
     if values.max() - values.min() <= ALIKE * abs(values).max():
         return np.zeros(len(values), bool)
-    means = np.unique(np.quantile(values, (np.arange(groups) + 0.5) / groups))
-    if len(means) == 1:  # nearly all values are alike
-        means = np.array([values.min(), values.max()])
-    for _ in range(MOST_ROUNDS):
-        group = np.abs(values[:, None] - means).argmin(1)
-        members = [values[group == index] for index in range(len(means))]
-        moved = np.array([own.mean() if len(own) else mean for own, mean in zip(members, means, strict=True)])
-        if np.array_equal(moved, means):
-            break
-        means = moved
-    return group == group[values.argmax()]
+    ordered = np.sort(values)
+    return values >= ordered[cuts_on_a_line(ordered, groups)[-1]]
 
 
 def _beside(places: np.ndarray, reference: np.ndarray) -> np.ndarray:
