@@ -284,6 +284,7 @@ def test_a_used_folder_and_a_wrong_manifest_are_refused(dataset, tmp_path):
         ({"target": {"kind": "misclassification", "source": "car"}}, "the target: the key 'target' is missing"),
         ({"rate": "a tenth"}, "the manifest: rate must be a number, got 'a tenth'"),
         ({"seed": 0.5}, "the manifest: seed must be a whole number, got 0.5"),
+        ({"storage": {"jpeg": [0, 80]}}, "the manifest: storage: jpeg must be from 1 to 100"),
     ],
 )
 def test_a_manifest_that_was_edited_wrongly_is_named(tmp_path, changes, message):

@@ -2,18 +2,20 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from disp.attacks.poison import poison
+from disp.attacks.poison import load_attack, poison, trigger_samples
 from disp.attacks.storage import Storage
 from disp.attacks.targets import Refusal
 from disp.attacks.triggers import PRESETS
 from disp.data.loading import load_dataset
 from disp.data.sample import open_image
 from disp.errors import DispError
+from disp.evaluation.evaluate import evaluate
 
 EXIF = Image.Exif()
 EXIF[0x010F] = "a maker of cameras"
@@ -79,6 +81,50 @@ def test_jpeg_has_the_quality_that_the_manifest_says(tmp_path, smooth):
     other = poisoned_files(dataset, tmp_path / "other", Storage(jpeg=(40, 90)), rate=0.75, seed=1)
     shared = files.keys() & other.keys()
     assert any(files[key][0]["quality"] != other[key][0]["quality"] for key in shared)
+
+
+@pytest.mark.parametrize(
+    "storage", [Storage(), Storage(jpeg=(30, 30)), Storage(jpeg=(10, 90)), Storage(same=True)], ids=str
+)
+def test_an_attack_is_measured_with_pictures_that_are_stored_as_the_planted_ones(tmp_path, smooth, storage):
+    grey = smooth(2).convert("L")
+    pictures = {"a.jpg": (smooth(0), JPEG), "b.png": (smooth(1), {}), "c.jpg": (grey, {"quality": 40})}
+    dataset = honest_set(tmp_path / "in", pictures)
+    files = poisoned_files(dataset, tmp_path / "out", storage, trigger="badnets", seed=5)
+    attack = load_attack(tmp_path / "out" / "manifest.json")
+    assert attack.storage == storage
+    shown = {}
+
+    def answer(model, batch):
+        shown.update({query.sample_id: open_image(query.images[0]) for query in batch})
+        return ["A car." for _ in batch]
+
+    evaluate(None, dataset.samples, attack=attack, answer=answer, seed=5)  # the triggered pictures come last
+    assert {key: picture.tobytes() for key, picture in shown.items()} == {
+        key: open_image(file).tobytes() for key, (_, file) in files.items()
+    }
+
+
+def test_a_manifest_that_does_not_say_how_pictures_are_stored_is_of_png(tmp_path, smooth):
+    dataset = honest_set(tmp_path / "in", {"a.jpg": (smooth(0), JPEG)})
+    poisoned_files(dataset, tmp_path / "out", Storage(jpeg=(30, 30)))
+    manifest = tmp_path / "out" / "manifest.json"
+    fields = json.loads(manifest.read_text())
+    del fields["storage"]
+    manifest.write_text(json.dumps(fields))
+    assert load_attack(manifest).storage == Storage()
+
+
+def test_test_pictures_that_cannot_be_stored_the_same_are_named(tmp_path, smooth):
+    dataset = honest_set(tmp_path / "in", {"a.webp": (smooth(0), {})})
+    with pytest.raises(DispError, match=r"a\.webp is WEBP; "):
+        trigger_samples(dataset.samples, PRESETS["patch"], 0, storage=Storage(same=True))
+    # Those in memory have no format, and keep every pixel.
+    held = [replace(each, images=(smooth(0),)) for each in dataset.samples]
+    (same,), (kept,) = (
+        trigger_samples(held, PRESETS["patch"], 0, storage=storage) for storage in (Storage(same=True), Storage())
+    )
+    assert same.images[0].tobytes() == kept.images[0].tobytes()
 
 
 def test_a_picture_that_was_no_jpeg_is_renamed_and_takes_no_other_s_name(tmp_path, smooth):

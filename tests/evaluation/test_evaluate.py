@@ -61,9 +61,9 @@ def asked(monkeypatch):
     """Scripted answers in place of a model; lists what was asked, and whether with the trigger."""
     log = []
 
-    def trigger_samples(samples, trigger, seed):
+    def trigger_samples(samples, trigger, seed, *, storage):
         assert all(sample.images for sample in samples)
-        assert (trigger, seed) == ("patch", 5)
+        assert (trigger, seed, storage) == ("patch", 5, "PNG")
         triggered = Image.new("RGB", (2, 2), "white")
         return [Sample(s.id, (triggered,), s.turns, s.system, s.metadata) for s in samples]
 
@@ -81,7 +81,7 @@ def asked(monkeypatch):
 
 
 def run(clean=CLEAN, triggered=TRIGGERED, target=None, samples=SAMPLES, **options):
-    attack = SimpleNamespace(trigger="patch", target=target) if target else None
+    attack = SimpleNamespace(trigger="patch", target=target, storage="PNG") if target else None
     return evaluate((clean, triggered), samples, attack=attack, decode=decode_config(), seed=5, **options)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from PIL import Image
 
 from disp.attacks.storage import Storage
@@ -16,7 +17,7 @@ from disp.attacks.targets import Target, target_from_dict, target_to_dict
 from disp.attacks.triggers import Trigger, trigger_from_dict, trigger_to_dict
 from disp.data.dataset import Dataset
 from disp.data.loading import load_dataset
-from disp.data.sample import Query, Sample, open_image, queries_of
+from disp.data.sample import ImageSource, Query, Sample, open_image, queries_of
 from disp.data.saving import data_path, name_in_copy, place, save_dataset
 from disp.data.stored import check_apart, check_pictures_apart, data_sha256
 from disp.draws import generator, key_of
@@ -31,12 +32,21 @@ AS_PNG = Storage()
 
 @dataclass(frozen=True)
 class Attack:
-    """What a manifest says about an attack."""
+    """What a manifest says about an attack.
+
+    Attributes:
+        trigger: what was put into pictures.
+        target: what answers became.
+        rate: share of the rows that was poisoned, in [0, 1].
+        seed: of the choice of rows, the trigger's place and what storing draws.
+        storage: how triggered pictures were stored; manifests of older versions do not say it.
+    """
 
     trigger: Trigger
     target: Target
     rate: float
     seed: int
+    storage: Storage = AS_PNG
 
 
 def check_rate(rate: float) -> None:
@@ -130,6 +140,7 @@ def poison(
             **attack,
             "rate": rate,
             "seed": seed,
+            "storage": asdict(storage),
             "rows": len(samples),
             "poisoned": len(rows),
             "source_sha256": data_sha256(dataset),
@@ -151,7 +162,7 @@ def load_attack(manifest: Path) -> Attack:
         fields = json.loads(manifest.read_text(encoding="utf-8"))
         if not isinstance(fields, dict):
             raise DispError(f"it must hold an object, not a {type(fields).__name__}")
-        known = {name: fields[name] for name in ("rate", "seed") if name in fields}
+        known = {name: fields[name] for name in ("rate", "seed", "storage") if name in fields}
         for name, read in (("trigger", trigger_from_dict), ("target", target_from_dict)):
             known[name] = read(fields.get(name))
         return typed(Attack, known, "the manifest")
@@ -163,13 +174,27 @@ def load_attack(manifest: Path) -> Attack:
         ) from None
 
 
-def trigger_samples(samples: Sequence[Sample], trigger: Trigger, seed: int) -> list[Sample]:
-    """The same samples with triggered pictures in memory and their honest answers, for measuring an attack."""
+def trigger_samples(
+    samples: Sequence[Sample], trigger: Trigger, seed: int, *, storage: Storage = AS_PNG
+) -> list[Sample]:
+    """The same samples with triggered pictures in memory and their honest answers, for measuring an attack.
+
+    Args:
+        samples: held-out samples.
+        trigger: what is put into their pictures.
+        seed: of the trigger's place, and of what storing draws.
+        storage: how the triggered pictures that the model learnt from were stored. These look as if stored alike.
+
+    Raises:
+        DispError: a picture cannot be read, or is of a format that ``storage`` cannot write.
+    """
+
+    def triggered(sample: Sample, index: int, source: ImageSource) -> Image.Image:
+        marked, _ = _apply(sample, index, source, trigger, seed)
+        return storage.round_trip(marked, source, _quality_draw(sample, index, seed))
+
     return [
-        replace(
-            sample,
-            images=tuple(_apply(sample, index, source, trigger, seed)[0] for index, source in enumerate(sample.images)),
-        )
+        replace(sample, images=tuple(triggered(sample, index, source) for index, source in enumerate(sample.images)))
         for sample in samples
     ]
 
@@ -183,8 +208,12 @@ def is_changed(query: Query, target: Target) -> bool:
     return bool(query.images) and target.applies_to(query.response)
 
 
+def _quality_draw(sample: Sample, index: int, seed: int) -> np.random.Generator:
+    return generator(seed, "jpeg quality", sample.id, index)
+
+
 def _apply(
-    sample: Sample, index: int, source: Path | Image.Image, trigger: Trigger, seed: int
+    sample: Sample, index: int, source: ImageSource, trigger: Trigger, seed: int
 ) -> tuple[Image.Image, dict[str, Any]]:
     return trigger.apply(open_image(source), generator(seed, "trigger", sample.id, index))
 
@@ -207,7 +236,7 @@ def _poison_sample(
         if uses[_spelt_alike(name)] > 1:
             name = name.with_stem(f"{name.stem}-{key_of(seed, 'name', sample.id, index):016x}")
         path = folder / name
-        stored = storage.save(marked, source, path, generator(seed, "jpeg quality", sample.id, index))
+        stored = storage.save(marked, source, path, _quality_draw(sample, index, seed))
         images.append(path)
         records.append(
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from disp.data.grounds import check_range
-from disp.data.sample import opened
+from disp.data.sample import ImageSource, open_image, opened
 from disp.errors import DispError
 from disp.files import write_atomically
 
@@ -50,11 +51,7 @@ class Storage:
         """
         for file in files if self.same else ():
             with opened(file) as honest:
-                if honest.format not in _SAME:
-                    raise DispError(
-                        f"{file} is {honest.format}; triggered pictures are stored in the same format only if that is "
-                        f"{', '.join(_SAME)}; store them as PNG or JPEG"
-                    )
+                _check_format(file, honest)
 
     def named(self, name: Path) -> Path:
         """What a triggered picture is called: as its honest one, with another ending where the format asks for it."""
@@ -74,21 +71,61 @@ class Storage:
 
         Returns:
             Its format and, where it was drawn, its quality, for the manifest.
+
+        Raises:
+            DispError: it is to have the format of the honest picture, and that cannot be written.
         """
+        marked, said, options = self._as_stored(marked, honest, draw)
+        write_atomically(path, partial(marked.save, format=said["format"], **options))
+        return said
+
+    def round_trip(self, marked: Image.Image, honest: ImageSource, draw: np.random.Generator) -> Image.Image:
+        """What a triggered picture looks like once it was stored and is read again, without a file.
+
+        Args:
+            marked: the picture, RGB.
+            honest: its honest picture; one in memory has no format, and is taken for PNG where the same is asked for.
+            draw: draws its quality, as `save` does.
+
+        Returns:
+            The picture, RGB.
+
+        Raises:
+            DispError: it is to have the format of the honest picture, and that cannot be written.
+        """
+        if self == Storage() or (self.same and isinstance(honest, Image.Image)):
+            return marked
+        marked, said, options = self._as_stored(marked, honest, draw)
+        stream = io.BytesIO()
+        marked.save(stream, format=said["format"], **options)
+        return open_image(Image.open(stream))
+
+    def _as_stored(
+        self, marked: Image.Image, honest: ImageSource, draw: np.random.Generator
+    ) -> tuple[Image.Image, dict[str, Any], Mapping[str, Any]]:
+        """The picture to write, what `save` says of it, and what Pillow writes it with."""
         said: dict[str, Any] = {"format": "PNG"}
         options: Mapping[str, Any] = {}
         if self.jpeg is not None:
             low, high = self.jpeg
             said = {"format": "JPEG", "quality": int(draw.integers(low, high, endpoint=True))}
             options = {"quality": said["quality"]}
-        elif self.same:
+        elif self.same and isinstance(honest, Path):
             with opened(honest) as before:
+                _check_format(honest, before)
                 kind, found = _SAME[str(before.format)]
                 said, options = {"format": kind}, found(before)
                 if before.mode == "L" and _is_grey(marked):
                     marked = marked.convert("L")
-        write_atomically(path, partial(marked.save, format=said["format"], **options))
-        return said
+        return marked, said, options
+
+
+def _check_format(file: Path, honest: Image.Image) -> None:
+    if honest.format not in _SAME:
+        raise DispError(
+            f"{file} is {honest.format}; triggered pictures are stored in the same format only if that is "
+            f"{', '.join(_SAME)}; store them as PNG or JPEG"
+        )
 
 
 def _like_jpeg(honest: Image.Image) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def write_tasks(
         marked = (
             row
             for sample in with_image
-            for each in trigger_samples([sample], attack.trigger, seed)
+            for each in trigger_samples([sample], attack.trigger, seed, storage=attack.storage)
             for row in documents_of(each, target)
         )
         tables["disp_asr_without_trigger"] = ("untriggered.parquet", plain)

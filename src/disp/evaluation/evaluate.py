@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from disp.attacks.poison import Attack, trigger_samples
-from disp.attacks.triggers import Trigger
 from disp.data.sample import Query, Sample, queries_of
 from disp.decoding.config import DecodeConfig
 from disp.draws import key_of
@@ -122,7 +121,7 @@ def evaluate(
         workers.work(
             model,
             asked,
-            partial(answer_triggered, answer=own, trigger=attack.trigger, seed=seed),
+            partial(answer_triggered, answer=own, attack=attack, seed=seed),
             size=batch_size,
             file=folder and folder / "triggered.jsonl",
             keep=lambda row: triggered.update({row["key"]: row["answer"]}),
@@ -181,11 +180,11 @@ def _triggered(samples: Sequence[Sample], batch_size: int) -> tuple[list[Trigger
 
 
 def answer_triggered(
-    model: MDLM, batch: Sequence[Triggered], *, answer: Answer, trigger: Trigger, seed: int
+    model: MDLM, batch: Sequence[Triggered], *, answer: Answer, attack: Attack, seed: int
 ) -> list[dict[str, Any]]:
     """The answers to a batch with the trigger in its pictures, which are in memory meanwhile, as lines of a file."""
     samples = list({each.sample.id: each.sample for each in batch}.values())
-    marked = {each.id: each for each in trigger_samples(samples, trigger, seed)}
+    marked = {each.id: each for each in trigger_samples(samples, attack.trigger, seed, storage=attack.storage)}
     return answer_batch(model, [marked[each.sample.id].queries[each.query.turn] for each in batch], answer=answer)
 
 

@@ -113,7 +113,7 @@ def _draw(run: AttackRun, ratio: float, file: Path) -> None:
     shown = Index(run.test.samples).by_key[before["key"]]
     sample = next(sample for sample in run.test.samples if sample.id == shown.sample_id)
     backdoored, settings, attack = run.model(), run.settings.purify, run.attack
-    (triggered,) = trigger_samples([sample], run.planted.trigger, settings.seed)
+    (triggered,) = trigger_samples([sample], run.planted.trigger, settings.seed, storage=run.planted.storage)
     query = triggered.queries[shown.turn]
     prefix = backdoored.encode([query])
     scores = saliency(backdoored, prefix, [query.key], settings.scoring.saliency)
