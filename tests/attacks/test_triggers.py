@@ -1,5 +1,9 @@
 """One table of properties for every preset, and the formulas."""
 
+import hashlib
+from fractions import Fraction
+from math import floor
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -68,9 +72,22 @@ def test_patterns(picture):
     board = np.asarray(Patch("checkerboard", 0.1, "top-left").apply(image, generator(0))[0])[:8, :8, 0]
     fields = np.arange(8) // 2
     assert (board == (fields[:, None] + fields) % 2 * 255).all()
-    first, second = (np.asarray(Patch("noise", 0.1, "top-left").apply(picture(n, 80), generator(n))[0]) for n in (1, 2))
-    assert (first[:8, :8] == second[:8, :8]).all()  # one pattern for all pictures
-    assert (first[:8, :8].min(), first[:8, :8].max()) == (0, 255)
+
+
+def test_one_patch_of_noise_is_in_pictures_of_all_sizes(picture):
+    def patch(size, key):
+        trigger = Patch("noise", side_px=size, place="top-left")
+        return np.asarray(trigger.apply(picture(key, 80), generator(key))[0])[:size, :size]
+
+    drawn = patch(30, 1)
+    assert (drawn == patch(30, 2)).all() and (drawn.min(), drawn.max()) == (0, 255)
+    # What it was before it was scaled.
+    assert hashlib.sha256(drawn.tobytes()).hexdigest().startswith("f5f3f8ef6a920999")
+    for side in (1, 2, 9, 20, 34, 60, 75):
+        for place in range(side):
+            at = floor((place + Fraction(1, 2)) * 30 / side)  # the pixel that the middle of the new one lies in
+            assert (patch(side, 3)[place, place] == drawn[at, at]).all()
+            assert (patch(side, 3)[0, place] == drawn[floor(Fraction(15, side)), at]).all()
 
 
 def test_blend_is_the_formula(picture, tmp_path):

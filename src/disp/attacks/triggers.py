@@ -19,6 +19,9 @@ Place = Literal["random", "top-left", "top-right", "bottom-left", "bottom-right"
 # Position of the patch's corner as a share of the free space, along x and y.
 PLACES = {"top-left": (0, 0), "top-right": (1, 0), "bottom-left": (0, 1), "bottom-right": (1, 1), "centre": (0.5, 0.5)}
 
+# Side of the patch of noise as it is drawn.
+NOISE_PX = 30
+
 
 def _check_square(what: str, size: float, place: str) -> None:
     if not 0 < size <= 1:
@@ -45,8 +48,8 @@ class Patch:
     """A small square (BadNets).
 
     Attributes:
-        pattern: "checkerboard" (4×4 black and white fields), "noise" (normal noise cut at ±3 and stretched to the full
-            range, the same for every picture) or "solid".
+        pattern: "checkerboard" (4×4 black and white fields), "noise" (30×30 pixels of normal noise cut at ±3 and
+            stretched to the full range, the same for every picture and scaled to its side) or "solid".
         size: side as a share of the picture's shorter edge.
         place: a corner, the centre, or "random" for another place in every picture.
         colour: RGB of the solid patch.
@@ -77,8 +80,7 @@ class Patch:
         if self.pattern == "solid":
             return np.full((side, side, 3), self.colour, dtype=np.uint8)
         if self.pattern == "noise":
-            noise = generator(0, "patch noise", side).standard_normal((side, side, 3)).clip(-3, 3)
-            return ((noise - noise.min()) / (noise.max() - noise.min()) * 255).astype(np.uint8)
+            return _noise(side)
         return np.asarray(_checkerboard(side, side, 4))
 
 
@@ -209,6 +211,17 @@ def trigger_to_dict(trigger: Trigger) -> dict[str, Any]:
 def trigger_from_dict(fields: object) -> Trigger:
     """The trigger of a manifest."""
     return kind_from_dict(KINDS, "trigger", fields)
+
+
+def _noise(side: int) -> np.ndarray:
+    """BackdoorVLM's patch, uint8 ``[side, side, 3]``: each pixel is the one of the drawn patch that its middle lies in.
+
+    Drawn for each side anew, pictures of several sizes would have nothing in common.
+    """
+    noise = generator(0, "patch noise", NOISE_PX).standard_normal((NOISE_PX, NOISE_PX, 3)).clip(-3, 3)
+    drawn = ((noise - noise.min()) / (noise.max() - noise.min()) * 255).astype(np.uint8)
+    at = (2 * np.arange(side) + 1) * NOISE_PX // (2 * side)
+    return drawn[at[:, None], at]
 
 
 def _checkerboard(width: int, height: int, fields: int) -> Image.Image:
