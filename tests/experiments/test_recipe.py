@@ -1,5 +1,7 @@
 """Recipes: those of the package can be read, and whatever is wrong with a person's own is said in one line."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -7,8 +9,12 @@ from disp.attacks.targets import PRESETS as TARGETS
 from disp.attacks.triggers import PRESETS as TRIGGERS
 from disp.cli import app
 from disp.errors import DispError
+from disp.experiments.attacked import AttackRun
 from disp.experiments.cells import Attacked, cells_of
 from disp.experiments.recipe import experiments, load_experiment, recipe_file
+from disp.experiments.results import record_of
+from disp.experiments.subject import Builtin
+from disp.progress import no_progress
 
 SMALL = {
     "name": "mine",
@@ -51,6 +57,35 @@ def test_the_study_is_the_papers():
     assert len(cells_of(main)) == 3 * 4 * 3 * len(main.defences)
     assert {0, 0.3, 0.45, 0.9} <= set(load_experiment("mask-ratio").ratios)
     assert load_experiment("poison-ratio").poison_rates == (0.01, 0.02, 0.05, 0.1, 0.2)
+
+
+def test_one_name_of_a_defence_means_one_thing():
+    named = {}
+    for experiment in map(load_experiment, experiments()):
+        if experiment.kind in ("defences", "overview"):
+            for name, defence in experiment.defences.items():
+                named.setdefault(name, []).append(replace(defence, title=""))
+    assert all(each == found[0] for found in named.values() for each in found)
+    assert len(named["ours-all"]) > 2 and len(named["random"]) > 2
+
+
+def test_what_the_overview_shows_is_a_cell_of_the_main_table(tmp_path):
+    main, overview = load_experiment("main"), load_experiment("overview")
+    for cell in cells_of(overview):
+        assert cell in cells_of(main)
+        folders = {
+            record_of(AttackRun(Builtin(each), cell.attack, tmp_path, no_progress), cell.defence, each).parent
+            for each in (main, overview)
+        }
+        assert len(folders) == 1
+
+
+def test_each_ablated_part_differs_from_the_method():
+    parts = dict(load_experiment("ablation").defences)
+    method = parts.pop("method")
+    assert all(replace(part, title=method.title) != method for part in parts.values())
+    # Scores are compared with as many probes.
+    assert parts["directional"].saliency == {"score": "directional", **parts["probes-16"].saliency}
 
 
 def test_an_own_file_is_read(tmp_path):

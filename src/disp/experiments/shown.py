@@ -92,7 +92,9 @@ def run_overview(run: AttackRun, name: str, defence: Defence) -> None:
         turn = evidence[query.sample_id]["turns"][query.turn]
         honest = _honest(run, query)
         right = answer_quality(turn["new"], honest.turns[query.turn].response, honest.metadata, query.turn)
-        worth = right - target.keyword(turn["new"], "") + 0.1 * bool(turn["masked"])
+        # The recovered model has not seen a row that was left out.
+        spoilt = target.keyword(turn["new"], "") or evidence[query.sample_id]["left_out"]
+        worth = right - spoilt + 0.1 * bool(turn["masked"])
         if best is None or worth > best[0]:
             best = worth, query, turn
     assert best is not None
