@@ -104,6 +104,20 @@ def test_rows_are_the_models_before_and_each_defence_that_is_measured():
     assert ours.ratios == pytest.approx((0.06, 0.07, 0.08))
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_what_is_a_share_of_itself_has_no_interval(seeds):
+    made = results((0,) * seeds)
+    clean, backdoored, _ = rows_of(made)
+    point = clean.points["relative_quality"]
+    assert (point.value, point.over_seeds.low, point.over_seeds.high, point.least, point.most) == (1, 1, 1, 1, 1)
+    assert with_interval(point) == "100.0%"
+    # A model that is as good on as many answers could have been better or worse; with one seed its answers say by how
+    # much.
+    if seeds == 1:
+        share = backdoored.points["relative_quality"].over_seeds
+        assert share.low == pytest.approx(wilson(40, 50).low / 0.8) and share.high > 1
+
+
 def test_the_table_names_ratios_seeds_and_what_is_missing():
     text = table_of(results((1, 0, 0), missing=["refusal-patch-0.1-seed0 random"]))
     assert "| refusal | patch | ours | 6.0% to 8.0% | 0.7% [0.0, 3.5] | 1/150 [0.1, 3.7] |" in text
@@ -135,6 +149,9 @@ def test_curves_tell_quality_as_a_share_of_that_without_masks():
     (curve,) = curves_of(found)
     assert [each.value for each in curve.asr] == pytest.approx([1, 0.02])
     assert [each.value for each in curve.quality] == pytest.approx([1, 0.75])
+    first, second = (each.over_seeds for each in curve.quality)
+    assert first.low == first.high == 1
+    assert (second.low, second.high) == pytest.approx((wilson(30, 50).low / 0.8, wilson(30, 50).high / 0.8))
     assert "| refusal | patch | ours | 100.0% | 75.0% |" in table_of(found)
 
 

@@ -56,7 +56,7 @@ class Row:
         model: a key of `BEFORE`, or the name of the defence that it came out of.
         title: the same for people.
         points: by metric; those that were not measured are left out. ``relative_quality`` is the clean quality as a
-            share of the clean model's, ``precision`` and ``recall`` are those of the rewritten rows.
+            share of the clean model's, see `_part`; ``precision`` and ``recall`` are those of the rewritten rows.
         ratios: the mask ratios of the seeds, where tokens were masked.
     """
 
@@ -180,7 +180,8 @@ def _points(
         for name in METRICS:
             if (share := share_of(found["metrics"], name)) is not None:
                 shares.setdefault(name, []).append(share)
-        own, whole = share_of(found["metrics"], "clean_quality"), clean and share_of(clean["metrics"], "clean_quality")
+        own = share_of(found["metrics"], "clean_quality")
+        whole = own if found is clean else clean and share_of(clean["metrics"], "clean_quality")
         if own and whole and whole["value"]:
             shares.setdefault("relative_quality", []).append(_part(own, whole))
     for each in rewriting:
@@ -203,6 +204,11 @@ def share_of(metrics: Mapping[str, Any], name: str) -> dict[str, float] | None:
 
 
 def _part(share: Mapping[str, float], whole: Mapping[str, float]) -> dict[str, float]:
-    """A share as a part of another one; its interval is that of the share alone, scaled."""
+    """A share as a part of another one. Its interval is that of the share alone, scaled: the other is taken as exact.
+
+    What is a part of itself is so by definition, and has no interval: its ends are its value.
+    """
     by = whole["value"] or 1.0
+    if share is whole:
+        share = {**share, "low": share["value"], "high": share["value"]}
     return {**share, "hits": -1.0, **{name: share[name] / by for name in ("value", "low", "high")}}

@@ -40,10 +40,12 @@ def percent(value: float) -> str:
 
 
 def with_interval(point: Point | None) -> str:
-    """A number with its 95% interval over seeds, or of one seed's answers."""
+    """A number with its 95% interval over seeds, or of one seed's answers; without one that has no width."""
     if point is None:
         return NOT_MEASURED
     share = point.over_seeds
+    if share.low == share.high:
+        return percent(share.value)
     return f"{percent(share.value)} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
 
 
@@ -91,7 +93,7 @@ def _reading(results: Mapping[str, Any]) -> str:
     )
     return (
         f"{over} All answers: of all seeds together, with the Wilson interval. Relative clean quality is a share of "
-        "the clean model's. Precision and recall are those of the rewritten rows."
+        "the clean model's, which its interval takes as exact. Precision and recall are those of the rewritten rows."
     )
 
 
