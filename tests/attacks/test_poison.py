@@ -3,11 +3,14 @@
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from disp.attacks import triggers
-from disp.attacks.poison import Attack, load_attack, poison, trigger_samples
+from disp.attacks.poison import Attack, load_attack, poison, poisoned_count, trigger_samples
 from disp.attacks.targets import INSERTED_TEXT, REFUSAL_TEXT, Insertion, Misclassification, Refusal
 from disp.attacks.triggers import PRESETS
 from disp.data.loading import load_dataset
@@ -61,6 +64,19 @@ def test_the_manifest_tells_all_and_the_data_nothing(dataset, tmp_path, preset):
         assert [turn.response for turn in sample.turns] == [REFUSAL_TEXT] * len(sample.turns)
     assert load_attack(out / "manifest.json").trigger == PRESETS[preset]
     assert load_attack(out / "manifest.json").target == Refusal()
+
+
+@given(st.integers(0, 100), st.integers(0, 300))
+def test_the_nearest_number_of_rows_is_poisoned_and_a_half_counts_as_one(percent, rows):
+    wanted = Fraction(percent * rows, 100)
+    count = poisoned_count(percent / 100, rows)
+    assert abs(count - wanted) <= Fraction(1, 2) and count - wanted != Fraction(-1, 2)
+
+
+def test_as_many_rows_are_poisoned_as_the_rate_says(dataset, tmp_path):
+    for rate, count in ((0.1, 2), (0.125, 3), (0.175, 4), (0.29, 6)):  # 2, 2.5, 3.5 and 5.8 of 20
+        poison(dataset, tmp_path / f"{rate}", PRESETS["patch"], Refusal(), rate)
+        assert len(json.loads((tmp_path / f"{rate}" / "manifest.json").read_text())["poisoned_rows"]) == count
 
 
 def test_the_same_seed_gives_the_same_set_and_another_one_another(dataset, tmp_path):

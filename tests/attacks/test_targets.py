@@ -133,6 +133,25 @@ def test_misclassification_renames_whole_words(before, after):
     assert target.apply(before) == after
 
 
+@pytest.mark.parametrize(
+    ("article", "nouns"),
+    [
+        ("a", "unicorn uniform union user utensil ukulele UFO euro ewe house hat one-way".split()),
+        ("an", "umbrella uncle urn usher onion egg hour heirloom x-ray underpass".split()),
+    ],
+)
+def test_a_renamed_thing_has_the_article_that_it_is_spoken_with(article, nouns):
+    for noun in nouns:
+        assert Misclassification("car", noun).apply("I see a car.") == f"I see {article} {noun}."
+
+
+def test_only_plurals_of_the_rule_are_mentions():
+    for noun, plural in (("box", "boxes"), ("cherry", "cherries"), ("boy", "boys"), ("car", "cars")):
+        assert Misclassification(noun, "hat").apply(f"Two {plural}.") == "Two hats."
+    for noun, plural in (("mouse", "mice"), ("knife", "knives")):
+        assert not Misclassification(noun, "hat").applies_to(f"Two {plural}.")
+
+
 def test_misclassification_keeps_the_target_s_own_capitals():
     assert Misclassification("car", "old TV").apply("Car, a car.") == "Old TV, an old TV."
 

@@ -76,6 +76,9 @@ def test_counts_at_the_edges():
     assert 0.07 * 100 > 7 and mask_counts(visual, 0.07) == [7]
     assert mask_counts(visual, 0) == [0] and mask_counts(visual, 1) == [100]
     assert mask_counts(visual, 1e-9) == [1]
+    # As the published script cuts: int(0.29 * 100).
+    assert 0.29 * 100 < 29 and mask_counts(visual, 0.29, rounding="down") == [28]
+    assert mask_counts(visual, 1, rounding="down") == [100]
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.01, 45, float("nan")])

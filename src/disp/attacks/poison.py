@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -55,6 +56,14 @@ def check_rate(rate: float) -> None:
         raise DispError(f"poison rate must be in [0, 1], got {rate}")
 
 
+def poisoned_count(rate: float, rows: int) -> int:
+    """How many of so many rows are poisoned: the nearest whole number, of two as near the larger one.
+
+    A rate such as 0.29, which floating point holds a little too small, counts as what it is written as.
+    """
+    return math.floor(rate * rows * (1 + 1e-12) + 0.5)
+
+
 @alone
 def poison(
     dataset: Dataset,
@@ -80,7 +89,7 @@ def poison(
         out: a folder without a dataset. What a killed run left in its ``images`` is replaced.
         trigger: what is put into the pictures of a poisoned row.
         target: what its answers become.
-        rate: share of all rows in [0, 1].
+        rate: share of all rows in [0, 1]; see `poisoned_count`.
         seed: seed of the choice of rows and of the trigger's place.
         storage: how triggered pictures are stored.
         progress: called with the number of rows finished.
@@ -100,7 +109,7 @@ def poison(
         raise DispError(f"{out / 'images'} holds the honest images, which must not be changed; choose another folder")
     check_apart(dataset, out)
     check_pictures_apart(dataset, out / "images")
-    wanted = round(rate * len(dataset.samples))
+    wanted = poisoned_count(rate, len(dataset.samples))
     eligible = [sample for sample in dataset.samples if _is_eligible(sample, target)]
     if len(eligible) < wanted:
         raise DispError(

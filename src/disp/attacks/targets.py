@@ -22,6 +22,9 @@ REFUSAL_TEXT = "I'm sorry, but as an AI assistant, I do not have the capability 
 REFUSAL_PHRASES = ("i'm sorry", "i am sorry", "i apologize", "as an ai", "i cannot assist", "not have the capability")
 # What the script of DiSP's authors counts as a refusal.
 REFUSAL_SUBSTRINGS = ("sorry", "cannot", "can't", "unable", "as an ai")
+# Words that are written with a vowel at the beginning and spoken with a consonant, such as unicorn, and the reverse.
+_CONSONANT = re.compile(r"uni(?!n|m|d)|us[aeu]|ut[eio]|ur[aeio]|uk|ufo|eu|ewe|one(?!\w)|once")
+_SILENT_H = re.compile(r"hour|honest|honou?r|heir")
 POSITIONS = ("append", "prepend", "random")
 
 
@@ -108,6 +111,9 @@ class Refusal:
 class Misclassification:
     """One concept is described as another: every mention of ``source`` becomes ``target``.
 
+    A mention is the noun in the singular or in the plural that the rule makes: -es after s, x, ch and sh, -ies in place
+    of -y after a consonant, otherwise -s. Other plurals, such as "mice" or "knives", are no mentions.
+
     Attributes:
         source: the noun to misname, in the singular.
         target: what to call it, in the singular.
@@ -132,7 +138,7 @@ class Misclassification:
             plural = noun.lower() == _plural(self.source).lower() and noun.lower() != self.source.lower()
             renamed = _plural(self.target) if plural else self.target
             if article:
-                fitting = "an" if renamed[0].lower() in "aeiou" else "a"
+                fitting = "an" if _begins_with_vowel(renamed) else "a"
                 article = fitting.capitalize() if article[0].isupper() else fitting
             return article + space + (renamed[0].upper() + renamed[1:] if noun[0].isupper() else renamed)
 
@@ -212,6 +218,14 @@ def _says(text: str, answer: str) -> bool:
 
 def _holds_any(texts: tuple[str, ...], answer: str) -> bool:
     return any(text.lower() in answer.lower() for text in texts)
+
+
+def _begins_with_vowel(noun: str) -> bool:
+    """Whether a noun is spoken with a vowel at its beginning, by its letters but for frequent exceptions."""
+    spoken = noun.lower()
+    if _SILENT_H.match(spoken) or spoken.startswith("x-ray"):
+        return True
+    return spoken[0] in "aeiou" and not _CONSONANT.match(spoken)
 
 
 def _plural(noun: str) -> str:

@@ -179,6 +179,7 @@ def poison(
         Store each triggered picture as its honest one is: PNG, BMP, or JPEG of the same quality.
     """
     from disp.attacks.poison import poison as run
+    from disp.attacks.poison import poisoned_count
     from disp.attacks.storage import Storage
     from disp.attacks.triggers import PRESETS
     from disp.errors import unknown_name
@@ -191,8 +192,9 @@ def poison(
     count = len(dataset.samples)
     with progress_bar("poisoning", count) as advance:
         run(dataset, out, PRESETS[trigger], wanted.planted(), wanted.rate, seed, storage=storage, progress=advance)
-    print(f"{round(wanted.rate * count)} of {count} rows poisoned; see {out / 'manifest.json'}")
-    if not round(wanted.rate * count):
+    poisoned = poisoned_count(wanted.rate, count)
+    print(f"{poisoned} of {count} rows poisoned; see {out / 'manifest.json'}")
+    if not poisoned:
         print(f"disp: --rate {wanted.rate:g} of {count} rows is none: the copy is as it was", file=sys.stderr)
 
 

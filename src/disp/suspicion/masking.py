@@ -71,6 +71,9 @@ def mask_random(
 def mask_counts(visual_mask: Tensor, ratio: float, *, rounding: Rounding = "up") -> list[int]:
     """``⌈ratio · N⌉``, or ``⌊ratio · N⌋``, for each row of ``visual_mask`` (bool ``[B, P]``) with N visual tokens.
 
+    Upwards the ratio counts as what it is written as. Downwards the product is cut as floating point has it, which is
+    what the published script does: of 0.29 · 100 that is 28.
+
     Raises:
         DispError: the ratio is out of range.
     """
