@@ -18,6 +18,7 @@ from planted import (
     audit_config,
     evidence_rows,
     honest_rows,
+    manifest,
     planted_rows,
     summary,
     wall,
@@ -80,6 +81,7 @@ def test_the_record_says_what_was_found(poisoned):
         "precision": 1.0,
         "recall": 1.0,
         "poisoned": 8,
+        "missing": 0,
     }
     (cluster,) = written["clusters"]
     assert cluster["phrase"] == REFUSAL
@@ -138,6 +140,7 @@ def test_measures_that_are_not_defined_are_null(honest):
         "precision": None,
         "recall": None,
         "poisoned": 0,
+        "missing": 0,
     }
     assert summary(out)["mean_map"] is None
 
@@ -151,6 +154,13 @@ def test_a_wrong_manifest_is_named_before_anything_is_computed(model, tmp_path, 
     monkeypatch.setattr(module, "score", None)
     with pytest.raises(DispError, match=r"truth\.json is no manifest"):
         audit(model, dataset, audit_config(), tmp_path / "out", truth=truth)
+
+
+def test_a_manifest_of_another_dataset_is_refused_before_anything_is_computed(model, tmp_path, monkeypatch):
+    dataset = write_rows(tmp_path / "data", honest_rows())
+    monkeypatch.setattr(module, "score", None)
+    with pytest.raises(DispError, match=r"manifest\.json: no poisoned row that it names is in .*data\.json; give the"):
+        audit(model, dataset, audit_config(), tmp_path / "out", truth=manifest(tmp_path, ["elsewhere", "not here"]))
 
 
 @pytest.mark.parametrize(

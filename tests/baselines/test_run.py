@@ -81,7 +81,30 @@ def test_the_perfect_filter_does_what_it_is_told(open_model, planted_set, tmp_pa
     config = BaselineConfig("perfect-drop", parameters_of(DEFENCES["perfect-drop"], told))
     found = run_baseline(open_model, planted_set, config, tmp_path / "out", truth=manifest(tmp_path, PLANTED))
     assert found.dropped == PLANTED
-    assert found.truth == {"auroc": 1.0, "precision": 1.0, "recall": 1.0}
+    assert found.truth == {"auroc": 1.0, "precision": 1.0, "recall": 1.0, "poisoned": len(PLANTED), "missing": 0}
+    assert found.note == "the rows that the manifest names were dropped"
+
+
+def test_a_manifest_of_another_dataset_measures_and_drops_nothing(open_model, planted_set, tmp_path):
+    other = manifest(tmp_path, ["elsewhere"])
+    refused = pytest.raises(DispError, match=r"no poisoned row that it names is in .*; give the manifest of")
+    with refused:
+        run_baseline(open_model, planted_set, BaselineConfig("bye"), tmp_path / "bye", truth=other)
+    config = BaselineConfig("perfect-drop", parameters_of(DEFENCES["perfect-drop"], {"manifest": str(other)}))
+    with refused:
+        run_baseline(open_model, planted_set, config, tmp_path / "perfect")
+    assert not any((tmp_path / name / "run.json").exists() for name in ("bye", "perfect"))
+
+
+def test_poisoned_rows_that_are_not_there_are_counted_and_said(open_model, planted_set, tmp_path, capsys):
+    partly = manifest(tmp_path, [*PLANTED, "set aside", "taken out"])
+    config = BaselineConfig("perfect-drop", parameters_of(DEFENCES["perfect-drop"], {"manifest": str(partly)}))
+    found = run_baseline(open_model, planted_set, config, tmp_path / "out", truth=partly)
+    assert found.dropped == PLANTED
+    assert f"{len(PLANTED)} of the {len(PLANTED) + 2} rows that the manifest names are there" in found.note
+    assert found.truth == {"auroc": 1.0, "precision": 1.0, "recall": 1.0, "poisoned": len(PLANTED), "missing": 2}
+    said = f"{partly}: 2 of the {len(PLANTED) + 2} poisoned rows that it names are not in {planted_set.path}"
+    assert said in capsys.readouterr().err
 
 
 def test_what_a_filter_writes(open_model, planted_set, tmp_path):

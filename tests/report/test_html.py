@@ -299,6 +299,16 @@ def test_a_missing_or_damaged_file_is_named(audit_folder, name, content, message
     assert not (audit_folder / "report.html").exists()
 
 
+def test_poisoned_samples_that_are_not_in_the_data_are_told(audit_folder):
+    assert "not in the data" not in Page(write_report(audit_folder).read_text(encoding="utf-8")).shown
+    truth = json.loads((audit_folder / "audit.json").read_text(encoding="utf-8"))["truth"]
+    change_audit(audit_folder, truth={**truth, "missing": 37})
+    page = Page(write_report(audit_folder).read_text(encoding="utf-8"))
+    assert re.search(r"Poisoned samples that are not in the data\s*37", page.shown)
+    summary = (audit_folder / "summary.md").read_text(encoding="utf-8")
+    assert re.search(r"poisoned samples that are not in the data \| 37", summary)
+
+
 def test_undecided_and_unknown_verdicts(audit_folder, hostile):
     change_audit(audit_folder, verdict="suspicious")
     assert "14 of its 60 samples stand out" in Page(write_report(audit_folder).read_text(encoding="utf-8")).shown

@@ -32,7 +32,7 @@ from disp.auditing.proof import with_proofs
 from disp.auditing.random_control import random_control
 from disp.auditing.record import Measured, write_record
 from disp.auditing.result import Audit, Verdict
-from disp.auditing.truth import compared_with_truth, read_truth
+from disp.auditing.truth import audit_against, truth_about
 from disp.data.dataset import Dataset
 from disp.data.index import Index
 from disp.data.sample import queries_of
@@ -85,14 +85,15 @@ def audit(
 
     Raises:
         Undecided: no sample has an image, or so few have one that nothing can be decided.
-        DispError: ``truth`` is no manifest, or ``out`` holds another audit or is the data's own folder.
+        DispError: ``truth`` is no manifest of an attack on this set, or ``out`` holds another audit or is the data's
+            own folder.
     """
     start = time.monotonic()
     check_apart(dataset, out)
     index = Index(dataset.samples)
     samples = [sample for sample in dataset.samples if sample.images]
     _check(dataset, len(index.by_picture(samples)), config)
-    poisoned = None if truth is None else read_truth(truth)
+    known = None if truth is None else truth_about(dataset, truth, quiet=not workers.leads)
     workers.wait_for(out / "audit-run.json")
     claim(
         out / "audit-run.json",
@@ -146,7 +147,7 @@ def audit(
         answers=answers,
         random_control=control,
         cost=cost,
-        truth=None if poisoned is None else compared_with_truth(result, poisoned),
+        truth=None if known is None else audit_against(known, result),
     )
     write_record(model, dataset, result, config, measured, out)
     return result

@@ -43,7 +43,7 @@ class Measured:
         answers: by key the model's answers to some turns; see `disp.auditing.answers.shown_answers`.
         random_control: see `disp.auditing.random_control.random_control`.
         cost: see `disp.auditing.cost.cost_of`.
-        truth: see `disp.auditing.truth.compared_with_truth`; None where the truth is not known.
+        truth: see `disp.auditing.truth.audit_against`; None where the truth is not known.
     """
 
     name: str

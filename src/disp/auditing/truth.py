@@ -1,16 +1,33 @@
-"""How well an audit did, where the planted attack is known; it decides nothing."""
+"""How well suspicious rows were found, where the planted attack is known; it decides nothing."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from disp.auditing.result import Audit
 from disp.auditing.statistics import area_under_curve
+from disp.data.dataset import Dataset
 from disp.errors import DispError
 from disp.words import shortened
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Which rows of a dataset are poisoned.
+
+    Attributes:
+        poisoned: ids of the poisoned rows that are in it.
+        missing: how many poisoned rows are not, such as rows that were set aside.
+    """
+
+    poisoned: frozenset[str]
+    missing: int = 0
 
 
 def read_truth(manifest: Path) -> frozenset[str]:
@@ -32,18 +49,59 @@ def read_truth(manifest: Path) -> frozenset[str]:
         raise DispError(f"{manifest} is no manifest of `disp poison` ({why}); give its manifest.json") from None
 
 
-def compared_with_truth(result: Audit, poisoned: frozenset[str]) -> dict[str, float | None]:
-    """AUROC of the audit's order and of suspicion alone, precision and recall; None for what is not defined."""
-    ids = list(result.scores)
-    hits = len(poisoned & set(result.flagged))
-    truth, ranks = np.array([key in poisoned for key in ids]), result.ranks
-    auroc = {
-        "auroc": area_under_curve(np.array([-ranks[key] for key in ids]), truth),
-        "auroc_suspicion": area_under_curve(np.array([result.scores[key] for key in ids]), truth),
-    }
+def truth_about(dataset: Dataset, manifest: Path, *, quiet: bool = False) -> Truth:
+    """What a manifest says about a dataset; on stderr, how many rows that it names are not there.
+
+    Args:
+        dataset: what is measured.
+        manifest: of the attack on it.
+        quiet: say nothing.
+
+    Raises:
+        DispError: the file is missing or no manifest, or of the rows that it names none is in the dataset.
+    """
+    named = read_truth(manifest)
+    there = named.intersection(sample.id for sample in dataset.samples)
+    if named and not there:
+        raise DispError(
+            f"{manifest}: no poisoned row that it names is in {dataset.path}; give the manifest of its own attack"
+        )
+    missing = len(named) - len(there)
+    if missing and not quiet:
+        told = f"{manifest}: {missing} of the {len(named)} poisoned rows that it names are not in {dataset.path}"
+        print(f"{told}; they are not counted", file=sys.stderr)
+    return Truth(there, missing)
+
+
+def measured_against(truth: Truth, suspicion: Mapping[str, float], picked: Collection[str]) -> dict[str, float | None]:
+    """How well poisoned rows were found; None for what is not defined.
+
+    Args:
+        truth: which they are.
+        suspicion: of every row of the dataset, by id; higher for what is more suspicious.
+        picked: ids of the rows that count as poisoned.
+
+    Returns:
+        "auroc" of the suspicion, "precision" and "recall" of what was picked, and how many rows are "poisoned" and
+        "missing", as `Truth` has them.
+    """
+    hits = len(truth.poisoned.intersection(picked))
     return {
-        **{name: None if np.isnan(value) else value for name, value in auroc.items()},
-        "precision": hits / len(result.flagged) if result.flagged else None,
-        "recall": hits / len(poisoned) if poisoned else None,
-        "poisoned": len(poisoned),
+        "auroc": _auroc(truth, suspicion),
+        "precision": hits / len(picked) if picked else None,
+        "recall": hits / len(truth.poisoned) if truth.poisoned else None,
+        "poisoned": len(truth.poisoned),
+        "missing": truth.missing,
     }
+
+
+def audit_against(truth: Truth, result: Audit) -> dict[str, float | None]:
+    """How well an audit did: `measured_against` by its order, and the AUROC of suspicion alone, "auroc_suspicion"."""
+    order = {key: -rank for key, rank in result.ranks.items()}
+    return {**measured_against(truth, order, result.flagged), "auroc_suspicion": _auroc(truth, result.scores)}
+
+
+def _auroc(truth: Truth, suspicion: Mapping[str, float]) -> float | None:
+    labels = np.array([key in truth.poisoned for key in suspicion])
+    area = area_under_curve(np.array(list(suspicion.values())), labels)
+    return None if np.isnan(area) else area

@@ -59,8 +59,8 @@ class Defended:
         dropped: ids of the samples that a filter took out.
         rewritten: ids of the samples that were answered anew.
         note: how it was decided, one sentence; empty for a defence that answers.
-        truth: of a filter, where the planted attack is known: AUROC of the scores, precision and recall of what was
-            dropped; None for what is not defined.
+        truth: of a filter, where the planted attack is known: how well its scores and what it dropped find the poisoned
+            rows; see `disp.auditing.truth.measured_against`.
     """
 
     dataset: Dataset

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from disp.data.dataset import Dataset
 from disp.data.sample import Query
 from disp.models.interface import MDLM, Prefix
 
@@ -50,7 +51,8 @@ class Defence:
         port: what differs here from the publication, and why.
         config: frozen dataclass of its parameters, all with defaults.
         assumes: see `Assumptions`.
-        check: raises `DispError` where parameters lack what it cannot do without; called before any work.
+        check: takes parameters and the dataset, and raises `DispError` where it cannot do with them; called before any
+            work.
     """
 
     name: str
@@ -59,7 +61,7 @@ class Defence:
     port: str
     config: type
     assumes: Assumptions
-    check: Callable[[Any], object] = lambda config: None
+    check: Callable[[Any, Dataset], object] = lambda config, dataset: None
 
 
 @dataclass(frozen=True)

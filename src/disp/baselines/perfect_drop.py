@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disp.auditing.truth import read_truth
+from disp.auditing.truth import read_truth, truth_about
 from disp.baselines.interface import Assumptions, Filter, Judgement
+from disp.data.dataset import Dataset
 from disp.data.sample import Query
 from disp.errors import DispError
 from disp.models.interface import MDLM, Prefix
@@ -31,19 +32,19 @@ class PerfectDropConfig:
 
 def measure(model: MDLM, prefix: Prefix, batch: Sequence[Query], config: PerfectDropConfig, seed: int) -> Tensor:
     """1 for a planted row and 0 for another, float32 ``[B, 1]``."""
-    names = planted(config)
+    names = _named_in(config.manifest)
     return torch.tensor([[float(query.sample_id in names)] for query in batch])
 
 
-def planted(config: PerfectDropConfig) -> frozenset[str]:
-    """Ids of the planted rows.
+def check(config: PerfectDropConfig, dataset: Dataset) -> None:
+    """Make sure that it is known which rows were planted.
 
     Raises:
-        DispError: no manifest is given, or it is none.
+        DispError: no manifest is given, or it is none of an attack on this dataset.
     """
     if not config.manifest:
         raise DispError("perfect-drop needs the manifest of the planted attack: --set manifest=PATH")
-    return _named_in(config.manifest)
+    truth_about(dataset, Path(config.manifest))
 
 
 @lru_cache
@@ -53,7 +54,11 @@ def _named_in(manifest: str) -> frozenset[str]:
 
 def judge(values: np.ndarray, config: PerfectDropConfig, seed: int) -> Judgement:
     """Drop the planted rows."""
-    return Judgement(values[:, 0], values[:, 0] > 0, "the rows that the manifest names were dropped")
+    dropped, named = values[:, 0] > 0, len(_named_in(config.manifest))
+    note = "the rows that the manifest names were dropped"
+    if dropped.sum() < named:
+        note = f"{dropped.sum()} of the {named} rows that the manifest names are there, and were dropped"
+    return Judgement(values[:, 0], dropped, note)
 
 
 PERFECT_DROP = Filter(
@@ -62,7 +67,7 @@ PERFECT_DROP = Filter(
     source="control",
     port="Nothing.",
     config=PerfectDropConfig,
-    check=planted,
+    check=check,
     assumes=Assumptions(
         clean_data="all of it: it is told",
         training="yes",

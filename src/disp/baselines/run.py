@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-
-from disp.auditing.statistics import area_under_curve
-from disp.auditing.truth import read_truth
+from disp.auditing.truth import measured_against, truth_about
 from disp.baselines.answering import answered
 from disp.baselines.config import BaselineConfig, Defended
 from disp.baselines.filtering import filtered
@@ -53,14 +49,14 @@ def run_baseline(
     Raises:
         DispError: ``out`` holds a run with another model, configuration or data, or is the data's own folder; the
             model does not show what the defence needs; a parameter is missing; no row is left; too few rows can be
-            measured; or ``truth`` is no manifest, or is given for a defence that drops nothing.
+            measured; or ``truth`` is no manifest of an attack on the set, or is given for a defence that drops nothing.
     """
     check_apart(dataset, out)
     defence = DEFENCES[config.defence]
-    defence.check(config.parameters)
+    defence.check(config.parameters, dataset)
     if truth is not None and not isinstance(defence, Filter):
         raise DispError(f"a manifest measures filters (--truth), and {defence.name} drops no row; leave it out")
-    poisoned = None if truth is None else read_truth(truth)
+    known = None if truth is None else truth_about(dataset, truth)
     if isinstance(defence, Answering):
         config = replace(config, decode=config.decode or own_settings(model))
     claim(
@@ -74,8 +70,10 @@ def run_baseline(
         if isinstance(defence, Filter)
         else answered(model, dataset, defence, config, out, progress)
     )
-    if poisoned is not None:
-        found = replace(found, truth=_measured_against(found, poisoned))
+    if known is not None:
+        least = min(found.scores.values()) - 1  # what could not be measured is suspected least
+        suspicion = {sample.id: found.scores.get(sample.id, least) for sample in dataset.samples}
+        found = replace(found, truth=measured_against(known, suspicion, found.dropped))
     write_json(
         out / "baseline.json",
         {
@@ -90,18 +88,3 @@ def run_baseline(
         },
     )
     return found
-
-
-def _measured_against(found: Defended, poisoned: Collection[str]) -> dict[str, float | None]:
-    """How a filter did. What it could not measure is what it suspects least."""
-    ids = [*(sample.id for sample in found.dataset.samples), *found.dropped]
-    least = min(found.scores.values()) - 1
-    ranked = area_under_curve(
-        np.array([found.scores.get(key, least) for key in ids]), np.array([key in poisoned for key in ids])
-    )
-    hits = len(set(found.dropped) & set(poisoned))
-    return {
-        "auroc": None if np.isnan(ranked) else ranked,
-        "precision": hits / len(found.dropped) if found.dropped else None,
-        "recall": hits / len(poisoned) if poisoned else None,
-    }

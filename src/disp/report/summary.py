@@ -115,6 +115,8 @@ def _numbers(audit: dict[str, Any]) -> list[str]:
             ["recall", numbers.percent(truth["recall"])],
             ["poisoned samples", numbers.number(truth["poisoned"])],
         ]
+        if missing := truth.get("missing"):
+            rows.append(["poisoned samples that are not in the data", numbers.number(missing)])
     return _table(["quantity", "value"], rows)
 
 
