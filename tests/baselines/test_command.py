@@ -14,6 +14,7 @@ from disp.cli import app
 from disp.data.loading import load_dataset
 from disp.errors import DispError
 from disp.models.builtin.model import BuiltinModel
+from disp.models.loading import load_model
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,17 @@ def test_steps_are_for_defences_that_answer(data, tmp_path):
     run("mask-all", "builtin", data, "--out", tmp_path / "out", "--steps", "2")
     config = json.loads((tmp_path / "out" / "baseline.json").read_text(encoding="utf-8"))["config"]
     assert config["decode"]["steps"] == 2
+
+
+def test_settings_that_are_the_usual_ones_change_nothing(data, tmp_path):
+    """The default, the default by its name, and the model's own steps: one run goes on in the other's folder."""
+    out, own = tmp_path / "out", load_model("builtin", device="cpu").generation_defaults["steps"]
+    for options in ([], ["--profile", "exact"], ["--steps", own]):
+        run("mask-all", "builtin", data, "--out", out, *options)
+        decode = json.loads((out / "run.json").read_text(encoding="utf-8"))["config"]["decode"]
+        assert (decode["open_slots"], decode["end_early"], decode["refresh"]) == (True, True, None)
+    with pytest.raises(DispError, match=r"differs in config\.decode\.steps \(32 there, 16 now\)"):
+        run("mask-all", "builtin", data, "--out", out, "--profile", "fast")
 
 
 def test_evaluation_under_a_defence(data, capsys):

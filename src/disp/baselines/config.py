@@ -22,7 +22,7 @@ class BaselineConfig:
     Attributes:
         defence: its name in `disp.baselines.table.DEFENCES`.
         parameters: its own configuration; its defaults if None.
-        decode: how a defence that answers decodes; the model's own settings if None.
+        decode: how a defence that answers decodes; the model's own settings with the profile "exact" if None.
         batch_size: assistant turns a pass.
         seed: seed of every random draw.
     """

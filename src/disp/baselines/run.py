@@ -58,7 +58,7 @@ def run_baseline(
         raise DispError(f"a manifest measures filters (--truth), and {defence.name} drops no row; leave it out")
     known = None if truth is None else truth_about(dataset, truth)
     if isinstance(defence, Answering):
-        config = replace(config, decode=config.decode or own_settings(model))
+        config = replace(config, decode=config.decode or own_settings(model, profile="exact"))
     claim(
         out / "run.json",
         {"weights": fingerprint(model), "config": asdict(config), **identity(dataset)},
