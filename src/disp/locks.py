@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from disp.errors import DispError
 from disp.files import TEMPORARY, named_if_unwritable
+from disp.processes import number
 
 try:
     import fcntl
@@ -57,9 +58,9 @@ def locked(folder: Path, *, of_all: bool = False) -> Iterator[None]:
         of_all: whether each of several processes takes a lock, where each has a folder of its own.
 
     Raises:
-        DispError: another process works in the folder, or it cannot be written.
+        DispError: another process works in the folder, it cannot be written, or what a launcher says is no number.
     """
-    if fcntl is None or (os.environ.get("RANK", "0") != "0" and not of_all):
+    if fcntl is None or (number("RANK") > 0 and not of_all):
         yield
         return
     folder = folder.absolute()

@@ -26,7 +26,7 @@ from disp.auditing.finder_config import PhrasesConfig
 from disp.auditing.finders import patterns
 from disp.auditing.hypothesis import Finding, Hypothesis
 from disp.auditing.phrases import phrase_of, phrase_words
-from disp.scale.ranks import Place
+from disp.processes import Place
 from disp.scale.shared import Patience, Ranks
 from disp.scale.workers import ALONE
 from disp.suspicion.carriers import Pattern

@@ -121,9 +121,12 @@ def test_unknown_and_impossible_arguments(lmms_model, tiny_model):
 
 def test_each_process_takes_its_own_gpu(lmms_model, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert lmms_model._device("cuda:0") == "cuda:3"
     assert lmms_model._device("cpu") == "cpu"
     monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
     assert lmms_model._device("cuda:0") == "cuda:0"

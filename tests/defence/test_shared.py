@@ -14,7 +14,7 @@ from disp.cli import app
 from disp.defence import defend as module
 from disp.defence.defend import DefenceConfig, defend
 from disp.errors import DispError
-from disp.scale.ranks import place
+from disp.processes import place
 from disp.scale.shared import Ranks
 from disp.training.config import TrainConfig
 

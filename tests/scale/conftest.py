@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from disp.scale.ranks import Place
+from disp.processes import Place
 from disp.scale.shared import Patience, Ranks
 from disp.scale.stage import Stage, planned
 

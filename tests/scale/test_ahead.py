@@ -13,7 +13,7 @@ from disp.data.ahead import MOST
 from disp.data.sample import Query, open_image, pictures_ahead
 from disp.errors import DispError
 from disp.files import read_lines
-from disp.scale.ranks import Place
+from disp.processes import Place
 from disp.scale.shared import Ranks
 from disp.scale.stage import Stage, planned
 from disp.scale.workers import Alone

@@ -11,9 +11,9 @@ from scale.conftest import QUICK, Item, shared, shout, stage_in, together
 from disp.data.sample import Query, Turn
 from disp.errors import DispError
 from disp.files import append_jsonl, read_json, read_lines, write_json
+from disp.processes import Place
 from disp.scale.beside import folder_beside
 from disp.scale.parts import part_file
-from disp.scale.ranks import Place, place
 from disp.scale.shared import Patience, Ranks
 from disp.scale.stage import Stage, planned
 from disp.scale.workers import Alone
@@ -186,33 +186,6 @@ def test_rows_of_another_stage_stay_in_the_file(tmp_path):
     items = [Item(f"j{number}") for number in range(3)]
     together(lambda rank: Stage(items, shout, planned(items, 2), first.file), 2)
     assert [row["key"] for _, _, row in read_lines(first.file)] == ["i0", "i1", "i2", "j0", "j1", "j2"]
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        ({}, Place(0, 1, 0)),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Place(3, 4, 1)),
-        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, Place(5, 8, 1)),
-        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "9", "SLURM_JOB_ID": "1"}, Place(5, 8, 0)),
-        # A batch script of a job with eight tasks is one process.
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}, Place(0, 1, 0)),
-    ],
-)
-def test_where_this_process_stands(monkeypatch, said, expected):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in said.items():
-        monkeypatch.setenv(name, value)
-    assert place() == expected
-
-
-@pytest.mark.parametrize("said", [{"RANK": "4", "WORLD_SIZE": "4"}, {"RANK": "a", "WORLD_SIZE": "4"}])
-def test_numbers_that_cannot_be_are_named(monkeypatch, said):
-    for name, value in said.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(DispError, match="RANK"):
-        place()
 
 
 def test_the_first_process_may_be_at_the_next_stage_while_another_waits_for_the_last(tmp_path):

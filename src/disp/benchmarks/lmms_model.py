@@ -7,7 +7,6 @@ generation settings, the document's id, task and split (version 0.7).
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
@@ -22,6 +21,7 @@ from disp.decoding.generate import generate
 from disp.errors import DispError, unknown_name
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
+from disp.processes import place
 from disp.purification.config import PUBLISHED_RATIO
 from disp.purification.guard import GuardConfig, masked_answers
 from disp.suspicion.config import SaliencyConfig
@@ -181,6 +181,7 @@ def _masking(wanted: bool, ratio: float | None, estimator: str, seed: int) -> Gu
 
 def _device(device: str | None) -> str | None:
     """Each of several processes takes the GPU of its local rank."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and torch.cuda.is_available() and device in (None, "cuda", "cuda:0"):
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    here = place()
+    if here.world > 1 and torch.cuda.is_available() and device in (None, "cuda", "cuda:0"):
+        return f"cuda:{here.local % torch.cuda.device_count()}"
     return device

@@ -206,7 +206,7 @@ def defend(
     from disp.errors import DispError
     from disp.report.html import write_report
     from disp.report.wording import outcome_in_words
-    from disp.scale.ranks import as_if_alone
+    from disp.processes import as_if_alone
 
     if preset is not None and recovery.recipe is None:
         recovery = replace(recovery, recipe="disp")

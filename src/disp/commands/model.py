@@ -24,7 +24,7 @@ def train(
     """Fine-tune a model on a dataset. A killed run goes on from its newest checkpoint."""
     from disp.data.sample import queries_of
     from disp.models.fitting import with_fitting_answers
-    from disp.training.config import devices_of_run
+    from disp.processes import devices_of_run
     from disp.training.train import train as run
 
     config = training.config(seed)

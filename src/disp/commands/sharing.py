@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,7 +48,7 @@ class Sharing:
                 process does.
         """
         from disp.errors import DispError
-        from disp.scale.ranks import place
+        from disp.processes import place
         from disp.scale.shared import Ranks
         from disp.scale.workers import Alone
 
@@ -72,7 +71,7 @@ class Sharing:
 
     def runtime(self, runtime: Runtime) -> Runtime:
         """Where the model runs: of several processes on a machine each takes a GPU of its own, where there are any."""
-        from disp.scale.ranks import place
+        from disp.processes import place
 
         here = place()
         if here.world > 1 and runtime.device is None and runtime.device_map is None:
@@ -144,7 +143,9 @@ class Sharing:
             return 1 + (self.actors or 1) if device == "cpu" else 1
         import torch
 
-        here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
+        from disp.processes import place
+
+        here = place().beside
         return here if device == "cpu" else -(-here // max(1, torch.cuda.device_count()))
 
 

@@ -170,7 +170,8 @@ def _settings(recipe: str | None, *, keep_adapter: bool = False, **given: Any) -
         DispError: there is no such recipe, a value is out of range, steps and epochs are given, or there is no
             adapter to be kept.
     """
-    from disp.training.config import TrainConfig, devices_of_run
+    from disp.processes import devices_of_run
+    from disp.training.config import TrainConfig
     from disp.training.recipes import recipe as settings_of
 
     if given.get("steps") is not None and given.get("epochs") is not None:

@@ -30,12 +30,13 @@ from disp.models.fitting import with_fitting_answers
 from disp.models.hub import resolve
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
+from disp.processes import devices_of_run
 from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
 from disp.purification.purify import purify
 from disp.purification.remedies import REWRITE, Treatment
 from disp.scale.workers import ALONE, Workers
-from disp.training.config import TrainConfig, devices_of_run
+from disp.training.config import TrainConfig
 from disp.training.train import check_training, train
 
 

@@ -29,13 +29,14 @@ from disp.experiments.subject import Settings, Subject, as_identity
 from disp.files import claim, read_json, write_json
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
+from disp.processes import devices_of_run
 from disp.progress import ProgressBar
 from disp.purification.config import PurifyConfig
 from disp.report.html import write_report
 from disp.scale.answers import Answer
 from disp.suspicion.evidence import Evidence
 from disp.suspicion.scoring import score
-from disp.training.config import TrainConfig, devices_of_run
+from disp.training.config import TrainConfig
 from disp.training.examples import Features
 from disp.training.train import train
 

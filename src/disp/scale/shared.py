@@ -21,8 +21,8 @@ from disp.errors import DispError
 from disp.files import append_jsonl, read_finished_jsonl, write_json
 from disp.locks import locked
 from disp.models.interface import MDLM
+from disp.processes import Place, as_if_alone
 from disp.scale.parts import Results, in_order, part_file, rows_of
-from disp.scale.ranks import Place, as_if_alone
 from disp.scale.stage import Row, Stage, T
 from disp.scale.workers import Workers
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -105,8 +104,3 @@ class TrainConfig:
             steps = max(1, math.ceil(self.epochs * turns / step))
         warmup = self.warmup_steps if self.warmup_share is None else round(self.warmup_share * steps)
         return replace(self, steps=steps, warmup_steps=warmup, epochs=None, warmup_share=None)
-
-
-def devices_of_run() -> int:
-    """How many devices share a step: as many as processes were started by ``torchrun`` or ``accelerate launch``."""
-    return int(os.environ.get("WORLD_SIZE", "1"))

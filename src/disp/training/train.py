@@ -36,8 +36,9 @@ from disp.models.interface import MDLM
 from disp.models.library import no_bar
 from disp.models.loading import load_model
 from disp.models.saving import save_model
+from disp.processes import devices_of_run
 from disp.training.checkpoints import check_checkpoint, checkpoints_in
-from disp.training.config import TrainConfig, devices_of_run
+from disp.training.config import TrainConfig
 from disp.training.examples import Collator, Examples, Features, cached_features
 from disp.training.parameters import (
     half_precision_arguments,

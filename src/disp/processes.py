@@ -14,6 +14,8 @@ LAUNCHERS = frozenset(
     ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 )
 LAUNCHED = ("TORCHELASTIC_", "PMI_", "OMPI_", "MV2_")
+# The numbers among them that libraries read, and the least that each can be; -1 is nobody's rank.
+NUMBERS = {"RANK": -1, "WORLD_SIZE": 1, "LOCAL_RANK": -1, "LOCAL_WORLD_SIZE": 1}
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class Place:
         rank: its number, from 0.
         world: how many there are.
         local: its number on its own machine, which says what device is its own.
+        beside: how many of them are on its machine, itself included.
     """
 
     rank: int = 0
     world: int = 1
     local: int = 0
+    beside: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world or self.local < 0:
@@ -46,17 +50,45 @@ def place() -> Place:
     there the third is missing, and a job has a number.
 
     Raises:
-        DispError: the numbers do not fit together.
+        DispError: one of the numbers is none, or they do not fit together.
     """
+    check_launcher()
     environment = os.environ
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        return Place(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK"))
+        return Place(number("RANK"), number("WORLD_SIZE"), number("LOCAL_RANK"), number("LOCAL_WORLD_SIZE", 1))
     if "SLURM_PROCID" in environment:
+        tasks = None
         if "SLURM_STEP_NUM_TASKS" in environment:
-            return Place(_number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_LOCALID"))
-        if "SLURM_NTASKS" in environment and "SLURM_JOB_ID" not in environment:
-            return Place(_number("SLURM_PROCID"), _number("SLURM_NTASKS"), _number("SLURM_LOCALID"))
+            tasks = number("SLURM_STEP_NUM_TASKS")
+        elif "SLURM_NTASKS" in environment and "SLURM_JOB_ID" not in environment:
+            tasks = number("SLURM_NTASKS")
+        if tasks is not None:
+            here = max(1, number("SLURM_NTASKS_PER_NODE", 1))
+            return Place(number("SLURM_PROCID"), tasks, number("SLURM_LOCALID"), here)
     return Place()
+
+
+def devices_of_run() -> int:
+    """How many devices share a step of a training: as many as processes were started to train together.
+
+    That is what torchrun and ``accelerate launch`` do. Processes of ``srun`` alone know nothing of each other there.
+
+    Raises:
+        DispError: what a launcher says is no number.
+    """
+    check_launcher()
+    return number("WORLD_SIZE", 1)
+
+
+def check_launcher() -> None:
+    """Make sure that what torchrun and the like say can be read, before a library reads it.
+
+    Raises:
+        DispError: one of `NUMBERS` is set, and is no number, or too small.
+    """
+    for name, least in NUMBERS.items():
+        if number(name, least) < least:
+            raise DispError(f"{name} must be at least {least}, got {number(name)}; it is set by torchrun")
 
 
 @contextmanager
@@ -74,9 +106,14 @@ def as_if_alone() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _number(name: str) -> int:
-    value = os.environ.get(name, "0")
+def number(name: str, usual: int = 0) -> int:
+    """What a launcher says under a name; ``usual`` where it says nothing.
+
+    Raises:
+        DispError: it is no number. An empty text is none either.
+    """
+    value = os.environ.get(name)
     try:
-        return int(value)
+        return usual if value is None else int(value)
     except ValueError:
         raise DispError(f"{name} must be a number, got {value!r}; it is set by torchrun or Slurm") from None
