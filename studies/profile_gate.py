@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from disp.attacks.targets import PRESETS as TARGETS
-from disp.decoding.profiles import PROFILES, ProfileName
+from disp.decoding.names import ProfileName
+from disp.decoding.profiles import PROFILES
 from disp.experiments.demo import demo_run
 from disp.experiments.settings import SIZES, sized_config
 from disp.files import read_finished_jsonl, read_json, write_json, write_text

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import get_args
 
 import pytest
 
-import disp.commands.options
 from disp.decoding.generate import generate
-from disp.decoding.profiles import ONCE, PROFILES, ProfileName, profiled
+from disp.decoding.profiles import ONCE, PROFILES, profiled
 from disp.decoding.samplers import decode_config, own_settings
 from disp.errors import DispError
 
@@ -24,10 +22,6 @@ def changed(before, name, keep=()):
 
 
 EXACT = {"open_slots": True, "end_early": True}
-
-
-def test_the_command_line_has_the_same_names():
-    assert get_args(disp.commands.options.Profile) == get_args(ProfileName) == tuple(PROFILES)
 
 
 @pytest.mark.parametrize("sampler", ["llada", "dream", "dim"])

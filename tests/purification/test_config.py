@@ -10,7 +10,7 @@ from disp.suspicion.config import SaliencyConfig, ScoringConfig
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "some"}, "mode must be 'all', 'selective' or 'random', got 'some'"),
+        ({"mode": "some"}, "unknown mode 'some'; choose one of all, random, selective"),
         ({"mask_ratio": 1.5}, r"mask_ratio must be in \[0, 1\], got 1.5"),
         ({"substitute": "blank"}, "unknown substitute of a masked token 'blank'; choose one of left out, mask, mean"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),

@@ -111,6 +111,11 @@ def test_the_command(folder, dataset, tmp_path):
             run(f"--{option}", value)
 
 
+def test_the_batch_size_is_that_of_scoring_too():
+    config = PurifyConfig.published(batch_size=4, probes=3)
+    assert (config.batch_size, config.scoring.batch_size, config.scoring.saliency.probes) == (4, 4, 3)
+
+
 def test_what_is_given_wins_over_the_preset_also_where_it_is_the_usual_value(model):
     usual = PurifyConfig().mask_ratio
     assert Rewriting(preset="published", mask_ratio=usual).config(model, 0, 1).mask_ratio == usual

@@ -8,6 +8,7 @@ finds with them. The finders' own are in `disp.auditing.finder_config`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from disp.auditing.finder_config import (
     CopiesConfig,
@@ -20,7 +21,7 @@ from disp.auditing.finder_config import (
 )
 from disp.decoding.config import DecodeConfig
 from disp.errors import DispError, check_counts, check_growing, check_not_negative, check_shares
-from disp.suspicion.config import ScoringConfig
+from disp.suspicion.config import SaliencyConfig, ScoringConfig
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,38 @@ class AuditConfig:
     extension: ExtensionConfig = field(default_factory=ExtensionConfig)
     ratio: RatioConfig = field(default_factory=RatioConfig)
     shown: ShownConfig = field(default_factory=ShownConfig)
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        mask_ratio: float | None = None,
+        candidates: int | None = None,
+        probes: int | None = None,
+        seed: int = 0,
+        batch_size: int = 32,
+        **changes: Any,
+    ) -> AuditConfig:
+        """The settings of `disp audit`, scoring included.
+
+        Args:
+            mask_ratio: largest part of the visual tokens that is masked at once; the usual one if None.
+            candidates: salient tokens that are masked one at a time; as many as usual if None.
+            probes: Hutchinson probes of the saliency score; as many as usual if None.
+            seed: seed of probes, draws and decoding.
+            batch_size: assistant turns a pass of scoring and of decoding.
+            changes: further fields.
+
+        Raises:
+            DispError: a value is out of range.
+        """
+        scoring = ScoringConfig(
+            mask_ratio=ScoringConfig.mask_ratio if mask_ratio is None else mask_ratio,
+            candidates=ScoringConfig.candidates if candidates is None else candidates,
+            saliency=SaliencyConfig.of(probes=probes, alone=False, seed=seed),
+            batch_size=batch_size,
+        )
+        return cls(scoring=scoring, batch_size=batch_size, seed=seed, **changes)
 
     def __post_init__(self) -> None:
         if not 0 < self.false_alarm_rate < 1:

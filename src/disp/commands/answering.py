@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from disp.commands.options import Flag, OutFile, Profile, Rows, Several
+from disp.commands.options import Flag, OutFile, Rows, Several
+from disp.decoding.names import ProfileName, Remasking
 from disp.errors import DispError
 from disp.suspicion.config import MASK_RATIO
 
@@ -77,10 +78,10 @@ class Sampling:
 
     steps: int | None = None
     block_length: int | None = None
-    remasking: Literal["low_confidence", "random"] | None = None
+    remasking: Remasking | None = None
     temperature: float | None = None
     threshold: float | None = None
-    profile: Profile = "exact"
+    profile: ProfileName = "exact"
 
 
 @Parameter(name="*")

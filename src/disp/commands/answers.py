@@ -18,13 +18,13 @@ from disp.commands.options import (
     Limit,
     Model,
     OutFile,
-    Profile,
     Rows,
     Runtime,
     Seed,
     app,
 )
 from disp.commands.sharing import SHARING, Sharing, bar_of
+from disp.decoding.names import ProfileName
 from disp.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def evaluate(
     attack: Path | None = None,
     defence: str | None = None,
     parameters: Parameters = PARAMETERS,
-    profile: Profile = "exact",
+    profile: ProfileName = "exact",
     out: OutFile = None,
     limit: Limit = None,
     batch_size: BatchSize = 32,

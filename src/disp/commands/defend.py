@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,17 +15,18 @@ from disp.commands.options import (
     Limit,
     Model,
     Out,
-    Profile,
     Rows,
     Runtime,
     Seed,
     app,
     list_problems,
 )
-from disp.commands.scoring import AUDITING, ESTIMATING, REWRITING, Auditing, Estimating, Preset, Rewriting
+from disp.commands.scoring import AUDITING, ESTIMATING, REWRITING, Auditing, Estimating, Rewriting
 from disp.commands.sharing import SHARING, Sharing, bar_of
 from disp.commands.training import RECOVERY, Recovery
 from disp.commands.treating import TREATING, Treating, what_was_done, why_left_out
+from disp.decoding.names import ProfileName
+from disp.purification.names import Preset, Rewrite
 
 
 @app.command
@@ -164,9 +164,9 @@ def defend(
     out: Out,
     start: str | None = None,
     rounds: int = 1,
-    rewrite: Literal["flagged", "all"] = "flagged",
+    rewrite: Rewrite = "flagged",
     preset: Preset | None = None,
-    profile: Profile = "exact",
+    profile: ProfileName = "exact",
     drop_masked: Flag = False,
     recovery: Recovery = RECOVERY,
     truth: Path | None = None,
@@ -201,17 +201,15 @@ def defend(
     truth
         The manifest.json of a planted attack, to measure the audit itself; it decides nothing.
     """
-    from disp.defence.defend import DefenceConfig
+    from disp.defence.config import RECIPES, DefenceConfig
     from disp.defence.defend import defend as run
     from disp.errors import DispError
+    from disp.processes import as_if_alone
     from disp.report.html import write_report
     from disp.report.wording import outcome_in_words
-    from disp.processes import as_if_alone
 
-    if preset is not None and recovery.recipe is None:
-        recovery = replace(recovery, recipe="disp")
     with as_if_alone():  # one process trains, with all rows of a step
-        training = recovery.config(seed)
+        training = recovery.config(seed, recipe=None if preset is None else RECIPES[preset])
     treating.check()
     if sharing.engine == "ray":
         raise DispError(

@@ -96,8 +96,6 @@ BatchSize = Annotated[
 Count = Annotated[int | None, Parameter(validator=Number(gte=1))]
 Flag = Annotated[bool, Parameter(negative=())]
 Several = Parameter(consume_multiple=True, negative=())
-# The names of `disp.decoding.profiles.PROFILES`, which is not imported here: it brings torch along.
-Profile = Literal["exact", "fast", "fastest"]
 Seed = Annotated[int, Parameter(help="Seed of every random draw.")]
 
 

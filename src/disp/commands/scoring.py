@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
 
-from disp.commands.options import BatchSize, Flag, Profile
-from disp.suspicion.config import PROBES, SCORING_PROBES, SaliencyConfig, ScoringConfig
+from disp.commands.options import BatchSize, Flag
+from disp.decoding.names import ProfileName
+from disp.purification.names import Mode, Preset
+from disp.suspicion.config import SCORING_PROBES, SaliencyConfig, Score, ScoringConfig
 
 if TYPE_CHECKING:
     from disp.auditing.config import AuditConfig
     from disp.models.interface import MDLM
     from disp.purification.config import PurifyConfig
     from disp.suspicion.masking import Substitute
-
-Score = Literal["isotropic", "directional"]
-Mode = Literal["selective", "all", "random"]
-Preset = Literal["published"]
 
 
 @Parameter(name="*")
@@ -36,8 +34,8 @@ class Estimating:
 
     def config(self, seed: int, batch_size: int) -> ScoringConfig:
         """The settings that were asked for."""
-        probes = PROBES[self.score] if self.probes is None else self.probes
-        return ScoringConfig(saliency=SaliencyConfig(score=self.score, probes=probes, seed=seed), batch_size=batch_size)
+        saliency = SaliencyConfig.of(self.score, probes=self.probes, seed=seed)
+        return ScoringConfig(saliency=saliency, batch_size=batch_size)
 
 
 @Parameter(name="*")
@@ -48,7 +46,8 @@ class Rewriting:
     Attributes:
         mode: Rewrite the answers that lose their support under masking (selective, if not given), all of them, or all
             with random masks.
-        mask_ratio: Share of the visual tokens that "all" and "random" mask; 0.06 if not given.
+        mask_ratio: Share of the visual tokens that "all" and "random" mask, and that "selective" masks at most at once;
+            0.06 if not given.
         candidates: Salient tokens that "selective" masks one at a time; 4 if not given.
         score: The saliency score: isotropic if not given.
         probes: Hutchinson probes: 4 if not given; where the ranking alone decides ("all") 8 for isotropic, 16 for
@@ -70,7 +69,7 @@ class Rewriting:
     probes: int | None = None
     steps: int | None = None
     threshold: float | None = None
-    profile: Profile = "exact"
+    profile: ProfileName = "exact"
     drop_masked: Flag = False
     batch_size: BatchSize = 32
     preset: Preset | None = None
@@ -83,17 +82,12 @@ class Rewriting:
         if self.preset is not None:
             return self._published(model, seed, batch_size)
 
-        mode, score = self.mode or "selective", self.score or "isotropic"
-        ratio = ScoringConfig.mask_ratio if self.mask_ratio is None else self.mask_ratio
-        return PurifyConfig(
-            mode=mode,
-            mask_ratio=ratio,
-            scoring=ScoringConfig(
-                mask_ratio=ratio,
-                candidates=ScoringConfig.candidates if self.candidates is None else self.candidates,
-                saliency=SaliencyConfig(score=score, probes=_probes(self.probes, mode, score), seed=seed),
-                batch_size=batch_size,
-            ),
+        return PurifyConfig.of(
+            self.mode or "selective",
+            mask_ratio=self.mask_ratio,
+            candidates=self.candidates,
+            score=self.score or "isotropic",
+            probes=self.probes,
             decode=own_settings(model, profile=self.profile, steps=self.steps, threshold=self.threshold),
             batch_size=batch_size,
             seed=seed,
@@ -111,21 +105,9 @@ class Rewriting:
         for name in ("mode", "candidates", "score", "steps", "threshold"):
             if getattr(self, name) is not None:
                 raise DispError(f"--{name} does not go with --preset published, which sets it; leave one of them out")
-        found = PurifyConfig.published(model, seed=seed, batch_size=batch_size)
-        estimator = found.scoring.saliency
-        if self.probes is not None:
-            estimator = replace(estimator, probes=self.probes)
-        ratio = found.mask_ratio if self.mask_ratio is None else self.mask_ratio
-        scoring = replace(found.scoring, saliency=estimator, batch_size=batch_size)
-        found = replace(found, mask_ratio=ratio, scoring=scoring)
+        ratio = {} if self.mask_ratio is None else {"mask_ratio": self.mask_ratio}
+        found = PurifyConfig.published(model, seed=seed, batch_size=batch_size, probes=self.probes, **ratio)
         return found.with_profile(model, self.profile, self._substitute)
-
-
-def _probes(asked: int | None, mode: Mode, score: Score) -> int:
-    """Probes of a rewriting: more where the ranking alone decides what is masked."""
-    if asked is not None:
-        return asked
-    return PROBES[score] if mode == "all" else SCORING_PROBES
 
 
 @Parameter(name="*")
@@ -135,7 +117,7 @@ class PlannedRewriting:
 
     Attributes:
         mode: Which answers are rewritten.
-        mask_ratio: Share of the visual tokens that are masked.
+        mask_ratio: Share of the visual tokens that are masked; in "selective" the most that is masked at once.
         candidates: Salient tokens that are masked one at a time.
         probes: Hutchinson probes: as many as `disp purify` takes in this mode, if not given.
         batch_size: Assistant turns in one pass.
@@ -151,15 +133,11 @@ class PlannedRewriting:
         """The settings that were asked for."""
         from disp.purification.config import PurifyConfig
 
-        return PurifyConfig(
-            mode=self.mode,
+        return PurifyConfig.of(
+            self.mode,
             mask_ratio=self.mask_ratio,
-            scoring=ScoringConfig(
-                mask_ratio=self.mask_ratio,
-                candidates=self.candidates,
-                saliency=SaliencyConfig(probes=_probes(self.probes, self.mode, "isotropic")),
-                batch_size=self.batch_size,
-            ),
+            candidates=self.candidates,
+            probes=self.probes,
             batch_size=self.batch_size,
         )
 
@@ -189,14 +167,10 @@ class Auditing:
         """The settings that were asked for; ``text_rows`` decides however many rows have no picture."""
         from disp.auditing.config import AuditConfig
 
-        scoring = ScoringConfig(
+        return AuditConfig.of(
             mask_ratio=self.mask_ratio,
             candidates=self.candidates,
-            saliency=SaliencyConfig(probes=self.probes, seed=seed),
-            batch_size=batch_size,
-        )
-        return AuditConfig(
-            scoring=scoring,
+            probes=self.probes,
             batch_size=batch_size,
             seed=seed,
             false_alarm_rate=self.false_alarm_rate,

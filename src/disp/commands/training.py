@@ -108,10 +108,10 @@ class Recovery:
     method: Method | None = None
     keep_adapter: Flag = False
 
-    def config(self, seed: int) -> TrainConfig:
-        """The settings that were asked for."""
+    def config(self, seed: int, *, recipe: str | None = None) -> TrainConfig:
+        """The settings that were asked for, by a recipe where none was named."""
         return _settings(
-            self.recipe,
+            self.recipe or recipe,
             keep_adapter=self.keep_adapter,
             steps=self.steps,
             epochs=self.epochs,

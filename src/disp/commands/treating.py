@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
 
 from disp.commands.options import Rows, list_problems
 from disp.errors import DispError
+from disp.purification.names import Remedy
 
 if TYPE_CHECKING:
     from disp.data.dataset import Dataset
@@ -33,7 +34,7 @@ class Treating:
             no or skip), or JSON lines. Yes, it is poisoned, and no, it is honest, win over the audit.
     """
 
-    remedy: Literal["rewrite", "drop", "restore"] = "rewrite"
+    remedy: Remedy = "rewrite"
     trusted: Path | None = None
     trusted_images: Path | None = None
     decisions: Path | None = None

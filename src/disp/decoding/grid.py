@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from disp.decoding.config import Decoded, StepConfig, check_parts
+from disp.decoding.names import Schedule
 from disp.decoding.predictor import Predictor, all_sure, at_end, first_open
-from disp.decoding.schedule import Schedule, check_schedule, commit_schedule
+from disp.decoding.schedule import check_schedule, commit_schedule
 from disp.draws import generator
 from disp.errors import DispError, check_not_negative, unknown_name
 from disp.models.interface import MDLM, Prefix

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from disp.decoding.config import Decoded, StepConfig, check_parts
+from disp.decoding.names import Remasking, Schedule
 from disp.decoding.predictor import Predictor, all_sure, at_end, first_open
-from disp.decoding.schedule import Schedule, check_schedule, commit_schedule
+from disp.decoding.schedule import check_schedule, commit_schedule
 from disp.draws import generator
-from disp.errors import DispError, check_not_negative
+from disp.errors import DispError, check_not_negative, unknown_name
 from disp.models.interface import MDLM, Prefix
 from disp.models.settings import check_whole
-
-REMASKING = ("low_confidence", "random", "entropy", "margin")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class LladaConfig(StepConfig):
 
     sampler: str = field(default="llada", init=False)
     block_length: int | None = None
-    remasking: Literal["low_confidence", "random", "entropy", "margin"] = "low_confidence"
+    remasking: Remasking = "low_confidence"
     temperature: float = 0.0
     threshold: float | None = None
     cfg_scale: float = 0.0
@@ -78,8 +77,8 @@ class LladaConfig(StepConfig):
             raise DispError(f"steps must be a multiple of the number of blocks ({blocks}), got {self.steps}")
         if self.schedule is not None and self.steps > self.gen_length:
             raise DispError(f"a schedule needs at most one step a slot, got {self.steps} for {self.gen_length} slots")
-        if self.remasking not in REMASKING:
-            raise DispError(f"remasking must be one of {', '.join(map(repr, REMASKING))}, got {self.remasking!r}")
+        if self.remasking not in get_args(Remasking):
+            raise unknown_name("remasking", self.remasking, get_args(Remasking))
 
     @property
     def blocks(self) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from disp.decoding.config import DecodeConfig, StepConfig
+from disp.decoding.names import ProfileName
 from disp.errors import DispError, unknown_name
 
-ProfileName = Literal["exact", "fast", "fastest"]
 # As good as never: the prompt is computed in the first step of each block alone.
 ONCE = 1 << 20
 

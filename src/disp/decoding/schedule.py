@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import get_args
 
 import torch
 
+from disp.decoding.names import Schedule
 from disp.errors import DispError, unknown_name
-
-Schedule = Literal["shift", "cosine", "linear"]
-SCHEDULES: tuple[Schedule, ...] = ("shift", "cosine", "linear")
 
 
 def check_schedule(schedule: str | None, shift: float) -> None:
     """Raise `DispError` where there is no such schedule, or the shift is not positive."""
-    if schedule is not None and schedule not in SCHEDULES:
-        raise unknown_name("schedule", schedule, SCHEDULES)
+    if schedule is not None and schedule not in get_args(Schedule):
+        raise unknown_name("schedule", schedule, get_args(Schedule))
     if not 0 < shift < math.inf:
         raise DispError(f"schedule_shift must be positive and finite, got {shift}")
 

@@ -10,13 +10,14 @@ from disp.auditing.config import AuditConfig
 from disp.auditing.result import Audit
 from disp.data.dataset import Dataset
 from disp.data.sample import ImageSource, Sample
-from disp.decoding.profiles import ProfileName
-from disp.defence.config import DefenceConfig, Rewrite
+from disp.decoding.names import ProfileName
+from disp.defence.config import DefenceConfig
 from disp.draws import generator
 from disp.files import write_atomically
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
+from disp.purification.names import Rewrite
 from disp.purification.purify import Purified, purify
 from disp.purification.remedies import REWRITE, Treatment
 from disp.scale.workers import ALONE, Workers

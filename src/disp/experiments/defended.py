@@ -11,7 +11,6 @@ from disp.data.sample import Query, Sample, queries_of
 from disp.decoding.generate import answers_of
 from disp.decoding.samplers import own_settings
 from disp.defence.audited import purify_audited, ratio_for_all, recovery_samples
-from disp.defence.config import Rewrite
 from disp.evaluation.intervals import wilson
 from disp.experiments.attacked import AttackRun, digest
 from disp.experiments.machine import stamp
@@ -23,6 +22,7 @@ from disp.files import read_json, sha256, write_json
 from disp.models.fitting import with_fitting_answers
 from disp.models.interface import MDLM, Prefix
 from disp.purification.config import PurifyConfig
+from disp.purification.names import Rewrite
 from disp.purification.purify import Purified, purify
 from disp.suspicion.evidence import Evidence
 from disp.suspicion.masking import hide, mask_random, mask_top

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from disp.decoding.config import DecodeConfig
 from disp.decoding.llada import LladaConfig
-from disp.decoding.profiles import ProfileName, profiled
+from disp.decoding.names import ProfileName
+from disp.decoding.profiles import profiled
 from disp.decoding.samplers import decode_config, own_settings
 from disp.errors import DispError, check_counts, check_shares, unknown_name
 from disp.models.interface import MDLM
-from disp.suspicion.config import MASK_RATIO, SaliencyConfig, ScoringConfig
+from disp.purification.names import Mode
+from disp.suspicion.config import MASK_RATIO, SaliencyConfig, Score, ScoringConfig
 from disp.suspicion.masking import Rounding, Substitute
 
 # What the scripts of DiSP's authors (arXiv 2602.22246) set, beside their saliency.
@@ -21,7 +23,7 @@ PUBLISHED_RATIO, PUBLISHED_SLOTS, PUBLISHED_QUESTION = 0.3, 32, "Describe this i
 
 @dataclass(frozen=True)
 class PurifyConfig:
-    """How a dataset is purified.
+    """How a dataset is purified. `of` makes the settings that go together.
 
     Attributes:
         mode: which answers are rewritten: "all", "selective" or "random" (all, with random masks).
@@ -37,7 +39,7 @@ class PurifyConfig:
         substitute: what a masked token becomes; see `disp.suspicion.masking.hide`.
     """
 
-    mode: Literal["all", "selective", "random"] = "selective"
+    mode: Mode = "selective"
     mask_ratio: float = MASK_RATIO
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     decode: DecodeConfig | None = None
@@ -55,15 +57,62 @@ class PurifyConfig:
             raise unknown_name("rounding", self.rounding, get_args(Rounding))
         if self.question is not None and not (self.question.strip() and self.first_only):
             raise DispError("one question for all rows needs a text, and first_only: later turns follow another one")
-        if self.mode not in ("all", "selective", "random"):
-            raise DispError(f"mode must be 'all', 'selective' or 'random', got {self.mode!r}")
+        if self.mode not in get_args(Mode):
+            raise unknown_name("mode", self.mode, get_args(Mode))
         check_shares(self, "mask_ratio")
         check_counts(self, "batch_size")
         if self.mode == "selective":
             self.scoring.check_suspicion("mode 'selective'")
 
     @classmethod
-    def published(cls, model: MDLM | None = None, *, seed: int = 0, **changes: Any) -> PurifyConfig:
+    def of(
+        cls,
+        mode: Mode = "selective",
+        *,
+        mask_ratio: float | None = None,
+        candidates: int | None = None,
+        score: Score = "isotropic",
+        probes: int | None = None,
+        seed: int = 0,
+        batch_size: int = 32,
+        **changes: Any,
+    ) -> PurifyConfig:
+        """The settings of `disp purify`, scoring included.
+
+        Args:
+            mode: which answers are rewritten.
+            mask_ratio: share of the visual tokens that "all" and "random" mask, and that "selective" masks at most at
+                once; the usual one if None.
+            candidates: salient tokens that "selective" masks one at a time; as many as usual if None.
+            score: see `SaliencyConfig`.
+            probes: Hutchinson probes; None for as many as the mode needs: more where the ranking alone decides what is
+                masked, which is in "all".
+            seed: seed of probes, masks and decoding.
+            batch_size: assistant turns a pass of scoring and of rewriting.
+            changes: further fields.
+
+        Raises:
+            DispError: a value is out of range.
+        """
+        scoring = ScoringConfig(
+            mask_ratio=MASK_RATIO if mask_ratio is None else mask_ratio,
+            candidates=ScoringConfig.candidates if candidates is None else candidates,
+            saliency=SaliencyConfig.of(score, probes=probes, alone=mode == "all", seed=seed),
+            batch_size=batch_size,
+        )
+        ratio = scoring.mask_ratio
+        return cls(mode=mode, mask_ratio=ratio, scoring=scoring, batch_size=batch_size, seed=seed, **changes)
+
+    @classmethod
+    def published(
+        cls,
+        model: MDLM | None = None,
+        *,
+        seed: int = 0,
+        batch_size: int = 32,
+        probes: int | None = None,
+        **changes: Any,
+    ) -> PurifyConfig:
         """The settings of the scripts of DiSP's authors, arXiv 2602.22246.
 
         Every row, its first answer alone, under one question; ⌊0.3 N⌋ of the N tokens that stand for the picture,
@@ -72,6 +121,8 @@ class PurifyConfig:
         Args:
             model: who decodes, for what else its decoding needs, such as a stop sequence; None for none of it.
             seed: seed of probes and decoding.
+            batch_size: assistant turns a pass of scoring and of rewriting.
+            probes: Hutchinson probes in place of the published six.
             changes: fields that are to be otherwise.
         """
         slots: dict[str, Any] = {"gen_length": PUBLISHED_SLOTS, "steps": PUBLISHED_SLOTS, "sampler": "llada"}
@@ -85,8 +136,14 @@ class PurifyConfig:
             "rounding": "down",
             "question": PUBLISHED_QUESTION,
             "first_only": True,
-            "scoring": ScoringConfig(saliency=saliency, gen_length=PUBLISHED_SLOTS, block_length=PUBLISHED_SLOTS),
+            "scoring": ScoringConfig(
+                saliency=saliency if probes is None else replace(saliency, probes=probes),
+                batch_size=batch_size,
+                gen_length=PUBLISHED_SLOTS,
+                block_length=PUBLISHED_SLOTS,
+            ),
             "decode": decode,
+            "batch_size": batch_size,
             "seed": seed,
         }
         return cls(**(settings | changes))

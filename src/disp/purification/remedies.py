@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from disp.data.decisions import NO_DECISIONS, Decisions
 from disp.data.sample import Sample
 from disp.data.trusted import Trusted
 from disp.errors import DispError, unknown_name
+from disp.purification.names import Remedy
 from disp.words import shortened
 
-Remedy = Literal["rewrite", "drop", "restore"]
 REMEDIES: tuple[Remedy, ...] = get_args(Remedy)
 
 

@@ -21,6 +21,7 @@ PROBES = {"isotropic": 8, "directional": 16}
 # Probes where the ranking only proposes what is masked: more of them found no more planted answers.
 SCORING_PROBES = 4
 
+Score = Literal["isotropic", "directional"]
 Draw = Literal["signs", "gaussian"]
 Slots = Literal["answer", "all", "first block"]
 
@@ -45,7 +46,7 @@ class SaliencyConfig:
         separators: score the family's separators between visual tokens too, such as the newline vectors of LLaDA-V.
     """
 
-    score: Literal["isotropic", "directional"] = "isotropic"
+    score: Score = "isotropic"
     probes: int = PROBES["isotropic"]
     seed: int = 0
     draw: Draw = "signs"
@@ -67,6 +68,26 @@ class SaliencyConfig:
             raise DispError(f"saliency probes must be at least 1, got {self.probes}")
         if self.top_logits is not None and self.top_logits < 2:
             raise DispError(f"top_logits must be at least 2, got {self.top_logits}; one logit has nothing to compete")
+
+    @classmethod
+    def of(
+        cls, score: Score = "isotropic", *, probes: int | None = None, alone: bool = True, seed: int = 0
+    ) -> SaliencyConfig:
+        """The settings with as many probes as the ranking needs.
+
+        Args:
+            score: see `SaliencyConfig`.
+            probes: how many instead; None for those.
+            alone: whether the ranking stands on its own, and does not only propose what is masked.
+            seed: seed of the probes.
+
+        Raises:
+            DispError: there is no such score, or a number is too small.
+        """
+        if score not in PROBES:
+            return cls(score=score)  # refuses it
+        usual = PROBES[score] if alone else SCORING_PROBES
+        return cls(score=score, probes=usual if probes is None else probes, seed=seed)
 
     @classmethod
     def published(cls, **changes: Any) -> SaliencyConfig:
