@@ -1,7 +1,9 @@
 """Importing is quick and silent, and every public name exists."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +30,18 @@ def test_importing_the_package_is_silent_and_loads_nothing():
 def test_public_names_exist(name):
     assert callable(getattr(disp, name))
     assert name in dir(disp)
+
+
+def test_type_checkers_know_the_same_names():
+    tree = ast.parse(Path(disp.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    known = {
+        (alias.name, alias.asname, node.module)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert known == {(name, name, getattr(disp, name).__module__) for name in disp.__all__}
 
 
 def test_other_names_do_not():

@@ -99,7 +99,8 @@ def test_the_page_about_python_runs(tmp_path, monkeypatch, capsys):
     disp.write_scenes(Path("runs/test"), 2, seed=1)
     disp.save_model(disp.load_model(), Path("runs/backdoored"))
     exec(compile(python_of(PYTHON), str(PYTHON), "exec"), {})
-    verdict, asr, *_, shape = capsys.readouterr().out.splitlines()
+    verdict, published, asr, *_, shape = capsys.readouterr().out.splitlines()
+    assert published == "projector 0.0001 4"  # arXiv 2602.22246
     assert re.match(r"(poisoned|suspicious|no evidence|could not decide) \d+ \[", verdict)
     assert re.fullmatch(r"[01]\.\d+ [01]\.\d+", asr) and shape.startswith("torch.Size([2, ")
 
@@ -107,3 +108,12 @@ def test_the_page_about_python_runs(tmp_path, monkeypatch, capsys):
 def test_the_page_about_python_names_all_public_functions():
     named = re.findall(r"^\| `(\w+)` \|", PYTHON.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert sorted(named) == sorted(disp.__all__)
+
+
+def test_the_page_about_python_has_every_verb():
+    """Each verb has its function in the table, or is said to be for the command line alone."""
+    text = PYTHON.read_text(encoding="utf-8")
+    told = set(re.findall(r"^\| `\w+` \| `(\w+)(?: --\w+)?` \|", text, flags=re.MULTILINE))
+    (others,) = re.findall(r"((?:`disp \w+`[ \nand]*)+) are for the command\s+line\s+alone", text)
+    verbs = {name for command in cli.app for name in cli.app[command].name if name.isalpha()}
+    assert verbs == told | set(re.findall(r"`disp (\w+)`", others))
