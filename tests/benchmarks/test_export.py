@@ -12,7 +12,7 @@ from disp.errors import DispError
 
 def test_without_pyarrow_the_remedy_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DispError, match="pip install pyarrow"):
+    with pytest.raises(DispError, match=r"pip install '\.\[hf\]' in a clone"):
         write_tasks(Dataset((), Path("data.json"), tmp_path), tmp_path / "tasks")
     assert not (tmp_path / "tasks").exists()
 

@@ -14,7 +14,7 @@ from disp.benchmarks.documents import documents_of
 from disp.data.dataset import Dataset
 from disp.data.sample import Sample, queries_of
 from disp.data.stored import check_apart
-from disp.errors import DispError
+from disp.errors import DispError, install
 from disp.files import write_atomically, write_text
 
 ROWS_AT_ONCE = 64
@@ -50,7 +50,7 @@ def write_tasks(
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        raise DispError("writing tasks for lmms-eval needs pyarrow; install it with: pip install pyarrow") from None
+        raise DispError(f"writing tasks for lmms-eval needs pyarrow: {install('hf')}") from None
     check_apart(dataset, out)
     folder = out.absolute()
     tables: dict[str, tuple[str, Iterator[dict[str, Any]]]] = {

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from disp.commands.options import BatchSize, Count, Runtime
+from disp.errors import install
 from disp.progress import ProgressBar, no_progress, progress_bar
 
 if TYPE_CHECKING:
@@ -26,12 +27,18 @@ class Sharing:
     """Who does the work. Under torchrun or Slurm's srun the processes share it without further options.
 
     Attributes:
-        engine: Processes of a launcher, where one started several, or actors of Ray, which needs disp[ray].
+        engine: Processes of a launcher, where one started several, or actors of Ray.
         actors: Actors of Ray, one a GPU where there are any; 1 if not given.
         batches: How rows are put into batches: as the data has them, or by length, which wastes less on padding.
     """
 
-    engine: Literal["ranks", "ray"] = "ranks"
+    engine: Annotated[
+        Literal["ranks", "ray"],
+        Parameter(
+            help="Processes of a launcher, where one started several, or actors of Ray, which is an extra: "
+            f"{install('ray')}."
+        ),
+    ] = "ranks"
     actors: Count = None
     batches: Literal["data", "length"] = "data"
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disp.errors import DispError, unknown_name
+from disp.errors import DispError, install, unknown_name
 
 QUANTIZATIONS = ("4bit", "8bit")
 
@@ -26,9 +26,7 @@ def quantize_linear(model: nn.Module, quantization: str, dtype: torch.dtype, cho
     try:
         bitsandbytes: Any = importlib.import_module("bitsandbytes")
     except ImportError:
-        raise DispError(
-            f"quantization {quantization!r} needs bitsandbytes; install it with `pip install bitsandbytes`"
-        ) from None
+        raise DispError(f"quantization {quantization!r} needs bitsandbytes: {install('quantization')}") from None
 
     for name, module in list(model.named_modules()):
         if type(module) is not nn.Linear or not chosen(name):
