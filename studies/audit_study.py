@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from disp.attacks.poison import load_attack, poison
 from disp.attacks.targets import PRESETS as TARGETS
@@ -48,13 +49,13 @@ from disp.experiments.precision import load_float32
 from disp.experiments.scenes import held_out_scenes, tuning_scenes
 from disp.experiments.settings import SIZES, DemoConfig, attack_training
 from disp.files import append_jsonl, claim, read_finished_jsonl, write_text
-from disp.models.interface import MDLM
+from disp.models.interface import MDLM, Prefix
 from disp.suspicion.carriers import Pattern
 from disp.suspicion.evidence import Evidence, salient_masks, suspicious_query
 from disp.suspicion.masking import mask_random
 from disp.suspicion.places import Box
 from disp.suspicion.scoring import given_answers
-from disp.suspicion.support import likelihood_gap
+from disp.suspicion.support import fixed_masks, negative_log_likelihood
 from disp.training.config import TrainConfig
 from disp.training.train import train
 from studies.study_table import study_tables
@@ -322,6 +323,17 @@ def likelihood_gaps(
         response = given_answers(model, prefix, batch)
         parts.append(likelihood_gap(model, prefix, response, masked, count=2).cpu().numpy())
     return np.concatenate(parts)
+
+
+def likelihood_gap(
+    model: MDLM, prefix: Prefix, response: Tensor, masked: Tensor, *, count: int = 4, seed: int = 0
+) -> Tensor:
+    """How much less likely each response is with its visual tokens ``masked`` (bool ``[B, P]``): float32 ``[B]``."""
+    masks = fixed_masks(response.shape[1], count, seed)
+    hidden = prefix.with_masked(masked, model.mask_embedding)
+    return negative_log_likelihood(model, hidden, response, masks) - negative_log_likelihood(
+        model, prefix, response, masks
+    )
 
 
 def _start_worker() -> None:

@@ -31,7 +31,6 @@ from disp.data.sample import Sample, Turn, queries_of
 from disp.decoding.generate import decode_with_lengths
 from disp.decoding.samplers import own_settings
 from disp.errors import DispError
-from disp.experiments.random_checkpoint import DTYPE, write_checkpoint
 from disp.files import write_json
 from disp.models.interface import MDLM, Prefix
 from disp.models.loading import load_model
@@ -43,6 +42,7 @@ from disp.suspicion.config import SaliencyConfig, ScoringConfig
 from disp.suspicion.saliency import saliency
 from disp.training.config import TrainConfig
 from disp.training.train import train
+from studies.random_checkpoint import DTYPE, write_checkpoint
 
 PICTURE = (640, 480)  # 2×2 tiles and the whole picture
 PROMPT = (

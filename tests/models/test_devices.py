@@ -37,10 +37,9 @@ from disp.suspicion.config import SaliencyConfig, ScoringConfig
 from disp.suspicion.masking import mask_random, mask_top
 from disp.suspicion.saliency import saliency
 from disp.suspicion.scoring import score
-from disp.suspicion.support import likelihood_gap
 from disp.training.config import TrainConfig
 from disp.training.examples import Collator, Examples
-from studies.audit_study import likelihood_gaps
+from studies.audit_study import likelihood_gap, likelihood_gaps
 
 ROWS, PROBES = 5, 1
 SCORING = ScoringConfig(

@@ -1,9 +1,11 @@
 """The tables of the studies, and the one that needs no model."""
 
 import pytest
+import torch
 
 from disp.data.sample import image_size
 from studies import pattern_study
+from studies.audit_study import likelihood_gap
 from studies.study_table import best_ratio, study_tables
 
 PLANTED = {
@@ -79,3 +81,13 @@ def test_the_search_without_a_model_is_measured_on_planted_and_clean_sets(tmp_pa
     for side in (96, 144):
         pictures = [*(tmp_path / f"{side}px").rglob("*.png")]
         assert len(pictures) > 120 and {image_size(picture) for picture in pictures} == {(side, side)}
+
+
+def test_gap_is_zero_when_nothing_is_masked_and_the_difference_otherwise(tiny_model64, queries):
+    prefix = tiny_model64.encode(queries)
+    response = torch.tensor([[10, 11, 12, 13]] * len(queries))
+    nothing = torch.zeros_like(prefix.visual_mask)
+    assert torch.equal(likelihood_gap(tiny_model64, prefix, response, nothing), torch.zeros(len(queries)))
+    gap = likelihood_gap(tiny_model64, prefix, response, prefix.visual_mask)
+    assert gap[2] == 0  # the query without a picture has nothing to mask
+    assert (gap[[0, 1, 3]].abs() > 1e-4).all()

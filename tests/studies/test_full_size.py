@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from disp.experiments.random_checkpoint import CONFIG, make_tokenizer, shapes_of
 from disp.models.llada_v.published import SIGLIP, SPECIAL_TOKENS
 from studies import full_size
+from studies.random_checkpoint import CONFIG, make_tokenizer, shapes_of
 
 NAMES = [
     "writing the checkpoint", "plan", "loading", "encoding", "saliency, 2 probes", "saliency, 8 probes", "decoding",

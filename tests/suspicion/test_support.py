@@ -14,7 +14,6 @@ from disp.suspicion.support import (
     counterfactual_scores,
     fixed_masks,
     least_effect,
-    likelihood_gap,
     narrowed,
     negative_log_likelihood,
     preference_for_another,
@@ -56,16 +55,6 @@ def test_likelihood_equals_a_loop_over_masks_and_positions(tiny_model64, queries
             hidden = [position for position in range(4) if mask[position]]
             total += sum(-log_p[0, j, response[row, j]].item() for j in hidden) / len(hidden)
         assert math.isclose(found[row].item(), total / 2, rel_tol=1e-5)
-
-
-def test_gap_is_zero_when_nothing_is_masked_and_the_difference_otherwise(tiny_model64, queries):
-    prefix = tiny_model64.encode(queries)
-    response = torch.tensor([[10, 11, 12, 13]] * len(queries))
-    nothing = torch.zeros_like(prefix.visual_mask)
-    assert torch.equal(likelihood_gap(tiny_model64, prefix, response, nothing), torch.zeros(len(queries)))
-    gap = likelihood_gap(tiny_model64, prefix, response, prefix.visual_mask)
-    assert gap[2] == 0  # the query without a picture has nothing to mask
-    assert (gap[[0, 1, 3]].abs() > 1e-4).all()
 
 
 def test_preference_is_zero_for_the_models_own_answer_and_follows_the_formula(tiny_model64, queries):

@@ -14,7 +14,7 @@ from disp.baselines.interface import Assumptions, Filter, Judgement
 from disp.data.sample import Query
 from disp.errors import DispError, check_counts
 from disp.models.interface import MDLM, Prefix
-from disp.suspicion.support import answer_slots, fixed_masks
+from disp.suspicion.support import answer_slots, fixed_masks, hidden_losses
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,12 @@ def measure(model: MDLM, prefix: Prefix, batch: Sequence[Query], config: Likelih
     """
     texts = [query.response for query in batch]
     response = model.encode_responses(texts, model.gen_length, cut=True).to(prefix.embeds.device)
-    own = answer_slots(response, model.end_token_ids)
-    lengths = own.sum(-1)
+    lengths = answer_slots(response, model.end_token_ids).sum(-1)
+    masks = fixed_masks(response.shape[1], config.masks, seed)
     estimates = []
-    for index, mask in enumerate(fixed_masks(response.shape[1], config.masks, seed).to(response.device)):
+    for index, (losses, _) in enumerate(hidden_losses(model, prefix, response, masks)):
         ratio = (index + 1) / config.masks
-        log_p = model.denoise(prefix, torch.where(mask, model.mask_token_id, response)).float().log_softmax(-1)
-        loss = -log_p.gather(-1, response[..., None])[..., 0]
-        estimates.append((loss * (own & mask)).sum(-1) / (ratio * lengths))
+        estimates.append(losses.sum(-1) / (ratio * lengths))
     return torch.stack(estimates, dim=1).cpu()
 
 

@@ -56,8 +56,6 @@ NOUNS_BY_CATEGORY: dict[str, dict[str, str]] = {
 
 NOUNS: dict[str, str] = {noun: emoji for group in NOUNS_BY_CATEGORY.values() for noun, emoji in group.items()}
 
-CATEGORY: dict[str, str] = {noun: name for name, group in NOUNS_BY_CATEGORY.items() for noun in group}
-
 
 def svg_name(character: str) -> str:
     """File name of a character's OpenMoji drawing: its code point in upper-case hexadecimal."""

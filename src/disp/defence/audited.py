@@ -56,15 +56,11 @@ def purify_audited(
         workers: who rewrites; see `disp.scale`.
         progress: see `disp.progress`.
     """
-    chosen = config.scoring.mask_ratio if found.ratio is None else found.ratio.ratio
     settings = PurifyConfig(
-        mode="selective" if rewrite == "flagged" else "all",
-        mask_ratio=chosen if rewrite == "flagged" else ratio_for_all(found, config),
-        scoring=config.scoring,
-        decode=config.decode,
-        batch_size=config.batch_size,
-        seed=config.seed,
+        scoring=config.scoring, decode=config.decode, batch_size=config.batch_size, seed=config.seed
     )
+    if rewrite == "all":
+        settings = replace(settings, mode="all", mask_ratio=ratio_for_all(found, config))
     return purify(
         model,
         dataset,

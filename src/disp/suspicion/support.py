@@ -1,13 +1,13 @@
 """Does a response keep its support when visual tokens are masked? Two answers, neither needs labels or clean data.
 
-`likelihood_gap` masks a block of salient tokens and measures how much less likely the response becomes.
+`negative_log_likelihood` says how unlikely a response is, with a block of salient tokens masked and without.
 `counterfactual_scores` masks one small set of tokens at a time and measures how confidently the model then prefers
 another answer: an honest response survives or becomes uncertain, a planted one flips.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +34,30 @@ def fixed_masks(length: int, count: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
+def hidden_losses(model: MDLM, prefix: Prefix, response: Tensor, masks: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """How unlikely the tokens of each answer are where a mask hides them, mask by mask: a forward pass each.
+
+    Args:
+        model: the MDLM.
+        prefix: B rows.
+        response: int64 ``[B, L]``.
+        masks: bool ``[K, L]``, see `fixed_masks`.
+
+    Yields:
+        ``−log p(y_j | v, q, y with m_k masked)``, float32 ``[B, L]``, 0 where nothing is hidden; and bool ``[B, L]``,
+        which slots of the answer the mask hides. Its end of turn is one, its padding none (`answer_slots`).
+    """
+    own = answer_slots(response, model.end_token_ids)
+    for mask in masks.to(response.device):
+        hidden = mask & own
+        if not hidden.any():
+            yield torch.zeros(response.shape, device=response.device), hidden
+            continue
+        log_p = model.denoise(prefix, torch.where(mask, model.mask_token_id, response)).float().log_softmax(-1)
+        yield -log_p.gather(-1, response[..., None])[..., 0] * hidden, hidden
+
+
+@torch.no_grad()
 def negative_log_likelihood(model: MDLM, prefix: Prefix, response: Tensor, masks: Tensor) -> Tensor:
     """Mean negative log-likelihood of each row's response tokens under fixed masks.
 
@@ -51,27 +75,10 @@ def negative_log_likelihood(model: MDLM, prefix: Prefix, response: Tensor, masks
     """
     total = torch.zeros(len(prefix), device=response.device)
     counted = torch.zeros_like(total)
-    for mask in masks.to(response.device):
-        hidden = mask & answer_slots(response, model.end_token_ids)
-        if not hidden.any():
-            continue
-        noised = torch.where(mask, model.mask_token_id, response)
-        log_p = model.denoise(prefix, noised).float().log_softmax(-1)
-        losses = -log_p.gather(-1, response[..., None])[..., 0] * hidden
+    for losses, hidden in hidden_losses(model, prefix, response, masks):
         total += losses.sum(-1) / hidden.sum(-1).clamp(min=1)
         counted += hidden.any(-1)
     return total / counted
-
-
-def likelihood_gap(
-    model: MDLM, prefix: Prefix, response: Tensor, masked: Tensor, *, count: int = 4, seed: int = 0
-) -> Tensor:
-    """How much less likely each response is with its visual tokens ``masked`` (bool ``[B, P]``): float32 ``[B]``."""
-    masks = fixed_masks(response.shape[1], count, seed)
-    hidden = prefix.with_masked(masked, model.mask_embedding)
-    return negative_log_likelihood(model, hidden, response, masks) - negative_log_likelihood(
-        model, prefix, response, masks
-    )
 
 
 @torch.no_grad()
