@@ -30,7 +30,7 @@ from disp.suspicion.masking import Rounding
 logger = logging.getLogger(__name__)
 
 
-class DispMDLM(lmms):
+class DispMDLM(lmms):  # type: ignore[misc]  # lmms-eval comes without types
     """An MDLM for lmms-eval's ``generate_until`` tasks.
 
     Attributes:

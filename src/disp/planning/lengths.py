@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from disp.data.dataset import Dataset
-from disp.data.sample import Query, image_size
-from disp.models.parts.prompts import IMAGE_PLACEHOLDER, messages_of, render
+from disp.data.sample import IMAGE_PLACEHOLDER, Query, image_size
+from disp.models.parts.prompts import messages_of, render
 from disp.models.sizes import Sizes, VisualCount
 
 if TYPE_CHECKING:

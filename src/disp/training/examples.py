@@ -21,7 +21,7 @@ FEATURE_CACHE_BYTES = 2 << 30
 Features = dict[tuple[str, int], list[Tensor]]
 
 
-class Examples(Dataset):
+class Examples(Dataset[Any]):
     """Query and noise of every position of the run: epoch after epoch, each in its own order."""
 
     def __init__(

@@ -287,7 +287,7 @@ class _Trainer(Trainer):
         optimizer.param_groups[:] = groups
         return optimizer
 
-    def _get_train_sampler(self, *_: Any) -> Sampler:
+    def _get_train_sampler(self, *_: Any) -> Sampler[int]:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # `Examples` has a length
 
 

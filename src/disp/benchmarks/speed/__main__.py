@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from disp.benchmarks.speed.cases import GROUPS, BenchConfig, BenchSizes, measure, to_json
+from disp.benchmarks.speed.cases import GROUPS, BenchConfig, measure, to_json
 from disp.benchmarks.speed.measuring import hardware
+from disp.benchmarks.speed.model import BenchSizes
 from disp.files import write_json
 
 SMALL = BenchConfig(

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from disp.data.sample import Query
+from disp.data.sample import IMAGE_PLACEHOLDER, Query
 from disp.models.diffusion_gemma.config import DiffusionGemmaMDLMConfig
-from disp.models.parts.prompts import IMAGE_PLACEHOLDER, interleave, messages_of, name_all_images, render
+from disp.models.parts.prompts import interleave, messages_of, name_all_images, render
 
 # For checkpoints without a template of their own; the published one agrees with it on text and pictures.
 CHAT_TEMPLATE = (

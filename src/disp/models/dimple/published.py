@@ -71,6 +71,6 @@ GENERATION_PRESETS: Mapping[str, Mapping[str, Any]] = {
 def detect(config: Mapping[str, Any]) -> bool:
     """Whether a published ``config.json`` is Dimple's."""
     if "model_type" in config:
-        return config["model_type"] == "dimple"
+        return bool(config["model_type"] == "dimple")
     # Qwen2.5-VL has no mask token.
     return "mrope_section" in config and "mask_token_id" in config and isinstance(config.get("vision_config"), dict)

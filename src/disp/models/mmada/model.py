@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from disp.data.sample import ImageSource, Query, open_image
+from disp.data.sample import IMAGE_PLACEHOLDER, ImageSource, Query, open_image
 from disp.diffusion.forward import MIN_RATIO, add_noise, diffusion_loss
 from disp.errors import DispError
 from disp.models.interface import MDLM, Past, Prefix
@@ -27,7 +27,7 @@ from disp.models.mmada.vq import VQEncoder, quantize, square_image
 from disp.models.parts.key_names import to_llada
 from disp.models.parts.language import LanguageModel
 from disp.models.parts.places import raster_boxes
-from disp.models.parts.prompts import IMAGE_PLACEHOLDER, left_pad, messages_of, render, unnamed_images
+from disp.models.parts.prompts import left_pad, messages_of, render, unnamed_images
 from disp.models.parts.slots import denoise_slots
 
 

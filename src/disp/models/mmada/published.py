@@ -42,5 +42,5 @@ def detect(config: Mapping[str, Any]) -> bool:
     LaViDa is built on the same LLaDA config but names a vision tower; plain LLaDA has a ``model_type`` of its own.
     """
     if "model_type" in config:
-        return config["model_type"] == "mmada"
+        return bool(config["model_type"] == "mmada")
     return "d_model" in config and "n_layers" in config and not any(name.startswith("mm_") for name in config)
