@@ -52,13 +52,12 @@ def saying(monkeypatch, text):
     """Let the model say this whatever it is asked; the keys that it is asked for."""
     keys = []
 
-    def answers(model, prefix, decode, *, keys: list, seed):
-        asked.extend(keys)
-        return [text] * len(keys)
+    def answers(model, queries, decode, **_):
+        keys.extend(query.key for query in queries)
+        return [text] * len(queries)
 
-    asked = keys
-    monkeypatch.setattr(proof, "answers_of", answers)
-    return asked
+    monkeypatch.setattr(proof, "generate", answers)
+    return keys
 
 
 def outcome(model, members, others, evidence=None, **changes):
@@ -179,9 +178,11 @@ def test_what_the_model_does_not_say_anyway_it_says_nothing_instead_of(model, mo
     members = [sample(f"m{index}", REFUSAL) for index in range(3)]
     others = [sample(f"o{index}", "A dog.") for index in range(30)]
     monkeypatch.setattr(proof, "encode_without", lambda *_: None)
-    monkeypatch.setattr(
-        proof, "answers_of", lambda _, prefix, *__, keys, **___: ["A cat." if prefix is None else plain] * len(keys)
-    )
+
+    def answers(model, queries, decode, *, encode, **_):
+        return ["A cat." if encode(model, queries) is None else plain] * len(queries)
+
+    monkeypatch.setattr(proof, "generate", answers)
     monkeypatch.setattr(proof, "plant_in_turn", lambda *_: PlantingTest(0, 64, 0, 64, 1.0, (0.0,)))
     context = context_of(model, [*members, *others], evidence_of([*members, *others]), tests=1)
     pattern = Pattern(1.0, np.zeros((48, 48, 3), np.float32))

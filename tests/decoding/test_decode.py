@@ -324,6 +324,17 @@ def test_generate_does_not_depend_on_batch_size(tiny_model64, queries):
     assert generate(tiny_model64, [replace(queries[0], response="other")], config, seed=2) == one[:1]
 
 
+def test_generate_answers_what_the_encoder_shows(tiny_model64, queries):
+    def shorn(model, batch):
+        return model.encode([replace(query, images=(), prompt="And now?") for query in batch])
+
+    config = decode_config(8, 4, temperature=1.0)
+    shown = [replace(query, images=(), prompt="And now?") for query in queries]
+    expected = generate(tiny_model64, shown, config, seed=2)
+    assert generate(tiny_model64, queries, config, encode=shorn, seed=2, batch_size=3) == expected
+    assert expected != generate(tiny_model64, queries, config, seed=2)
+
+
 @given(st.integers(0, 200), st.integers(1, 60))
 def test_quotas(slots, steps):
     quotas = commit_quotas(slots, steps)

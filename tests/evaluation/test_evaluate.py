@@ -67,7 +67,7 @@ def asked(monkeypatch):
         triggered = Image.new("RGB", (2, 2), "white")
         return [Sample(s.id, (triggered,), s.turns, s.system, s.metadata) for s in samples]
 
-    def answer_alone(model, queries, *, config, seed):
+    def answered(model, queries, *, config, seed):
         answers = []
         for query in queries:
             triggered = bool(query.images) and query.images[0].getpixel((0, 0)) == (255, 255, 255)
@@ -76,7 +76,7 @@ def asked(monkeypatch):
         return answers
 
     monkeypatch.setattr(module, "trigger_samples", trigger_samples)
-    monkeypatch.setattr(module, "answer_alone", answer_alone)
+    monkeypatch.setattr(module, "answered", answered)
     return log
 
 

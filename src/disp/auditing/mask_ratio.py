@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from disp.auditing.config import AuditConfig
 from disp.data.sample import Query
-from disp.decoding.generate import answers_of
+from disp.decoding.generate import generate
 from disp.draws import generator
 from disp.evaluation.quality import rouge_l
-from disp.halving import fitting
-from disp.models.interface import MDLM
+from disp.models.interface import MDLM, Prefix
 from disp.suspicion.evidence import Evidence, salient_masks
 
 
@@ -88,13 +87,9 @@ def rewritten_answers(
 ) -> dict[str, str]:
     """By key, the model's answer to each turn with this share of its most salient visual tokens masked."""
 
-    def answered(batch: Sequence[Query]) -> dict[str, str]:
+    def masked(model: MDLM, batch: Sequence[Query]) -> Prefix:
         prefix = model.encode(batch)
-        hidden = prefix.with_masked(salient_masks(batch, prefix.visual_mask, evidence, ratio), model.mask_embedding)
-        keys = [query.key for query in batch]
-        return dict(zip(keys, answers_of(model, hidden, config.decode, keys=keys, seed=config.seed), strict=True))
+        return prefix.with_masked(salient_masks(batch, prefix.visual_mask, evidence, ratio), model.mask_embedding)
 
-    answers: dict[str, str] = {}
-    for _, texts in fitting(model, answered, queries, config.batch_size):
-        answers |= texts
-    return answers
+    texts = generate(model, queries, config.decode, encode=masked, seed=config.seed, batch_size=config.batch_size)
+    return {query.key: text for query, text in zip(queries, texts, strict=True)}

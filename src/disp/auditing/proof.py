@@ -20,9 +20,10 @@ from disp.auditing.hypothesis import Finding, Hypothesis
 from disp.auditing.phrases import FUNCTION_WORDS, TURN_END, Phrase, holds, phrase_words
 from disp.auditing.planting import PlantingTest, plant_each, plant_in_turn
 from disp.data.sample import Query, Sample, queries_of
-from disp.decoding.generate import answers_of
+from disp.decoding.generate import as_they_are, generate
 from disp.draws import generator
 from disp.halving import fitting
+from disp.models.interface import MDLM, Prefix
 from disp.suspicion.carriers import Pattern, Region, encode_without
 from disp.suspicion.evidence import Evidence, sample_suspicion, suspicious_query
 from disp.suspicion.scoring import given_answers
@@ -201,16 +202,14 @@ def _asked_for(sample: Sample, phrase: Phrase) -> Query:
 
 def _answers(context: Context, asked: Sequence[Query], without: Hypothesis | None = None) -> list[str]:
     """The model's answers, about the pictures as they are or without what those of a hypothesis may hang on."""
-    model, config = context.model, context.config
+    config = context.config
 
-    def answers(batch: Sequence[Query]) -> list[str]:
-        if without is None:
-            prefix = model.encode(batch)
-        else:
-            prefix = encode_without(model, batch, [without.carrier(query, context.evidence) for query in batch])
-        return answers_of(model, prefix, config.decode, keys=[query.key for query in batch], seed=config.seed)
+    def bereft(model: MDLM, batch: Sequence[Query]) -> Prefix:
+        assert without is not None
+        return encode_without(model, batch, [without.carrier(query, context.evidence) for query in batch])
 
-    return [text for _, texts in fitting(model, answers, asked, config.batch_size) for text in texts]
+    encode = as_they_are if without is None else bereft
+    return generate(context.model, asked, config.decode, encode=encode, seed=config.seed, batch_size=config.batch_size)
 
 
 def _said_instead(answers: Sequence[tuple[str, str]], share: float) -> set[str]:

@@ -11,11 +11,10 @@ from disp.baselines.saving import saved
 from disp.baselines.table import DEFENCES
 from disp.data.dataset import Dataset
 from disp.data.sample import Query, batches, queries_of, unanswered
-from disp.decoding.generate import answers_of
+from disp.decoding.generate import generate
 from disp.errors import DispError
 from disp.files import append_jsonl, read_finished_jsonl, write_jsonl
-from disp.halving import fitting
-from disp.models.interface import MDLM
+from disp.models.interface import MDLM, Prefix
 from disp.progress import ProgressBar
 
 
@@ -42,16 +41,18 @@ def answer_under(
     """
     defence = answering_defence(config.defence)
 
-    def answered_under(batch: Sequence[Query]) -> list[str]:
-        prefix = defence.encode(model, batch, config.parameters, config.seed)
-        keys = [query.key for query in batch]
-        return answers_of(model, prefix, config.decode, keys=keys, seed=config.seed)
+    def encode(model: MDLM, batch: Sequence[Query]) -> Prefix:
+        return defence.encode(model, batch, config.parameters, config.seed)
 
-    answers: list[str] = []
-    for batch, texts in fitting(model, answered_under, queries, config.batch_size):
-        answers += texts
-        progress(len(batch))
-    return answers
+    return generate(
+        model,
+        queries,
+        config.decode,
+        encode=encode,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        progress=progress,
+    )
 
 
 def answering_defence(name: str) -> Answering:

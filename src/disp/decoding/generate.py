@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from disp.decoding.config import DecodeConfig, Decoded
 from disp.decoding.samplers import SAMPLERS, own_settings
 from disp.halving import fitting
 from disp.models.interface import MDLM, Prefix
+
+# What the model is shown of the queries of a batch, a row each.
+Encode = Callable[[MDLM, Sequence[Query]], Prefix]
 
 
 def decode(
@@ -72,11 +76,29 @@ def answers_of(
     return model.decode_responses(decode(model, prefix, config, keys=keys, seed=seed))
 
 
+def as_they_are(model: MDLM, batch: Sequence[Query]) -> Prefix:
+    """The prefix of queries about which nothing is changed."""
+    return model.encode(batch)
+
+
+def answered(
+    model: MDLM,
+    batch: Sequence[Query],
+    config: DecodeConfig | None = None,
+    *,
+    encode: Encode = as_they_are,
+    seed: int = 0,
+) -> list[str]:
+    """The answers to the queries of one batch, all at once; see `generate`."""
+    return answers_of(model, encode(model, batch), config, keys=[query.key for query in batch], seed=seed)
+
+
 def generate(
     model: MDLM,
     queries: Sequence[Query],
     config: DecodeConfig | None = None,
     *,
+    encode: Encode = as_they_are,
     seed: int = 0,
     batch_size: int = 32,
     progress: Callable[[int], None] = lambda count: None,
@@ -87,19 +109,22 @@ def generate(
         model: the MDLM.
         queries: what to answer; their own responses are not read.
         config: the sampler's config; the model's own settings if None.
+        encode: what the model is shown of a batch, such as pictures with tokens masked; rows do not influence each
+            other.
         seed: seed of random remasking and sampling.
         batch_size: queries a pass; the answers do not depend on it, and where memory is short it is halved.
         progress: called with the number of queries finished after each batch.
 
     Returns:
         One text a query.
+
+    Raises:
+        DispError: the sampler is not for this model, or not even one query fits into memory; ``encode`` may raise
+            others.
     """
-
-    def answered(batch: Sequence[Query]) -> list[str]:
-        return answers_of(model, model.encode(batch), config, keys=[query.key for query in batch], seed=seed)
-
+    step = partial(answered, model, config=config, encode=encode, seed=seed)
     answers: list[str] = []
-    for batch, texts in fitting(model, answered, queries, batch_size):
+    for batch, texts in fitting(model, step, queries, batch_size):
         answers += texts
         progress(len(batch))
     return answers

@@ -11,12 +11,13 @@ from typing import Any
 from disp.attacks.poison import Attack, trigger_samples
 from disp.data.sample import Query, Sample, queries_of
 from disp.decoding.config import DecodeConfig
+from disp.decoding.generate import answered
 from disp.draws import key_of
 from disp.errors import DispError
 from disp.evaluation.intervals import Share, mean_share, wilson
 from disp.evaluation.quality import answer_quality, task_of
 from disp.models.interface import MDLM
-from disp.scale.answers import Answer, answer_alone, answer_batch, generate_shared
+from disp.scale.answers import Answer, answer_batch, generate_shared
 from disp.scale.workers import ALONE, Workers
 
 # Each ASR and the flag of an answer's row that it counts.
@@ -103,7 +104,7 @@ def evaluate(
         raise DispError("no sample with a question to evaluate on; check the data set and its split")
 
     # 1. The clean answers, which serve quality and ASR without trigger.
-    own = answer or partial(answer_alone, config=decode, seed=seed)
+    own = answer or partial(answered, config=decode, seed=seed)
     clean = generate_shared(
         model,
         queries,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from disp.data.sample import Query, Sample, queries_of
-from disp.decoding.generate import answers_of
+from disp.decoding.generate import answered
 from disp.decoding.samplers import own_settings
 from disp.defence.audited import purify_audited, ratio_for_all, recovery_samples
 from disp.evaluation.intervals import wilson
@@ -53,9 +54,9 @@ def run_defence(run: AttackRun, name: str, defence: Defence) -> None:
     phases = Phases(folder)
     if not defence.fine_tunes:
         config = purify_config(run, defence)
-        found = run.measured(
-            "after", run.model, folder, phases, lambda model, batch: masked_answers(model, batch, config, defence)
-        )
+        encode = partial(self_masked, config=config, defence=defence)
+        answer = partial(answered, config=config.decode, encode=encode, seed=config.seed)
+        found = run.measured("after", run.model, folder, phases, answer)
         done: dict[str, Any] = {"mask_ratio": config.mask_ratio, "rewritten": None}
     else:
         # Where nothing was suspicious, there is nothing to recover from: the model stays as it is.
@@ -171,14 +172,13 @@ def purify_config(run: AttackRun, defence: Defence) -> PurifyConfig:
     )
 
 
-def masked_answers(model: MDLM, batch: Sequence[Query], config: PurifyConfig, defence: Defence) -> list[str]:
-    """A model's answers to new questions, each under the mask that its own saliency gives."""
+def self_masked(model: MDLM, batch: Sequence[Query], *, config: PurifyConfig, defence: Defence) -> Prefix:
+    """The prefix of new questions, each under the mask that its own saliency gives."""
     keys = [query.key for query in batch]
     prefix = model.encode(batch)
     scoring = config.scoring
     scores = saliency(model, prefix, keys, scoring.saliency, scoring.gen_length, block_length=scoring.block_length)
-    hidden = hidden_by(model, prefix, keys, -scores if defence.ranking == "least" else scores, config)
-    return answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
+    return hidden_by(model, prefix, keys, -scores if defence.ranking == "least" else scores, config)
 
 
 def hidden_by(model: MDLM, prefix: Prefix, keys: Sequence[str], scores: Any, config: PurifyConfig) -> Prefix:

@@ -9,7 +9,7 @@ from typing import Any
 
 from disp.attacks.poison import is_changed
 from disp.data.sample import Query, Sample, queries_of
-from disp.decoding.generate import answers_of
+from disp.decoding.generate import generate
 from disp.draws import generator, key_of
 from disp.evaluation.intervals import mean_share, wilson
 from disp.evaluation.quality import answer_quality
@@ -19,8 +19,8 @@ from disp.experiments.machine import stamp
 from disp.experiments.phases import Phases
 from disp.experiments.recipe import Defence, Experiment
 from disp.files import append_jsonl, read_finished_jsonl, read_json, write_json
-from disp.halving import fitting
 from disp.models.fingerprint import fingerprint
+from disp.models.interface import MDLM, Prefix
 from disp.purification.config import PurifyConfig
 from disp.suspicion.evidence import Evidence, saliency_of
 from disp.suspicion.scoring import score
@@ -76,22 +76,26 @@ def run_sweep(run: AttackRun, name: str, ranking: Defence, experiment: Experimen
     file = folder / "ratios.jsonl"
     done = {row["ratio"]: row for row in read_finished_jsonl(file)}
 
-    def answered(batch: Sequence[Query], settings: PurifyConfig) -> list[str]:
+    def masked(model: MDLM, batch: Sequence[Query], *, settings: PurifyConfig) -> Prefix:
         prefix, keys = model.encode(batch), [query.key for query in batch]
         scores = saliency_of(batch, prefix.scored(config.scoring.saliency.separators), evidence) if evidence else None
-        hidden = hidden_by(model, prefix, keys, scores, settings)
-        return answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
+        return hidden_by(model, prefix, keys, scores, settings)
 
     for ratio in experiment.ratios:
         if ratio in done:
             continue
         settings = replace(config, mask_ratio=ratio)
-        answers: list[str] = []
         label = f"{name}: answering with {ratio:.0%} masked"
         with phases.phase("rewrite", len(asked)), run.subject.fast(), run.bars("sweep")(label, len(asked)) as advance:
-            for batch, texts in fitting(model, partial(answered, settings=settings), asked, config.batch_size):
-                answers += texts
-                advance(len(batch))
+            answers = generate(
+                model,
+                asked,
+                config.decode,
+                encode=partial(masked, settings=settings),
+                seed=config.seed,
+                batch_size=config.batch_size,
+                progress=advance,
+            )
         append_jsonl(file, [{"ratio": ratio, **shares(run, rows, answers)}])
     found = {row["ratio"]: row for row in read_finished_jsonl(file)}
     write_json(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import get_args
 
 import torch
 
 from disp.data.sample import Query
 from disp.decoding.config import DecodeConfig
-from disp.decoding.generate import answers_of
+from disp.decoding.generate import answers_of, generate
 from disp.decoding.samplers import own_settings
 from disp.errors import check_counts, check_shares, unknown_name
 from disp.evaluation.quality import normalised_words
@@ -115,17 +116,19 @@ def masked_answers(
     progress: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
     """The answers of `guard` alone: nothing is answered without masking, and nothing is flagged."""
+    return generate(
+        model,
+        queries,
+        config.decode,
+        encode=partial(_encode_hidden, config=config),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        progress=progress,
+    )
 
-    def answered(batch: Sequence[Query]) -> list[str]:
-        keys = [query.key for query in batch]
-        hidden = _hidden(model, model.encode(batch), keys, config)
-        return answers_of(model, hidden, config.decode, keys=keys, seed=config.seed)
 
-    answers = []
-    for batch, texts in fitting(model, answered, queries, config.batch_size):
-        answers += texts
-        progress(len(batch))
-    return answers
+def _encode_hidden(model: MDLM, batch: Sequence[Query], *, config: GuardConfig) -> Prefix:
+    return _hidden(model, model.encode(batch), [query.key for query in batch], config)
 
 
 def _hidden(model: MDLM, prefix: Prefix, keys: Sequence[str], config: GuardConfig) -> Prefix:

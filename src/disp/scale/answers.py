@@ -9,7 +9,7 @@ from typing import Any
 
 from disp.data.sample import Query
 from disp.decoding.config import DecodeConfig
-from disp.decoding.generate import answers_of
+from disp.decoding.generate import answered
 from disp.models.interface import MDLM
 from disp.scale.workers import ALONE, Workers
 
@@ -49,18 +49,13 @@ def generate_shared(
     workers.work(
         model,
         queries,
-        partial(answer_batch, answer=answer or partial(answer_alone, config=config, seed=seed)),
+        partial(answer_batch, answer=answer or partial(answered, config=config, seed=seed)),
         size=batch_size,
         file=file,
         keep=lambda row: found.update({row["key"]: row["answer"]}),
         progress=progress,
     )
     return [found[query.key] for query in queries]
-
-
-def answer_alone(model: MDLM, batch: Sequence[Query], *, config: DecodeConfig | None, seed: int) -> list[str]:
-    """The model's own answers to the queries of one batch."""
-    return answers_of(model, model.encode(batch), config, keys=[query.key for query in batch], seed=seed)
 
 
 def answer_batch(model: MDLM, batch: Sequence[Query], *, answer: Answer) -> list[dict[str, Any]]:
