@@ -78,6 +78,17 @@ def test_answers_meet_beside_the_file_that_they_end_in(run, tmp_path, verb):
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
+@pytest.mark.parametrize("name", ["spectral", "random-mask"])
+def test_a_rival_defence_of_several_processes_has_the_files_of_one(run, tmp_path, name):
+    log = tmp_path / "log"
+    for folder, ranks in (("one", [{}]), ("two", [rank(0, 2), rank(1, 2)])):
+        command = ("baseline", name, run / "model", run / "data", "--out", tmp_path / folder, "--batch-size", "4")
+        processes = [started(command, log, each) for each in ranks]
+        assert [ended(process) for process in processes] == [0] * len(ranks), log.read_text()
+    assert "baseline.json" in files(tmp_path / "two")
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
 def test_what_one_process_does_is_refused_to_several(run, tmp_path):
     log = tmp_path / "log"
     command = ("generate", run / "model", "--data", run / "data", "--out", tmp_path / "out.jsonl", "--guard")

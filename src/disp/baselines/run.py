@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from disp.auditing.truth import measured_against, truth_about
-from disp.baselines.answering import answered
+from disp.baselines.answering import answer_anew
 from disp.baselines.config import BaselineConfig, Defended
 from disp.baselines.filtering import filtered
 from disp.baselines.interface import Answering, Filter
@@ -20,6 +20,7 @@ from disp.locks import alone
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.progress import ProgressBar, no_progress
+from disp.scale.workers import ALONE, Workers
 
 
 @alone
@@ -30,6 +31,7 @@ def run_baseline(
     out: Path,
     *,
     truth: Path | None = None,
+    workers: Workers = ALONE,
     progress: ProgressBar = no_progress,
 ) -> Defended:
     """Run a rival defence on a fine-tuning set and write what it leaves, in the set's own format.
@@ -44,6 +46,7 @@ def run_baseline(
         config: see `BaselineConfig`.
         out: folder of the run.
         truth: the manifest of a planted attack, to measure a filter; it decides nothing.
+        workers: who measures or answers; see `disp.scale`. Of several processes the one that leads writes the set.
         progress: opened with a description and a total for each long step; see `disp.progress`.
 
     Raises:
@@ -59,6 +62,7 @@ def run_baseline(
     known = None if truth is None else truth_about(dataset, truth)
     if isinstance(defence, Answering):
         config = replace(config, decode=config.decode or own_settings(model, profile="exact"))
+    workers.wait_for(out / "run.json")
     claim(
         out / "run.json",
         {"weights": fingerprint(model), "config": asdict(config), **identity(dataset)},
@@ -66,14 +70,16 @@ def run_baseline(
         ignore=("batch_size",),
     )
     found = (
-        filtered(model, dataset, defence, config, out, progress)
+        filtered(model, dataset, defence, config, out, workers=workers, progress=progress)
         if isinstance(defence, Filter)
-        else answered(model, dataset, defence, config, out, progress)
+        else answer_anew(model, dataset, config, out, workers=workers, progress=progress)
     )
     if known is not None:
         least = min(found.scores.values()) - 1  # what could not be measured is suspected least
         suspicion = {sample.id: found.scores.get(sample.id, least) for sample in dataset.samples}
         found = replace(found, truth=measured_against(known, suspicion, found.dropped))
+    if not workers.leads:
+        return found
     write_json(
         out / "baseline.json",
         {

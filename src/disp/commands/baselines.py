@@ -7,8 +7,8 @@ from pathlib import Path
 
 from disp.commands.answering import SAMPLING, Sampling
 from disp.commands.defences import PARAMETERS, Parameters
-from disp.commands.options import ROWS, RUNTIME, Data, Model, Out, Rows, Runtime, Seed, app
-from disp.progress import progress_bar
+from disp.commands.options import ROWS, RUNTIME, BatchSize, Data, Model, Out, Rows, Runtime, Seed, app
+from disp.commands.sharing import SHARING, Sharing, bar_of
 
 
 @app.command
@@ -22,7 +22,8 @@ def baseline(
     parameters: Parameters = PARAMETERS,
     sampling: Sampling = SAMPLING,
     truth: Path | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
+    sharing: Sharing = SHARING,
     seed: Seed = 0,
     rows: Rows = ROWS,
     runtime: Runtime = RUNTIME,
@@ -41,13 +42,17 @@ def baseline(
     from disp.baselines.run import run_baseline
     from disp.decoding.samplers import own_settings
 
-    config = parameters.config(name, batch_size=batch_size, seed=seed)
+    parameters.config(name, batch_size=1, seed=seed)  # refuses wrong values
     runtime.check(model)
-    dataset = rows.load(data)  # first: a wrong path is said before weights are loaded
-    mdlm = runtime.load(model)
+    workers, runtime = sharing.workers(model, runtime), sharing.runtime(runtime)
+    dataset = rows.load(data, quiet=not workers.leads)  # first: a wrong path is said before weights are loaded
+    size = sharing.batch_size(batch_size, model, dataset.samples, runtime, workers, work="scores", folder=out)
+    config, mdlm = parameters.config(name, batch_size=size, seed=seed), runtime.load(model)
     if sampling != SAMPLING:
         config = replace(config, decode=own_settings(mdlm, **asdict(sampling)))
-    found = run_baseline(mdlm, dataset, config, out, truth=truth, progress=progress_bar)
+    found = run_baseline(mdlm, dataset, config, out, truth=truth, workers=workers, progress=bar_of(workers))
+    if not workers.leads:  # the rest is the first process's to tell
+        return
     if found.scores:
         print(f"{len(found.dropped)} of {len(dataset.samples)} rows dropped: {found.note}")
     else:
