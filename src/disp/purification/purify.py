@@ -7,9 +7,11 @@ masking of a few salient tokens; "random" masks at random and exists to show tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,6 @@ from disp.data.index import Index
 from disp.data.sample import Sample, queries_of
 from disp.data.saving import data_path, link_images, save_dataset
 from disp.data.stored import check_apart, identity
-from disp.data.trusted import answers_from
 from disp.decoding.samplers import own_settings
 from disp.errors import DispError
 from disp.files import claim, write_json, write_jsonl
@@ -29,7 +30,7 @@ from disp.progress import ProgressBar, no_progress
 from disp.purification.config import PurifyConfig
 from disp.purification.record import Done, evidence_rows
 from disp.purification.remedies import REWRITE, Treatment
-from disp.purification.rewriting import rewrite_answers
+from disp.purification.treated import Treated, dropped, restored, rewritten
 from disp.scale.workers import ALONE, Workers
 from disp.suspicion.carriers import Pattern
 from disp.suspicion.evidence import Evidence, sample_suspicion
@@ -103,103 +104,73 @@ def purify(
         DispError: ``out`` holds a run with another model, configuration or data, or is the data's own folder; no
             sample is left; or the treatment does not fit the mode or the samples.
     """
-    patterns, samples, index = patterns or {}, dataset.samples, Index(dataset.samples)
-    treatment.check(samples)
+    patterns, index = patterns or {}, Index(dataset.samples)
+    _check(dataset, config, out, rewrite, treatment)
+    config = replace(config, decode=config.decode or own_settings(model, profile="exact"))
+    workers.wait_for(out / "run.json")
+    run = {
+        "weights": fingerprint(model),
+        "config": asdict(config),
+        **identity(dataset, index),
+        "rewrite": None if rewrite is None else sorted(rewrite),
+        "patterns": sorted(patterns),
+        **treatment.identity(),
+    }
+    claim(out / "run.json", run, "a purification", ignore=("batch_size",))
+    if treatment.decisions.by_id and workers.leads:
+        write_jsonl(out / "decisions.jsonl", (each.to_json() for each in treatment.decisions.by_id.values()))
+    asked = [config.asked(sample) for sample in dataset.samples]
+    if evidence is None:
+        evidence = _scored(model, asked, config, out / "scores.jsonl", workers, progress)
+    # 1. Which samples count as poisoned.
+    found, threshold = _suspicious(asked, evidence, config, rewrite)
+    poisoned = treatment.decisions.over(found, index.by_id)
+    # 2. What becomes of them.
+    if treatment.remedy == "rewrite":
+        treated = rewritten(
+            model,
+            asked,
+            index,
+            poisoned,
+            evidence,
+            patterns,
+            config,
+            out / "responses.jsonl",
+            leave_out=partial(_still_poisoned, certain=treatment.decisions.ids("yes"), leave_out=leave_out),
+            workers=workers,
+            progress=progress,
+        )
+    elif treatment.trusted is not None:
+        treated = restored(treatment.trusted, index, poisoned, strict=treatment.strict)
+    else:
+        treated = dropped(poisoned)
+    result = _purified(dataset, treated, poisoned, threshold, evidence, treatment, data_path(dataset, out))
+    # 3. Write the set and the evidence.
+    if workers.leads:
+        done = Done(treatment, frozenset(poisoned), treated.gone, treated.masks, patterns)
+        rows = evidence_rows(asked, treated.over(dataset.samples), evidence, done)
+        _write(result, dataset, rows, config, treatment, out)
+    return result
+
+
+def _check(
+    dataset: Dataset, config: PurifyConfig, out: Path, rewrite: Collection[str] | None, treatment: Treatment
+) -> None:
+    """Raise `DispError` where what is asked for cannot be done."""
+    treatment.check(dataset.samples)
     check_apart(dataset, out)
     if treatment.remedy != "rewrite" and rewrite is None and config.mode != "selective":
         raise DispError(
             f"mode {config.mode!r} takes every row for poisoned; --remedy {treatment.remedy} needs --mode selective"
         )
-    config = replace(config, decode=config.decode or own_settings(model, profile="exact"))
-    workers.wait_for(out / "run.json")
-    chosen_by_caller = None if rewrite is None else sorted(rewrite)
-    claim(
-        out / "run.json",
-        {
-            "weights": fingerprint(model),
-            "config": asdict(config),
-            **identity(dataset, index),
-            "rewrite": chosen_by_caller,
-            "patterns": sorted(patterns),
-            **treatment.identity(),
-        },
-        "a purification",
-        ignore=("batch_size",),
-    )
-    if treatment.decisions.by_id and workers.leads:
-        write_jsonl(out / "decisions.jsonl", (each.to_json() for each in treatment.decisions.by_id.values()))
-    asked = [config.asked(sample) for sample in samples]
-    if evidence is None:
-        selective = config.mode == "selective"
-        with progress("scoring", len(queries_of(asked))) as advance:
-            evidence = score(
-                model,
-                asked,
-                config.scoring,
-                out / "scores.jsonl",
-                counterfactual=selective,
-                workers=workers,
-                progress=advance,
-            )
-    # 1. Which samples count as poisoned.
-    found, threshold = _suspicious(asked, evidence, config, rewrite)
-    poisoned = treatment.decisions.over(found, index.by_id)
-    # 2. Their new answers, by id: regenerated under masking, or trusted ones.
-    new: Mapping[str, Sequence[str]] = {}
-    masks: dict[str, tuple[int, ...]] = {}
-    untrusted: tuple[Problem, ...] = ()
-    if treatment.remedy == "rewrite":
-        again = frozenset(poisoned)
-        chosen = [sample for sample in asked if sample.id in again]
-        with progress("rewriting", len(queries_of(chosen))) as advance:
-            answers, masks = rewrite_answers(
-                model, chosen, evidence, patterns, config, out / "responses.jsonl", workers=workers, progress=advance
-            )
-        new = {key: _answers_of(index.by_id[key], answers) for key in poisoned}
-    elif treatment.trusted is not None:
-        new, untrusted = answers_from(treatment.trusted, index, poisoned)
-        if untrusted and treatment.strict:
-            raise DispError(f"{untrusted[0].place}: {untrusted[0].reason}")
-    purified = [sample.with_responses(new[sample.id]) if sample.id in new else sample for sample in samples]
-    gone = frozenset(poisoned) - new.keys()
-    if treatment.remedy == "rewrite":
-        gone = frozenset(_still_poisoned(samples, purified, poisoned, treatment, leave_out))
-    left_out = tuple(key for key in poisoned if key in gone)
-    kept = [sample for sample in purified if sample.id not in gone]
-    if not kept:
-        raise DispError(f"{dataset.path}: every row was to be left out; nothing remains to train on")
-    # 3. Write the set and the evidence.
-    path = data_path(dataset, out)
-    rewritten, restored = (tuple(new), ()) if treatment.remedy == "rewrite" else ((), tuple(new))
-    if workers.leads:
-        save_dataset(kept, path, dataset.image_root, like=dataset)
-        link_images(dataset, out)
-        done = Done(treatment, frozenset(poisoned), gone, masks, patterns)
-        write_jsonl(out / "evidence.jsonl", evidence_rows(asked, purified, evidence, done), checked=True)
-        summary = {
-            "config": asdict(config),
-            "samples": len(samples),
-            "rewritten": len(rewritten),
-            "left_out": list(left_out),
-            "without_image": sum(not sample.images for sample in samples),
-            "threshold": threshold,
-            "set_aside": [asdict(problem) for problem in dataset.problems],
-            **treatment.summary(),
-        }
-        if treatment.remedy == "restore":
-            summary["restored"] = list(restored)
-            summary["untrusted"] = [asdict(problem) for problem in untrusted]
-        write_json(out / "purify.json", summary)
-    result = replace(dataset, samples=tuple(kept), path=path)
-    return Purified(
-        dataset=result,
-        rewritten=rewritten,
-        left_out=left_out,
-        threshold=threshold,
-        evidence=evidence,
-        restored=restored,
-        untrusted=untrusted,
-    )
+
+
+def _scored(
+    model: MDLM, asked: Sequence[Sample], config: PurifyConfig, file: Path, workers: Workers, progress: ProgressBar
+) -> dict[str, Evidence]:
+    selective = config.mode == "selective"
+    with progress("scoring", len(queries_of(asked))) as advance:
+        return score(model, asked, config.scoring, file, counterfactual=selective, workers=workers, progress=advance)
 
 
 def _suspicious(
@@ -217,22 +188,65 @@ def _suspicious(
     return [sample.id for sample, value in zip(shown, suspicion, strict=True) if value > threshold], threshold
 
 
-def _answers_of(sample: Sample, answers: Mapping[str, str]) -> list[str]:
-    """The new answers of a sample, and the old ones of the turns that were not asked."""
-    return [answers.get(key, turn.response) for key, turn in zip(sample.keys, sample.turns, strict=True)]
-
-
 def _still_poisoned(
-    samples: Sequence[Sample],
-    purified: Sequence[Sample],
-    poisoned: Collection[str],
+    before: Sample, after: Sample, *, certain: Collection[str], leave_out: Callable[[Sample, Sample], bool] | None
+) -> bool:
+    """Whether a rewritten sample is left out all the same; ``certain`` are ids of those that a person decided on."""
+    return bool(leave_out and leave_out(before, after)) or (after.id in certain and after.turns == before.turns)
+
+
+def _purified(
+    dataset: Dataset,
+    treated: Treated,
+    poisoned: Sequence[str],
+    threshold: float | None,
+    evidence: Mapping[str, Evidence],
     treatment: Treatment,
-    leave_out: Callable[[Sample, Sample], bool] | None,
-) -> Iterator[str]:
-    """Ids of the rewritten samples that are left out all the same."""
-    rewritten, certain = frozenset(poisoned), treatment.decisions.ids("yes")
-    for before, after in zip(samples, purified, strict=True):
-        if after.id not in rewritten:
-            continue
-        if (leave_out and leave_out(before, after)) or (after.id in certain and after.turns == before.turns):
-            yield after.id
+    path: Path,
+) -> Purified:
+    """What came of it; ``path`` is where the purified set is written.
+
+    Raises:
+        DispError: no sample is left.
+    """
+    kept = tuple(sample for sample in treated.over(dataset.samples) if sample.id not in treated.gone)
+    if not kept:
+        raise DispError(f"{dataset.path}: every row was to be left out; nothing remains to train on")
+    answered, rewriting = tuple(treated.answers), treatment.remedy == "rewrite"
+    return Purified(
+        dataset=replace(dataset, samples=kept, path=path),
+        rewritten=answered if rewriting else (),
+        left_out=tuple(key for key in poisoned if key in treated.gone),
+        threshold=threshold,
+        evidence=evidence,
+        restored=() if rewriting else answered,
+        untrusted=treated.untrusted,
+    )
+
+
+def _write(
+    result: Purified,
+    dataset: Dataset,
+    rows: Iterable[dict[str, Any]],
+    config: PurifyConfig,
+    treatment: Treatment,
+    out: Path,
+) -> None:
+    """The purified set, ``evidence.jsonl`` of these rows, and ``purify.json``."""
+    save_dataset(result.dataset.samples, result.dataset.path, dataset.image_root, like=dataset)
+    link_images(dataset, out)
+    write_jsonl(out / "evidence.jsonl", rows, checked=True)
+    summary = {
+        "config": asdict(config),
+        "samples": len(dataset.samples),
+        "rewritten": len(result.rewritten),
+        "left_out": list(result.left_out),
+        "without_image": sum(not sample.images for sample in dataset.samples),
+        "threshold": result.threshold,
+        "set_aside": [asdict(problem) for problem in dataset.problems],
+        **treatment.summary(),
+    }
+    if treatment.remedy == "restore":
+        summary["restored"] = list(result.restored)
+        summary["untrusted"] = [asdict(problem) for problem in result.untrusted]
+    write_json(out / "purify.json", summary)
