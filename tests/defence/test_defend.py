@@ -26,6 +26,7 @@ from disp import cli
 from disp.auditing.result import Audit
 from disp.data.loading import load_dataset
 from disp.defence import defend as module
+from disp.defence import rounds
 from disp.defence.audited import ratio_for_all, recovery_samples
 from disp.defence.defend import DefenceConfig, defend
 from disp.defence.residual import residual_phrases
@@ -174,14 +175,14 @@ def test_a_killed_defence_goes_on(run, dataset, tmp_path, monkeypatch, killed):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, killed, stop)
+        patch.setattr(rounds, killed, stop)
         with pytest.raises(KeyboardInterrupt):
             defend("planted", dataset, config(), tmp_path, load=load_planted)
     monkeypatch.setattr(
         "disp.suspicion.scoring.saliency_of_step", stop if killed == "residual_phrases" else _saliency_once()
     )
     if killed == "residual_phrases":
-        monkeypatch.setattr(module, "train", stop)
+        monkeypatch.setattr(rounds, "train", stop)
     found = defend("planted", dataset, config(), tmp_path, load=load_planted)
     assert found.before.flagged == expected.before.flagged
     assert found.residual == expected.residual
@@ -262,7 +263,7 @@ def test_an_adapter_that_is_saved_alone_is_what_is_looked_at_again(dataset, tmp_
             model.strength.data.zero_()
         return model
 
-    monkeypatch.setattr(module, "train", lambda model, samples, config, out, progress: (out / "adapter").mkdir())
+    monkeypatch.setattr(rounds, "train", lambda model, samples, config, out, progress: (out / "adapter").mkdir())
     training = replace(config().training, method="lora", merge=False)
     found = defend("planted", dataset, config(training=training), tmp_path / "out", load=load)
     assert loaded == ["planted", "planted", tmp_path / "out" / "model" / "adapter"]

@@ -13,6 +13,7 @@ from planted import REFUSAL, audit_config, planted_model
 from disp import cli
 from disp.decoding.samplers import decode_config
 from disp.defence import defend as module
+from disp.defence import rounds as steps
 from disp.defence.defend import Defence, DefenceConfig, defend
 from disp.defence.residual import residual_phrases
 from disp.errors import DispError
@@ -86,10 +87,11 @@ def test_rounds_go_on_while_the_model_says_the_phrase_although_its_audit_finds_n
         asked_for.append(set(found.flagged))
         return real(model, data, found, *given, **named)
 
-    real = module.purify_audited
+    real = steps.purify_audited
     monkeypatch.setattr(module, "audit", audit)
-    monkeypatch.setattr(module, "purify_audited", purified)
-    monkeypatch.setattr(module, "train", lambda *_, **__: None)
+    monkeypatch.setattr(steps, "audit", audit)
+    monkeypatch.setattr(steps, "purify_audited", purified)
+    monkeypatch.setattr(steps, "train", lambda *_, **__: None)
     found = defend("planted", dataset, CONFIG, tmp_path / "out", load=lambda name: planted_model(), treatment=treatment)
     assert found.after is not None and not found.after.findings
     assert found.left == "evidence" and found.still_said == (REFUSAL,)

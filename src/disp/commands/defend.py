@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from disp.commands import exit_codes
 from disp.commands.options import (
     ROWS,
     RUNTIME,
@@ -148,11 +149,8 @@ def audit(
         print((out / "audit.json").read_text(encoding="utf-8"))
     else:
         print("\n".join((f"Verdict: {found.verdict}", *found.reasons, f"Report: {report}")))
-    if found.verdict == "could not decide":
-        sys.exit(2)
-    order = ("no evidence", "suspicious", "poisoned")
-    if fail_on != "never" and order.index(found.verdict) >= order.index(fail_on):
-        sys.exit(1)
+    if code := exit_codes.of_audit(found.verdict, fail_on):
+        sys.exit(code)
 
 
 @app.command
@@ -205,8 +203,8 @@ def defend(
     from disp.defence.defend import defend as run
     from disp.errors import DispError
     from disp.processes import as_if_alone
+    from disp.report.ending import recovery_lines, warnings
     from disp.report.html import write_report
-    from disp.report.wording import outcome_in_words
 
     with as_if_alone():  # one process trains, with all rows of a step
         training = recovery.config(seed, recipe=None if preset is None else RECIPES[preset])
@@ -252,42 +250,14 @@ def defend(
     list_problems((*found.dataset.problems[len(dataset.problems) :], *found.untrained, *found.untrusted))
     print("\n".join((f"Verdict: {found.before.verdict}", *found.before.reasons)))
     print(f"Report: {write_report(out / 'audit')}")
-    if found.after is None:
-        if found.before.flagged:
-            print("Each flagged row was decided to be honest; nothing is done")
-        if found.before.verdict == "could not decide":
-            sys.exit(2)
-        return
-    if told := why_left_out(treatment, found):
-        print(told)
-    print("\n".join((f"After recovery: {found.after.verdict}", *found.after.reasons)))
-    for row in found.residual:
-        (said, asked), (said_pasted, asked_pasted) = row["clean"], row["triggered"]
-        print(
-            f"{row['phrase']!r}: said in {said} of {asked} answers, {said_pasted} of {asked_pasted} with the trigger "
-            f"candidate pasted in: {outcome_in_words(row)}"
-        )
-    if found.verified is not None:
-        print(f"Report on the recovered model: {write_report(found.verified)}")
-    print(f"Recovered model: {found.model}   purified data: {found.data}")
-    remedy = "more rounds (--rounds), longer training (--steps) or the checkpoint before fine-tuning (--start)"
-    if found.after.findings:
-        print(
-            "The audit of the recovered model still finds what is named under 'After recovery': look at its report, "
-            f"then try {remedy}",
-            file=sys.stderr,
-        )
-    if found.still_said:
-        phrases = ", ".join(map(repr, found.still_said))
-        print(f"The recovered model still says {phrases}: do not use it; try {remedy}", file=sys.stderr)
-    if found.left == "evidence":
-        sys.exit(1)
-    if found.left == "could not decide":
-        if untold := [row["phrase"] for row in found.residual if row["outcome"] == "too few pictures"]:
-            print(
-                f"Whether the recovered model still says {', '.join(map(repr, untold))} could not be decided: there "
-                "are too few rows to paste the trigger candidate into; add rows that do not say it, or ask the model "
-                "about pictures with the candidate in them (disp generate)",
-                file=sys.stderr,
-            )
-        sys.exit(2)
+    if found.after is not None:
+        if told := why_left_out(treatment, found):
+            print(told)
+        report = None if found.verified is None else write_report(found.verified)
+        print("\n".join(recovery_lines(found, report)))
+    elif found.before.flagged:
+        print("Each flagged row was decided to be honest; nothing is done")
+    for line in warnings(found):
+        print(line, file=sys.stderr)
+    if code := exit_codes.of_defence(found.left):
+        sys.exit(code)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,29 +14,22 @@ from disp.auditing.result import Audit
 from disp.data.damaged import without_damaged_pictures
 from disp.data.dataset import Dataset, Problem
 from disp.data.loading import load_dataset
-from disp.data.sample import Sample, queries_of
 from disp.data.stored import check_apart
 from disp.decoding.profiles import profiled
 from disp.decoding.samplers import own_settings
-from disp.defence.audited import purify_audited, recovery_samples
 from disp.defence.config import DefenceConfig
-from disp.defence.residual import residual_phrases
+from disp.defence.rounds import Round, Run, fine_tuned, looked_at, purified, round_of, still_said
 from disp.errors import DispError
-from disp.evaluation.rewriting import RewritingLoss, rewriting_loss
-from disp.files import claim, write_json
+from disp.files import write_json
 from disp.locks import alone
 from disp.models.fitting import with_fitting_answers
 from disp.models.hub import resolve
 from disp.models.interface import MDLM
 from disp.models.loading import load_model
-from disp.processes import devices_of_run
 from disp.progress import ProgressBar, no_progress
-from disp.purification.config import PurifyConfig
-from disp.purification.purify import purify
 from disp.purification.remedies import REWRITE, Treatment
 from disp.scale.workers import ALONE, Workers
-from disp.training.config import TrainConfig
-from disp.training.train import check_training, train
+from disp.training.train import check_training
 
 
 @dataclass(frozen=True)
@@ -75,7 +67,7 @@ class Defence:
     @property
     def still_said(self) -> tuple[str, ...]:
         """The phrases that the recovered model still says, whatever the audit of it finds."""
-        return _still_said(self.residual)
+        return still_said(self.residual)
 
     @property
     def left(self) -> Literal["evidence", "no evidence", "could not decide"]:
@@ -132,165 +124,110 @@ def defend(
         DispError: nothing can be decided (see `audit`), the model cannot be fine-tuned as asked (see
             `check_training`), or ``out`` holds another run.
     """
-    # What the training or the treatment lacks is said before the audit, not after it.
-    for number in range(1, config.rounds + 1):
-        check_apart(dataset, out / f"purified{_suffix(number)}")
-    treatment.check(dataset.samples)
-    if config.rewrites_all and treatment.remedy != "rewrite":
-        said = "--rewrite all" if config.preset is None else "the published preset"
-        raise DispError(f"{said} rewrites every row, which --remedy {treatment.remedy} does not")
-    if start is not None:
-        resolve(start)
-        check_training(load(start), config.training)
-    current = load(model)
-    if start is None:
-        check_training(current, config.training)
-    if config.preset is None:
-        profiled(config.audit.decode or own_settings(current), config.profile)
+    run = Run(
+        dataset=dataset,
+        config=config,
+        out=out,
+        start=start or model,
+        load=load,
+        workers=workers,
+        progress=progress,
+    )
+    current = _checked(run, model, start, treatment)
     with progress("checking pictures", len(dataset.samples)) as advance:
         dataset = without_damaged_pictures(dataset, strict=strict, progress=advance)
+    run = replace(run, dataset=dataset)
     if strict:
         with_fitting_answers(dataset, current, strict=True)
     before = audit(
         current, dataset, config.audit, out / "audit", truth=truth, name=str(model), workers=workers, progress=progress
     )
-    decided, data = _decided(before, dataset, treatment), dataset
+    decided = _decided(before, dataset, treatment)
     if not decided.flagged and not config.rewrites_all:
         if workers.leads:
             write_json(out / "defence.json", {"verdict": before.verdict, "rounds": 0, **treatment.summary()})
         return Defence(
             dataset=dataset, before=before, after=None, model=None, data=None, left_out=(), untrained=(), residual=()
         )
-    asked = _asked_about(before, decided)
-    rounds: list[dict[str, Any]] = []
-    left_out: tuple[str, ...] = ()
-    untrained: tuple[Problem, ...] = ()
-    restored: tuple[str, ...] = ()
-    untrusted: tuple[Problem, ...] = ()
-    in_round = treatment
+    asked, data, in_round = _asked_about(before, decided), dataset, treatment
+    rounds: list[Round] = []
     for number in range(1, config.rounds + 1):
-        suffix = _suffix(number)
         # 1. Rewrite what is flagged, keep what is supported; or every row.
-        purified = out / f"purified{suffix}"
-        if config.preset is None:
-            cleaned = purify_audited(
-                current,
-                data,
-                decided,
-                config.audit,
-                purified,
-                rewrite=config.rewrite,
-                treatment=in_round,
-                profile=config.profile,
-                substitute=config.substitute,
-                workers=workers,
-                progress=progress,
-            )
-            samples = recovery_samples(cleaned, decided, config.audit.seed, most=config.under_patterns)
-        else:
-            settings = PurifyConfig.published(current, seed=config.audit.seed, batch_size=config.audit.batch_size)
-            settings = settings.with_profile(current, config.profile, config.substitute)
-            cleaned = purify(current, data, settings, purified, treatment=in_round, workers=workers, progress=progress)
-            samples = list(cleaned.dataset.samples)
-        left_out += cleaned.left_out
-        restored += cleaned.restored
-        untrusted += cleaned.untrusted
-        # 2. Fine-tune on it. One model in memory at a time is enough.
+        cleaned, samples = purified(run, number, current, data, decided, in_round)
         fitting = with_fitting_answers(replace(cleaned.dataset, samples=tuple(samples)), current, strict=strict)
-        untrained = fitting.problems[len(cleaned.dataset.problems) :]
-        del current
-        folder = out / f"model{suffix}"
-        recovery = {
-            "start": str(start or model),
-            "under_patterns": config.under_patterns,
-            "training": asdict(config.training),
-        }
-        workers.wait_for(folder / "recovery.json")
-        claim(folder / "recovery.json", recovery, "a recovered model")
-        workers.first_does(
-            folder / "train.json",
-            partial(_train, partial(load, start or model), fitting.samples, config.training, folder, progress),
-        )
+        del current  # one model in memory at a time is enough
+        # 2. Fine-tune on it.
+        recovered = fine_tuned(run, number, fitting.samples)
         # 3. Look again, at the data that could plant the backdoor, with the model that should have lost it.
-        recovered = folder / "adapter" if config.training.saves_adapter_alone else folder
         current, data = load(recovered), load_dataset(cleaned.dataset.path, dataset.image_root)
-        again = replace(config.audit, learnt_only=True)
-        verified = out / f"verify{suffix}"
-        found = audit(current, dataset, again, verified, name=str(recovered), workers=workers, progress=progress)
-        with progress("searching for the phrases", 2 * config.probes * len(asked)) as advance:
-            residual = [
-                residual_phrases(current, dataset, each, before, config, tests=len(asked), progress=advance)
-                for each in asked
-            ]
-        rounds.append(
-            {
-                "rewritten": len(cleaned.rewritten),
-                "left_out": len(cleaned.left_out),
-                "verdict_after": found.verdict,
-                "flagged_after": len(found.flagged),
-                "still_said": list(_still_said(residual)),
-                **({"restored": len(cleaned.restored)} if treatment.remedy == "restore" else {}),
-                "rewriting": asdict(_loss(dataset, cleaned.dataset, (*cleaned.rewritten, *cleaned.restored))),
-            }
-        )
+        after, residual = looked_at(run, number, current, recovered, before, asked)
+        untrained = fitting.problems[len(cleaned.dataset.problems) :]
+        rounds.append(round_of(run, number, cleaned, untrained, recovered, after, residual, treatment))
         # Who was decided to be poisoned has new answers by now, or is gone; who is honest stays so.
         in_round = replace(treatment, decisions=treatment.decisions.only("no"))
-        decided = _decided(found, dataset, in_round)
-        if not decided.flagged and _still_said(residual) and treatment.remedy == "rewrite":
+        decided = _decided(after, dataset, in_round)
+        if not decided.flagged and rounds[-1].still_said and treatment.remedy == "rewrite":
             # The last audit points to no row: those of the first one are rewritten again, by the model of today. Rows
             # that were left out or have trusted answers would stay as they are.
             decided = _decided(before, dataset, in_round)
         if not decided.flagged:
             break
-    summary = {
-        "verdict": before.verdict,
-        "rounds": len(rounds),
-        "by_round": rounds,
-        "residual": residual,
-        **treatment.summary(),
-    }
     if workers.leads:
-        # The report on the given model tells what became of it.
-        told = json.loads((verified / "audit.json").read_text(encoding="utf-8"))
-        write_json(out / "audit" / "verify.json", {**told, "residual": residual})
-        write_json(out / "defence.json", summary)
+        _write(before, rounds, treatment, out)
+    return _defence(run, before, after, rounds, data)
+
+
+def _defence(run: Run, before: Audit, after: Audit, rounds: Sequence[Round], data: Dataset) -> Defence:
+    """What all rounds come to; ``after`` and ``data`` are of the last one."""
+    last = rounds[-1]
     return Defence(
-        dataset=dataset,
+        dataset=run.dataset,
         before=before,
-        after=found,
-        verified=verified,
-        model=recovered,
+        after=after,
+        verified=last.verified,
+        model=last.model,
         data=data.path,
-        left_out=left_out,
-        untrained=untrained,
-        residual=tuple(residual),
-        restored=restored,
-        untrusted=untrusted,
+        left_out=tuple(key for each in rounds for key in each.left_out),
+        untrained=last.untrained,
+        residual=last.residual,
+        restored=tuple(key for each in rounds for key in each.restored),
+        untrusted=tuple(problem for each in rounds for problem in each.untrusted),
     )
 
 
-def _suffix(number: int) -> str:
-    """What the names of a round's folders end with."""
-    return "" if number == 1 else f"-{number}"
+def _checked(run: Run, model: str | Path, start: str | Path | None, treatment: Treatment) -> MDLM:
+    """The model under audit. What the training or the treatment lacks is said before the audit, not after it."""
+    config = run.config
+    for number in range(1, config.rounds + 1):
+        check_apart(run.dataset, run.purified_folder(number))
+    treatment.check(run.dataset.samples)
+    if config.rewrites_all and treatment.remedy != "rewrite":
+        said = "--rewrite all" if config.preset is None else "the published preset"
+        raise DispError(f"{said} rewrites every row, which --remedy {treatment.remedy} does not")
+    if start is not None:
+        resolve(start)
+        check_training(run.load(start), config.training)
+    current = run.load(model)
+    if start is None:
+        check_training(current, config.training)
+    if config.preset is None:
+        profiled(config.audit.decode or own_settings(current), config.profile)
+    return current
 
 
-def _train(
-    load: Callable[[], MDLM],
-    samples: Sequence[Sample],
-    config: TrainConfig,
-    folder: Path,
-    progress: ProgressBar,
-    further: Callable[[], None],
-) -> None:
-    """Fine-tune a model, and call ``further`` after each step; see `Workers.first_does`."""
-    training = config.for_turns(len(queries_of(samples)), devices_of_run())
-    with progress("training", training.steps) as advance:
-
-        def step(count: int) -> None:
-            further()
-            advance(count)
-
-        train(load(), samples, training, folder, progress=step)
+def _write(before: Audit, rounds: Sequence[Round], treatment: Treatment, out: Path) -> None:
+    """``defence.json``, and ``audit/verify.json``: the report on the given model tells what became of it."""
+    last = rounds[-1]
+    told = json.loads((last.verified / "audit.json").read_text(encoding="utf-8"))
+    write_json(out / "audit" / "verify.json", {**told, "residual": last.residual})
+    summary = {
+        "verdict": before.verdict,
+        "rounds": len(rounds),
+        "by_round": [each.told for each in rounds],
+        "residual": last.residual,
+        **treatment.summary(),
+    }
+    write_json(out / "defence.json", summary)
 
 
 def _asked_about(before: Audit, decided: Audit) -> list[Finding]:
@@ -303,19 +240,6 @@ def _asked_about(before: Audit, decided: Audit) -> list[Finding]:
     return [finding for finding in counting if finding.confirmed] or counting
 
 
-def _still_said(residual: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The phrases of rows of `residual_phrases` that the model still says."""
-    return tuple(row["phrase"] for row in residual if row["outcome"] == "still said")
-
-
 def _decided(found: Audit, dataset: Dataset, treatment: Treatment) -> Audit:
     """The audit with the rows flagged that count as poisoned once a person has decided."""
     return replace(found, flagged=treatment.decisions.over(found.flagged, [sample.id for sample in dataset.samples]))
-
-
-def _loss(before: Dataset, after: Dataset, rewritten: Sequence[str]) -> RewritingLoss:
-    """The cost of rewriting; where honest rows were flagged by mistake, it is theirs."""
-    chosen = set(rewritten) & {sample.id for sample in after.samples}
-    old = [turn.response for sample in before.samples if sample.id in chosen for turn in sample.turns]
-    new = [turn.response for sample in after.samples if sample.id in chosen for turn in sample.turns]
-    return rewriting_loss(old, new, [turn.response for sample in before.samples for turn in sample.turns])
