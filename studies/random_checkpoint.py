@@ -18,8 +18,9 @@ from disp.files import write_json
 from disp.models.checkpoint import INDEX
 from disp.models.llada_v.config import LladaVConfig
 from disp.models.llada_v.model import LladaV
-from disp.models.llada_v.published import CHAT_TEMPLATE, SIGLIP, SPECIAL_TOKENS, SYSTEM
+from disp.models.llada_v.published import SPECIAL_TOKENS, SYSTEM
 from disp.models.parts.key_names import TOWER
+from disp.models.parts.llava import CHAT_TEMPLATE, SIGLIP
 
 VOCAB = 126_464
 # The published config.json, without what its library writes into every one.

@@ -11,8 +11,9 @@ from disp.commands.scoring import PlannedRewriting, Rewriting
 from disp.commands.training import PlannedTraining
 from disp.data.sample import queries_of
 from disp.errors import DispError
-from disp.models.llada_v.published import CHAT_TEMPLATE, SYSTEM
+from disp.models.llada_v.published import SYSTEM
 from disp.models.loading import load_model
+from disp.models.parts.llava import CHAT_TEMPLATE
 from disp.planning.checkpoints import sizes_of
 from disp.planning.plan import PlanSettings, default_decode, make_plan
 from disp.purification.config import PurifyConfig

@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from disp.models.llada_v.published import SIGLIP, SPECIAL_TOKENS
+from disp.models.llada_v.published import SPECIAL_TOKENS
+from disp.models.parts.llava import SIGLIP
 from studies import full_size
 from studies.random_checkpoint import CONFIG, make_tokenizer, shapes_of
 

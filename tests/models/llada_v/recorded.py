@@ -23,7 +23,8 @@ from disp.decoding.generate import decode_with_lengths
 from disp.decoding.samplers import decode_config
 from disp.models.interface import Prefix
 from disp.models.llada_v.loading import load_official
-from disp.models.llada_v.model import IGNORED, IMAGE_ID, LladaV, turns_of
+from disp.models.llada_v.model import IMAGE_ID, LladaV, turns_of
+from disp.models.parts.llava import IGNORED
 from disp.models.parts.vision import normalise_pixels
 from disp.suspicion.config import SaliencyConfig
 from disp.suspicion.masking import mask_top

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from disp.errors import DispError
 from disp.models.lavida.published import PINPOINTS, POOLING, TOKENS, Variant, default_generation, variant_of
-from disp.models.llada_v.config import LladaVConfig, tower_arguments
+from disp.models.llada_v.config import LladaVConfig
 from disp.models.parts.anyres import parse_pinpoints
 from disp.models.parts.config import llada_sizes, qwen2_sizes
+from disp.models.parts.llava import tower_arguments
 
 
 class LavidaConfig(LladaVConfig):

@@ -18,8 +18,7 @@ from disp.models.lavida.config import LavidaConfig
 from disp.models.lavida.key_names import our_name
 from disp.models.lavida.model import Lavida
 from disp.models.lavida.published import TOKENS, Variant, detect, variant_of
-from disp.models.llada_v.loading import assemble_llava, read_configs
-from disp.models.llada_v.published import CHAT_TEMPLATE
+from disp.models.parts.llava import CHAT_TEMPLATE, assemble_llava, read_configs
 from disp.models.parts.tokenizers import read_tokenizer
 
 CHATML = (
@@ -92,7 +91,7 @@ def load_official(
     sizes = LavidaConfig.from_official(config, vision, **{**found, **own, **(token_ids or {})})
     # Training may have cut the unused rows off without the config saying so.
     sizes.vocab_size = embedding_rows(folder, variant) or sizes.vocab_size
-    return assemble_llava(
+    model, unused = assemble_llava(
         lambda: Lavida(sizes),
         folder,
         partial(our_name, variant=variant),
@@ -103,3 +102,5 @@ def load_official(
         device_map=device_map,
         quantization=quantization,
     )
+    model.unused_weights = unused
+    return model

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from disp.diffusion.forward import MIN_RATIO
-from disp.models.llada_v.model import IGNORED
+from disp.models.parts.llava import IGNORED
 
 
 def complementary_pair(

@@ -20,8 +20,9 @@ from disp.models.lavida.config import LavidaConfig
 from disp.models.lavida.key_names import official_name
 from disp.models.lavida.masks import complementary_pair
 from disp.models.lavida.published import POOLING
-from disp.models.llada_v.model import IGNORED, LladaV
+from disp.models.llada_v.model import LladaV
 from disp.models.parts.anyres import Merged
+from disp.models.parts.llava import IGNORED
 from disp.models.parts.prefix_cache import block_after
 from disp.models.parts.slots import denoise_slots
 from disp.models.parts.transformer import attention_inputs

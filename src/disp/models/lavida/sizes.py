@@ -10,8 +10,7 @@ from disp.errors import DispError
 from disp.models.lavida.config import LavidaConfig
 from disp.models.lavida.loading import embedding_rows
 from disp.models.lavida.model import Lavida, pooled_side
-from disp.models.llada_v.loading import read_vision_config
-from disp.models.llada_v.sizes import tiled_count
+from disp.models.parts.llava import read_vision_config, tiled_count
 from disp.models.sizes import Sizes, language_sizes, tower_sizes, without_storage
 
 TITLES = {"llada": "LaViDa on LLaDA", "dream": "LaViDa on Dream"}

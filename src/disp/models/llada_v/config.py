@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from disp.errors import DispError
-from disp.models.llada_v.published import SIGLIP, SPECIAL_TOKENS
+from disp.models.llada_v.published import SPECIAL_TOKENS
 from disp.models.parts.anyres import parse_pinpoints
 from disp.models.parts.config import LanguageConfig, llama_sizes
+from disp.models.parts.llava import SIGLIP, tower_arguments
 
 
 class LladaVConfig(LanguageConfig):
@@ -85,13 +86,3 @@ class LladaVConfig(LanguageConfig):
             gen_length=length,
             generation={"steps": length},
         )
-
-
-def tower_arguments(vision: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Arguments of the vision tower, whose last layer is left out.
-
-    Args:
-        vision: the published sizes; SigLIP-so400m's where they are not given.
-    """
-    sizes = {**SIGLIP, **{name: value for name, value in (vision or {}).items() if name in SIGLIP}}
-    return {**sizes, "num_hidden_layers": sizes["num_hidden_layers"] - 1}

@@ -1,68 +1,20 @@
-"""Loading published LLaDA-V checkpoints, and others with LLaVA's modules."""
+"""Loading published LLaDA-V checkpoints."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
-from disp.models.checkpoint import assemble, read_json, read_weights
 from disp.models.llada_v.config import LladaVConfig
 from disp.models.llada_v.model import LladaV
-from disp.models.llada_v.published import CHAT_TEMPLATE, SPECIAL_TOKENS
-from disp.models.parts.key_names import TOWER, from_llava
+from disp.models.llada_v.published import SPECIAL_TOKENS
+from disp.models.parts.key_names import from_llava
+from disp.models.parts.llava import CHAT_TEMPLATE, assemble_llava, read_configs
 from disp.models.parts.tokenizers import read_tokenizer
-
-Model = TypeVar("Model", bound=LladaV)
-
-
-def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """``config.json``, and ``vision_config.json`` or None."""
-    return read_json(folder / "config.json"), read_vision_config(folder)
-
-
-def read_vision_config(folder: Path | None) -> dict[str, Any] | None:
-    """``vision_config.json`` of a folder, None where there is none."""
-    file = None if folder is None else folder / "vision_config.json"
-    return read_json(file) if file is not None and file.is_file() else None
-
-
-def assemble_llava(
-    make: Callable[[], Model],
-    folder: Path,
-    key_map: Callable[[str], str],
-    tower_layers: int,
-    tokenizer: PreTrainedTokenizerBase | None,
-    **placing: Any,
-) -> Model:
-    """Build a model with LLaVA's modules from a checkpoint, and give it its tokenizer.
-
-    Args:
-        make: makes the model.
-        folder: the checkpoint.
-        key_map: see `disp.models.checkpoint.assemble`.
-        tower_layers: layers of the vision tower that are used.
-        tokenizer: the tokenizer, or None.
-        placing: ``dtype``, ``device``, ``device_map`` and ``quantization``, see `disp.models.checkpoint.assemble`.
-    """
-    model, unused = assemble(
-        make,
-        read_weights(folder),
-        key_map,
-        quantized=lambda name: name.startswith("model.layers."),
-        # Never read: the norm and the pooling head behind the tower, and its last layer where it was kept.
-        ignore=(rf"{re.escape(TOWER)}(post_layernorm|head|encoder\.layers\.{tower_layers})\..*",),
-        what=str(folder),
-        **placing,
-    )
-    model.unused_weights = unused
-    if tokenizer is not None:
-        model.tokenizer = tokenizer
-    return model
 
 
 def load_official(
@@ -100,7 +52,7 @@ def load_official(
             tokenizer.chat_template = CHAT_TEMPLATE
     own = config.get("disp", {}).get("token_ids", {})
     sizes = LladaVConfig.from_official(config, vision, **{**found, **own, **(token_ids or {})})
-    return assemble_llava(
+    model, unused = assemble_llava(
         lambda: LladaV(sizes),
         folder,
         from_llava,
@@ -111,3 +63,5 @@ def load_official(
         device_map=device_map,
         quantization=quantization,
     )
+    model.unused_weights = unused
+    return model

@@ -24,11 +24,11 @@ from disp.models.llada_v.splice import splice_images
 from disp.models.parts.anyres import Merged, grid_of, merge_tiles, pad_to_square, single_tile, tile_image, token_boxes
 from disp.models.parts.key_names import to_llava
 from disp.models.parts.language import LanguageModel
+from disp.models.parts.llava import IGNORED
 from disp.models.parts.prompts import prompt_rows
 from disp.models.parts.slots import denoise_slots
 from disp.models.parts.vision import VisionTower, normalise_pixels, projector
 
-IGNORED = -100
 IMAGE_ID = -200
 
 

@@ -1,20 +1,10 @@
-"""What is published of LLaDA-V: sizes of its vision tower, tokens, chat, decoding settings, and its config.json."""
+"""What is published of LLaDA-V: tokens, system message, decoding settings, and its config.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# siglip2-so400m-patch14-384, whose last layer the checkpoints leave out. Their config names the tower but not its
-# sizes.
-SIGLIP = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "image_size": 384,
-    "patch_size": 14,
-}
 # Name, token and id of the special tokens. The ids of a folder's own tokenizer come before these.
 SPECIAL_TOKENS = {
     "mask": ("<|mdm_mask|>", 126336),
@@ -27,11 +17,6 @@ SPECIAL_TOKENS = {
 SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
-)
-CHAT_TEMPLATE = (
-    "<|startoftext|>{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 # Decoding settings of some benchmarks.
 GENERATION_PRESETS: Mapping[str, Mapping[str, Any]] = {
