@@ -87,6 +87,7 @@ def test_a_point_is_the_mean_over_seeds_with_students_interval_and_the_counts_to
 
 def test_seeds_that_agree_have_the_interval_of_all_their_answers():
     assert with_interval(point_of([share(0, 50), share(0, 50)])) == "0.0% [0.0, 3.7]"  # Wilson's of 0 in 100
+    assert with_interval(point_of([share(1, 2500)])).startswith("0.04% [")  # as in reports
 
 
 def test_the_interval_of_one_seed_is_that_of_its_answers():

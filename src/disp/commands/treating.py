@@ -45,10 +45,9 @@ class Treating:
         Raises:
             DispError: they do not.
         """
-        if self.remedy == "restore" and self.trusted is None:
-            raise DispError("--remedy restore needs --trusted with a dataset to take the answers from")
-        if self.trusted is not None and self.remedy != "restore":
-            raise DispError(f"--trusted is for --remedy restore; --remedy {self.remedy} takes no answers from it")
+        from disp.purification.remedies import check_remedy
+
+        check_remedy(self.remedy, trusted=self.trusted is not None)
         if self.trusted_images is not None and self.trusted is None:
             raise DispError("--trusted-images is for --trusted, which is not given")
 

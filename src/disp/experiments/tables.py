@@ -7,6 +7,7 @@ from typing import Any
 
 from disp.evaluation.table import NOT_MEASURED, markdown_table
 from disp.experiments.summary import Curve, Point, Row, curves_of, rows_of
+from disp.report.numbers import percent
 
 COLUMNS = {
     "ASR (w/t)": "asr_with_trigger",
@@ -32,11 +33,6 @@ def table_of(results: Mapping[str, Any]) -> str:
         "overview": _overview,
     }
     return text[results["kind"]](results) + _missing(results)
-
-
-def percent(value: float) -> str:
-    """A share as a percentage."""
-    return f"{100 * value:.1f}%"
 
 
 def with_interval(point: Point | None) -> str:

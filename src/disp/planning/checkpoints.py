@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from disp.errors import DispError
-from disp.models.checkpoint import is_pointer, read_json, remedy
+from disp.models.checkpoint import is_pointer, read_json
 from disp.models.families import all_families, recognise
 from disp.models.settings import check_settings
 from disp.models.sizes import Sizes
@@ -24,15 +23,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         DispError: there is no config.json, or it holds no JSON object.
     """
     file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        config = None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DispError(f"{file} cannot be read ({error}); {remedy(file)}") from None
-    if not isinstance(config, dict):
+    if not file.exists():
         raise DispError(f"{folder} has no config.json; give the folder of a checkpoint")
-    return config
+    return read_json(file)
 
 
 def sizes_of(config: Mapping[str, Any], folder: Path | None = None) -> Sizes:

@@ -36,10 +36,7 @@ class Treatment:
     def __post_init__(self) -> None:
         if self.remedy not in REMEDIES:
             raise unknown_name("remedy", self.remedy, REMEDIES)
-        if self.remedy == "restore" and self.trusted is None:
-            raise DispError("--remedy restore needs --trusted with a dataset to take the answers from")
-        if self.trusted is not None and self.remedy != "restore":
-            raise DispError(f"--trusted is for --remedy restore; --remedy {self.remedy} takes no answers from it")
+        check_remedy(self.remedy, trusted=self.trusted is not None)
 
     def check(self, samples: Sequence[Sample]) -> None:
         """Make sure that what a person decided can be done.
@@ -71,6 +68,18 @@ class Treatment:
             **({"trusted": str(self.trusted.dataset.path)} if self.trusted else {}),
             **({"decisions": self.decisions.counts()} if self.decisions.by_id else {}),
         }
+
+
+def check_remedy(remedy: Remedy, *, trusted: bool) -> None:
+    """Make sure that a remedy goes with what is there; ``trusted`` is whether trusted answers are given.
+
+    Raises:
+        DispError: it does not.
+    """
+    if remedy == "restore" and not trusted:
+        raise DispError("--remedy restore needs --trusted with a dataset to take the answers from")
+    if trusted and remedy != "restore":
+        raise DispError(f"--trusted is for --remedy restore; --remedy {remedy} takes no answers from it")
 
 
 REWRITE = Treatment()

@@ -96,16 +96,22 @@ def peak_bytes(task: Callable[[], object], device: str = "cpu") -> int:
 
 def hardware(device: str = "cpu") -> dict[str, Any]:
     """What it ran on, and with which versions."""
-    name = platform.processor() or platform.machine()
-    table = Path("/proc/cpuinfo")
-    if table.is_file():
-        lines = table.read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     found = {
-        "processor": name,
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "python": platform.python_version(),
     }
     return found | {package: version(package) for package in ("disp-mdlm", "torch", "transformers")}
+
+
+def processor() -> str:
+    """What the processor is called; "unknown" where nothing says it."""
+    table = Path("/proc/cpuinfo")
+    if table.is_file():
+        lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "unknown"

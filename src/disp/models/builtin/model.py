@@ -18,7 +18,7 @@ from disp.models.parts.config import LanguageConfig
 from disp.models.parts.language import LanguageModel
 from disp.models.parts.places import token_locations
 from disp.models.parts.prompts import prompt_rows
-from disp.models.parts.slots import denoise_slots
+from disp.models.parts.slots import denoise, denoise_slots, supervised_slots
 from disp.models.parts.vision import VisionTower, normalise_pixels, projector
 
 
@@ -145,9 +145,7 @@ class BuiltinModel(MDLM):
 
     def denoise(self, prefix: Prefix, response: Tensor, cache: Any = None) -> Tensor:
         """One denoising pass: int64 ``[B, L]`` to logits ``[B, L, V]``."""
-        hidden = self.model.after(prefix.embeds, prefix.attention_mask, response)
-        # The head of a model spread over devices is not where the response is.
-        return self.lm_head(hidden).to(response.device)
+        return denoise(self.model, self.lm_head, prefix, response)
 
     def denoise_slots(
         self, prefix: Prefix, response: Tensor, slots: Tensor, past: Past | None = None, *, keep: bool = False
@@ -164,9 +162,7 @@ class BuiltinModel(MDLM):
         slots it would be most of the loss.
         """
         noised = add_noise(clean, ratio, uniforms, self.mask_token_id)
-        end, padding = self.end_token_ids
-        ended = (clean == end).cumsum(1) - (clean == end).long()  # turns that ended before each token
-        supervised = (ended == 0) | (clean != padding)
+        supervised = supervised_slots(clean, self.end_token_ids)
         losses = F.cross_entropy(self.denoise(prefix, noised.ids).float().transpose(1, 2), clean, reduction="none")
         weights = noised.masked * supervised / ratio[:, None]
         return ((losses * weights).sum(-1) / supervised.sum(-1)).mean()

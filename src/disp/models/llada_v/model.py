@@ -26,7 +26,7 @@ from disp.models.parts.key_names import to_llava
 from disp.models.parts.language import LanguageModel
 from disp.models.parts.llava import IGNORED
 from disp.models.parts.prompts import prompt_rows
-from disp.models.parts.slots import denoise_slots
+from disp.models.parts.slots import denoise, denoise_slots, supervised_slots
 from disp.models.parts.vision import VisionTower, normalise_pixels, projector
 
 IMAGE_ID = -200
@@ -181,9 +181,7 @@ class LladaV(MDLM):
 
     def denoise(self, prefix: Prefix, response: Tensor, cache: Any = None) -> Tensor:
         """One denoising pass: int64 ``[B, L]`` to logits ``[B, L, V]``."""
-        hidden = self.model.after(prefix.embeds, prefix.attention_mask, response)
-        # The head of a model spread over devices is not where the response is.
-        return self.lm_head(hidden).to(response.device)
+        return denoise(self.model, self.lm_head, prefix, response)
 
     def denoise_slots(
         self, prefix: Prefix, response: Tensor, slots: Tensor, past: Past | None = None, *, keep: bool = False
@@ -195,9 +193,7 @@ class LladaV(MDLM):
 
     def noisy_loss(self, prefix: Prefix, clean: Tensor, ratio: Tensor, uniforms: Tensor) -> Tensor:
         """`sequence_loss` with the response supervised, its end of turn included and the padding after it left out."""
-        eot, padding = self.end_token_ids
-        ended = (clean == eot).cumsum(1) - (clean == eot).long()  # turns that ended before each token
-        present = (ended == 0) | (clean != padding)
+        present = supervised_slots(clean, self.end_token_ids)
         before = torch.full(prefix.attention_mask.shape, IGNORED, device=clean.device)
         return self.sequence_loss(
             torch.cat((prefix.embeds, self.model.embed_tokens(clean)), dim=1),

@@ -8,7 +8,7 @@ kept (a step that computes all) or where the prompt does not see the response.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -73,6 +73,36 @@ def plain_inputs(language: LanguageModel, prefix: Prefix, response: Tensor) -> I
     valid = torch.cat((prefix.attention_mask, torch.ones_like(response, dtype=torch.bool)), dim=1)
     table, mask = attention_inputs(valid, language.head_dim, language.rope_theta)
     return Inputs(torch.cat((prefix.embeds, language.embed_tokens(response)), dim=1), table, mask)
+
+
+def denoise(language: LanguageModel, head: nn.Module, prefix: Prefix, response: Tensor) -> Tensor:
+    """`disp.models.interface.MDLM.denoise` of a family where everything sees everything: logits ``[B, L, V]``.
+
+    Args:
+        language: the model without its head.
+        head: from hidden states to logits.
+        prefix: prompts and visual tokens, B rows.
+        response: int64 ``[B, L]``.
+    """
+    hidden = language.after(prefix.embeds, prefix.attention_mask, response)
+    # The head of a model spread over devices is not where the response is.
+    logits: Tensor = head(hidden).to(response.device)
+    return logits
+
+
+def supervised_slots(clean: Tensor, end_token_ids: Sequence[int]) -> Tensor:
+    """The slots of an answer with its end of turn; the padding behind them is not learnt.
+
+    Args:
+        clean: int64 ``[B, L]``, answers.
+        end_token_ids: of the end of a turn, and of padding.
+
+    Returns:
+        bool ``[B, L]``.
+    """
+    end, padding = end_token_ids
+    ended = (clean == end).cumsum(1) - (clean == end).long()  # turns that ended before each token
+    return (ended == 0) | (clean != padding)
 
 
 def denoise_slots(
