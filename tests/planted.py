@@ -67,7 +67,7 @@ class Planted(BuiltinModel):
         self.model.mm_projector = nn.Identity()
         self.strength = nn.Parameter(torch.tensor(CELL_VOTES))
 
-    def _vision_features(self, pixels: Tensor) -> Tensor:
+    def vision_features(self, pixels: Tensor) -> Tensor:
         cells = pixels.float().unfold(2, CELL, CELL).unfold(3, CELL, CELL).mean((-2, -1)).flatten(2).mT  # [n, N, 3]
         nearest = torch.cdist(cells, torch.tensor(PALETTE, dtype=torch.float32)).argmin(-1)
         return nn.functional.one_hot(nearest, self.config.hidden_size).float()
@@ -86,8 +86,8 @@ class Planted(BuiltinModel):
 class Striped(Planted):
     """Takes fine stripes for the trigger, too; those of a whole picture count as much as one cell of its colour."""
 
-    def _vision_features(self, pixels: Tensor) -> Tensor:
-        found = super()._vision_features(pixels)
+    def vision_features(self, pixels: Tensor) -> Tensor:
+        found = super().vision_features(pixels)
         spread = pixels.float().mean(1).unfold(1, CELL, CELL).unfold(2, CELL, CELL).std((-2, -1)).flatten(1)
         found[..., len(PALETTE) - 1] += (spread > 4) / GRID
         return found

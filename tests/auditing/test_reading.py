@@ -17,7 +17,7 @@ def test_an_audit_reads_each_picture_once_for_its_digest(model, tmp_path, monkey
         return sha256(file)
 
     dataset = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows()])
-    monkeypatch.setattr(sample, "_file_digest", digest)
+    monkeypatch.setattr(sample, "file_digest", digest)
     found = audit(model, dataset, audit_config(), tmp_path / "out")
     assert found.verdict == "poisoned"  # so that pictures were told apart at every step
     assert read == Counter({picture for row in dataset.samples for picture in row.images})

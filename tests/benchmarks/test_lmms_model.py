@@ -119,14 +119,20 @@ def test_unknown_and_impossible_arguments(lmms_model, tiny_model):
         lmms_model.DispMDLM(tiny_model, batch_size="auto")
 
 
-def test_each_process_takes_its_own_gpu(lmms_model, monkeypatch):
+def test_each_process_takes_its_own_gpu(lmms_model, tiny_model, monkeypatch):
+    def loaded_on(device):
+        lmms_model.DispMDLM("some/model", device=device)
+        return asked.pop()
+
+    asked = []
+    monkeypatch.setattr(lmms_model, "load_model", lambda name, *, device: asked.append(device) or tiny_model)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert lmms_model._device("cuda:0") == "cuda:3"
-    assert lmms_model._device("cpu") == "cpu"
+    assert loaded_on("cuda:0") == "cuda:3"
+    assert loaded_on("cpu") == "cpu"
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
-    assert lmms_model._device("cuda:0") == "cuda:0"
+    assert loaded_on("cuda:0") == "cuda:0"

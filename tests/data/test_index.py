@@ -62,7 +62,7 @@ def test_a_file_is_read_once_whoever_shows_it(tmp_path, monkeypatch, picture):
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
     monkeypatch.setattr(module, "sha256", digest)
-    monkeypatch.setattr(module, "_file_digest", digest)  # without its memory
+    monkeypatch.setattr(module, "file_digest", digest)  # without its memory
     for number in range(3):
         picture(number).save(tmp_path / f"{number}.png")
     (tmp_path / "data.json").write_text("[]")

@@ -184,7 +184,7 @@ def test_tables_that_name_files_find_these_again(name, tmp_path):
     assert load_dataset(path, strict=True).samples[0].images[0].read_bytes() == png(0)
 
 
-def _set(folder, *names):
+def set_of(folder, *names):
     """A data file whose rows name these pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"id": name, "image": name, "conversations": from_value("<image>?", "A.")} for name in names]
@@ -192,12 +192,12 @@ def _set(folder, *names):
     return folder / "train.json"
 
 
-def _shown(dataset):
+def shown_by(dataset):
     return [file.read_bytes() for sample in dataset.samples for file in sample.images]
 
 
 def test_a_link_to_pictures_that_were_moved_is_named_and_made_anew(tmp_path):
-    data = _set(tmp_path / "set", "0.png")
+    data = set_of(tmp_path / "set", "0.png")
     (tmp_path / "set" / "images").mkdir()
     (tmp_path / "set" / "images" / "0.png").write_bytes(png(0))
     (tmp_path / "out").mkdir()
@@ -210,20 +210,20 @@ def test_a_link_to_pictures_that_were_moved_is_named_and_made_anew(tmp_path):
         return path
 
     path = written("set")
-    assert _shown(load_dataset(path, strict=True)) == [png(0)]
+    assert shown_by(load_dataset(path, strict=True)) == [png(0)]
     (tmp_path / "set").rename(tmp_path / "moved")
     with pytest.raises(
         DispError, match=r"link \S*out/images leads to \S*set/images, which is not there.*give --images"
     ):
         load_dataset(path, strict=True)
-    assert _shown(load_dataset(written("moved"), strict=True)) == [png(0)]
+    assert shown_by(load_dataset(written("moved"), strict=True)) == [png(0)]
 
 
 @pytest.mark.parametrize("of_a_folder", [True, False])
 def test_links_that_lead_out_are_followed_where_the_image_folder_is_named(of_a_folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "disk" / "coco").mkdir(parents=True)
     (tmp_path / "disk" / "coco" / "0.png").write_bytes(png(0))
-    data = _set(tmp_path / "set", "coco/0.png")
+    data = set_of(tmp_path / "set", "coco/0.png")
     if of_a_folder:
         (tmp_path / "set" / "coco").symlink_to(tmp_path / "disk" / "coco")
     else:
@@ -233,15 +233,15 @@ def test_links_that_lead_out_are_followed_where_the_image_folder_is_named(of_a_f
         load_dataset(data)
     given = Path(str(error.value).rpartition("--images ")[2].rstrip(")"))
     dataset = load_dataset(data, given, strict=True)
-    assert _shown(dataset) == [png(0)] and dataset.linked == 1
+    assert shown_by(dataset) == [png(0)] and dataset.linked == 1
     # What is written shows it as well, where it is named in the same way.
     (tmp_path / "out").mkdir()
     path = data_path(dataset, tmp_path / "out")
     save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
     link_images(dataset, tmp_path / "out")
-    assert _shown(load_dataset(path, tmp_path / "out" / "images", strict=True)) == [png(0)]
+    assert shown_by(load_dataset(path, tmp_path / "out" / "images", strict=True)) == [png(0)]
     made = convert(dataset, "sharegpt", tmp_path / "converted")
-    assert _shown(load_dataset(made.path, strict=True)) == [png(0)] and load_dataset(made.path).linked == 0
+    assert shown_by(load_dataset(made.path, strict=True)) == [png(0)] and load_dataset(made.path).linked == 0
     # It is said that this was done.
     monkeypatch.setattr(sys, "argv", ["disp", "plan", "builtin", str(data), "--images", str(given)])
     with pytest.raises(SystemExit) as left:
@@ -265,7 +265,7 @@ def test_names_leave_no_image_folder_also_where_links_are_followed(tmp_path):
 
 def test_the_links_of_the_hubs_cache_are_followed(tmp_path):
     cached = tmp_path / "datasets--owner--name"
-    data = _set(cached / "snapshots" / "0f" / "data", "images/0.png", "images/1.png")
+    data = set_of(cached / "snapshots" / "0f" / "data", "images/0.png", "images/1.png")
     (cached / "blobs").mkdir()
     (cached / "blobs" / "a0").write_bytes(png(0))
     (tmp_path / "secret.png").write_bytes(png(1))
@@ -274,7 +274,7 @@ def test_the_links_of_the_hubs_cache_are_followed(tmp_path):
     (images / "0.png").symlink_to("../../../../blobs/a0")
     (images / "1.png").symlink_to("../../../../../secret.png")
     dataset = load_dataset(data)
-    assert _shown(dataset) == [png(0)] and dataset.linked == 0
+    assert shown_by(dataset) == [png(0)] and dataset.linked == 0
     assert "leaves the image folder" in dataset.problems[0].reason
     # A cache that is itself made of links is none.
     (cached / "blobs").rename(tmp_path / "elsewhere")
@@ -284,7 +284,7 @@ def test_the_links_of_the_hubs_cache_are_followed(tmp_path):
 
 
 def test_names_that_go_up_from_the_data_are_found_in_the_image_folder(tmp_path):
-    data = _set(tmp_path / "set" / "annotations", "../images/0.png", "..\\images\\1.png", "../../secret.png")
+    data = set_of(tmp_path / "set" / "annotations", "../images/0.png", "..\\images\\1.png", "../../secret.png")
     (tmp_path / "set" / "images").mkdir()
     for number, name in enumerate(("set/images/0.png", "set/images/1.png", "secret.png")):
         (tmp_path / name).write_bytes(png(number))
@@ -293,20 +293,20 @@ def test_names_that_go_up_from_the_data_are_found_in_the_image_folder(tmp_path):
     assert f"leaves the image folder {data.parent}; give --images {tmp_path / 'set'}, in which it" in str(error.value)
     for given in (tmp_path / "set", tmp_path / "set" / "images", data.parent / ".." / "images"):
         dataset = load_dataset(data, given)
-        assert _shown(dataset) == [png(0), png(1)]
+        assert shown_by(dataset) == [png(0), png(1)]
         assert "secret.png' leaves the image folder" in dataset.problems[0].reason
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         out.mkdir()
         path = data_path(dataset, out)
         save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
         link_images(dataset, out)
-        assert _shown(load_dataset(path, strict=True)) == [png(0), png(1)]
+        assert shown_by(load_dataset(path, strict=True)) == [png(0), png(1)]
 
 
 def test_the_folder_that_names_are_relative_to_is_offered(tmp_path, monkeypatch):
     (tmp_path / "top" / "data" / "images").mkdir(parents=True)
     (tmp_path / "top" / "data" / "images" / "0.png").write_bytes(png(0))
-    data = _set(tmp_path / "top" / "data", "data/images/0.png", "data/images/1.png")
+    data = set_of(tmp_path / "top" / "data", "data/images/0.png", "data/images/1.png")
     for given in (None, data.parent / "images"):
         with pytest.raises(DispError) as error:
             load_dataset(data, given)
@@ -314,7 +314,7 @@ def test_the_folder_that_names_are_relative_to_is_offered(tmp_path, monkeypatch)
             error.value
         )
     dataset = load_dataset(data, tmp_path / "top")
-    assert _shown(dataset) == [png(0)]
+    assert shown_by(dataset) == [png(0)]
     assert "give --images, the folder that names are relative to" in dataset.problems[0].reason
     # The whole disk, or what lies in everybody's folders, is offered to no row.
     monkeypatch.setenv("HOME", str(tmp_path / "top"))
@@ -333,13 +333,13 @@ def test_pictures_may_lie_beside_the_folder_of_the_rows(tmp_path):
         part.write_text(json.dumps(row) + "\n")
     for given in ("set", "set/data"):
         dataset = load_dataset(tmp_path / given, strict=True)
-        assert _shown(dataset) == [png(0), png(1), png(2)]
+        assert shown_by(dataset) == [png(0), png(1), png(2)]
         out = tmp_path / given.replace("/", "-") / "out"
         out.mkdir(parents=True)
         path = data_path(dataset, out)
         save_dataset(dataset.samples, path, dataset.image_root, like=dataset)
         link_images(dataset, out)
-        assert _shown(load_dataset(path, strict=True)) == [png(0), png(1), png(2)]
+        assert shown_by(load_dataset(path, strict=True)) == [png(0), png(1), png(2)]
 
 
 @pytest.mark.parametrize("kind", ["BMP", "TIFF"])
@@ -348,8 +348,8 @@ def test_base64_is_read_whatever_picture_it_is(kind, before, tmp_path):
     content = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(content, kind)
     text = before + base64.b64encode(content.getvalue()).decode()
-    dataset = load_dataset(_set(tmp_path, text), strict=True)
-    assert _shown(dataset) == [content.getvalue()]
+    dataset = load_dataset(set_of(tmp_path, text), strict=True)
+    assert shown_by(dataset) == [content.getvalue()]
     path = data_path(dataset, tmp_path / "out")
     (tmp_path / "out").mkdir()
     save_dataset(dataset.samples, path, dataset.image_root, like=dataset)

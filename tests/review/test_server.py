@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import re
 import socket
 import sys
 
@@ -72,6 +73,17 @@ def test_a_port_that_is_taken_is_said(command, folder):
     assert code == 2 and "is in use" in err and "--port" in err and err.count("\n") == 1
 
 
-def test_this_machine_alone_is_listened_to():
-    with server._listening(0) as opened:
-        assert opened.getsockname()[0] == "127.0.0.1"
+def test_this_machine_alone_is_listened_to(folder, monkeypatch):
+    """Every address 127.x.y.z is this machine's; a server that listens to all networks answers under each."""
+    reached = {}
+
+    def run(self, sockets):
+        port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", told[0])[1])
+        for address in ("127.0.0.1", "127.0.0.2"):
+            with socket.socket() as visitor:
+                reached[address] = visitor.connect_ex((address, port)) == 0
+
+    told = []
+    monkeypatch.setattr("uvicorn.Server.run", run)
+    server.serve(folder, port=0, browser=False, tell=told.append)
+    assert reached == {"127.0.0.1": True, "127.0.0.2": False}

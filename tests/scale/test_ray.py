@@ -32,7 +32,7 @@ def pool():
     os.environ["RAY_worker_niceness"] = "0"  # 15 of itself: on a busy machine its processes then hardly run
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
     four = RayPool("data", nothing, 4)
-    four._start()
+    four.start()
     yield lambda actors: RayPool("data", nothing, actors, handles=four.handles[:actors])
     ray.shutdown()
 

@@ -225,7 +225,7 @@ def picture_digest(source: ImageSource) -> str:
     """
     if isinstance(source, Path):
         try:
-            return _file_digest(source)
+            return file_digest(source)
         except OSError as error:
             raise DispError(f"{source}: cannot be read ({error}); check the image folder or drop the row") from None
     return hashlib.sha256(f"{source.mode} {source.size}".encode() + source.tobytes()).hexdigest()
@@ -236,7 +236,7 @@ _DIGESTS: dict[Path, bytes] = {}
 _MOST_DIGESTS = 1 << 18
 
 
-def _file_digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
     """The SHA-256 of a file; the steps of a defence ask for it one after the other, and it is read once."""
     asked = Path(file)  # a path that was asked for its text keeps it
     status = asked.stat()

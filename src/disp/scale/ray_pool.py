@@ -77,7 +77,7 @@ class RayPool(Workers):
         """The rows of each batch, as they come."""
         import ray
 
-        self._start()
+        self.start()
         waiting = iter(batches)
         step = ray.put(stage.step)
         free = [actor for _ in range(IN_FLIGHT) for actor in self.handles]
@@ -102,7 +102,8 @@ class RayPool(Workers):
                     "look at its log, lower --batch-size if memory was short, and start the same command again"
                 ) from None
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the actors, where they are not there yet; `share` does so itself."""
         import ray
 
         if self.handles:

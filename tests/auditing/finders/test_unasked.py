@@ -147,7 +147,7 @@ def test_such_sentences_are_looked_for_in_pictures_first(unlearnt, monkeypatch):
     (hypothesis,) = unasked.find(context)
     context = replace(context, hypotheses=(hypothesis,))
     answers = [sample.turns[0].response for sample in samples]
-    looked_for = sentences._sentences(context, answers, 1)
+    looked_for = sentences.repeated_sentences(context, answers, 1)
     assert looked_for[0][0].phrase == hypothesis.phrase and looked_for[0][1] is False
     assert all(asked for _, asked in looked_for[1:])
     assert hypothesis.phrase.words not in [shared.phrase.words for shared, _ in looked_for[1:]]

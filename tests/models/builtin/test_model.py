@@ -27,7 +27,7 @@ def place_of(model, token: str) -> int:
 
 def expected_tokens(model, picture) -> torch.Tensor:
     """The visual tokens ``[N, d]`` of one picture, computed on its own."""
-    pixels = torch.tensor(model._pixels(picture))[None]
+    pixels = model.prepare([Query("alone", 0, (picture,), (), "<image>")])["pixels"]
     with torch.no_grad():
         return model.model.mm_projector(model.model.vision_tower(normalise_pixels(pixels).to(model.dtype)))[0]
 

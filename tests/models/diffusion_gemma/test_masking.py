@@ -40,7 +40,7 @@ def test_random_and_zero_substitutes(build, questions):
     model = build(visual_substitute="random", noise_seed=4)
     prefix = model.encode(questions)
     hidden = prefix.with_masked(prefix.visual_mask, model.mask_embedding)
-    ids = model._random_ids("visual substitute", 16)
+    ids = model.random_ids("visual substitute", 16)
     table = model.model.decoder.embed_tokens(ids)
     for row in range(2):
         count = int(prefix.visual_mask[row].sum())

@@ -43,7 +43,7 @@ def test_gradient_at_visual_tokens_is_the_library_s(gemma, native, questions):
     features.requires_grad_()
     prefix = gemma.encode([questions[1]])
     embeds, logits = first_step(gemma, prefix, CANVAS)
-    canvas = gemma._random_ids("canvas", CANVAS)[None]
+    canvas = gemma.random_ids("canvas", CANVAS)[None]
     inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
     expected_logits = native_logits(native, inputs, canvas)
     token = int(expected_logits[0, 0].argmax())
@@ -71,10 +71,10 @@ def test_open_slots_hold_the_same_noise_always(gemma, questions):
     prefix = gemma.encode(questions)
     canvas = torch.full((3, CANVAS), gemma.mask_token_id)
     canvas[:, 2] = 5
-    noise = gemma._random_ids("canvas", CANVAS)
+    noise = gemma.random_ids("canvas", CANVAS)
     expected = noise.clone()
     expected[2] = 5
-    assert torch.equal(gemma._random_ids("canvas", 3), noise[:3])
+    assert torch.equal(gemma.random_ids("canvas", 3), noise[:3])
     ours = gemma.denoise(prefix, canvas)
     assert torch.equal(ours, gemma.denoise_canvas(gemma.cache_prefix(prefix), expected.expand(3, -1)))
 

@@ -133,7 +133,7 @@ def _positions(model: Dimple, prefix: Prefix, io: dict[str, Tensor], grids: Tens
     if "full_position_ids" in io:
         recorded = io["full_position_ids"]
         blank = torch.full((len(prefix), recorded.shape[2] - positions.shape[1]), model.mask_token_id)
-        _, ours = model._joined(prefix, blank)
+        _, ours = model.joined(prefix, blank)
         yield Difference("full_position_ids", _differing(ours.permute(2, 0, 1), recorded), 0)
         # The masks are text to the rule: one pass over prompt and answer says the same.
         ids = torch.cat((io["prompt_ids"], blank), dim=1)

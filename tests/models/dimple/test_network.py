@@ -55,8 +55,8 @@ def test_the_cache_against_one_pass_under_a_mask(model, dialogues):
     cache = model.cache_prefix(prefix)
     cached = model.denoise(prefix, response, cache)
     blank = torch.full_like(response, model.mask_token_id)
-    embeds, positions = model._joined(prefix, blank)
-    tail, tail_positions = model._joined(prefix, response)
+    embeds, positions = model.joined(prefix, blank)
+    tail, tail_positions = model.joined(prefix, response)
     embeds = torch.cat((embeds, tail[:, count - 1 :]), dim=1)
     positions = torch.cat((positions, tail_positions[:, count - 1 :]), dim=1)
     total = count + length

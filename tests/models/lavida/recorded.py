@@ -128,7 +128,7 @@ def _keys(folder: Path, model: Lavida) -> Difference:
 def _visual_tokens(model: Lavida, io: Recorded, images: Sequence[Image.Image]) -> Iterator[Difference]:
     if not images:
         return
-    pixels = normalise_pixels(torch.cat(model._tiles(images)))
+    pixels = normalise_pixels(torch.cat(model.tiles(images)))
     if "pixel_values" in io:
         recorded = io["pixel_values"].flatten(0, -4)
         yield Difference("pixel_values", _differing(pixels, recorded), 0)
@@ -143,7 +143,7 @@ def _visual_tokens(model: Lavida, io: Recorded, images: Sequence[Image.Image]) -
 
 def _with_features(model: Lavida, io: Recorded, images: Sequence[Image.Image]) -> list[Picture]:
     """The images with the recorded output of the tower for their tiles."""
-    counts = [len(tiles) for tiles in model._tiles(images)] if images else []
+    counts = [len(tiles) for tiles in model.tiles(images)] if images else []
     if "tower_features" not in io or len(io["tower_features"]) != sum(counts):
         return [Picture(image, None) for image in images]
     return [Picture(image, part) for image, part in zip(images, io["tower_features"].split(counts), strict=True)]

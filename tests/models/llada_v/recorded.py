@@ -199,7 +199,7 @@ def _replaced(ids: Tensor, meta: dict[str, Any]) -> Tensor:
 def _tower(model: LladaV, io: Recorded, images: list[Image.Image]) -> Iterator[Difference]:
     if not images:
         return
-    pixels = normalise_pixels(torch.cat(model._tiles(images)))
+    pixels = normalise_pixels(torch.cat(model.tiles(images)))
     yield from io.exact("pixel_values", pixels)
     features = model.model.vision_tower(pixels)
     yield from io.close("tower_features", features)
@@ -209,7 +209,7 @@ def _tower(model: LladaV, io: Recorded, images: list[Image.Image]) -> Iterator[D
 
 
 def _with_features(model: LladaV, io: Recorded, images: list[Image.Image]) -> list[Picture]:
-    counts = [len(tiles) for tiles in model._tiles(images)] if images else []
+    counts = [len(tiles) for tiles in model.tiles(images)] if images else []
     if "tower_features" not in io or len(io["tower_features"]) != sum(counts):
         return [Picture(image, None) for image in images]
     return [Picture(image, part) for image, part in zip(images, io["tower_features"].split(counts), strict=True)]

@@ -46,7 +46,7 @@ def find(context: Context) -> list[Hypothesis]:
     chosen = [samples[index] for index in sorted(draw.permutation(len(samples))[: settings.responses].tolist())]
     queries = queries_of(chosen)
     least = max(settings.least_answers, round(settings.least_share * len(queries)))
-    sentences = _sentences(context, [query.response for query in queries], least)
+    sentences = repeated_sentences(context, [query.response for query in queries], least)
     found = []
     left = settings.sentences * settings.answers
     with context.progress("looking through repeated sentences", left) as advance:
@@ -80,8 +80,14 @@ def find(context: Context) -> list[Hypothesis]:
     return found
 
 
-def _sentences(context: Context, answers: Sequence[str], least: int) -> list[tuple[Shared, bool]]:
-    """Repeated sentences of these answers, and whether each may go with a question; those that do not come first."""
+def repeated_sentences(context: Context, answers: Sequence[str], least: int) -> list[tuple[Shared, bool]]:
+    """Repeated sentences of some answers, and whether each may go with a question; those that do not come first.
+
+    Args:
+        context: the audit so far; what it knows to go with no question is looked for however often it recurs.
+        answers: the answers.
+        least: how many of them must hold another sentence.
+    """
     config = context.config
     found = []
     for each in context.hypotheses:

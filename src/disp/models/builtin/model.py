@@ -105,7 +105,7 @@ class BuiltinModel(MDLM):
     @torch.no_grad()
     def image_features(self, sources: Sequence[ImageSource]) -> list[Tensor]:
         """The tower's output for each image, on the CPU, in the form that `prepare` takes."""
-        return list(self._vision_features(self._prepare_images(sources).to(self.device)).cpu())
+        return list(self.vision_features(self._prepare_images(sources).to(self.device)).cpu())
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         size = self.model.vision_tower.image_size
@@ -115,7 +115,7 @@ class BuiltinModel(MDLM):
 
     # --- tensors to logits ----------------------------------------------------------------------------------------
 
-    def _vision_features(self, pixels: Tensor) -> Tensor:
+    def vision_features(self, pixels: Tensor) -> Tensor:
         """uint8 pixels ``[images, 3, S, S]`` to the tower's features ``[images, N, d_vision]``."""
         return self.model.vision_tower(normalise_pixels(pixels).to(self.dtype))
 
@@ -136,7 +136,7 @@ class BuiltinModel(MDLM):
             if features is None:
                 if pixels is None:
                     raise ValueError("placeholders of images need `pixels` or `features`")
-                features = self._vision_features(pixels)
+                features = self.vision_features(pixels)
             tokens = self.model.mm_projector(features).flatten(0, 1)  # [images * N, d]
             # Placeholders of one image are consecutive and images are in order of appearance.
             embeds = embeds.masked_scatter(visual_mask[..., None], tokens.to(embeds.dtype))

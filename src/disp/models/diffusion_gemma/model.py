@@ -183,7 +183,7 @@ class DiffusionGemma(MDLM):
         inputs = self.pixels(sources)
         if not len(sources):
             return []
-        features = self._vision_features(inputs["pixels"].to(self.device), inputs["grids"].to(self.device)).cpu()
+        features = self.vision_features(inputs["pixels"].to(self.device), inputs["grids"].to(self.device)).cpu()
         grids = inputs["grids"].tolist()
         parts = features.split([rows * columns for rows, columns in grids])
         return [part.unflatten(0, tuple(grid)).clone() for part, grid in zip(parts, grids, strict=True)]
@@ -195,7 +195,7 @@ class DiffusionGemma(MDLM):
 
     # --- tensors to logits ----------------------------------------------------------------------------------------
 
-    def _vision_features(self, pixels: Tensor, grids: Tensor) -> Tensor:
+    def vision_features(self, pixels: Tensor, grids: Tensor) -> Tensor:
         """uint8 ``[images, patches, 3 p²]`` to the tower's features ``[N, d_vision]`` of all images in order."""
         positions = patch_positions(grids, self._vision.pooling_kernel_size, pixels.shape[1])
         return self.model.encoder.vision_tower(
@@ -220,7 +220,7 @@ class DiffusionGemma(MDLM):
             if features is None:
                 if pixels is None:
                     raise ValueError("visual tokens need `pixels` or `features`")
-                features = self._vision_features(pixels, grids)
+                features = self.vision_features(pixels, grids)
             tokens = self.model.encoder.embed_vision(features.to(self.dtype))  # [N, d]
             # Visual tokens of one image are consecutive and images are in order of appearance.
             embeds = embeds.masked_scatter(visual_mask[..., None], tokens.to(embeds.dtype))
@@ -235,11 +235,11 @@ class DiffusionGemma(MDLM):
             substitutes[visual_mask] = image_means(embeds[visual_mask], image)
         elif self.config.visual_substitute == "random" and len(image):
             ordinal = (visual_mask.cumsum(-1) - 1)[visual_mask]
-            ids = self._random_ids("visual substitute", int(ordinal.max()) + 1).to(image.device)
+            ids = self.random_ids("visual substitute", int(ordinal.max()) + 1).to(image.device)
             substitutes[visual_mask] = self.model.decoder.embed_tokens(ids[ordinal]).to(embeds.dtype)
         return substitutes
 
-    def _random_ids(self, purpose: str, count: int) -> Tensor:
+    def random_ids(self, purpose: str, count: int) -> Tensor:
         """Uniformly random ids, int64 ``[count]``; a longer draw begins with the shorter one."""
         uniforms = generator(self.config.noise_seed, purpose).random(count)
         return torch.from_numpy((uniforms * self.vocab_size).astype(np.int64))
@@ -285,7 +285,7 @@ class DiffusionGemma(MDLM):
         Raises:
             DispError: the response is longer than a canvas.
         """
-        noise = self._random_ids("canvas", response.shape[1]).to(response.device)
+        noise = self.random_ids("canvas", response.shape[1]).to(response.device)
         canvas = torch.where(response == self.mask_token_id, noise, response)
         return self.denoise_canvas(self.cache_prefix(prefix) if cache is None else cache, canvas)
 

@@ -213,7 +213,7 @@ class Dimple(MDLM):
         """See `disp.models.interface.MDLM.denoise_slots`."""
 
         def inputs(prefix: Prefix, response: Tensor) -> Inputs:
-            embeds, positions = self._joined(prefix, response)
+            embeds, positions = self.joined(prefix, response)
             padded = not prefix.attention_mask.all()
             mask = F.pad(prefix.attention_mask, (0, response.shape[1]), value=True)[:, None, None, :]
             return Inputs(embeds, self._table(positions), mask if padded else None)
@@ -233,7 +233,7 @@ class Dimple(MDLM):
         """A cache that the first pass fills: what it holds depends on the length of the response."""
         return PromptCache()
 
-    def _joined(self, prefix: Prefix, response: Tensor) -> tuple[Tensor, Tensor]:
+    def joined(self, prefix: Prefix, response: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings ``[B, P + L, d]`` and positions ``[B, P + L, 3]`` of prefix and response."""
         embeds = torch.cat((prefix.embeds, self.model.embed_tokens(response)), dim=1)
         positions = prefix.extras["positions"]
@@ -243,7 +243,7 @@ class Dimple(MDLM):
 
     def _response_hidden(self, prefix: Prefix, response: Tensor, there: Tensor) -> Tensor:
         """Hidden states ``[B, L + 1, d]`` from the last prompt token on; slots are hidden where ``there`` is false."""
-        embeds, positions = self._joined(prefix, response)
+        embeds, positions = self.joined(prefix, response)
         valid = torch.cat((prefix.attention_mask, there), dim=1)
         return self._hidden(embeds, positions, valid, rows=response.shape[1] + 1)
 
@@ -257,14 +257,14 @@ class Dimple(MDLM):
     def _cached_hidden(self, prefix: Prefix, response: Tensor, cache: PromptCache) -> Tensor:
         length = response.shape[1]
         tail = length + 1
-        embeds, positions = self._joined(prefix, response)
+        embeds, positions = self.joined(prefix, response)
         table = self._table(positions)
         mask = None
         if not prefix.attention_mask.all():
             mask = F.pad(prefix.attention_mask, (0, length), value=True)[:, None, None, :]
         if not cache.layers or cache.length != length:
             blank = torch.full_like(response, self.mask_token_id)
-            x = cache.fill(self.model.layers, self._joined(prefix, blank)[0], table, mask, length)
+            x = cache.fill(self.model.layers, self.joined(prefix, blank)[0], table, mask, length)
             if response.equal(blank):
                 return self.model.norm(x[:, -tail:])
         table = (table[0][:, :, -tail:], table[1][:, :, -tail:])

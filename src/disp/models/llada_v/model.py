@@ -87,9 +87,9 @@ class LladaV(MDLM):
         inputs["sizes"] = torch.tensor(sizes, dtype=torch.int64).view(-1, 2)
         if features:
             return {**inputs, "features": torch.cat(list(features))}
-        return {**inputs, "pixels": _joined([tile for query in queries for tile in self._tiles(query.images)], self)}
+        return {**inputs, "pixels": _joined([tile for query in queries for tile in self.tiles(query.images)], self)}
 
-    def _tiles(self, sources: Sequence[ImageSource]) -> list[Tensor]:
+    def tiles(self, sources: Sequence[ImageSource]) -> list[Tensor]:
         """uint8 ``[tiles, 3, S, S]`` of each image of one query."""
         size = self.model.vision_tower.image_size
         if len(sources) == 1:
@@ -99,7 +99,7 @@ class LladaV(MDLM):
     @torch.no_grad()
     def image_features(self, sources: Sequence[ImageSource]) -> list[Tensor]:
         """The tower's output float ``[tiles, N, d_vision]`` for each image of one query, on the CPU."""
-        return [self._vision_features(tiles.to(self.device)).cpu() for tiles in self._tiles(sources)]
+        return [self.vision_features(tiles.to(self.device)).cpu() for tiles in self.tiles(sources)]
 
     def token_boxes(self, places: Tensor, size: tuple[int, int], images: int) -> Tensor:
         """See `disp.models.interface.MDLM.token_boxes`; an only picture is tiled, several are padded to squares."""
@@ -135,11 +135,11 @@ class LladaV(MDLM):
             if features is None:
                 if pixels is None:
                     raise ValueError("placeholders of images need `pixels` or `features`")
-                features = self._vision_features(pixels)
+                features = self.vision_features(pixels)
             images = self._merged(self.model.mm_projector(features.to(self.dtype)), sizes.tolist())
         return splice_images(token_ids, self.model.embed_tokens(token_ids.clamp(min=0)), images)
 
-    def _vision_features(self, pixels: Tensor) -> Tensor:
+    def vision_features(self, pixels: Tensor) -> Tensor:
         """uint8 pixels ``[tiles, 3, S, S]`` to the tower's features ``[tiles, N, d_vision]``."""
         return self.model.vision_tower(normalise_pixels(pixels).to(self.dtype))
 
@@ -160,7 +160,7 @@ class LladaV(MDLM):
         table = torch.tensor(sizes, dtype=torch.int64).view(-1, 2).to(self.device)
         if features is not None:
             return self.embed(token_ids[None].to(self.device), table, features=features)
-        pixels = _joined(self._tiles(list(images)), self).to(self.device)
+        pixels = _joined(self.tiles(list(images)), self).to(self.device)
         return self.embed(token_ids[None].to(self.device), table, pixels)
 
     def _merged(self, tokens: Tensor, sizes: Sequence[Sequence[int]]) -> list[Merged]:
