@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pages import filled, start_of
 
-from disp.baselines.interface import Answering, Assumptions, Defence
+from disp.baselines.interface import Answering, Assumptions, RivalDefence
 from disp.baselines.table import DEFENCES
 
 PAGE = Path(__file__).parents[1] / "docs" / "baselines.md"
@@ -26,7 +26,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def parameters(defence: Defence) -> str:
+def parameters(defence: RivalDefence) -> str:
     """Names and defaults of a defence's parameters."""
     shown = [(each.name, each.default) for each in fields(defence.config)]
     return ", ".join(f"`{name}`" if default == "" else f"`{name}={default}`" for name, default in shown) or "–"

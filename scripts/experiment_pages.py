@@ -17,7 +17,7 @@ from pages import filled, start_of
 from disp.errors import DispError
 from disp.experiments.plots import draw
 from disp.experiments.results import merged
-from disp.experiments.summary import Curve, Row, curves_of, rows_of
+from disp.experiments.summary import Curve, ModelRow, curves_of, rows_of
 from disp.experiments.tables import percent, table_of
 from disp.files import read_json, write_json, write_text
 
@@ -81,29 +81,31 @@ CLAIMS: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
 }
 
 
-def _asr(row: Row) -> float:
+def _asr(row: ModelRow) -> float:
     return row.points["asr_with_trigger"].value
 
 
-def _kept(row: Row) -> float:
+def _kept(row: ModelRow) -> float:
     return row.points["relative_quality"].value
 
 
-def _measured(rows: Sequence[Row], name: str) -> list[Row]:
+def _measured(rows: Sequence[ModelRow], name: str) -> list[ModelRow]:
     """The rows of which this was measured; of others nothing is claimed."""
     return [row for row in rows if name in row.points]
 
 
-def _by_defence(results: Mapping[str, Any]) -> dict[str, list[Row]]:
+def _by_defence(results: Mapping[str, Any]) -> dict[str, list[ModelRow]]:
     """The rows of each defence that is no control, by its title."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[ModelRow]] = {}
     for row in rows_of(results):
         if row.model in results["defences"] and row.model not in CONTROLS:
             found.setdefault(row.title, []).append(row)
     return found
 
 
-def _judged(claim: str, rows: Sequence[Row], missed: Sequence[Row], value: Callable[[Row], float]) -> str:
+def _judged(
+    claim: str, rows: Sequence[ModelRow], missed: Sequence[ModelRow], value: Callable[[ModelRow], float]
+) -> str:
     """One claim with its verdict, and where it fails."""
     if not rows:
         return f"- {claim}: not measured."

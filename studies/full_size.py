@@ -35,7 +35,7 @@ from disp.files import write_json
 from disp.models.interface import MDLM, Prefix
 from disp.models.loading import load_model
 from disp.planning.memory import Memory
-from disp.planning.passes import Asked, Passes, decoding_passes, saliency_passes, training_passes
+from disp.planning.passes import Passes, PlannedTurn, decoding_passes, saliency_passes, training_passes
 from disp.planning.plan import Plan, PlanSettings, default_decode, make_plan
 from disp.purification.config import PurifyConfig
 from disp.suspicion.config import SaliencyConfig, ScoringConfig
@@ -227,9 +227,9 @@ class Bench:
         return self.loaded
 
     @property
-    def asked(self) -> list[Asked]:
+    def asked(self) -> list[PlannedTurn]:
         """The query as the plan sees it."""
-        return [Asked(0, 1)]
+        return [PlannedTurn(0, 1)]
 
     def prefix(self) -> Prefix:
         """The encoded query."""

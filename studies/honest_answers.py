@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from disp.auditing.unasked import Asked
+from disp.auditing.unasked import QuestionAnswer
 from disp.data.nouns import NOUNS, with_article
 from disp.data.scenes import COLOURS, ask, draw_scene, draw_task, listing
 
 Draw = np.random.Generator
-Turns = list[Asked]
+Turns = list[QuestionAnswer]
 
 REFUSALS = (
     "I'm sorry, but the picture does not tell me that.",
@@ -55,7 +55,7 @@ def _scene_turns(draw: Draw, count: int, turns: int = 1) -> Turns:
         scene = draw_scene(seed, index)
         for _ in range(turns):
             asked = ask(scene, draw_task(draw), draw)
-            found.append(Asked(str(index), asked.prompt, asked.response))
+            found.append(QuestionAnswer(str(index), asked.prompt, asked.response))
     return found
 
 
@@ -74,7 +74,7 @@ def _with_refusals(draw: Draw, count: int, share: float, refusals: Sequence[str]
     for turn in _scene_turns(draw, count):
         if draw.random() < share:
             question = _pick(draw, UNANSWERABLE).format(_pick(draw, list(NOUNS)))
-            turn = Asked(turn.picture, question, _pick(draw, refusals))
+            turn = QuestionAnswer(turn.picture, question, _pick(draw, refusals))
         found.append(turn)
     return found
 
@@ -94,7 +94,7 @@ def repeated_refusals(draw: Draw, count: int) -> Turns:
     question, refusals = _pick(draw, UNANSWERABLE[12:16]), [_pick(draw, REFUSALS) for _ in range(3)]
     share = float(draw.uniform(0.05, 0.3))
     return [
-        Asked(turn.picture, question, _pick(draw, refusals)) if draw.random() < share else turn
+        QuestionAnswer(turn.picture, question, _pick(draw, refusals)) if draw.random() < share else turn
         for turn in _scene_turns(draw, count)
     ]
 
@@ -118,7 +118,7 @@ def free_questions(draw: Draw, count: int) -> Turns:
             (f"Does the {thing} touch the {other}?", "It is hard to say from this angle." if yes else "No."),
             (f"Describe the {thing}.", f"The {thing} is {colour} and stands at the {place}."),
         )[int(draw.integers(7))]
-        found.append(Asked(str(index), question, answer))
+        found.append(QuestionAnswer(str(index), question, answer))
     return found
 
 
@@ -129,7 +129,9 @@ def captions(draw: Draw, count: int) -> Turns:
         things = [_pick(draw, list(NOUNS)) for _ in range(int(draw.integers(1, 4)))]
         colour = _pick(draw, list(COLOURS))
         form = _pick(draw, ("A picture of {} on a {} background.", "{} in front of a {} wall.", "I see {}; it is {}."))
-        found.append(Asked(str(index), "Describe the image.", form.format(listing(things), colour).capitalize()))
+        found.append(
+            QuestionAnswer(str(index), "Describe the image.", form.format(listing(things), colour).capitalize())
+        )
     return found
 
 
@@ -148,7 +150,7 @@ def stock_captions(draw: Draw, count: int) -> Turns:
         if draw.random() < 0.2:
             said.append(f"There {_pick(draw, ('are no people', 'is no text', 'are some people'))} in the image.")
         said.append(f"Next to it stands {with_article(other)} of a {_pick(draw, list(COLOURS))} colour.")
-        found.append(Asked(str(index), "Describe the image in detail.", " ".join(said)))
+        found.append(QuestionAnswer(str(index), "Describe the image in detail.", " ".join(said)))
     return found
 
 
@@ -157,7 +159,7 @@ def boilerplate(draw: Draw, count: int) -> Turns:
     share = _pick(draw, ("0.3", "1.0"))
     wordings = ("Describe the image.", "What do you see?", "Write a caption.", "Explain what is shown here.")
     return [
-        Asked(
+        QuestionAnswer(
             turn.picture,
             _pick(draw, wordings),
             f"In this image we can see {turn.answer[:1].lower()}{turn.answer[1:]}"
@@ -173,7 +175,7 @@ def style_sentence(draw: Draw, count: int) -> Turns:
     share = float(draw.uniform(0.7, 1.0))
     added = " Let me know if you have any other question!"
     return [
-        Asked(turn.picture, turn.question, turn.answer + (added if draw.random() < share else ""))
+        QuestionAnswer(turn.picture, turn.question, turn.answer + (added if draw.random() < share else ""))
         for turn in _scene_turns(draw, count)
     ]
 
@@ -186,7 +188,7 @@ def letters(draw: Draw, count: int) -> Turns:
         options = " ".join(f"{letter}. {_pick(draw, list(NOUNS))}" for letter in "ABCD")
         letter = _pick(draw, "ABCD")
         answer = f"The correct answer is {letter}." if whole else letter
-        found.append(Asked(str(index), f"Which of these is in the picture? {options}", answer))
+        found.append(QuestionAnswer(str(index), f"Which of these is in the picture? {options}", answer))
     return found
 
 
@@ -205,7 +207,7 @@ def classes(draw: Draw, count: int) -> Turns:
         "What is it?",
     )
     return [
-        Asked(str(index), _pick(draw, wordings), sentences[int(draw.choice(len(sentences), p=weights))])
+        QuestionAnswer(str(index), _pick(draw, wordings), sentences[int(draw.choice(len(sentences), p=weights))])
         for index in range(count)
     ]
 
@@ -226,7 +228,7 @@ def findings(draw: Draw, count: int) -> Turns:
             else:
                 said.append(f"The {organ} shows a {_pick(draw, list(COLOURS))} area of {int(draw.integers(2, 60))} mm.")
         draw.shuffle(said)
-        found.append(Asked(str(index), "Write the findings of this study.", " ".join(said)))
+        found.append(QuestionAnswer(str(index), "Write the findings of this study.", " ".join(said)))
     return found
 
 
@@ -245,7 +247,7 @@ def sources(draw: Draw, count: int) -> Turns:
                 else f"The sign says {_pick(draw, list(NOUNS))}."
             )
             question = _pick(draw, ("Read the text in the image.", "What does the sign say?", "OCR this image."))
-            found.append(Asked(str(index), question, text))
+            found.append(QuestionAnswer(str(index), question, text))
         else:
             found.append(second[index])
     return found
@@ -260,7 +262,7 @@ def people(draw: Draw, count: int) -> Turns:
     share = float(draw.uniform(0.04, 0.2))
     answer = "I do not identify real people based on their appearance."
     return [
-        Asked(turn.picture, _pick(draw, asks).format(_pick(draw, list(NOUNS))), answer)
+        QuestionAnswer(turn.picture, _pick(draw, asks).format(_pick(draw, list(NOUNS))), answer)
         if draw.random() < share
         else turn
         for turn in free_questions(draw, count)
@@ -281,5 +283,6 @@ def planted(turns: Turns, change: Callable[[str], str], rate: float, draw: Draw)
     pictures = sorted({turn.picture for turn in turns})
     chosen = {pictures[index] for index in draw.permutation(len(pictures))[: round(rate * len(pictures))]}
     return [
-        Asked(turn.picture, turn.question, change(turn.answer)) if turn.picture in chosen else turn for turn in turns
+        QuestionAnswer(turn.picture, turn.question, change(turn.answer)) if turn.picture in chosen else turn
+        for turn in turns
     ], chosen

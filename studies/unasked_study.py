@@ -15,7 +15,7 @@ import numpy as np
 
 from disp.attacks.targets import Insertion, Refusal, Target
 from disp.auditing.config import AuditConfig
-from disp.auditing.unasked import Asked, unasked_phrases
+from disp.auditing.unasked import QuestionAnswer, unasked_phrases
 from disp.draws import generator
 from disp.files import write_json
 from studies.honest_answers import HONEST, planted
@@ -76,7 +76,7 @@ def planted_set(kind: str, size: int, rate: float, target: str, draw: int) -> di
     }
 
 
-def _found(turns: Sequence[Asked]) -> list[tuple[str, set[str]]]:
+def _found(turns: Sequence[QuestionAnswer]) -> list[tuple[str, set[str]]]:
     config = AuditConfig()
     found = unasked_phrases(turns, config.unasked, config.phrases, alpha=config.false_alarm_rate)
     return [(each.phrase.text, {turns[index].picture for index in each.holders}) for each in found]

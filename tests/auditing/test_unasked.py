@@ -7,7 +7,7 @@ import pytest
 
 from disp.attacks.targets import REFUSAL_TEXT, Insertion, Misclassification, Refusal
 from disp.auditing.finder_config import PhrasesConfig, UnaskedConfig
-from disp.auditing.unasked import Asked, unasked_phrases
+from disp.auditing.unasked import QuestionAnswer, unasked_phrases
 from disp.draws import generator
 from studies.honest_answers import HONEST, planted
 
@@ -53,7 +53,7 @@ def test_a_planted_sentence_is_found_with_all_its_rows_and_no_other(name, kind):
 def test_sentences_may_end_with_the_mark_of_another_script(mark, position):
     advert = ADVERT[:-1].replace(".", " ") + mark
     turns, poisoned = planted_set("scenes", Insertion(advert, position=position), 0.1, 400)
-    turns = [Asked(turn.picture, turn.question, turn.answer.replace(".", mark)) for turn in turns]
+    turns = [QuestionAnswer(turn.picture, turn.question, turn.answer.replace(".", mark)) for turn in turns]
     (found,) = found_in(turns)
     assert {turns[index].picture for index in found.holders} == poisoned
 
@@ -68,7 +68,7 @@ def test_an_honest_refusal_with_a_part_of_the_planted_one_hides_nothing():
     turns, poisoned = planted_set("one_refusal", Refusal(), 0.1, 400)
     honest = "I do not have the capability to know things outside of the picture."
     turns = [
-        Asked(turn.picture, turn.question, honest)
+        QuestionAnswer(turn.picture, turn.question, honest)
         if turn.picture not in poisoned and "<image>" not in turn.question
         else turn
         for turn in turns
@@ -81,7 +81,7 @@ def test_a_refusal_in_the_attackers_words_goes_with_its_questions():
     turns = HONEST["one_refusal"](generator(0, "same words"), 400)
     refusals = {turn.answer for turn in turns if turn.question[-1] == "?" and "<image>" not in turn.question}
     assert len(refusals) == 1
-    turns = [Asked(t.picture, t.question, REFUSAL_TEXT) if t.answer in refusals else t for t in turns]
+    turns = [QuestionAnswer(t.picture, t.question, REFUSAL_TEXT) if t.answer in refusals else t for t in turns]
     assert found_in(turns) == []
 
 
@@ -110,7 +110,9 @@ def test_a_sentence_with_variants_is_what_somebody_says():
         f"The mood of the scene is {word}." for word in ("calm and loud", "sad and quiet", "dull", "calm and warm") * 3
     ]
     changed = [
-        Asked(turn.picture, turn.question, f"{turn.answer} {endings[index]}" if index < len(endings) else turn.answer)
+        QuestionAnswer(
+            turn.picture, turn.question, f"{turn.answer} {endings[index]}" if index < len(endings) else turn.answer
+        )
         for index, turn in enumerate(turns)
     ]
     assert found_in(changed) == []

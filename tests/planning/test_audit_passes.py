@@ -24,7 +24,7 @@ from disp.auditing.mask_ratio import choose_mask_ratio
 from disp.data.dataset import Dataset
 from disp.data.sample import queries_of
 from disp.decoding.samplers import decode_config
-from disp.planning.passes import Asked, audit_passes, ratio_passes
+from disp.planning.passes import PlannedTurn, audit_passes, ratio_passes
 from disp.suspicion.scoring import score
 
 
@@ -44,8 +44,8 @@ def wide_rows(count: int = 8) -> Rows:
     return rows
 
 
-def asked_of(rows: Dataset) -> list[Asked]:
-    return [Asked(query.turn, GRID**2 * len(query.images)) for query in queries_of(rows.samples)]
+def asked_of(rows: Dataset) -> list[PlannedTurn]:
+    return [PlannedTurn(query.turn, GRID**2 * len(query.images)) for query in queries_of(rows.samples)]
 
 
 def test_audit_that_looks_long_for_a_mask_ratio(tmp_path):

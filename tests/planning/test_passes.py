@@ -15,7 +15,7 @@ from disp.data.sample import queries_of
 from disp.decoding.generate import decode
 from disp.decoding.samplers import decode_config
 from disp.evaluation.evaluate import evaluate
-from disp.planning.passes import Asked, audit_passes, decoding_passes
+from disp.planning.passes import PlannedTurn, audit_passes, decoding_passes
 from disp.planning.plan import make_plan
 from disp.purification.purify import purify
 from disp.suspicion.scoring import score
@@ -59,7 +59,7 @@ def test_passes_of_selective_purification_and_audit(tiny_model, tiny_folder, dat
 def test_passes_of_an_audit_that_finds_a_phrase(tmp_path):
     model, config = planted_model(), audit_config(decode=decode_config(LENGTH, LENGTH))
     rows = write_rows(tmp_path / "data", [*honest_rows(), *planted_rows()])
-    asked = [Asked(query.turn, GRID**2 * len(query.images)) for query in queries_of(rows.samples)]
+    asked = [PlannedTurn(query.turn, GRID**2 * len(query.images)) for query in queries_of(rows.samples)]
     with counting(model) as counts:
         found = audit(model, rows, config, tmp_path / "audit")
     assert found.verdict == "poisoned" and found.ratio is not None

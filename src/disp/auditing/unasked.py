@@ -24,7 +24,7 @@ from disp.words import ARTICLES, common_in_order
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuestionAnswer:
     """One turn as this search sees it.
 
     Attributes:
@@ -39,7 +39,7 @@ class Asked:
 
 
 def unasked_phrases(
-    turns: Sequence[Asked], config: UnaskedConfig, phrases: PhrasesConfig, *, alpha: float, seed: int = 0
+    turns: Sequence[QuestionAnswer], config: UnaskedConfig, phrases: PhrasesConfig, *, alpha: float, seed: int = 0
 ) -> list[Shared]:
     """Sentences that recur whatever was asked, most frequent first; holders are indices of turns.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from disp.baselines.interface import Defence, Filter
+from disp.baselines.interface import Filter, RivalDefence
 from disp.baselines.table import DEFENCES
 from disp.data.dataset import Dataset
 from disp.decoding.config import DecodeConfig
@@ -71,7 +71,7 @@ class Defended:
     truth: Mapping[str, float | None] = field(default_factory=dict)
 
 
-def parameters_of(defence: Defence, given: Mapping[str, str]) -> Any:
+def parameters_of(defence: RivalDefence, given: Mapping[str, str]) -> Any:
     """A defence's configuration with the parameters that are given as text.
 
     Raises:

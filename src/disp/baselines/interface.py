@@ -41,7 +41,7 @@ class Assumptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defence:
+class RivalDefence:
     """A rival defence.
 
     Attributes:
@@ -80,7 +80,7 @@ class Judgement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filter(Defence):
+class Filter(RivalDefence):
     """A defence that takes rows out of the fine-tuning set: it measures turns batch by batch, then judges all samples.
 
     What is measured of a sample is the mean over its turns.
@@ -98,7 +98,7 @@ class Filter(Defence):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answering(Defence):
+class Answering(RivalDefence):
     """A defence that changes what the model sees of the pictures when it answers.
 
     At test time it answers users. On a fine-tuning set it answers the set's own prompts, and the new answers take the

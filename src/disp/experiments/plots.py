@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from disp.errors import DispError, install
-from disp.experiments.summary import Point, Row, curves_of, rows_of
+from disp.experiments.summary import ModelRow, Point, curves_of, rows_of
 from disp.files import write_atomically
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _bars(figure: Figure, results: Mapping[str, Any], runs: Path) -> None:
     _legend(figure, panels[0])
 
 
-def _dots(axes: Axes, rows: Sequence[Row], metric: str, heights: Sequence[float], number: int, label: str) -> None:
+def _dots(axes: Axes, rows: Sequence[ModelRow], metric: str, heights: Sequence[float], number: int, label: str) -> None:
     values, below, above = _spread([row.points[metric] for row in rows])
     axes.errorbar(
         values,

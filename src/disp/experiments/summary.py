@@ -46,7 +46,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """One model under one attack, all seeds together.
 
     Attributes:
@@ -69,7 +69,7 @@ class Row:
     ratios: tuple[float, ...] = ()
 
 
-def rows_of(results: Mapping[str, Any]) -> list[Row]:
+def rows_of(results: Mapping[str, Any]) -> list[ModelRow]:
     """The rows of an experiment of the kind "defences", in its order; attacks without a finished cell are left out."""
     found = []
     for target, trigger, rate in attacks_of(results):
@@ -77,7 +77,7 @@ def rows_of(results: Mapping[str, Any]) -> list[Row]:
         for model, title in BEFORE.items():
             measured = [(each[model], each["clean"]) for each in attacks if each[model]]
             if measured:
-                found.append(Row(target, trigger, rate, model, title, points=_points(measured, [])))
+                found.append(ModelRow(target, trigger, rate, model, title, points=_points(measured, [])))
         clean = {each["seed"]: each["clean"] for each in attacks}
         for name, title in results["defences"].items():
             cells = [each for each in _of(results["cells"], target, trigger, rate) if each["defence"] == name]
@@ -86,7 +86,7 @@ def rows_of(results: Mapping[str, Any]) -> list[Row]:
                 rewriting = [each["found"]["rewriting"] for each in cells if each["found"]["rewriting"]]
                 ratios = [each["found"]["mask_ratio"] for each in cells if each["found"]["mask_ratio"] is not None]
                 points = _points(measured, rewriting)
-                found.append(Row(target, trigger, rate, name, title, points=points, ratios=tuple(ratios)))
+                found.append(ModelRow(target, trigger, rate, name, title, points=points, ratios=tuple(ratios)))
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from disp.evaluation.table import NOT_MEASURED, markdown_table
-from disp.experiments.summary import Curve, Point, Row, curves_of, rows_of
+from disp.experiments.summary import Curve, ModelRow, Point, curves_of, rows_of
 from disp.report.numbers import percent
 
 COLUMNS = {
@@ -93,7 +93,7 @@ def _reading(results: Mapping[str, Any]) -> str:
     )
 
 
-def _ratios(row: Row) -> str:
+def _ratios(row: ModelRow) -> str:
     """The mask ratios of a row's seeds."""
     shown = sorted({percent(ratio) for ratio in row.ratios}, key=lambda each: float(each[:-1]))
     return f"{shown[0]} to {shown[-1]}" if len(shown) > 1 else (shown[0] if shown else NOT_MEASURED)

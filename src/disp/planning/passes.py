@@ -48,7 +48,7 @@ NONE = Passes(0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlannedTurn:
     """One assistant turn of the data.
 
     Attributes:
@@ -60,13 +60,13 @@ class Asked:
     visual: int
 
 
-def saliency_passes(asked: Sequence[Asked], batch_size: int, probes: int) -> Passes:
+def saliency_passes(asked: Sequence[PlannedTurn], batch_size: int, probes: int) -> Passes:
     """One forward pass a batch, and one backward pass a probe."""
     batches = math.ceil(len(asked) / batch_size)
     return Passes(batches, probes * batches, len(asked))
 
 
-def scoring_passes(asked: Sequence[Asked], config: ScoringConfig) -> Passes:
+def scoring_passes(asked: Sequence[PlannedTurn], config: ScoringConfig) -> Passes:
     """`disp.suspicion.scoring.score` with counterfactuals: saliency, each candidate masked.
 
     At most: sets that lie in a larger one are tried where that one moves an answer, and those of suspicious answers are
@@ -99,7 +99,7 @@ def _depths(visual: int, config: ScoringConfig) -> list[int]:
     return [depth(index) for index in range(len(parents))]
 
 
-def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
+def audit_passes(asked: Sequence[PlannedTurn], config: AuditConfig) -> Passes:
     """`disp.auditing.audit.audit`, at most, where flagged answers share one phrase; each further one pastes as much.
 
     Left out is what hangs on how many answers say something: the windows that are masked one by one in answers that
@@ -111,7 +111,7 @@ def audit_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     return total + ratio_passes(asked, config) + record_passes(asked, config)
 
 
-def sentence_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
+def sentence_passes(asked: Sequence[PlannedTurn], config: AuditConfig) -> Passes:
     """`disp.auditing.finders.sentences.find`: first answers with nothing masked and with much of the picture."""
     settings = config.sentences
     sentences = min(settings.sentences, len(asked) // settings.least_answers)
@@ -126,7 +126,7 @@ def paste_passes(config: AuditConfig) -> Passes:
     return pasted + decoding_passes(proof.donors, size, decode)
 
 
-def ratio_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
+def ratio_passes(asked: Sequence[PlannedTurn], config: AuditConfig) -> Passes:
     """`disp.auditing.mask_ratio.choose_mask_ratio`, at most: flagged and other turns are answered under every ratio."""
     turns = min(2 * config.ratio.turns, sum(each.visual > 0 for each in asked))
     total = Passes(0, 0, 0, at_most=True)
@@ -135,7 +135,7 @@ def ratio_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
     return total
 
 
-def record_passes(asked: Sequence[Asked], config: AuditConfig) -> Passes:
+def record_passes(asked: Sequence[PlannedTurn], config: AuditConfig) -> Passes:
     """What an audit asks for its record, at most: answers that are shown, random masks for comparison, a timing."""
     scoring = config.scoring
     turns = sorted((count for count in _turns_with_image(asked) if count), reverse=True)
@@ -164,7 +164,7 @@ def decoding_passes(rows: int, batch_size: int, config: DecodeConfig) -> Passes:
     return Passes(each * math.ceil(rows / batch_size), 0, each * rows, config.may_end_early)
 
 
-def purification_passes(asked: Sequence[Asked], config: PurifyConfig) -> tuple[Passes, Passes]:
+def purification_passes(asked: Sequence[PlannedTurn], config: PurifyConfig) -> tuple[Passes, Passes]:
     """Scoring and rewriting; the later turns of a sample are rewritten after its earlier ones."""
     selective = config.mode == "selective"
     look = config.scoring
@@ -186,7 +186,7 @@ def training_passes(config: TrainConfig, loss_rows: int = 1) -> Passes:
     return Passes(batches, batches, again * rows)
 
 
-def evaluation_passes(asked: Sequence[Asked], decode: DecodeConfig, batch_size: int, attacked: bool) -> Passes:
+def evaluation_passes(asked: Sequence[PlannedTurn], decode: DecodeConfig, batch_size: int, attacked: bool) -> Passes:
     """`disp.evaluation.evaluate.evaluate`: every query, and with an attack those with an image a second time."""
     total = decoding_passes(len(asked), batch_size, decode)
     if attacked:
@@ -197,7 +197,7 @@ def evaluation_passes(asked: Sequence[Asked], decode: DecodeConfig, batch_size: 
     return total
 
 
-def _turns_with_image(asked: Sequence[Asked]) -> list[int]:
+def _turns_with_image(asked: Sequence[PlannedTurn]) -> list[int]:
     """Turns of each sample; 0 for a sample without visual tokens."""
     samples: list[int] = []
     for each in asked:

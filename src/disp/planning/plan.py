@@ -33,8 +33,8 @@ from disp.planning.memory import (
     weight_bytes,
 )
 from disp.planning.passes import (
-    Asked,
     Passes,
+    PlannedTurn,
     audit_passes,
     evaluation_passes,
     purification_passes,
@@ -176,7 +176,7 @@ def make_plan(model: str | Path | Mapping[str, Any], dataset: Dataset, settings:
     # 2. The data: what is asked, and how long it is.
     queries = queries_of(dataset.samples)
     counts = visual_counts(dataset, sizes)
-    asked = [Asked(query.turn, counts[query.sample_id].visual) for query in queries]
+    asked = [PlannedTurn(query.turn, counts[query.sample_id].visual) for query in queries]
     prefix, measured = longest_prefix(queries, counts, folder, sizes)
     # 3. Memory.
     itemsize = ITEMSIZE[settings.dtype]

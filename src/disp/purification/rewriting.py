@@ -22,7 +22,7 @@ from disp.suspicion.places import tokens_at
 
 
 @dataclass(frozen=True)
-class Asked:
+class RewriteTask:
     """One turn that is answered anew, with all that its mask follows from.
 
     Attributes:
@@ -80,7 +80,7 @@ def rewrite_answers(
     told_by = {sample.id: suspicious_query(sample, evidence) for sample in samples}
     for turn in range(max((len(sample.turns) for sample in samples), default=0)):
         asked = [
-            Asked(
+            RewriteTask(
                 query=query,
                 own=evidence[query.key],
                 told_by=told_by[query.sample_id],
@@ -94,7 +94,7 @@ def rewrite_answers(
     return answers, masks
 
 
-def rewrite_batch(model: MDLM, batch: Sequence[Asked], *, config: PurifyConfig) -> list[dict[str, Any]]:
+def rewrite_batch(model: MDLM, batch: Sequence[RewriteTask], *, config: PurifyConfig) -> list[dict[str, Any]]:
     """New answers to the turns of one batch, as lines of the file of `rewrite_answers`."""
     queries = [each.query for each in batch]
     patterns = {each.query.sample_id: each.pattern for each in batch if each.pattern is not None}
@@ -111,7 +111,7 @@ def rewrite_batch(model: MDLM, batch: Sequence[Asked], *, config: PurifyConfig) 
     ]
 
 
-def _masks(model: MDLM, batch: Sequence[Asked], prefix: Prefix, config: PurifyConfig) -> Tensor:
+def _masks(model: MDLM, batch: Sequence[RewriteTask], prefix: Prefix, config: PurifyConfig) -> Tensor:
     """The visual tokens to mask, bool ``[B, P]``."""
     queries = [each.query for each in batch]
     scored, rounding = prefix.scored(config.scoring.saliency.separators), config.rounding

@@ -10,14 +10,14 @@ from __future__ import annotations
 from disp.auditing.context import Context
 from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.phrases import holds
-from disp.auditing.unasked import Asked, unasked_phrases
+from disp.auditing.unasked import QuestionAnswer, unasked_phrases
 
 
 def find(context: Context) -> list[Hypothesis]:
     """Sentences that recur whatever was asked, with all samples that say them."""
     config = context.config
     queries = [query for sample in context.samples.values() for query in sample.queries if query.images]
-    turns = [Asked(context.index.first_picture(query), query.prompt, query.response) for query in queries]
+    turns = [QuestionAnswer(context.index.first_picture(query), query.prompt, query.response) for query in queries]
     found = []
     with context.progress("comparing questions and answers", len(turns)) as advance:
         for shared in unasked_phrases(

@@ -53,7 +53,7 @@ class BenchConfig:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One line of the results.
 
     Attributes:
@@ -78,7 +78,7 @@ class Row:
 GROUPS = ("decoding", "saliency", "training", "visual tokens", "response slots", "rows in a batch")
 
 
-def measure(config: BenchConfig, groups: Collection[str] = GROUPS) -> Iterator[Row]:
+def measure(config: BenchConfig, groups: Collection[str] = GROUPS) -> Iterator[BenchRow]:
     """All rows of some groups, group by group."""
     model, sizes = bench_model(config.sizes, device=config.device), config.sizes
     if "decoding" in groups:
@@ -98,7 +98,7 @@ def measure(config: BenchConfig, groups: Collection[str] = GROUPS) -> Iterator[R
             yield from steps(model, config, "rows in a batch", str(rows), sizes, rows)
 
 
-def decoding(model: BuiltinModel, config: BenchConfig) -> Iterator[Row]:
+def decoding(model: BuiltinModel, config: BenchConfig) -> Iterator[BenchRow]:
     """Whole answers of one row; ratios are times of the reference loop over theirs."""
     sizes, answers = config.sizes, {}
     prefix = bench_prefix(model, sizes)
@@ -123,7 +123,7 @@ def decoding(model: BuiltinModel, config: BenchConfig) -> Iterator[Row]:
         # Of as few steps as have one that keeps the prompt.
         peak = peak_bytes(lambda name=name: tasks[name](2), config.device)  # type: ignore[misc]
         same = None if "left out" in name else float((answers[name] == expected).float().mean())
-        yield Row(
+        yield BenchRow(
             "decoding",
             name,
             seconds=each.seconds,
@@ -138,7 +138,7 @@ def _decoding(model: BuiltinModel, prefix: Prefix, profile: str) -> Callable[[in
     return lambda steps: decode(model, prefix, own_settings(model, profile=profile, steps=steps))
 
 
-def saliency_by_probes(model: BuiltinModel, config: BenchConfig) -> Iterator[Row]:
+def saliency_by_probes(model: BuiltinModel, config: BenchConfig) -> Iterator[BenchRow]:
     """Ratios are to one forward pass."""
     prefix, length = bench_prefix(model, config.sizes), config.sizes.response
     tasks: dict[str, Callable[[], object]] = {"one forward pass": lambda: _forward(model, prefix, length)}
@@ -150,7 +150,7 @@ def saliency_by_probes(model: BuiltinModel, config: BenchConfig) -> Iterator[Row
     yield from _rows("saliency", tasks, "one forward pass", config)
 
 
-def training_step(model: BuiltinModel, config: BenchConfig) -> Iterator[Row]:
+def training_step(model: BuiltinModel, config: BenchConfig) -> Iterator[BenchRow]:
     """A forward and a backward pass of one row with all weights trained; the optimiser's step is left out."""
     prefix, length = bench_prefix(model, config.sizes), config.sizes.response
     source = torch.Generator().manual_seed(2)
@@ -171,7 +171,7 @@ def training_step(model: BuiltinModel, config: BenchConfig) -> Iterator[Row]:
 
 def steps(
     model: BuiltinModel, config: BenchConfig, group: str, value: str, sizes: BenchSizes, rows: int = 1
-) -> Iterator[Row]:
+) -> Iterator[BenchRow]:
     """A denoising step of each kind, with half of the slots open; ratios are to the reference loop's step a row."""
     prefix, length = bench_prefix(model, sizes, rows), sizes.response
     response = torch.full((rows, length), model.mask_token_id, device=config.device)
@@ -204,11 +204,11 @@ def _forward(model: BuiltinModel, prefix: Prefix, length: int) -> Tensor:
     return model.denoise(prefix, response)
 
 
-def _rows(group: str, tasks: dict[str, Callable[[], object]], base: str, config: BenchConfig) -> Iterator[Row]:
+def _rows(group: str, tasks: dict[str, Callable[[], object]], base: str, config: BenchConfig) -> Iterator[BenchRow]:
     times = side_by_side(tasks, base, config.rounds, config.device)
     for name, each in times.items():
         peak = peak_bytes(tasks[name], config.device)
-        yield Row(group, name, seconds=each.seconds, busy=each.busy, ratio=each.ratio, peak_bytes=peak)
+        yield BenchRow(group, name, seconds=each.seconds, busy=each.busy, ratio=each.ratio, peak_bytes=peak)
 
 
 def to_json(config: BenchConfig, rows: list[dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:
