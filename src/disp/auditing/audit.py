@@ -68,8 +68,9 @@ def audit(
 ) -> Audit:
     """Audit a fine-tuning set with the model that was fine-tuned on it.
 
-    ``out`` receives ``audit.json``, ``evidence.jsonl`` with one row a sample, and the trigger candidates as
-    ``candidates/*.png``. Scores and answers that a killed run left in ``out`` are used again.
+    ``out`` receives ``audit.json``; ``evidence.jsonl`` with one row a sample; ``flagged.csv`` with one row a flagged
+    sample; and the trigger candidates as ``candidates/*.png``. A killed run goes on with what it left there:
+    ``audit-run.json``, which says what run it is, ``scores.jsonl``, ``holders-*.jsonl`` and ``answers.jsonl``.
 
     Args:
         model: the model under audit.

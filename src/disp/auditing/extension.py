@@ -195,7 +195,21 @@ def planted_holders(
 
 
 def hold_batch(model: MDLM, batch: Sequence[Holder], *, finding: Finding, config: AuditConfig) -> list[dict[str, Any]]:
-    """Under which mask each answer of a batch loses the phrase, if under any, as lines of `planted_holders`' file."""
+    """Under which mask each answer of a batch loses the phrase, if under any, as lines of `planted_holders`' file.
+
+    Args:
+        model: the model under audit.
+        batch: the turns, whose answers hold the phrase.
+        finding: which phrase.
+        config: the ratios that are tried, scoring and decoding.
+
+    Returns:
+        One row a turn: ``suspicion`` in nats and ``hangs_on``, the indices of the visual tokens that were masked; both
+        None where no mask takes the phrase away.
+
+    Raises:
+        DispError: the model's numbers overflow.
+    """
     scoring, queries = config.scoring, [each.query for each in batch]
     evidence = {each.key: each.own for each in batch}
     rows: dict[str, dict[str, Any]] = {key: {"key": key, "suspicion": None, "hangs_on": None} for key in evidence}

@@ -48,7 +48,8 @@ def choose_mask_ratio(
     """The ratio at which rewriting every answer would purge most of what is suspicious and change least else.
 
     Some of both kinds are rewritten under each ratio, and the product of `RatioChoice.purged` and `RatioChoice.kept` is
-    maximised. None where no ratio purges half of what is suspicious: then it does not hang on what is salient.
+    maximised. None where no ratio purges `RatioConfig.least_purged` of what is suspicious: then it does not hang on
+    what is salient.
 
     Args:
         model: the model under audit.
@@ -85,7 +86,18 @@ def choose_mask_ratio(
 def rewritten_answers(
     model: MDLM, queries: Sequence[Query], evidence: Mapping[str, Evidence], ratio: float, config: AuditConfig
 ) -> dict[str, str]:
-    """By key, the model's answer to each turn with this share of its most salient visual tokens masked."""
+    """The model's answer to each turn with a share of its most salient visual tokens masked.
+
+    Args:
+        model: the model under audit.
+        queries: the turns.
+        evidence: by key, of each of them.
+        ratio: the share, in [0, 1].
+        config: decoding settings, batch size and seed.
+
+    Returns:
+        By key one text.
+    """
 
     def masked(model: MDLM, batch: Sequence[Query]) -> Prefix:
         prefix = model.encode(batch)

@@ -20,7 +20,20 @@ from disp.suspicion.support import counterfactual_scores, suspicion_of
 
 
 def random_control(model: MDLM, above: Sequence[Sample], result: Audit, config: AuditConfig) -> tuple[int, int]:
-    """Of some samples above the threshold, how many stay there with random tokens masked instead."""
+    """Of some samples above the threshold, how many stay there with random tokens masked instead.
+
+    Args:
+        model: the model under audit.
+        above: samples above the threshold; the first of them with a picture are taken.
+        result: the audit's, for evidence and threshold.
+        config: how the set was audited, and how many samples are taken.
+
+    Returns:
+        How many stay, and how many were taken.
+
+    Raises:
+        DispError: the model's numbers overflow.
+    """
     chosen = [sample for sample in above if sample.images][: config.shown.random_control]
 
     def without_random(batch: Sequence[Query]) -> list[float]:

@@ -15,6 +15,15 @@ def hypergeometric_tail(hits: int, drawn: int, marked: int, total: int) -> float
 
     The one-sided Fisher test: of ``drawn`` flagged responses ``hits`` hold a phrase that ``marked`` of all ``total``
     responses hold.
+
+    Args:
+        hits: the marked among those that were drawn.
+        drawn: how many were drawn.
+        marked: how many are marked.
+        total: how many there are.
+
+    Returns:
+        A probability in [0, 1].
     """
     least, most = max(hits, drawn - (total - marked)), min(drawn, marked)
     if hits <= max(0, drawn - (total - marked)):

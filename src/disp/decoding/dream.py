@@ -54,7 +54,13 @@ def decode_dream(
 
 
 def dream_share(grid: np.ndarray, step: int, *, last: bool) -> np.float32:
-    """The part of the open slots that step ``step`` commits; ``grid`` as `disp.decoding.grid.time_grid` returns it."""
+    """The part of the open slots that a step commits, in [0, 1].
+
+    Args:
+        grid: float32, as `disp.decoding.grid.time_grid` returns it.
+        step: which step, from 0.
+        last: whether it is the last one, which commits all.
+    """
     return np.float32(1) if last else np.float32(1) - grid[step + 1] / grid[step]
 
 

@@ -57,7 +57,21 @@ def decode_with_lengths(
     keys: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Decoded:
-    """`decode`, which tells besides how long each answer is."""
+    """`decode`, which tells besides how long each answer is.
+
+    Args:
+        model: see `decode`, as the rest.
+        prefix: B rows.
+        config: of the sampler.
+        keys: one a row.
+        seed: of the run.
+
+    Returns:
+        ``ids`` int64 ``[B, L]`` and ``lengths`` int64 ``[B]``.
+
+    Raises:
+        DispError: the sampler is not for this model.
+    """
     config = config or own_settings(model)
     sampler = SAMPLERS[config.sampler]
     sampler.check(model)
@@ -72,7 +86,21 @@ def answers_of(
     keys: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """What `decode` returns, as texts."""
+    """What `decode` returns, as texts.
+
+    Args:
+        model: see `decode`, as the rest.
+        prefix: B rows.
+        config: of the sampler.
+        keys: one a row.
+        seed: of the run.
+
+    Returns:
+        B texts, without special tokens; see `disp.models.interface.MDLM.decode_responses`.
+
+    Raises:
+        DispError: the sampler is not for this model.
+    """
     return model.decode_responses(decode(model, prefix, config, keys=keys, seed=seed))
 
 

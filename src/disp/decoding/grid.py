@@ -206,7 +206,16 @@ def time_grid(steps: int) -> np.ndarray:
 
 
 def from_the_left(confidence: Tensor, config: GridConfig, step: Step) -> Tensor:
-    """The algorithm "autoregressive" of both samplers; a `Choose`."""
+    """The algorithm "autoregressive" of both samplers: the first open slots; a `Choose`.
+
+    Args:
+        confidence: float ``[M]``, of the open slots; only their number counts.
+        config: of the sampler.
+        step: which step of how many it is.
+
+    Returns:
+        int64, indices of open slots, from 0.
+    """
     count = len(confidence)
     # Published code takes one a step even where the steps do not reach the end.
     number = -(-count // (step.steps - step.index)) if config.ban_mask else 1
@@ -214,7 +223,17 @@ def from_the_left(confidence: Tensor, config: GridConfig, step: Step) -> Tensor:
 
 
 def surest(confidence: Tensor, number: int, uniforms: Tensor | None, config: GridConfig) -> Tensor:
-    """The ``number`` slots of most confidence, with noise in it where the config asks for that."""
+    """The slots of most confidence, with noise in it where the config asks for that.
+
+    Args:
+        confidence: float ``[M]``, of the open slots.
+        number: how many are wanted.
+        uniforms: float64 ``[M]`` in (0, 1), for the noise; None where nothing is drawn.
+        config: of the sampler.
+
+    Returns:
+        int64 ``[number]``, indices of open slots, the surest first.
+    """
     if config.algorithm_temperature > 0 and uniforms is not None:
         # The largest of confidence / T + Gumbel noise are a draw without replacement from softmax(confidence / T).
         confidence = confidence.double() / config.algorithm_temperature - torch.log(-torch.log(uniforms))

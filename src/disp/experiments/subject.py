@@ -245,7 +245,16 @@ def subject_of(
     implant: str,
     recovery: str,
 ) -> Subject:
-    """Whom to make an experiment with; the arguments are those of `Given`.
+    """Whom to make an experiment with.
+
+    Args:
+        experiment: what is made.
+        model: "builtin", a folder or a hub id.
+        load: loads a model.
+        tuning: honest rows to poison; None for the built-in model's own scenes, as ``test``.
+        test: held-out rows.
+        implant: see `Given`.
+        recovery: see `Given`.
 
     Raises:
         DispError: the built-in model goes without data, others need both sets.
