@@ -18,7 +18,7 @@ ORDER = (
     "purification", "suspicion", "evaluation", "training", "scale", "decoding", "models", "diffusion", "attacks",
     "data",
 )  # fmt: skip
-SMALL = ("locks", "processes", "files", "progress", "halving", "draws", "typed", "errors", "words")
+SMALL = ("locks", "processes", "files", "progress", "halving", "machine", "draws", "typed", "errors", "words")
 # Where each is in the picture (row, and the middle of its box across), and what is in it.
 PLACES = {
     "cli": (0, 325, "the program"),

@@ -29,8 +29,8 @@ from disp.auditing.phrase_search import Shared
 from disp.data.sample import Sample
 from disp.draws import generator
 from disp.evaluation.table import markdown_table
-from disp.experiments.machine import stamp
 from disp.files import append_jsonl, claim, read_finished_jsonl, write_json, write_text
+from disp.machine import stamp
 from studies.photographs import Mark, date_stamp, letterbox, photograph, scan, square, watermark, write_photographs
 
 PLANTED = ("sides", "seed", "trigger", "target", "JPEG", "poisoned", "patterns: recall", "corners: recall", "wrong")

@@ -35,8 +35,8 @@ from disp.data.scenes import COLOURS, IMAGE_PREFIX, PlacedObject, Scene, ask, dr
 from disp.draws import generator
 from disp.evaluation.intervals import wilson
 from disp.evaluation.table import markdown_table
-from disp.experiments.machine import stamp
 from disp.files import append_jsonl, claim, read_finished_jsonl, write_json, write_text
+from disp.machine import stamp
 
 SETS = 112
 SEED = 7_000

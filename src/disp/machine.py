@@ -6,11 +6,10 @@ import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
-
-from disp.benchmarks.speed.measuring import processor
 
 
 def now() -> str:
@@ -36,6 +35,17 @@ def hardware() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def processor() -> str:
+    """What the processor is called; "unknown" where nothing says it."""
+    table = Path("/proc/cpuinfo")
+    if table.is_file():
+        lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "unknown"
 
 
 def versions() -> dict[str, str]:

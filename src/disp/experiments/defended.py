@@ -14,12 +14,12 @@ from disp.decoding.samplers import own_settings
 from disp.defence.audited import purify_audited, ratio_for_all, recovery_samples
 from disp.evaluation.intervals import wilson
 from disp.experiments.attacked import AttackRun, digest
-from disp.experiments.machine import stamp
 from disp.experiments.phases import Phases
 from disp.experiments.recipe import Defence
 from disp.experiments.settings import auditing
 from disp.experiments.subject import saliency_of
 from disp.files import read_json, sha256, write_json
+from disp.machine import stamp
 from disp.models.fitting import with_fitting_answers
 from disp.models.interface import MDLM, Prefix
 from disp.purification.config import PurifyConfig

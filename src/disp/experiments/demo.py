@@ -16,13 +16,13 @@ from disp.evaluation.table import STAGES, stage_table
 from disp.experiments.attacked import AttackRun
 from disp.experiments.cells import Attacked
 from disp.experiments.defended import REWRITTEN, recovered
-from disp.experiments.machine import versions
 from disp.experiments.phases import Phases
 from disp.experiments.recipe import Defence
 from disp.experiments.settings import DemoConfig
 from disp.experiments.subject import Builtin
 from disp.files import claim, read_json, write_json, write_text
 from disp.locks import alone
+from disp.machine import versions
 from disp.progress import ProgressBar, no_progress
 from disp.report.picture import draw_story
 from disp.suspicion.masking import mask_top

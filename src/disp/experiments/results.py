@@ -11,11 +11,11 @@ from disp.errors import DispError
 from disp.experiments.attacked import AttackRun
 from disp.experiments.cells import Attacked, Cell, by_attack, cells_of
 from disp.experiments.defended import defence_folder
-from disp.experiments.machine import hardware, now, versions
 from disp.experiments.phases import Phases
 from disp.experiments.recipe import Experiment
 from disp.experiments.subject import Subject
 from disp.files import read_json
+from disp.machine import hardware, now, versions
 from disp.progress import no_progress
 
 # Folder of a cell below its attack's, by the experiment's kind, and the file that says that it is finished.

@@ -15,10 +15,10 @@ from disp.decoding.generate import generate
 from disp.evaluation.quality import answer_quality
 from disp.experiments.attacked import AttackRun
 from disp.experiments.defended import defence_folder, run_defence
-from disp.experiments.machine import stamp
 from disp.experiments.recipe import Defence
 from disp.experiments.subject import saliency_of
 from disp.files import read_finished_jsonl, write_atomically, write_json
+from disp.machine import stamp
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.report.heatmap import overlay, pixel_boxes

@@ -15,10 +15,10 @@ from disp.evaluation.intervals import mean_share, wilson
 from disp.evaluation.quality import answer_quality
 from disp.experiments.attacked import AttackRun
 from disp.experiments.defended import defence_folder, hidden_by, purify_config, ranked_by
-from disp.experiments.machine import stamp
 from disp.experiments.phases import Phases
 from disp.experiments.recipe import Defence, Experiment
 from disp.files import append_jsonl, read_finished_jsonl, read_json, write_json
+from disp.machine import stamp
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM, Prefix
 from disp.purification.config import PurifyConfig

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
 from disp.errors import DispError
+from disp.machine import processor
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,3 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
     }
     return found | {package: version(package) for package in ("disp-mdlm", "torch", "transformers")}
-
-
-def processor() -> str:
-    """What the processor is called; "unknown" where nothing says it."""
-    table = Path("/proc/cpuinfo")
-    if table.is_file():
-        lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine() or "unknown"
