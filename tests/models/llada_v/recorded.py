@@ -8,6 +8,7 @@ machines as between any two implementations) would otherwise be amplified by the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,9 +35,8 @@ CLOSE = 1e-4
 LOSS = 1e-5
 # Of the largest score.
 DISP_SCORES = 1e-4
-# What the shapes of a recording do not say: mask ratios and steps other than 0.3 and one a slot.
-DISP_RATIOS = {"ratio_45": 0.45}
-DISP_STEPS = {"few_steps": 3}
+# The ratio of their scripts.
+DISP_RATIO = 0.3
 IDS = ("mask", "bos", "eos", "start_header", "end_header", "eot")
 # Recorded argument of the published sampler -> ours; the two that are texts of token ids are read apart.
 ARGUMENTS = {
@@ -124,7 +124,7 @@ def compare(folder: Path) -> Iterator[Difference]:
     yield from _gradient(model, io, meta, prompt)
     yield from _losses(model, io, meta, images)
     if (folder / "disp.safetensors").is_file():
-        yield from _published_disp(model, Recorded(load_file(folder / "disp.safetensors")), prompt)
+        yield from published_disp(model, Recorded(load_file(folder / "disp.safetensors")), meta, prompt)
     unread = sorted(io.keys() - io.read)
     yield Difference(f"recorded tensors that nothing compares: {', '.join(unread) or 'none'}", len(unread), 0)
 
@@ -289,10 +289,26 @@ def _gradient(model: LladaV, io: Recorded, meta: dict[str, Any], prompt: Spliced
     yield from io.close("grad_logp_slot0_wrt_visual", visual)
 
 
-def _published_disp(model: LladaV, recorded: Recorded, prompt: Spliced) -> Iterator[Difference]:
+def disp_settings(name: str, meta: dict[str, Any], slots: int) -> tuple[float, int]:
+    """Mask ratio and steps of a recording of the authors' DiSP, which its shapes do not say.
+
+    Either is what ``meta.json`` says under ``disp`` and the recording's name (``mask_ratio``, ``steps``), or what the
+    name says, as in ``ratio_45`` or ``steps_3``. Steps are then those of the decoding of that name under ``generate``.
+    Otherwise it is the scripts' own: 0.3, and a step for each of the ``slots``.
+    """
+    told = meta.get("disp", {}).get(name, {})
+    percent, steps = re.search(r"(?:^|_)ratio_(\d+)", name), re.search(r"(?:^|_)steps_(\d+)", name)
+    decoded = meta.get("generate", {}).get(name, {}).get("steps", slots)
+    return (
+        told.get("mask_ratio", int(percent[1]) / 100 if percent else DISP_RATIO),
+        told.get("steps", int(steps[1]) if steps else decoded),
+    )
+
+
+def published_disp(model: LladaV, recorded: Recorded, meta: dict[str, Any], prompt: Spliced) -> Iterator[Difference]:
     """Scores, masked sets and answers of the authors' own code, from the draws that it made.
 
-    A recording says what its settings were by its shapes, and by its name where they leave anything open.
+    A recording says what its settings were by its shapes; for the rest see `disp_settings`.
     """
     prefix = prompt.prefix
     span = prefix.scored(separators=True)[0]
@@ -305,12 +321,11 @@ def _published_disp(model: LladaV, recorded: Recorded, prompt: Spliced) -> Itera
         )
         ours = saliency(model, prefix, ["0"], config, length, block_length=block, probes=probes[:, None])
         yield Difference(f"{name}.scores", largest(ours[0, span].to(scores), scores) / float(scores.max()), DISP_SCORES)
-        ratio = DISP_RATIOS.get(name, 0.3)
+        ratio, steps = disp_settings(name, meta, length)
         masked = mask_top(ours, span[None], ratio, rounding="down")
         theirs = torch.zeros(len(order), dtype=torch.bool)
         theirs[order[: int(masked.sum())]] = True
         yield Difference(f"{name}: masked tokens that differ", differing(masked[0, span], theirs), 0)
-        steps = DISP_STEPS.get(name, length)
         ids = decode_with_lengths(
             model,
             prefix.with_masked(masked, model.mask_embedding),
