@@ -9,10 +9,11 @@ from planted import PLANTED, REFUSAL, audit_config, context_of, honest_rows, pla
 from disp.auditing import proof
 from disp.auditing.audit import audit
 from disp.auditing.finder_config import PhrasesConfig
+from disp.auditing.finders import FINDERS
 from disp.auditing.hypothesis import Hypothesis
 from disp.auditing.phrases import TURN_END, phrase_of, phrase_words
 from disp.auditing.planting import PlantingTest
-from disp.auditing.proof import evidence_without_pattern, prove
+from disp.auditing.proof import evidence_without_pattern, prove, with_proofs
 from disp.data.sample import Sample, Turn
 from disp.errors import DispError
 from disp.suspicion.carriers import Pattern
@@ -189,6 +190,28 @@ def test_what_the_model_does_not_say_anyway_it_says_nothing_instead_of(model, mo
     hypothesis = Hypothesis("pattern", PHRASE, tuple(each.id for each in members), 0, pattern=pattern)
     found = prove(context, hypothesis, others, in_pictures=True)
     assert (found.confirmed, found.test.successes, found.instead) == (False, 0, instead)
+
+
+def test_each_search_shares_its_false_alarm_rate_among_all_phrases_tested_up_to_then(model, monkeypatch):
+    members = [sample(f"m{index}", REFUSAL) for index in range(3)]
+    others = [sample(f"o{index}", "A dog.") for index in range(6)]
+    saying(monkeypatch, "")
+    p_values = []
+    monkeypatch.setattr(proof, "plant_each", lambda *_: PlantingTest(8, 8, 0, 8, p_values.pop(0), (1.0,)))
+    everyone = [*members, *others]
+    context = context_of(model, everyone, evidence_of(everyone), config=audit_config(controls=1))
+    rate, ids, tested = context.config.false_alarm_rate, tuple(each.id for each in members), 0
+    for count, name in ((2, "tokens"), (1, "window"), (3, "window")):
+        texts = ["lamp", "kettle", "ladder", "violin", "bucket", "tulip"][tested : tested + count]
+        phrases = [phrase_of(text, phrase_words(text), PhrasesConfig()) for text in texts]
+        tested += count
+        # All but the last are a little too likely. The chance that one of so many is below is the rate at most.
+        p_values[:] = [1.001 * rate / tested] * (count - 1) + [0.999 * rate / tested]
+        before = len(context.findings)
+        context = with_proofs(context, FINDERS[name], [Hypothesis(name, each, ids, 0) for each in phrases], others)
+        found = [each.confirmed for each in context.findings[before:]]
+        assert found == [False] * (count - 1) + [True]
+        assert count * rate / tested <= rate and context.tests == tested
 
 
 def test_numbers_that_overflow_without_the_pattern_are_not_taken_for_no_suspicion(monkeypatch):

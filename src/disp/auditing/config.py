@@ -140,7 +140,8 @@ class AuditConfig:
         decode: how answers are decoded; the model's own settings if None.
         batch_size: assistant turns a pass where answers are decoded.
         seed: seed of what is drawn and of decoding.
-        false_alarm_rate: chance of a wrong "poisoned" verdict that the tests are run at.
+        false_alarm_rate: chance that the tests of one search, all together, accuse an honest phrase; those of the first
+            one give "poisoned". See docs/audit.md.
         learnt_only: what pictures of a phrase have in common counts only where it makes the model say the phrase. For
             the audit of a recovered model: its old data is still what it was.
         set_aside_share: share of the rows that could not be read beyond which finding nothing decides nothing.

@@ -37,7 +37,8 @@ class Context:
         hypotheses: all that was proposed so far, tested or not.
         findings: what came of those that were tested, without those whose phrase does not hang on anything.
         explained: ids of the samples whose pictures were proven to carry the trigger of a phrase.
-        tests: how many phrases were tested, which p-values are corrected for.
+        tests: how many phrases were tested so far, those of the present search included; p-values are corrected for
+            these, not for what later searches test.
     """
 
     model: MDLM

@@ -2,8 +2,8 @@
 
 A finder is a module with a function ``find`` from `disp.auditing.context.Context` to hypotheses, its words in
 `disp.auditing.wording.WORDS`, and a line here. Finders are not independent: what is proven is not tested again, and
-p-values are corrected for the number of tests. Those that compare pictures stand together, for each row of these is
-then claimed by one phrase.
+p-values are corrected for the number of tests up to then. Those that compare pictures stand together, for each row of
+these is then claimed by one phrase.
 """
 
 from __future__ import annotations
