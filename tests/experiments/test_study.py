@@ -162,15 +162,16 @@ def test_a_sweep_may_mask_the_least_salient_tokens_first(out, monkeypatch):
 def test_rankings_of_a_sweep_differ_in_nothing_else(out, monkeypatch):
     hidden, decoders = {}, []
 
-    def spied(model, prefix, config, *, keys, seed):
-        answers = answers_of(model, prefix, config, keys=keys, seed=seed)
+    def spied(model, asked, config, *, encode, seed, **options):
+        answers = generate(model, asked, config, encode=encode, seed=seed, **options)
+        prefix = encode(model, asked)
         masks = ((prefix.embeds == model.mask_embedding).all(-1) & prefix.visual_mask).sum(-1)
         hidden.setdefault(len(decoders) // 2, []).append((int(masks.unique()), answers))
         decoders.append((config, seed))
         return answers
 
-    answers_of = sweep.answers_of
-    monkeypatch.setattr(sweep, "answers_of", spied)
+    generate = sweep.generate
+    monkeypatch.setattr(sweep, "generate", spied)
     rankings = {
         "published": Defence("as published", preset="published"),
         "ours": Defence("ours"),
