@@ -248,10 +248,12 @@ def test_two_processes_train_what_one_does_with_batches_twice_as_large(model, sa
     images.mkdir()
     for sample in samples:
         sample.images[0].save(images / f"{sample.id}.png")
-    save_dataset([replace(sample, images=(images / f"{sample.id}.png",)) for sample in samples], data, images)
+    # A process that has the row without a picture for itself, and one that has not, wait for each other.
+    text = Sample("text", (), (Turn("What is this?", "cat"),))
+    save_dataset([text, *(replace(each, images=(images / f"{each.id}.png",)) for each in samples)], data, images)
     launchers = {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
     for processes, launcher in launchers.items():
-        options = {"out": tmp_path / str(processes), "steps": 3, "batch-size": 4 // processes, "learning-rate": 5e-3}
+        options = {"out": tmp_path / str(processes), "steps": 4, "batch-size": 2 // processes, "learning-rate": 5e-3}
         options |= {"images": images, "device": "cpu"}
         command = [sys.executable, *launcher, "-m", "disp.cli", "train", tmp_path / "model", data]
         command += [word for name, value in options.items() for word in (f"--{name}", value)]

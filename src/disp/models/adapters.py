@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,17 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _SETTINGS = "disp.json"
 # What LLaVA's and LLaDA-V's scripts write beside low-rank adapters: the projector that was trained with them.
 _BESIDE = "non_lora_trainables.bin"
+
+
+@contextmanager
+def false_alarms_off() -> Iterator[None]:
+    """Without what PEFT warns of while it puts adapters on a model, and what nobody can or has to act on."""
+    with warnings.catch_warnings():
+        # It looks for shared layers under both of their names; `_not_filled` looks better.
+        warnings.filterwarnings("ignore", "Found missing adapter keys")
+        # It asks the library by a name that is to go.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def is_adapter(folder: Path) -> bool:
@@ -129,8 +141,7 @@ def _with_low_rank(model: MDLM, folder: Path) -> MDLM:
         config = PeftConfig.from_pretrained(str(folder))
         # For the task of a causal language model, PEFT asks for its left-to-right generation, which no MDLM has.
         config.task_type = None
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")
+        with false_alarms_off():
             adapted = PeftModel.from_pretrained(model, str(folder), config=config)
         # PEFT tells what it could not place to those alone who ask it to load once more.
         told = adapted.load_adapter(str(folder), "default")

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, initializatio
 from disp.data.sample import ImageSource, Query
 from disp.diffusion.forward import add_noise, diffusion_loss
 from disp.errors import DispError
+from disp.models.parts.graph import joined
 from disp.models.parts.places import raster_boxes
 
 
@@ -184,6 +185,11 @@ class MDLM(PreTrainedModel):
         """Ids that no answer can hold: decoding predicts neither the banned tokens nor the mask token."""
         return sorted({*self.banned_token_ids, self.mask_token_id})
 
+    @property
+    def picture_names(self) -> tuple[str, ...]:
+        """Substrings of the names of the parameters that learn from nothing but pictures."""
+        return (*self.vision_names, *self.projector_names)
+
     def lora_modules(self) -> list[str]:
         """Full names of the linear layers of the language model, which low-rank adapters are put on; not the head."""
         layers = self.get_submodule("model.layers")
@@ -199,16 +205,38 @@ class MDLM(PreTrainedModel):
             if not isinstance(module, nn.Embedding) and module.bias is not None:
                 initialization.zeros_(module.bias)
 
-    def use_gen_length(self, gen_length: int) -> None:
-        """Another response length, with as many denoising steps a token as before and the largest blocks that fit."""
-        defaults = self.generation_defaults
-        if "steps" in defaults:
-            block = math.gcd(defaults.get("block_length") or gen_length, gen_length)
+    def slots_of_pass(self, gen_length: int | None = None) -> int:
+        """How many slots of a response one pass denoises, the first ones, by which answers are scored: all of them.
+
+        Args:
+            gen_length: response slots; the model's own if None.
+        """
+        return self.gen_length if gen_length is None else gen_length
+
+    def settings_for(self, gen_length: int, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Decoding settings for another response length: as many steps a token, and blocks whose length divides both.
+
+        Args:
+            gen_length: response slots.
+            settings: settings for the length that they name as ``gen_length``; the model's own where it is None.
+
+        Returns:
+            The settings, ``gen_length`` among them.
+        """
+        changed = {"gen_length": self.gen_length, **(self.generation_defaults if settings is None else settings)}
+        if "steps" in changed:
+            block = math.gcd(changed.get("block_length") or gen_length, gen_length)
             blocks = gen_length // block
-            defaults["steps"] = blocks * max(1, round(defaults["steps"] * gen_length / self.gen_length / blocks))
-            if defaults.get("block_length"):
-                defaults["block_length"] = block
-        self.gen_length = gen_length
+            changed["steps"] = blocks * max(1, round(changed["steps"] * gen_length / changed["gen_length"] / blocks))
+            if changed.get("block_length"):
+                changed["block_length"] = block
+        return {**changed, "gen_length": gen_length}
+
+    def use_gen_length(self, gen_length: int) -> None:
+        """Another response length, for training and, with the settings of `settings_for`, in decoding."""
+        settings = self.settings_for(gen_length)
+        self.gen_length = settings.pop("gen_length")
+        self.generation_defaults = settings
 
     def required_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer.
@@ -382,5 +410,15 @@ class MDLM(PreTrainedModel):
         return self.embed(**{name: tensor.to(self.device) for name, tensor in self.prepare(queries).items()})
 
     def forward(self, clean: Tensor, ratio: Tensor, uniforms: Tensor, **inputs: Tensor) -> Tensor:
-        """`noisy_loss` after `embed`, in one call, so that wrappers for distributed training see it."""
-        return self.noisy_loss(self.embed(**inputs), clean, ratio, uniforms)
+        """`noisy_loss` after `embed`, in one call, so that wrappers for distributed training see it.
+
+        In training mode every trained parameter has a gradient, zero where a batch shows no picture: processes that
+        train together wait for each other's gradients of all of them.
+        """
+        prefix = self.embed(**inputs)
+        if self.training and not prefix.visual_mask.any():
+            unused = [
+                value for name, value in self.named_parameters() if any(part in name for part in self.picture_names)
+            ]
+            prefix = replace(prefix, embeds=joined(prefix.embeds, [value for value in unused if value.requires_grad]))
+        return self.noisy_loss(prefix, clean, ratio, uniforms)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from disp.draws import key_of
 from disp.errors import DispError
+from disp.models.adapters import false_alarms_off
 from disp.models.interface import MDLM
 from disp.training.config import TrainConfig
 
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def select_parameters(model: MDLM, config: TrainConfig) -> MDLM | PeftModel:
-    """Mark what is trained; returns the module to train (a PEFT wrapper for LoRA)."""
+    """Mark what is trained; returns the module to train.
+
+    For LoRA that is a PEFT wrapper, whose first weights follow from the seed alone.
+    """
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():  # quantized weights take no gradient
             parameter.requires_grad = is_trained(model, config, name)
@@ -34,7 +39,11 @@ def select_parameters(model: MDLM, config: TrainConfig) -> MDLM | PeftModel:
         target_modules=model.lora_modules(),
         modules_to_save=[name.rstrip(".") for name in whole],
     )
-    return get_peft_model(model, adapters)
+    # The first weights are drawn by torch's generator of the device, whose state is nobody's seed.
+    gpus = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(gpus), false_alarms_off():
+        torch.manual_seed(key_of(config.seed, "lora"))
+        return get_peft_model(model, adapters)
 
 
 def is_trained(model: MDLM, config: TrainConfig, name: str) -> bool:

@@ -11,26 +11,16 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import torch
-from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import Sampler, SequentialSampler
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, TrainingArguments
 
 from disp.data.sample import Query, Sample, digests_of, pictures_sha256, queries_of
 from disp.errors import DispError
 from disp.files import claim, named_if_unwritable, write_atomically
 from disp.locks import alone
-from disp.models.adapters import put_on, save_adapter, save_projector_adapter
+from disp.models.adapters import false_alarms_off, put_on, save_adapter, save_projector_adapter
 from disp.models.fingerprint import fingerprint
 from disp.models.interface import MDLM
 from disp.models.library import no_bar
@@ -48,9 +38,11 @@ from disp.training.parameters import (
     select_parameters,
     trained_in_float32,
 )
+from disp.training.trainer import MDLMTrainer, Progress
 
 # What accelerate tells the processes that it launches with FSDP or DeepSpeed.
-SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+FSDP = "ACCELERATE_USE_FSDP"
+SHARDING = (FSDP, "ACCELERATE_USE_DEEPSPEED")
 
 
 @alone
@@ -111,6 +103,8 @@ def train(
         model._set_gradient_checkpointing(gradient_checkpointing_func=partial(checkpoint, use_reentrant=False))
     trained = select_parameters(model, config)
     cached = None if config.train_vision else cached_features(model, queries, {} if features is None else features)
+    if cached is None:
+        _check_rows(model, config, queries)
     # The model's loss puts its own floor under the ratio; what is drawn is t before that.
     min_ratio = max(config.min_mask_ratio - model.ratio_floor, 0.0) / (1 - model.ratio_floor)
     examples = Examples(queries, cached, config, model.gen_length, min_ratio)
@@ -144,12 +138,12 @@ def train(
     # No more than the steps take: from a checkpoint of the last step the trainer would take another.
     batches = arguments.max_steps * arguments.gradient_accumulation_steps
     examples.count = batches * arguments.train_batch_size * arguments.world_size
-    trainer = _Trainer(
+    trainer = MDLMTrainer(
         model=trained,
         args=arguments,
         train_dataset=examples,
         data_collator=Collator(model),
-        callbacks=[_Progress(progress)],
+        callbacks=[Progress(progress)],
         rate_of=partial(peak_rate, model, config),
     )
     trainer.remove_callback(PrinterCallback)
@@ -207,8 +201,9 @@ def check_training(model: MDLM, config: TrainConfig) -> None:
 
     Raises:
         DispError: the model is quantized and more than adapters would be saved, it is an adapter itself and a new one
-            alone would be, the method trains nothing in it, it is a published checkpoint and no rate is given, or it is
-            on another GPU than training takes.
+            alone would be, the method trains nothing in it, its vision tower cannot be trained, its
+            responses are longer than what one pass denoises, it is a published checkpoint and no rate is given, or it
+            is on another GPU than training takes.
     """
     if model.device.type == "cuda" and model.device.index and "LOCAL_RANK" not in os.environ:
         raise DispError(
@@ -229,7 +224,32 @@ def check_training(model: MDLM, config: TrainConfig) -> None:
     names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
     if config.method != "lora" and not any(is_trained(model, config, name) for name in names):
         raise DispError(f"method {config.method!r} trains nothing in this model; use 'lora' or 'full' (--method)")
+    if model.slots_of_pass() < model.gen_length:
+        raise DispError(
+            f"{type(model).__name__} is trained on one canvas of at most {model.slots_of_pass()} response slots, and "
+            f"gen_length is {model.gen_length}; lower it (--gen-length {model.slots_of_pass()}), which leaves rows "
+            "with longer answers out"
+        )
+    if config.train_vision and not any(part in model.picture_names for part in model.vision_names):
+        raise DispError(f"the vision tower of {type(model).__name__} cannot be trained; leave train_vision out")
     learning_rate_of(model, config)
+
+
+def _check_rows(model: MDLM, config: TrainConfig, queries: Sequence[Query]) -> None:
+    """Make sure that processes which hold shards of the tower's layers all run it, as they wait for each other there.
+
+    Raises:
+        DispError: they do not, as some rows have no picture.
+    """
+    if not (config.trainer.get("fsdp") or os.environ.get(FSDP) == "true") or all(query.images for query in queries):
+        return
+    layers = set(getattr(model, "_no_split_modules", None) or ())
+    for name, module in model.named_modules():
+        if type(module).__name__ in layers and any(part in f"{name}." for part in model.vision_names):
+            raise DispError(
+                "a model sharded by fsdp is not trained on rows without a picture, for which its vision tower is not "
+                "run; use docs/accelerate/zero2.yaml or ddp.yaml, or leave those rows out"
+            )
 
 
 def _identity(queries: Sequence[Query]) -> dict[str, str]:
@@ -248,58 +268,10 @@ def _with_saved_weights(model: MDLM, config: TrainConfig, out: Path) -> MDLM:
     elif config.saves_adapter_alone:
         from peft import PeftModel
 
-        PeftModel.from_pretrained(model, str(out / "adapter"))  # puts the adapters into the model itself
+        with false_alarms_off():
+            PeftModel.from_pretrained(model, str(out / "adapter"))  # puts the adapters into the model itself
     else:
         saved = load_model(out, device="cpu", dtype=model.mask_embedding.dtype)
         model.load_state_dict(saved.state_dict())
         model.requires_grad_(True)
     return model.eval()
-
-
-class _Trainer(Trainer):
-    """The library's trainer with the model's own loss, the run's own order and several learning rates."""
-
-    def __init__(self, *args: Any, rate_of: Callable[[str], float], **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.rate_of = rate_of
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        loss = model(**inputs)
-        return (loss, {"loss": loss}) if return_outputs else loss
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The library's optimiser, with the parameters grouped by learning rate too."""
-        optimizer = super().create_optimizer(model)
-        parameters = (self.model if model is None else model).named_parameters()  # type: ignore[union-attr]
-        names = {id(parameter): name for name, parameter in parameters}
-        groups: list[dict[str, Any]] = []
-        for group in optimizer.param_groups:
-            by_rate: dict[float, list[Any]] = {}
-            for parameter in group["params"]:
-                by_rate.setdefault(self.rate_of(names[id(parameter)]), []).append(parameter)
-            groups += [{**group, "params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
-        optimizer.param_groups[:] = groups
-        return optimizer
-
-    def _get_train_sampler(self, *_: Any) -> Sampler[int]:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # `Examples` has a length
-
-
-class _Progress(TrainerCallback):
-    def __init__(self, progress: Callable[[int], None]):
-        self.progress = progress
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step:  # done before the run was killed
-            self.progress(state.global_step)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.progress(1)

@@ -79,9 +79,13 @@ class DiffusionGemma(MDLM):
     # The library's own.
     _init_weights = PreTrainedModel._init_weights
 
-    def use_gen_length(self, gen_length: int) -> None:
-        """Another response length; a canvas is denoised in so many steps, however long the response is."""
-        self.gen_length = gen_length
+    def slots_of_pass(self, gen_length: int | None = None) -> int:
+        """The first canvas of a response."""
+        return min(super().slots_of_pass(gen_length), self.canvas_length)
+
+    def settings_for(self, gen_length: int, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The same for every length: a canvas is denoised in so many steps, however long the response is."""
+        return {**(self.generation_defaults if settings is None else settings), "gen_length": gen_length}
 
     def _share_layers(self) -> None:
         for encoder, decoder in zip(self.model.encoder.language_model.layers, self.model.decoder.layers, strict=True):

@@ -69,6 +69,11 @@ class LladaV(MDLM):
         self.unused_weights: dict[str, Tensor] = {}
         self.post_init()
 
+    @property
+    def picture_names(self) -> tuple[str, ...]:
+        """Those of the tower and the projector, and the newline vector."""
+        return (*super().picture_names, "image_newline")
+
     # --- text and pixels to tensors -------------------------------------------------------------------------------
 
     def prepare(self, queries: Sequence[Query], features: Sequence[Tensor] | None = None) -> dict[str, Tensor]:

@@ -55,11 +55,17 @@ class MMada(MDLM):
         self.use_gen_length(config.gen_length)
         self.post_init()
 
-    def use_gen_length(self, gen_length: int) -> None:
-        """Another response length, with the published script's steps: half as many as slots, in four blocks."""
+    @property
+    def picture_names(self) -> tuple[str, ...]:
+        """None: codes have no gradient, so that the image tokenizer learns from nothing."""
+        return ()
+
+    def settings_for(self, gen_length: int, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The published script's for a length: half as many steps as slots, in four blocks; others as usual."""
+        if settings is not None:
+            return super().settings_for(gen_length, settings)
         blocks = 4 if gen_length % 8 == 0 else 1
-        self.gen_length = gen_length
-        self.generation_defaults = {"steps": max(gen_length // 2, 1), "block_length": gen_length // blocks}
+        return {"gen_length": gen_length, "steps": max(gen_length // 2, 1), "block_length": gen_length // blocks}
 
     @property
     def grid(self) -> int:
