@@ -64,11 +64,23 @@ def test_answers_under_masking(lmms_model, tiny_model, request_for, picture, est
         settings = GuardConfig(mask_ratio=ratio, saliency=saliency, rounding=rounding, decode=decode)
         wanted = [each.answer for each in guard(tiny_model, queries(picture), settings)]
         assert plugin.generate_until([request_for(0), request_for(1)]) == wanted
-    assert lmms_model.DispMDLM(tiny_model).masking is None
+    for given in ({}, {"mask_infer": False}, {"mask_infer": None}):
+        assert lmms_model.DispMDLM(tiny_model, **given).masking is None
     with pytest.raises(DispError, match="unknown mask_saliency 'paper'"):
         lmms_model.DispMDLM(tiny_model, mask_saliency="paper")
     with pytest.raises(DispError, match="mask_ratio must be in"):
         lmms_model.DispMDLM(tiny_model, mask_ratio=1.5)
+
+
+@pytest.mark.parametrize(
+    ("said", "ratio"),
+    [(False, None), ("False", None), ("false", None), (0, None), (True, 0.3), ("True", 0.3), (None, 0.3)],
+)
+def test_who_says_no_masks_nothing_whatever_the_ratio(lmms_model, tiny_model, said, ratio):
+    plugin = lmms_model.DispMDLM(tiny_model, mask_infer=said, mask_ratio=0.3)
+    assert (plugin.masking and plugin.masking.mask_ratio) == ratio
+    with pytest.raises(DispError, match="mask_infer must be true or false, got 'maybe'"):
+        lmms_model.DispMDLM(tiny_model, mask_infer="maybe")
 
 
 def test_requests_with_different_settings_are_not_mixed(plugin, tiny_model, request_for, picture):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models.tiny import write_checkpoint
+from models.tiny import FAMILIES, write_checkpoint
 
 from disp.cli import app
 from disp.commands.scoring import Rewriting
@@ -120,6 +120,20 @@ def test_what_is_given_wins_over_the_preset_also_where_it_is_the_usual_value(mod
     usual = PurifyConfig().mask_ratio
     assert Rewriting(preset="published", mask_ratio=usual).config(model, 0, 1).mask_ratio == usual
     assert Rewriting(preset="published").config(model, 0, 1).mask_ratio == PUBLISHED_RATIO
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_decodes_greedily_one_slot_a_step_in_one_block(family, tmp_path):
+    """Whatever it does by itself; how its answers end is kept."""
+    changes = {} if family == "diffusion_gemma" else {"disp": None}
+    model = load_model(write_checkpoint(family, tmp_path / family, [QUESTION], changes), device="cpu")
+    stop = model.generation_defaults.get("stop", ())
+    expected = decode_config(
+        32, 32, sampler="llada", block_length=32, remasking="low_confidence", temperature=0.0, threshold=None,
+        schedule=None, cfg_scale=0.0, prefix_cache=False, stop=stop,
+    )  # fmt: skip
+    assert PurifyConfig.published(model).decode == expected
+    assert bool(stop) == (family == "llada_v")
 
 
 def test_a_model_that_commits_several_slots_at_once_does_not_here():

@@ -29,6 +29,9 @@ from disp.suspicion.masking import Rounding
 
 logger = logging.getLogger(__name__)
 
+# The truth values that a command line may hold.
+_SAID = {"true": True, "1": True, "false": False, "0": False}
+
 
 class DispMDLM(lmms):  # type: ignore[misc]  # lmms-eval comes without types
     """An MDLM for lmms-eval's ``generate_until`` tasks.
@@ -56,7 +59,7 @@ class DispMDLM(lmms):  # type: ignore[misc]  # lmms-eval comes without types
         prompt_suffix: str = "",
         system_prompt: str | None = None,
         max_gen_length: int = 512,
-        mask_infer: bool = False,
+        mask_infer: bool | str | None = None,
         mask_ratio: float | None = None,
         mask_saliency: str = "published",
     ):
@@ -76,8 +79,8 @@ class DispMDLM(lmms):  # type: ignore[misc]  # lmms-eval comes without types
             system_prompt: the system message, if not the model's own.
             max_gen_length: most response slots that a task's ``max_new_tokens`` may ask for.
             mask_infer: answer with the most salient visual tokens masked, as the switch of this name does in the
-                published code of DiSP.
-            mask_ratio: their share, 0.3 if not given; with it ``mask_infer`` need not be given.
+                published code of DiSP; a truth value, or "true" or "false". Not given, it is whether ``mask_ratio`` is.
+            mask_ratio: their share, 0.3 if not given.
             mask_saliency: "published" (see `disp.suspicion.config.SaliencyConfig.published`) or "disp", the estimator
                 that `disp` uses by default.
 
@@ -149,14 +152,7 @@ class DispMDLM(lmms):  # type: ignore[misc]  # lmms-eval comes without types
         )
 
     def _settings(self, task: str, given: dict[str, Any]) -> DecodeConfig:
-        config = decode_settings(
-            task,
-            given,
-            gen_length=self.model.gen_length,
-            defaults=self.model.generation_defaults,
-            presets=self.model.generation_presets,
-            longest=self.max_gen_length,
-        )
+        config = decode_settings(self.model, task, given, longest=self.max_gen_length)
         if self.settings.get(task) != config:
             self.settings[task] = config
             usual = {name: getattr(type(config), name) for name in asdict(config) if name != "sampler"}
@@ -165,11 +161,14 @@ class DispMDLM(lmms):  # type: ignore[misc]  # lmms-eval comes without types
         return config
 
 
-def _masking(wanted: bool, ratio: float | None, estimator: str, seed: int) -> GuardConfig | None:
+def _masking(wanted: bool | str | None, ratio: float | None, estimator: str, seed: int) -> GuardConfig | None:
     """How visual tokens are masked, from the model's arguments; None where they are not."""
+    said = str(wanted).lower()
+    if said not in (*_SAID, "none"):
+        raise DispError(f"mask_infer must be true or false, got {wanted!r}")
     if estimator not in ("published", "disp"):
         raise unknown_name("mask_saliency", estimator, ("published", "disp"))
-    if not wanted and ratio is None:
+    if not _SAID.get(said, ratio is not None):
         return None
     published = estimator == "published"
     saliency = SaliencyConfig.published(seed=seed) if published else SaliencyConfig(seed=seed)

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from disp.decoding.config import DecodeConfig
-from disp.decoding.samplers import DEFAULT, SAMPLERS, changed_config, options
+from disp.decoding.samplers import DEFAULT, SAMPLERS, changed_config, lasting_settings, options
 from disp.errors import DispError
+from disp.models.interface import MDLM
+from disp.models.settings import MOST_SLOTS, check_whole
 
 logger = logging.getLogger(__name__)
 
@@ -49,37 +51,27 @@ def preset_of(task: str, presets: Mapping[str, Mapping[str, Any]]) -> Mapping[st
     return next((presets[name] for name in task_names(task) if name in presets), None)
 
 
-def decode_settings(
-    task: str,
-    given: Mapping[str, Any],
-    *,
-    gen_length: int,
-    defaults: Mapping[str, Any],
-    presets: Mapping[str, Mapping[str, Any]],
-    longest: int,
-) -> DecodeConfig:
+def decode_settings(model: MDLM, task: str, given: Mapping[str, Any], *, longest: int) -> DecodeConfig:
     """The decoding settings of one request.
 
-    Later ones win: the model's defaults; the family's preset for the task, or without one the task's
-    ``max_new_tokens`` as length; what the task or ``--gen_kwargs`` says under the name of an option of the sampler.
+    They are those of the family's preset for the task, with how the model's answers end where the preset does not say
+    it; without a preset the model's defaults, for the task's ``max_new_tokens`` as length. What the task or
+    ``--gen_kwargs`` says under the name of an option of the sampler wins.
 
     Args:
+        model: what answers.
         task: the task's name.
         given: the request's generation settings: the task's own, with ``--gen_kwargs`` over them.
-        gen_length: response slots that the model was made for.
-        defaults: the model's decoding defaults.
-        presets: the family's presets.
         longest: most response slots that are taken from ``max_new_tokens``.
 
     Raises:
         DispError: the settings do not fit together.
     """
-    usual = {"gen_length": gen_length, "steps": gen_length, **defaults}
-    settings = dict(usual)
-    preset = preset_of(task, presets)
-    if preset is not None:
-        settings |= preset
-        settings["block_length"] = preset.get("block_length")
+    preset = preset_of(task, model.generation_presets)
+    if preset is None:
+        settings = {"gen_length": model.gen_length, "steps": model.gen_length, **model.generation_defaults}
+    else:
+        settings = _whole(preset, model)
     ours = {name: value for name, value in given.items() if name in _OURS and value is not None}
     ours = _without_idle_cuts(task, ours, str(ours.get("sampler", settings.get("sampler", DEFAULT))))
     if "temperature" not in ours and given.get("do_sample") is False:
@@ -89,17 +81,26 @@ def decode_settings(
         if wanted > longest:
             logger.warning("%s asks for %d tokens; answered with max_gen_length=%d", task, wanted, longest)
         ours["gen_length"] = min(wanted, longest)
-    if "gen_length" in ours and ours["gen_length"] != settings["gen_length"]:
-        # As many steps a token as before; blocks only if asked for.
-        length = ours["gen_length"]
-        settings["steps"] = max(1, round(settings["steps"] * length / settings["gen_length"]))
-        settings["block_length"] = None
     for name in given.keys() - _OURS - _IGNORED:
         logger.warning("%s: the generation setting %s=%r is not one of ours and is ignored", task, name, given[name])
     try:
+        length = check_whole(ours.get("gen_length", settings["gen_length"]), "gen_length", most=MOST_SLOTS)
+        if length != settings["gen_length"]:
+            # Blocks only if asked for: those of another length may not fit.
+            settings = model.settings_for(length, {**settings, "block_length": None})
         return changed_config(settings, ours)
     except DispError as error:
         raise DispError(f"task {task}: {error}; set it with --gen_kwargs") from None
+
+
+def _whole(preset: Mapping[str, Any], model: MDLM) -> dict[str, Any]:
+    """A preset, and what has to be said besides.
+
+    Nothing else of the model's defaults, which are for answers of another kind: a preset is published as a whole.
+    """
+    usual = model.settings_for(preset.get("gen_length", model.gen_length))
+    ends = lasting_settings(model.generation_defaults, preset.get("sampler"))
+    return {"gen_length": usual["gen_length"], "steps": usual.get("steps", usual["gen_length"]), **ends, **preset}
 
 
 def _without_idle_cuts(task: str, ours: Mapping[str, Any], sampler: str) -> dict[str, Any]:

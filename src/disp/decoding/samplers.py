@@ -54,6 +54,8 @@ SAMPLERS: dict[str, Sampler] = {
     "canvas": Sampler(CanvasConfig, decode_canvas, ("denoise_canvas", "append"), "models without a mask token"),
 }
 DEFAULT = "llada"
+# Options that say how a model's answers end.
+_LASTING = ("stop", "suffix")
 
 
 def options() -> dict[str, list[Any]]:
@@ -119,6 +121,18 @@ def changed_config(own: Mapping[str, Any], given: Mapping[str, Any]) -> DecodeCo
     if sampler != own.get("sampler", DEFAULT):
         own = {name: value for name, value in own.items() if name in _sampler_of(sampler).options}
     return decode_config(**{**own, **given})
+
+
+def lasting_settings(own: Mapping[str, Any], sampler: str | None = None) -> dict[str, Any]:
+    """What of a model's settings says how its answers are, and not how they are decoded: it holds for others, too.
+
+    Args:
+        own: the model's settings.
+        sampler: what decodes; the model's own sampler if None. What it does not know is left out.
+    """
+    sampler = str(own.get("sampler", DEFAULT) if sampler is None else sampler)
+    known = _sampler_of(sampler).options
+    return {"sampler": sampler, **{name: own[name] for name in _LASTING if name in own and name in known}}
 
 
 def _sampler_of(name: str) -> Sampler:

@@ -7,10 +7,9 @@ from typing import Any, get_args
 
 from disp.data.sample import IMAGE_PLACEHOLDER, Sample, Turn
 from disp.decoding.config import DecodeConfig
-from disp.decoding.llada import LladaConfig
 from disp.decoding.names import ProfileName
 from disp.decoding.profiles import profiled
-from disp.decoding.samplers import decode_config, own_settings
+from disp.decoding.samplers import decode_config, lasting_settings, own_settings
 from disp.errors import DispError, check_counts, check_shares, unknown_name
 from disp.models.interface import MDLM
 from disp.purification.names import Mode
@@ -19,6 +18,18 @@ from disp.suspicion.masking import Rounding, Substitute
 
 # What the scripts of DiSP's authors (arXiv 2602.22246) set, beside their saliency.
 PUBLISHED_RATIO, PUBLISHED_SLOTS, PUBLISHED_QUESTION = 0.3, 32, "Describe this image in detail."
+# One slot a step, the likeliest token of the surest slot, and every pass over the whole sequence.
+_PUBLISHED_DECODING: dict[str, Any] = {
+    "gen_length": PUBLISHED_SLOTS,
+    "steps": PUBLISHED_SLOTS,
+    "block_length": PUBLISHED_SLOTS,
+    "temperature": 0.0,
+    "remasking": "low_confidence",
+    "threshold": None,
+    "schedule": None,
+    "cfg_scale": 0.0,
+    "prefix_cache": False,
+}
 
 
 @dataclass(frozen=True)
@@ -116,19 +127,18 @@ class PurifyConfig:
         """The settings of the scripts of DiSP's authors, arXiv 2602.22246.
 
         Every row, its first answer alone, under one question; ⌊0.3 N⌋ of the N tokens that stand for the picture,
-        newline vectors included; 32 slots in 32 steps, in one block. See `SaliencyConfig.published`.
+        newline vectors included; 32 slots in 32 steps, in one block, greedy. See `SaliencyConfig.published`.
 
         Args:
-            model: who decodes, for what else its decoding needs, such as a stop sequence; None for none of it.
+            model: who decodes, for how its answers end, such as a stop sequence; None for none of it. Nothing else of
+                its own decoding is kept.
             seed: seed of probes and decoding.
             batch_size: assistant turns a pass of scoring and of rewriting.
             probes: Hutchinson probes in place of the published six.
             changes: fields that are to be otherwise.
         """
-        slots: dict[str, Any] = {"gen_length": PUBLISHED_SLOTS, "steps": PUBLISHED_SLOTS, "sampler": "llada"}
-        decode = decode_config(**slots) if model is None else own_settings(model, block_length=PUBLISHED_SLOTS, **slots)
-        if isinstance(decode, LladaConfig):
-            decode = replace(decode, threshold=None)  # one slot a step, however sure a model is of others
+        ends = lasting_settings({} if model is None else model.generation_defaults, "llada")
+        decode = decode_config(**ends, **_PUBLISHED_DECODING)
         saliency = SaliencyConfig.published(seed=seed)
         settings: dict[str, Any] = {
             "mode": "all",
