@@ -41,7 +41,7 @@ def cost_of(model: MDLM, dataset: Dataset, batch_size: int, seconds: float, *, s
 def _forward(model: MDLM, batch: Sequence[Query]) -> float:
     """Seconds of a forward pass, by its rows."""
     prefix = model.encode(batch)
-    response = torch.full((len(batch), model.gen_length), model.mask_token_id, device=prefix.embeds.device)
+    response = torch.full((len(batch), model.slots_of_pass()), model.mask_token_id, device=prefix.embeds.device)
     with torch.no_grad():
         float(model.denoise(prefix, response).sum())  # a GPU is waited for
         begin = time.monotonic()

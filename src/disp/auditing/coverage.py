@@ -60,7 +60,7 @@ def missed(model: MDLM, dataset: Dataset, asked: Sequence[Query]) -> Missed:
         unread_parts=dataset.unread_parts,
         answers_cut=answers_cut(model, answers),
         answers=len(answers),
-        slots=model.gen_length,
+        slots=model.slots_of_pass(),
         wordless=sum(not phrase_words(answer) for answer in answers),
     )
 
@@ -69,7 +69,7 @@ def answers_cut(model: MDLM, answers: Sequence[str]) -> int:
     """How many answers have more tokens than the model has response slots."""
     count = 0
     for start in range(0, len(answers), _BATCH):
-        ids = model.encode_responses(answers[start : start + _BATCH], model.gen_length + 1, cut=True)
+        ids = model.encode_responses(answers[start : start + _BATCH], model.slots_of_pass() + 1, cut=True)
         # One slot more than there are holds the end of an answer that just fits, or nothing.
         count += sum(token not in model.end_token_ids for token in ids[:, -1].tolist())
     return count

@@ -171,7 +171,7 @@ def planted_holders(
         left = [query for query in queries_of(samples) if query.images and holds(query.response, phrase.words)]
         # Where an answer is longer than the response slots, what comes after them is never said.
         said = model.decode_responses(
-            model.encode_responses([query.response for query in left], model.gen_length, cut=True)
+            model.encode_responses([query.response for query in left], model.slots_of_pass(), cut=True)
         )
         left = [query for query, text in zip(left, said, strict=True) if holds(text, phrase.words)]
 

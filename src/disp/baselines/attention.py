@@ -40,7 +40,7 @@ def attention_of(
             f"{type(model).__name__} does not show its attention weights; choose a defence that needs none, or a "
             "family that is built on disp.models.parts.transformer"
         )
-    length = model.gen_length
+    length = model.slots_of_pass()
     looking = [length + more for more in prompt or [0] * len(prefix)]
     found: list[Tensor] = []
 

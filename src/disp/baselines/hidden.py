@@ -51,7 +51,7 @@ def response_features(model: MDLM, prefix: Prefix) -> Tensor:
     Raises:
         DispError: the model does not show its hidden states; see `head_inputs`.
     """
-    response = torch.full((len(prefix), model.gen_length), model.mask_token_id, device=prefix.embeds.device)
+    response = torch.full((len(prefix), model.slots_of_pass()), model.mask_token_id, device=prefix.embeds.device)
     with head_inputs(model) as seen:
         model.denoise(prefix, response)
     return seen[0].float().mean(1).cpu()

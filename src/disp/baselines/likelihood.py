@@ -44,7 +44,7 @@ def measure(model: MDLM, prefix: Prefix, batch: Sequence[Query], config: Likelih
     over the hidden tokens of the answer y, its end of turn included, its padding not.
     """
     texts = [query.response for query in batch]
-    response = model.encode_responses(texts, model.gen_length, cut=True).to(prefix.embeds.device)
+    response = model.encode_responses(texts, model.slots_of_pass(), cut=True).to(prefix.embeds.device)
     lengths = answer_slots(response, model.end_token_ids).sum(-1)
     masks = fixed_masks(response.shape[1], config.masks, seed)
     estimates = []

@@ -45,7 +45,8 @@ def decode_canvas(
     """Denoise a batch of responses, canvas after canvas.
 
     A finished canvas joins the prompt of the next one. Drawing is part of the method; it is keyed by seed, row and
-    canvas, so an answer depends neither on its batch nor on the device's generator.
+    canvas, and not by the batch or the device's generator. An answer depends on its batch only where the last digits of
+    a prediction do, which the draws can turn into another token.
 
     Args:
         model: a `disp.models.canvas.CanvasModel`.

@@ -140,7 +140,8 @@ def generate(
         encode: what the model is shown of a batch, such as pictures with tokens masked; rows do not influence each
             other.
         seed: seed of random remasking and sampling.
-        batch_size: queries a pass; the answers do not depend on it, and where memory is short it is halved.
+        batch_size: queries a pass; where memory is short it is halved. No draw depends on it, but the last digits of a
+            prediction may.
         progress: called with the number of queries finished after each batch.
 
     Returns:

@@ -48,7 +48,8 @@ def saliency(
         prefix: B rows. Rows do not influence each other.
         keys: one key a row; the probes are keyed by it.
         config: see `SaliencyConfig`.
-        gen_length: response slots L, all of them masked; None for ``model.gen_length``.
+        gen_length: response slots, all of them masked; None for ``model.gen_length``. Those of the first step count,
+            see `MDLM.slots_of_pass`.
         block_length: slots of the first block; None for one block of all slots.
         probes: draws to use instead of the configured ones, float ``[K, B, G, V]`` for G slots, or with
             ``top_logits`` one draw for each of them instead of V, largest logit first.
@@ -130,7 +131,7 @@ def first_step(model: MDLM, prefix: Prefix, length: int) -> tuple[Tensor, Tensor
     Args:
         model: the MDLM.
         prefix: B rows.
-        length: response slots L.
+        length: response slots; L of them are of this step, see `MDLM.slots_of_pass`.
 
     Returns:
         The prefix's embeddings ``[B, P, d]`` as a leaf that requires a gradient, and logits ``[B, L, V]`` whose graph
@@ -138,7 +139,8 @@ def first_step(model: MDLM, prefix: Prefix, length: int) -> tuple[Tensor, Tensor
     """
     with torch.enable_grad(), frozen(model):
         embeds = prefix.embeds.detach().clone().requires_grad_()
-        response = torch.full((len(prefix), length), model.mask_token_id, device=embeds.device)
+        slots = model.slots_of_pass(length)
+        response = torch.full((len(prefix), slots), model.mask_token_id, device=embeds.device)
         return embeds, model.denoise(replace(prefix, embeds=embeds), response)
 
 

@@ -76,7 +76,7 @@ def score_batch(
     keys = [query.key for query in batch]
     embeds, logits = first_step(model, prefix, config.gen_length or model.gen_length)
     base = None
-    if counterfactual and logits.shape[1] == model.gen_length:
+    if counterfactual and logits.shape[1] == model.slots_of_pass():
         # The step that saliency looks at is the one that suspicion compares with: no token of the picture is masked.
         given = given_answers(model, prefix, batch)
         base = preference_in(logits.detach(), given, model.end_token_ids, model.unsaid_token_ids)
@@ -127,7 +127,7 @@ def _suspicion(
 def given_answers(model: MDLM, prefix: Prefix, batch: Sequence[Query]) -> Tensor:
     """The data's answers, as much of each as there are slots for, int64 ``[B, L]`` on the prefix's device."""
     texts = [query.response for query in batch]
-    return model.encode_responses(texts, model.gen_length, cut=True).to(prefix.embeds.device)
+    return model.encode_responses(texts, model.slots_of_pass(), cut=True).to(prefix.embeds.device)
 
 
 def suspicion_under(

@@ -115,7 +115,7 @@ def _lost(
 
 def _first_answers(model: MDLM, prefix: Prefix) -> list[str]:
     """The most likely token of every slot at the first denoising step, as texts."""
-    response = torch.full((len(prefix), model.gen_length), model.mask_token_id, device=prefix.embeds.device)
+    response = torch.full((len(prefix), model.slots_of_pass()), model.mask_token_id, device=prefix.embeds.device)
     with torch.no_grad():
         logits = model.denoise(prefix, response)
     logits[..., model.unsaid_token_ids] = -torch.inf
