@@ -122,7 +122,7 @@ def test_what_only_the_other_sampler_knows_is_left_behind():
         ({"steps": 2.5}, r"steps must be a whole number, got 2\.5"),
         ({"temperature": "x"}, "a setting of the sampler 'llada' is of the wrong kind .*'temperature': 'x'"),
         ({"sampler": "dim", "top_p": []}, "a setting of the sampler 'dim' is of the wrong kind"),
-        ({"remasking": "lucky"}, "'random'.*got 'lucky'"),
+        ({"remasking": "lucky"}, "unknown remasking 'lucky'.*random"),
         ({"temperature": -0.1}, "at least 0"),
         ({"threshold": 0.0}, "threshold"),
         ({"threshold": 1.5}, "threshold"),

@@ -20,9 +20,6 @@ from disp.suspicion.masking import Rounding, Substitute
 PUBLISHED_RATIO, PUBLISHED_SLOTS, PUBLISHED_QUESTION = 0.3, 32, "Describe this image in detail."
 # One slot a step, the likeliest token of the surest slot, and every pass over the whole sequence.
 _PUBLISHED_DECODING: dict[str, Any] = {
-    "gen_length": PUBLISHED_SLOTS,
-    "steps": PUBLISHED_SLOTS,
-    "block_length": PUBLISHED_SLOTS,
     "temperature": 0.0,
     "remasking": "low_confidence",
     "threshold": None,
@@ -138,7 +135,8 @@ class PurifyConfig:
             changes: fields that are to be otherwise.
         """
         ends = lasting_settings({} if model is None else model.generation_defaults, "llada")
-        decode = decode_config(**ends, **_PUBLISHED_DECODING)
+        slots: dict[str, Any] = dict.fromkeys(("gen_length", "steps", "block_length"), PUBLISHED_SLOTS)
+        decode = decode_config(**ends, **slots, **_PUBLISHED_DECODING)
         saliency = SaliencyConfig.published(seed=seed)
         settings: dict[str, Any] = {
             "mode": "all",
