@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from scale.conftest import QUICK, Item, shared, shout, stage_in, together
@@ -13,7 +14,7 @@ from disp.errors import DispError
 from disp.files import append_jsonl, read_json, read_lines, write_json
 from disp.processes import Place
 from disp.scale.beside import folder_beside
-from disp.scale.parts import part_file
+from disp.scale.parts import Results, part_file
 from disp.scale.shared import Patience, Ranks
 from disp.scale.stage import Stage, planned
 from disp.scale.workers import Alone
@@ -35,6 +36,16 @@ def test_any_number_of_processes_leaves_the_same_bytes_and_nothing_else(tmp_path
     assert len(worked) == len(set(worked)) == 6
     for rank in range(world):
         assert [row["key"] for row in done[rank][1]] == [f"i{number}" for number in range(11)]
+
+
+def test_parts_that_are_deleted_while_a_process_looks_are_no_rows(tmp_path, monkeypatch):
+    """The first process has put them together, and deletes the folders that another one is listing."""
+
+    def deleted(folder, pattern):
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(Path, "glob", deleted)
+    assert Results(stage_in(tmp_path / "shared")).look() == 0
 
 
 def test_what_a_dead_process_did_not_finish_is_done_when_it_is_started_again(tmp_path):

@@ -88,8 +88,13 @@ class Results:
 
 
 def part_files(stage: Stage[Any]) -> list[Path]:
-    """The files of all workers of a stage, those of runs before included."""
-    return sorted(stage.parts.glob(f"*/{PART}"))
+    """The files of all workers of a stage, those of runs before included; none where they are just being deleted.
+
+    The process that puts them together deletes them then, while others may still look for new rows.
+    """
+    with suppress(FileNotFoundError):
+        return sorted(stage.parts.glob(f"*/{PART}"))
+    return []
 
 
 def part_file(stage: Stage[Any], worker: str) -> Path:
