@@ -206,12 +206,8 @@ class AuditConfig:
         Raises:
             DispError: a value is out of range.
         """
-        scoring = ScoringConfig(
-            mask_ratio=ScoringConfig.mask_ratio if mask_ratio is None else mask_ratio,
-            candidates=ScoringConfig.candidates if candidates is None else candidates,
-            saliency=SaliencyConfig.of(probes=probes, alone=False, seed=seed),
-            batch_size=batch_size,
-        )
+        saliency = SaliencyConfig.of(probes=probes, alone=False, seed=seed)
+        scoring = ScoringConfig.of(saliency, mask_ratio=mask_ratio, candidates=candidates, batch_size=batch_size)
         return cls(scoring=scoring, batch_size=batch_size, seed=seed, **changes)
 
     def __post_init__(self) -> None:

@@ -102,12 +102,8 @@ class PurifyConfig:
         Raises:
             DispError: a value is out of range.
         """
-        scoring = ScoringConfig(
-            mask_ratio=MASK_RATIO if mask_ratio is None else mask_ratio,
-            candidates=ScoringConfig.candidates if candidates is None else candidates,
-            saliency=SaliencyConfig.of(score, probes=probes, alone=mode == "all", seed=seed),
-            batch_size=batch_size,
-        )
+        saliency = SaliencyConfig.of(score, probes=probes, alone=mode == "all", seed=seed)
+        scoring = ScoringConfig.of(saliency, mask_ratio=mask_ratio, candidates=candidates, batch_size=batch_size)
         ratio = scoring.mask_ratio
         return cls(mode=mode, mask_ratio=ratio, scoring=scoring, batch_size=batch_size, seed=seed, **changes)
 

@@ -148,6 +148,18 @@ class ScoringConfig:
     gen_length: int | None = None
     block_length: int | None = None
 
+    @classmethod
+    def of(
+        cls, saliency: SaliencyConfig, *, mask_ratio: float | None, candidates: int | None, batch_size: int
+    ) -> ScoringConfig:
+        """The settings with the usual value wherever None is given."""
+        return cls(
+            mask_ratio=cls.mask_ratio if mask_ratio is None else mask_ratio,
+            candidates=cls.candidates if candidates is None else candidates,
+            saliency=saliency,
+            batch_size=batch_size,
+        )
+
     def __post_init__(self) -> None:
         check_shares(self, "mask_ratio", "sliced_share", "kept_effect")
         check_counts(self, "candidates", "half_slices", "batch_size")

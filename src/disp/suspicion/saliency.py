@@ -28,7 +28,7 @@ from torch import Tensor
 from disp.models.interface import MDLM, Prefix
 from disp.suspicion.config import SaliencyConfig
 from disp.suspicion.probes import DRAWS
-from disp.suspicion.support import answer_slots
+from disp.suspicion.support import answer_slots, sayable
 
 
 def saliency(
@@ -95,8 +95,7 @@ def saliency_of_step(
     if config.slots == "first block":
         logits = logits[:, : block_length or logits.shape[1]]
     elif config.slots == "answer":
-        unsaid = torch.tensor(model.unsaid_token_ids, device=logits.device)
-        own = logits.detach().index_fill(-1, unsaid, -torch.inf).argmax(-1)  # what decoding would say there
+        own = sayable(logits.detach(), model.unsaid_token_ids).argmax(-1)  # what decoding would say there
         counted = answer_slots(own, model.end_token_ids)[..., None]
     if config.top_logits is not None:
         largest = logits.detach().topk(min(config.top_logits, logits.shape[-1]), dim=-1).indices

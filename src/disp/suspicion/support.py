@@ -116,15 +116,16 @@ def preference_in(
     Returns:
         float32 ``[B]`` in nats; 0 where the given answer is the model's own.
     """
-    given = response[..., None]
-    said = logits.float()
-    if unsaid_token_ids:
-        unsaid = torch.tensor(unsaid_token_ids, device=logits.device)
-        said = said.index_fill(-1, unsaid, -torch.inf).scatter(-1, given, said.gather(-1, given))
-    log_p = said.log_softmax(-1)
+    given, logits = response[..., None], logits.float()
+    log_p = sayable(logits, unsaid_token_ids).scatter(-1, given, logits.gather(-1, given)).log_softmax(-1)
     best = log_p.amax(-1)
     given = log_p.gather(-1, given)[..., 0]
     return (best.exp() * (best - given) * answer_slots(response, end_token_ids)).sum(-1)
+
+
+def sayable(logits: Tensor, unsaid_token_ids: Sequence[int]) -> Tensor:
+    """Logits ``[..., V]`` as decoding sees them: -inf for the tokens that no answer can hold."""
+    return logits.index_fill(-1, torch.tensor(unsaid_token_ids, dtype=torch.int64, device=logits.device), -torch.inf)
 
 
 def answer_slots(response: Tensor, end_token_ids: Sequence[int]) -> Tensor:

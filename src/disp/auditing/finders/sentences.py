@@ -29,7 +29,7 @@ from disp.models.interface import MDLM, Prefix
 from disp.suspicion.evidence import Evidence, salient_masks
 from disp.suspicion.places import token_boxes
 from disp.suspicion.scoring import given_answers
-from disp.suspicion.support import counterfactual_scores, least_effect, narrowed, suspicion_of
+from disp.suspicion.support import counterfactual_scores, least_effect, narrowed, sayable, suspicion_of
 
 
 def find(context: Context) -> list[Hypothesis]:
@@ -118,8 +118,7 @@ def _first_answers(model: MDLM, prefix: Prefix) -> list[str]:
     response = torch.full((len(prefix), model.slots_of_pass()), model.mask_token_id, device=prefix.embeds.device)
     with torch.no_grad():
         logits = model.denoise(prefix, response)
-    logits[..., model.unsaid_token_ids] = -torch.inf
-    return model.decode_responses(logits.argmax(-1).cpu())
+    return model.decode_responses(sayable(logits, model.unsaid_token_ids).argmax(-1).cpu())
 
 
 def _evidence(
